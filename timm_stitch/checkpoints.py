@@ -1,0 +1,191 @@
+"""Weights on their way in: the authors' layout to ours, and foreign weights refused in one line.
+
+The authors' checkpoints (github.com/ziplab/SN-Net) name tensors `anchors.I.…` as timm does, and
+`stitch_layers.PAIR.N.transform.weight`, counted within each pair of anchors. Ours number the stitching
+layers through: `stitching_layers.N.weight`. Nothing is read that needs more than `weights_only`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from .network import SNNet
+from .plan import StitchPlan
+
+_AUTHORS_LAYER = re.compile(r"^stitch_layers\.(\d+)\.(\d+)\.transform\.(.+)$")
+
+
+def convert_checkpoint(
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], name: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Turn one of the authors' checkpoints into our layout.
+
+    Args:
+        path_or_state_dict: a file of theirs (a release, or a training checkpoint with the optimizer
+            and so on beside the weights), or what `torch.load` gives for it.
+        name: the registered network that it is, e.g. `"snnet_deit_tsb"`.
+
+    Returns:
+        The state dict, and the arguments that `timm.create_model(name, ...)` needs for these weights
+        to compute what the authors' code does.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no checkpoint of that network.
+    """
+    loaded = path_or_state_dict
+    raw = dict(loaded) if isinstance(loaded, Mapping) else read_weights(loaded)
+    model = timm.create_model(name, device="meta")
+    if not isinstance(model, SNNet):
+        raise ValueError(f"{name!r} is no stitchable network: expected one of {timm.list_models('snnet*')}.")
+    model_args = {"stitched_norm": False}
+    state_dict = from_authors(unwrap(raw), model.plan, stitched_norm=False)
+    check_keys(state_dict, model.state_dict(), f"the authors' {name}")
+    return state_dict, model_args
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a safetensors or PyTorch file without running anything in it.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is truncated, corrupt, or wants more than weights unpickled.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {str(path)!r}: check the path.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(corrupt(str(path), error)) from error
+
+
+def corrupt(source: str, error: Exception) -> str:
+    """One line for weights that cannot be read."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"{source!r} is no readable weights file ({reason:.160}): it may be truncated or of another kind. "
+        "Delete it and fetch it again, or give another file."
+    )
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights inside what a file holds: the file may be a whole training checkpoint."""
+    weights: Any = checkpoint
+    for key in ("model", "state_dict"):
+        if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
+            weights = weights[key]
+    if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
+        raise ValueError(
+            f"no weights found: expected tensors by name, or such a dict under 'model'; got {list(checkpoint)[:6]}."
+        )
+    return clean_state_dict({k: v for k, v in weights.items() if isinstance(v, Tensor)})  # type: ignore[no-any-return]
+
+
+def is_authors(state_dict: Mapping[str, Any]) -> bool:
+    """Whether weights are in the authors' layout."""
+    return any(_AUTHORS_LAYER.match(key) for key in state_dict)
+
+
+def from_authors(state_dict: Mapping[str, Tensor], plan: StitchPlan, stitched_norm: bool) -> dict[str, Tensor]:
+    """The authors' names to ours; tensors are passed on, not copied."""
+    pairs: dict[tuple[int, int], list[int]] = {}
+    for number, spec in enumerate(plan.layers):
+        pairs.setdefault((spec.front, spec.back), []).append(number)
+    numbers = list(pairs.values())
+    renamed: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        match = _AUTHORS_LAYER.match(key)
+        if match:
+            pair, n = int(match[1]), int(match[2])
+            if pair < len(numbers) and n < len(numbers[pair]):
+                key = f"stitching_layers.{numbers[pair][n]}.{match[3]}"
+        renamed[key] = value
+    renamed["stitched_norm"] = torch.tensor(stitched_norm)
+    return renamed
+
+
+def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights of another network.
+
+    Raises:
+        ValueError: naming what is missing, unknown, or of another shape.
+    """
+    problems = []
+    for label, names in (
+        ("are missing", [k for k in own if k not in state_dict]),
+        ("are unknown", [k for k in state_dict if k not in own]),
+        ("have another shape", [k for k in own if k in state_dict and state_dict[k].shape != own[k].shape]),
+    ):
+        if names:
+            problems.append(f"{len(names)} of {len(own)} tensors {label} (e.g. {names[0]!r})")
+    if problems:
+        raise ValueError(
+            f"these weights are not those of {what}: {'; '.join(problems)}. "
+            "Give the file of this very network, or create the network that the file belongs to."
+        )
+
+
+def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | None) -> dict[str, Tensor]:
+    """What timm's loader calls between reading weights and loading them.
+
+    Takes the authors' layout or ours, and lets each anchor's own family adapt its part (position
+    embeddings to another image size, and so on).
+
+    Args:
+        state_dict: as read.
+        model: the network that is being loaded.
+        stitched_norm: what the caller asked for, or None. The authors' DeiT weights were trained
+            without it on stitched paths.
+    """
+    weights = unwrap(state_dict)
+    if is_authors(weights):
+        weights = from_authors(weights, model.plan, bool(stitched_norm))
+    elif stitched_norm is not None and "stitched_norm" in weights:
+        weights["stitched_norm"] = torch.tensor(stitched_norm)
+    for number, anchor in enumerate(model.anchors):
+        prefix = f"anchors.{number}."
+        own = {k[len(prefix) :]: weights.pop(k) for k in list(weights) if k.startswith(prefix)}
+        weights.update({prefix + k: v for k, v in _family_filter(own, anchor).items()})
+    # Classifiers and first convolutions may differ: timm adapts them to num_classes and in_chans.
+    loose = {f"{name}.{leaf}" for name in _named(model, "classifier") for leaf in ("weight", "bias")}
+    loose |= {f"{name}.weight" for name in _named(model, "first_conv")}
+    own = {k: v for k, v in model.state_dict().items() if k not in loose}
+    check_keys({k: v for k, v in weights.items() if k not in loose}, own, "this network")
+    return weights
+
+
+def _named(model: SNNet, field: str) -> tuple[str, ...]:
+    """What timm's configuration of each anchor names as its `"classifier"` or `"first_conv"`."""
+    found: list[str] = []
+    for number, anchor in enumerate(model.anchors):
+        names = (getattr(anchor, "pretrained_cfg", None) or {}).get(field) or ()
+        found.extend(f"anchors.{number}.{name}" for name in ((names,) if isinstance(names, str) else names))
+    return tuple(found)
+
+
+def _family_filter(state_dict: dict[str, Tensor], anchor: nn.Module) -> dict[str, Tensor]:
+    """Apply the `checkpoint_filter_fn` that timm keeps beside an anchor's class, if there is one."""
+    function = getattr(sys.modules.get(type(anchor).__module__), "checkpoint_filter_fn", None)
+    if function is None or not state_dict:
+        return state_dict
+    takes_model = len(inspect.signature(function).parameters) > 1
+    return dict(function(state_dict, anchor) if takes_model else function(state_dict))

@@ -1,0 +1,101 @@
+"""The Pareto frontier of evaluated stitches, and the best of them within budgets.
+
+Rows are plain dicts as `evaluate` and `stitch_table` give them. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def pareto_frontier(rows: Iterable[Row], cost: str = "macs", score: str = "top1") -> list[Row]:
+    """The rows that no other row beats at its cost.
+
+    Args:
+        rows: dicts that hold `cost` (less is better) and `score` (more is better).
+        cost, score: the names of the two.
+
+    Returns:
+        Those rows for which no other is at least as good in both and better in one, cheapest first; of
+        rows equal in both, the first.
+
+    Raises:
+        ValueError: if a row lacks either.
+    """
+    rows = list(rows)
+    for row in rows:
+        _number(row, cost), _number(row, score)
+    best = -math.inf
+    frontier = []
+    for row in sorted(rows, key=lambda row: (row[cost], -row[score])):
+        if row[score] > best:
+            best = row[score]
+            frontier.append(row)
+    return frontier
+
+
+def best_within(rows: Iterable[Row], budgets: Mapping[str, float], score: str = "top1") -> Row:
+    """The row of highest score among those within all budgets; of equals the cheapest.
+
+    Args:
+        rows: dicts that hold `score` and every budgeted quantity.
+        budgets: the most that is allowed of each, e.g. `{"macs": 3e9}`; at least one.
+        score: what to maximise.
+
+    Raises:
+        ValueError: if no budget is given, a row lacks a quantity, or nothing fits.
+    """
+    rows = list(rows)
+    if not budgets:
+        raise ValueError("give at least one budget: macs=, params=, latency_ms= or memory_mb=.")
+    for name, most in budgets.items():
+        if not (isinstance(most, (int, float)) and most > 0):
+            raise ValueError(f"{name}={most!r} is no budget: expected a positive number.")
+        for row in rows:
+            _number(row, name)
+    for row in rows:
+        _number(row, score)
+    fitting = [row for row in rows if all(row[name] <= most for name, most in budgets.items())]
+    if not fitting:
+        least = {name: min(row[name] for row in rows) for name in budgets}
+        raise ValueError(f"no stitch fits {dict(budgets)}: the least that there is, one by one, is {least}.")
+    return max(fitting, key=lambda row: (row[score], *(-row[name] for name in budgets)))
+
+
+def frontier_area(rows: Iterable[Row], low: float, high: float, cost: str = "macs", score: str = "top1") -> float:
+    """One figure for a curve: the best score at or below a cost, averaged over the log of the cost.
+
+    Args:
+        rows: as for `pareto_frontier`.
+        low, high: the costs between which to average, in the unit of `cost`.
+        cost, score: the names of the two.
+
+    Raises:
+        ValueError: if no row is as cheap as `low`, or the range is empty.
+    """
+    frontier = pareto_frontier(rows, cost, score)
+    if not 0 < low < high or not frontier or frontier[0][cost] > low:
+        raise ValueError(f"no row costs {low} or less, or {low} to {high} is no range: nothing to average from.")
+    area, at, value = 0.0, math.log(low), -math.inf
+    for row in frontier:
+        if row[cost] > high:
+            break
+        if row[cost] > low:
+            area += value * (math.log(row[cost]) - at)
+            at = math.log(row[cost])
+        value = row[score]
+    return (area + value * (math.log(high) - at)) / (math.log(high) - math.log(low))
+
+
+def _number(row: Row, name: str) -> float:
+    value = row.get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
+        raise ValueError(
+            f"stitch {row.get('stitch_id', '?')} has no {name} ({value!r}): it was neither measured nor published. "
+            "Accuracy comes from timm_stitch.evaluate, latency and memory from timm_stitch.profile."
+        )
+    return value

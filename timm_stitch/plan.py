@@ -1,0 +1,319 @@
+"""The stitch plan: anchors, stitching layers and every stitch between them, as plain frozen values.
+
+A plan says all that can be said of a stitchable network without a tensor. It is written to and read
+from JSON, and it is the only thing that decides what the network runs. How plans are enumerated is in
+`enumeration`; this file holds the values themselves and refuses the ones that cannot be.
+
+Source: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A pretrained network as the plan sees it: a row of blocks with `depth + 1` boundaries.
+
+    Boundary 0 lies between the stem and the first block, boundary `depth` between the last block and
+    the head.
+
+    Args:
+        name: what people call it, e.g. `"deit_tiny_patch16_224"`.
+        widths: channels that cross each boundary; length `depth + 1`.
+        reductions: input pixels to one spatial position at each boundary; length `depth + 1`. Two
+            anchors can be joined only where these are equal.
+
+    Raises:
+        ValueError: if there are no blocks, or the two rows differ in length.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    reductions: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.widths) < 2 or len(self.widths) != len(self.reductions):
+            raise ValueError(
+                f"anchor {self.name!r} has {len(self.widths)} widths and {len(self.reductions)} reductions: "
+                "expected one of each for every boundary, that is, its depth + 1 (at least 2)."
+            )
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return len(self.widths) - 1
+
+    def levels(self) -> dict[int, range]:
+        """The blocks that give each reduction, from fine to coarse: `{reduction: range of blocks}`."""
+        levels: dict[int, range] = {}
+        for block, reduction in enumerate(self.reductions[1:]):
+            start = levels[reduction].start if reduction in levels else block
+            levels[reduction] = range(start, block + 1)
+        return levels
+
+
+@dataclass(frozen=True, order=True)
+class Segment:
+    """Blocks `start:stop` (half-open) of anchor number `anchor`."""
+
+    anchor: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A linear map from what leaves a front anchor to what enters a back anchor.
+
+    Args:
+        front, back: the numbers of the two anchors.
+        in_width, out_width: channels on either side.
+        rank: of the low-rank update beside a frozen matrix (SN-Netv2's LoSA); 0 for a plain layer.
+    """
+
+    front: int
+    back: int
+    in_width: int
+    out_width: int
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Stitch:
+    """One network in the plan: segments of anchors, joined by stitching layers.
+
+    Args:
+        stitch_id: its number, stable across releases and equal to the published one.
+        segments: what runs, in order; an anchor alone is one whole segment.
+        layers: the stitching layer between each two segments, as numbers into the plan's layers.
+        name: for people, e.g. `"deit_tiny_patch16_224[0:8] + deit_small_patch16_224[7:12]"`.
+    """
+
+    stitch_id: int
+    segments: tuple[Segment, ...]
+    layers: tuple[int, ...] = ()
+    name: str = ""
+
+    @property
+    def front(self) -> int:
+        """The number of the anchor whose stem and first blocks run."""
+        return self.segments[0].anchor
+
+    @property
+    def back(self) -> int:
+        """The number of the anchor whose last blocks and head run."""
+        return self.segments[-1].anchor
+
+    @property
+    def is_anchor(self) -> bool:
+        """Whether this is an anchor alone."""
+        return len(self.segments) == 1
+
+    @property
+    def joints(self) -> tuple[tuple[int, Segment, Segment], ...]:
+        """Each crossing as (stitching layer, segment before, segment after)."""
+        return tuple(zip(self.layers, self.segments[:-1], self.segments[1:], strict=True))
+
+    @property
+    def steps(self) -> tuple[tuple[str, int, int], ...]:
+        """What runs, one part at a time; stitches with equal first steps can share that work.
+
+        `("stem", anchor, 0)`, `("block", anchor, index)`, `("layer", number, anchor)` where `anchor`
+        is the one that is entered, and last `("head", anchor, number of segments)`: a head after
+        stitching may leave out the final norm, so the two kinds are told apart.
+        """
+        steps: list[tuple[str, int, int]] = [("stem", self.front, 0)]
+        for i, segment in enumerate(self.segments):
+            if i:
+                steps.append(("layer", self.layers[i - 1], segment.anchor))
+            steps.extend(("block", segment.anchor, block) for block in range(segment.start, segment.stop))
+        steps.append(("head", self.back, min(len(self.segments), 2)))
+        return tuple(steps)
+
+
+def stitch_name(anchors: tuple[Anchor, ...], segments: tuple[Segment, ...]) -> str:
+    """The name of a stitch: its anchors, with the blocks that run where it is not a whole anchor."""
+    if len(segments) == 1:
+        return anchors[segments[0].anchor].name
+    return " + ".join(f"{anchors[s.anchor].name}[{s.start}:{s.stop}]" for s in segments)
+
+
+@dataclass(frozen=True)
+class StitchPlan:
+    """The anchors and all stitches between them, in the published order.
+
+    `len(plan)` counts the stitches, iteration goes through them in id order, and `plan[24]` is the
+    stitch whose id is 24 (an id, not a position). Plans are equal when all they say is equal.
+
+    Args:
+        anchors: from the fastest to the slowest.
+        layers: the stitching layers; a layer may serve several stitches (a window).
+        stitches: in ascending order of `stitch_id`.
+
+    Raises:
+        ValueError: if a stitch names blocks, anchors or layers that are not there, crosses where
+            widths or spatial sizes differ, or an id appears twice.
+    """
+
+    anchors: tuple[Anchor, ...]
+    layers: tuple[LayerSpec, ...]
+    stitches: tuple[Stitch, ...]
+
+    def __post_init__(self) -> None:
+        ids = [stitch.stitch_id for stitch in self.stitches]
+        if not ids or ids != sorted(set(ids)):
+            raise ValueError(f"stitch ids must ascend without repetition, and there must be one; got {ids[:12]} ….")
+        for stitch in self.stitches:
+            self._check(stitch)
+        object.__setattr__(self, "_by_id", {stitch.stitch_id: stitch for stitch in self.stitches})
+
+    def _check(self, stitch: Stitch) -> None:
+        what = f"stitch {stitch.stitch_id}"
+        if not stitch.segments or len(stitch.layers) != len(stitch.segments) - 1:
+            raise ValueError(
+                f"{what} has {len(stitch.segments)} segments and {len(stitch.layers)} stitching layers: "
+                "expected one layer between each two segments."
+            )
+        for segment in stitch.segments:
+            if not 0 <= segment.anchor < len(self.anchors):
+                raise ValueError(f"{what} uses anchor {segment.anchor}: the plan has anchors 0 to {len(self.anchors) - 1}.")
+            depth = self.anchors[segment.anchor].depth
+            if not 0 <= segment.start < segment.stop <= depth:
+                raise ValueError(
+                    f"{what} runs blocks {segment.start}:{segment.stop} of {self.anchors[segment.anchor].name!r}: "
+                    f"expected 0 <= start < stop <= {depth}."
+                )
+        if stitch.segments[0].start != 0 or stitch.segments[-1].stop != self.anchors[stitch.back].depth:
+            raise ValueError(f"{what} must begin at a front's first block and end at a back's last: {stitch.segments}.")
+        for number, before, after in stitch.joints:
+            if not 0 <= number < len(self.layers):
+                raise ValueError(f"{what} uses stitching layer {number}: the plan has {len(self.layers)} layers.")
+            layer, front, back = self.layers[number], self.anchors[before.anchor], self.anchors[after.anchor]
+            if (layer.front, layer.back) != (before.anchor, after.anchor):
+                raise ValueError(
+                    f"{what} joins anchors {before.anchor} and {after.anchor} with layer {number}, "
+                    f"which joins {layer.front} and {layer.back}."
+                )
+            if (layer.in_width, layer.out_width) != (front.widths[before.stop], back.widths[after.start]):
+                raise ValueError(
+                    f"{what} needs a map from {front.widths[before.stop]} to {back.widths[after.start]} channels; "
+                    f"layer {number} maps {layer.in_width} to {layer.out_width}."
+                )
+            if front.reductions[before.stop] != back.reductions[after.start]:
+                raise ValueError(
+                    f"{what} cannot join {front.name!r} after block {before.stop - 1} (1/{front.reductions[before.stop]} "
+                    f"of the image) to {back.name!r} before block {after.start} (1/{back.reductions[after.start]}): "
+                    "join blocks of equal spatial size."
+                )
+
+    def __len__(self) -> int:
+        return len(self.stitches)
+
+    def __iter__(self) -> Iterator[Stitch]:
+        return iter(self.stitches)
+
+    def __getitem__(self, stitch_id: int) -> Stitch:
+        try:
+            return self._by_id[stitch_id]  # type: ignore[attr-defined,no-any-return]
+        except (KeyError, TypeError):
+            raise ValueError(self._unknown(stitch_id)) from None
+
+    def __contains__(self, stitch_id: object) -> bool:
+        return stitch_id in self._by_id  # type: ignore[attr-defined]
+
+    def _unknown(self, stitch_id: object) -> str:
+        first, last = self.stitches[0].stitch_id, self.stitches[-1].stitch_id
+        gaps = sorted(set(range(first, last + 1)) - set(self.stitch_ids))
+        without = f" without {', '.join(map(str, gaps[:8]))}" if gaps else ""
+        return f"stitch_id={stitch_id!r} is not in this plan: expected an int from {first} to {last}{without}."
+
+    @property
+    def stitch_ids(self) -> tuple[int, ...]:
+        """The valid ids, ascending."""
+        return tuple(stitch.stitch_id for stitch in self.stitches)
+
+    def anchor_id(self, anchor: int) -> int:
+        """The id of the stitch that is anchor number `anchor` alone.
+
+        Raises:
+            ValueError: if the plan has no such stitch.
+        """
+        for stitch in self.stitches:
+            if stitch.is_anchor and stitch.front == anchor:
+                return stitch.stitch_id
+        raise ValueError(f"anchor {anchor} alone is not a stitch of this plan; its anchors are {self.anchor_names}.")
+
+    @property
+    def anchor_names(self) -> list[str]:
+        """The anchors' names, fastest first."""
+        return [anchor.name for anchor in self.anchors]
+
+    def pairs(self, layer: int) -> list[tuple[int, int]]:
+        """Where a stitching layer is used: distinct (front boundary, back boundary), ascending."""
+        return sorted(
+            {(a.stop, b.start) for stitch in self.stitches for number, a, b in stitch.joints if number == layer}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-serialisable values; `StitchPlan.from_dict` reads it back."""
+        return {
+            "version": _FORMAT_VERSION,
+            "anchors": [
+                {"name": a.name, "widths": list(a.widths), "reductions": list(a.reductions)} for a in self.anchors
+            ],
+            "layers": [{f.name: getattr(layer, f.name) for f in fields(layer)} for layer in self.layers],
+            "stitches": [
+                {
+                    "stitch_id": s.stitch_id,
+                    "segments": [[g.anchor, g.start, g.stop] for g in s.segments],
+                    "layers": list(s.layers),
+                }
+                for s in self.stitches
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StitchPlan:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: if it is not a plan, or one of a newer format.
+        """
+        version = data.get("version") if isinstance(data, Mapping) else None
+        if version != _FORMAT_VERSION:
+            raise ValueError(
+                f"this is no stitch plan of format {_FORMAT_VERSION} (its version is {version!r}): "
+                "expected what StitchPlan.to_dict() writes; a newer file needs a newer timm_stitch."
+            )
+        try:
+            anchors = tuple(
+                Anchor(str(a["name"]), _ints(a["widths"]), _ints(a["reductions"])) for a in data["anchors"]
+            )
+            layers = tuple(LayerSpec(**{k: _int(v) for k, v in layer.items()}) for layer in data["layers"])
+            stitches = []
+            for s in data["stitches"]:
+                segments = tuple(Segment(*_ints(g)) for g in s["segments"])
+                known = all(0 <= g.anchor < len(anchors) for g in segments)
+                name = stitch_name(anchors, segments) if known and segments else ""
+                stitches.append(Stitch(_int(s["stitch_id"]), segments, _ints(s["layers"]), name))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"this stitch plan lacks or garbles a field ({error!r}): expected what StitchPlan.to_dict() writes."
+            ) from None
+        return cls(anchors, layers, tuple(stitches))
+
+
+def _int(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not an int")
+    return value
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return tuple(_int(value) for value in values)
