@@ -4,10 +4,16 @@ Importing this package registers the `snnet_*` models with timm.
 """
 
 from .checkpoints import convert_checkpoint
+from .choosing import select
+from .evaluation import evaluate
+from .frontier import pareto_frontier
+from .least_squares import least_squares_init
 from .network import SNNet
 from .plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
+from .sharing import save_pretrained
 from .snnet import create_snnet
 from .stitching import stitch
+from .training import TrainConfig, train
 
 __version__ = "0.1.0"
 
@@ -18,7 +24,14 @@ __all__ = [
     "Segment",
     "Stitch",
     "StitchPlan",
+    "TrainConfig",
     "convert_checkpoint",
     "create_snnet",
+    "evaluate",
+    "least_squares_init",
+    "pareto_frontier",
+    "save_pretrained",
+    "select",
     "stitch",
+    "train",
 ]

@@ -42,19 +42,28 @@ class NormalEquations:
     _yy: float = 0.0
     _origin: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
-    def add(self, front: Tensor, back: Tensor) -> None:
-        """Add rows: what leaves the front (n, in_width), and enters the back (n, out_width), in float64."""
+    def add(self, front: Tensor, *backs: Tensor) -> None:
+        """Add rows: what leaves the front (n, in_width), and what it is to become, in float64.
+
+        Args:
+            front: in float64.
+            backs: each (n, out_width) in float64; several if one map is to reach several targets.
+        """
         if self._origin is None:
             # Sums are kept about the first rows' means: large common offsets would cost digits.
-            self._origin = front.mean(0), back.mean(0)
+            self._origin = front.mean(0), backs[0].mean(0)
             self._xx = front.new_zeros(self.in_width + 1, self.in_width + 1)
             self._xy = front.new_zeros(self.in_width + 1, self.out_width)
         x = torch.cat([front - self._origin[0], front.new_ones(len(front), 1)], dim=1)
-        y = back - self._origin[1]
-        self._xx += x.T @ x
-        self._xy += x.T @ y
+        self._xx += (x.T @ x) * len(backs)
+        y = backs[0] - self._origin[1]
         self._yy += float(y.square().sum())
-        self.rows += len(front)
+        for back in backs[1:]:
+            other = back - self._origin[1]
+            self._yy += float(other.square().sum())
+            y = y + other
+        self._xy += x.T @ y
+        self.rows += len(front) * len(backs)
 
     def solve(self) -> tuple[Tensor, Tensor, float]:
         """The map of smallest error, and of smallest weights where several are equal.
@@ -121,7 +130,7 @@ def least_squares_init(
     images: Tensor | Iterable[Any],
     *,
     method: str = "joint",
-    batch_size: int = 32,
+    batch_size: int = 16,
     progress: bool = False,
 ) -> dict[int, float]:
     """Set every stitching layer to the least-squares map between its anchors.
@@ -195,11 +204,14 @@ def _accumulate(model: SNNet, images: Tensor, systems: _Systems) -> None:
     for number, parts in systems.items():
         spec = model.plan.layers[number]
         for pairs, equations in parts:
-            for stop, start in pairs:
-                front, back = model.aligned(
-                    crossing[spec.front][stop], crossing[spec.back][start], spec.front, spec.back
-                )
-                equations.add(front.double(), back.double())
+            for stop in sorted({stop for stop, _ in pairs}):
+                leaving = crossing[spec.front][stop]
+                rows = [
+                    model.aligned(leaving, crossing[spec.back][start], spec.front, spec.back)
+                    for s, start in pairs
+                    if s == stop
+                ]
+                equations.add(rows[0][0].double(), *(back.double() for _, back in rows))
 
 
 def _boundaries(model: SNNet, anchor: int, images: Tensor, wanted: set[int]) -> dict[int, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
@@ -15,6 +16,12 @@ from .enumeration import enumerate_stitches
 from .network import SNNet
 from .plan import StitchPlan
 from .views import View, view
+
+
+# What a network takes over from its largest anchor's configuration.
+_IMAGE_FIELDS = (
+    "num_classes", "input_size", "fixed_input_size", "pool_size", "crop_pct", "crop_mode", "interpolation", "mean", "std",
+)  # fmt: skip
 
 
 def stitch(
@@ -52,7 +59,23 @@ def stitch(
     _warn_of_preprocessing(models, views)
     if plan is None:
         plan = enumerate_stitches(_describe(views), direction, nearest, kernel_size, stride)
-    return SNNet(models, plan, stitched_norm=stitched_norm, stitch_id=stitch_id)
+    network = SNNet(models, plan, stitched_norm=stitched_norm, stitch_id=stitch_id)
+    network.pretrained_cfg = network.default_cfg = _config(models)  # type: ignore[assignment]
+    return network
+
+
+def _config(models: Sequence[nn.Module]) -> dict[str, Any]:
+    """timm's configuration for the network: the largest anchor's, with the names of all stems and heads."""
+    cfgs = [dict(getattr(model, "pretrained_cfg", None) or {}) for model in models]
+    config = {k: v for k, v in cfgs[-1].items() if k in _IMAGE_FIELDS}
+    config["architecture"] = "snnet"
+    for field in ("first_conv", "classifier"):
+        names: list[str] = []
+        for i, cfg in enumerate(cfgs):
+            value = cfg.get(field) or ()
+            names += [f"anchors.{i}.{name}" for name in ((value,) if isinstance(value, str) else value)]
+        config[field] = tuple(names) or None
+    return config
 
 
 def _describe(views: Sequence[View]) -> list:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 
+import torch
 from timm.models import checkpoint
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ class View:
         anchor: the model itself.
         depth: the number of blocks.
         widths, reductions: at each of the `depth + 1` boundaries, as in `plan.Anchor`.
+        layout: of the activation at every boundary: `"NLC"`, `"NHWC"` or `"NCHW"`.
         prefix_tokens: tokens before the patch tokens at every boundary.
         image_size: (height, width) that the model insists on, or None.
         has_norm, has_head: False where they were pruned; then they pass the activation on.
@@ -38,6 +40,7 @@ class View:
     depth: int
     widths: tuple[int, ...]
     reductions: tuple[int, ...]
+    layout: str = "NLC"
     prefix_tokens: int = 0
     image_size: tuple[int, int] | None = None
     has_norm: bool = True
@@ -89,6 +92,10 @@ class View:
 
     def prefix(self, h: Tensor) -> Tensor | None:
         """The tokens before the patch tokens as (B, prefix_tokens, C), or None."""
+        raise NotImplementedError
+
+    def from_map(self, spatial: Tensor, prefix: Tensor | None) -> Tensor:
+        """What `as_map` and `prefix` took apart, put together again; a missing prefix is the anchor's own."""
         raise NotImplementedError
 
     def block_name(self, index: int) -> str:
@@ -192,6 +199,10 @@ class TransformerView(View):
 
     def prefix(self, h: Tensor) -> Tensor | None:
         return h[:, : self.prefix_tokens] if self.prefix_tokens else None
+
+    def from_map(self, spatial: Tensor, prefix: Tensor | None) -> Tensor:
+        tokens = spatial.flatten(2).transpose(1, 2)
+        return torch.cat([prefix, tokens], dim=1) if prefix is not None else tokens
 
     def block_name(self, index: int) -> str:
         return self._blocks[index]
