@@ -10,7 +10,7 @@ from .frontier import pareto_frontier
 from .least_squares import least_squares_init
 from .network import SNNet
 from .plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
-from .sharing import save_pretrained
+from .saving import save_pretrained
 from .snnet import create_snnet
 from .stitching import stitch
 from .training import TrainConfig, train

@@ -467,7 +467,7 @@ class SNNet(nn.Module):
         return {f"anchors.{i}.{name}" for i, a in self._present() for name in a.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for layer-wise decay: blocks of equal index together, stitching layers last."""
+        """Parameter groups for layer-wise decay: blocks of equal index together, stitching layers with the heads."""
         stem: list[str] = []
         blocks: list[tuple[str, Any]] = []
         for i, anchor in self._present():
@@ -476,7 +476,6 @@ class SNNet(nn.Module):
             inner = groups["blocks"]
             for entry in inner if isinstance(inner, (list, tuple)) else [(inner, None)]:
                 blocks.append((_prefixed(i, entry[0]), *entry[1:]))
-        blocks.append((r"^stitching_layers", (99999,)))
         return {"stem": "|".join(stem), "blocks": blocks}
 
     def _present(self) -> list[tuple[int, nn.Module]]:

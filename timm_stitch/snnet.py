@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import pickle
+import traceback
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 from urllib.error import URLError
 
+import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
@@ -162,13 +162,6 @@ def _loading(cfg: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         # The authors' training checkpoints hold their command line: a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return function(*args, **kwargs)
-    except (SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(corrupt(str(source), error)) from error
-    except (RuntimeError, EOFError, KeyError) as error:
-        unreadable = ("PytorchStreamReader", "weights_only", "unpickl", "Ran out of input", "invalid load key", "zip")
-        if isinstance(error, EOFError) or any(word in str(error) for word in unreadable):
-            raise ValueError(corrupt(str(source), error)) from error
-        raise
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no weights file {str(source)!r}: check the path.") from error
     except (URLError, OSError) as error:
@@ -178,6 +171,16 @@ def _loading(cfg: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
             "timm.create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file='PATH')); or begin with random "
             "weights: pretrained=False."
         ) from error
+    except Exception as error:
+        if _while_reading(error) or (error.__cause__ is not None and _while_reading(error.__cause__)):
+            raise ValueError(corrupt(str(source), error)) from error
+        raise
+
+
+def _while_reading(error: BaseException) -> bool:
+    """Whether an error came out of the readers of weight files."""
+    readers = (torch.serialization.__file__, safetensors.torch.__file__)
+    return any(frame.f_code.co_filename in readers for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 _DEIT_ANCHORS = ("deit_tiny_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k", "deit_base_patch16_224.fb_in1k")

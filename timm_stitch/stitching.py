@@ -60,7 +60,11 @@ def stitch(
     if plan is None:
         plan = enumerate_stitches(_describe(views), direction, nearest, kernel_size, stride)
     network = SNNet(models, plan, stitched_norm=stitched_norm, stitch_id=stitch_id)
-    network.pretrained_cfg = network.default_cfg = _config(models)  # type: ignore[assignment]
+    config = _config(models) | {
+        "num_classes": network.num_classes,
+        "input_size": (network.in_chans, *network.image_size),
+    }
+    network.pretrained_cfg = network.default_cfg = config  # type: ignore[assignment]
     return network
 
 
@@ -104,12 +108,14 @@ def _check_meeting(views: Sequence[View]) -> None:
 
 
 def _warn_of_preprocessing(models: Sequence[nn.Module], views: Sequence[View]) -> None:
+    differing = {}
     for what in ("mean", "std"):
         values = [tuple((getattr(model, "pretrained_cfg", None) or {}).get(what) or ()) for model in models]
         if len({value for value in values if value}) > 1:
-            names = [part.describe().name for part in views]
-            warnings.warn(
-                f"the anchors were trained on images of different {what}: {dict(zip(names, values, strict=True))}. "
-                "One input serves all stitches, so accuracy will suffer: use anchors with equal preprocessing.",
-                stacklevel=3,
-            )
+            differing[what] = dict(zip([part.describe().name for part in views], values, strict=True))
+    if differing:
+        warnings.warn(
+            f"the anchors were trained on images normalised differently: {differing}. One input serves all stitches, "
+            "so accuracy will suffer: use anchors with equal preprocessing.",
+            stacklevel=3,
+        )

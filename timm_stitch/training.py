@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from .data import build_dataset
 from .network import SNNet
 from .sampling import uniform
-from .sharing import save_pretrained
+from .saving import save_pretrained
 
 DISTILLATIONS = ("none", "soft", "hard")
 

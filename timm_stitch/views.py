@@ -161,6 +161,7 @@ class TransformerView(View):
         self.widths = (anchor.embed_dim,) * (self.depth + 1)
         self.reductions = (patch[0],) * (self.depth + 1)
         self.prefix_tokens = anchor.num_prefix_tokens
+        self._pads = bool(getattr(anchor.patch_embed, "dynamic_img_pad", False))
         self._blocks = tuple(f"blocks.{name}" for name in anchor.blocks._modules)
 
     @staticmethod
@@ -193,7 +194,7 @@ class TransformerView(View):
         return self.anchor.forward_head(h, pre_logits=pre_logits)
 
     def as_map(self, h: Tensor, image_size: tuple[int, int]) -> Tensor:
-        height, width = self.anchor.patch_embed.dynamic_feat_size(image_size)
+        height, width = (-(-side // self.reductions[0]) if self._pads else side // self.reductions[0] for side in image_size)
         h = h[:, self.prefix_tokens :]
         return h.reshape(h.shape[0], height, width, h.shape[-1]).permute(0, 3, 1, 2).contiguous()
 
