@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test check oldest clean
+.PHONY: quickstart test check oldest timm-tests clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python examples/quickstart.py --output quickstart-output
@@ -30,6 +30,10 @@ $(VENV)-oldest/ready: pyproject.toml tests/oldest.txt
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --editable ".[dev]" --constraint tests/oldest.txt
 	touch $@
+
+# timm's own model tests on our models.
+timm-tests: $(VENV)/ready
+	$(BIN)/python tests/timm_suite.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest quickstart-output

@@ -256,3 +256,15 @@ def test_torchscript_and_fx(images):
     torch.testing.assert_close(scripted(images), expected)
     graph = torch.fx.symbolic_trace(model)
     torch.testing.assert_close(graph(images), expected)
+
+
+def test_scripts_run_with_the_models_registered(tmp_path):
+    import subprocess
+    import sys
+
+    script = tmp_path / "validate.py"
+    script.write_text("import sys, timm; print(sys.argv[1:], timm.create_model('snnet_deit', device='meta').num_stitches)")
+    out = subprocess.run(
+        [sys.executable, "-m", "timm_stitch.run", str(script), "--model", "x"], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "['--model', 'x'] 71"
