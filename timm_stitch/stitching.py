@@ -68,6 +68,35 @@ def stitch(
     return network
 
 
+def meeting_points(front: nn.Module, back: nn.Module) -> list[dict[str, Any]]:
+    """Where two models can meet: the boundaries of each at every spatial size that both have.
+
+    Returns:
+        One row a reduction: `reduction`, how many front boundaries (after a block) and back boundaries
+        (before a block) there are, and the channels of each.
+    """
+    a, b = (view(model).describe() for model in (front, back))
+    rows = []
+    for reduction in sorted(set(a.reductions[1:]) & set(b.reductions[:-1])):
+        leave = [i for i, r in enumerate(a.reductions) if i and r == reduction]
+        enter = [i for i, r in enumerate(b.reductions[:-1]) if r == reduction]
+        rows.append(
+            {
+                "reduction": reduction,
+                f"{a.name} after blocks": ", ".join(str(i - 1) for i in leave),
+                "channels": ", ".join(map(str, sorted({a.widths[i] for i in leave}))),
+                f"{b.name} before blocks": ", ".join(map(str, enter)),
+                "channels ": ", ".join(map(str, sorted({b.widths[i] for i in enter}))),
+            }
+        )
+    if not rows:
+        raise ValueError(
+            f"{a.name!r} and {b.name!r} meet nowhere: after blocks 1/{sorted(set(a.reductions[1:]))} of the image, "
+            f"before blocks 1/{sorted(set(b.reductions[:-1]))}. Use models with equal patch or stage sizes."
+        )
+    return rows
+
+
 def _config(models: Sequence[nn.Module]) -> dict[str, Any]:
     """timm's configuration for the network: the largest anchor's, with the names of all stems and heads."""
     cfgs = [dict(getattr(model, "pretrained_cfg", None) or {}) for model in models]

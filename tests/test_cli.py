@@ -1,0 +1,93 @@
+"""The command line: each verb does its work, and fails in one line."""
+
+import json
+
+import pytest
+import timm
+import torch
+from conftest import anchor_specs
+
+import timm_stitch
+from timm_stitch.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved network and images of ten classes."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("cli")
+    torch.manual_seed(0)
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs()), root / "net")
+    for split in ("train", "validation"):
+        for label in range(10):
+            (root / "images" / split / f"class{label}").mkdir(parents=True)
+            for n in range(2):
+                Image.new("RGB", (40, 40), (label * 20, n * 30, 0)).save(root / f"images/{split}/class{label}/{n}.png")
+    return root
+
+
+def run(*argv):
+    return main([str(arg) for arg in argv])
+
+
+def test_help_has_an_example(capsys):
+    for verb in ("list", "plan", "init", "train", "eval", "plot", "select", "extract", "convert"):
+        with pytest.raises(SystemExit) as stop:
+            run(verb, "--help")
+        assert stop.value.code == 0
+        assert f"example: timm-stitch {verb}" in capsys.readouterr().out
+
+
+def test_list_and_plan(capsys):
+    assert run("list", "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"snnet_deit_tsb": 71}.items() <= {row["name"]: row["stitches"] for row in rows}.items()
+    assert run("plan", "deit_tiny_patch16_224", "deit_small_patch16_224") == 0
+    assert "deit_tiny_patch16_224[0:8] + deit_small_patch16_224[7:12]" in capsys.readouterr().out
+    assert run("plan", "snnet_deit", "--json") == 0
+    assert len(timm_stitch.StitchPlan.from_dict(json.loads(capsys.readouterr().out))) == 71
+    assert run("plan", "--meet", "deit_tiny_patch16_224", "deit_small_patch16_224") == 0
+    assert "192" in capsys.readouterr().out
+
+
+def test_the_way_from_init_to_extract(folder, capsys):
+    images = ("--data-dir", folder / "images")
+    assert run("init", folder / "net", *images, "--split", "train", "--images", 20, "--output", folder / "init") == 0
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(f"model: local-dir:{folder / 'init'}\ninit_images: 20\nbatch_size: 10\nworkers: 0\nwarmup_epochs: 0\n")
+    out = ("--output", folder / "trained")
+    assert run("train", recipe, *images[:0], "--data-dir", folder / "images", "--epochs", 1, "--lr", "1e-3", *out) == 0
+    rows = folder / "rows.jsonl"
+    assert run("eval", folder / "trained", *images, "--output", rows, "--stitch-ids", 0, 1, 9) == 0
+    capsys.readouterr()
+    assert run("select", folder / "trained", "--results", rows, "--macs", "1e9", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["stitch_id"] in (0, 1, 9)
+    assert run("plot", rows, "--output", folder / "curve.png") == 0
+    assert (folder / "curve.png").exists()
+    assert run("extract", folder / "trained", "--stitch-id", 9, "--output", folder / "9.safetensors") == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("plan", "snnet_nothing"), "there is no folder and no model 'snnet_nothing': expected a folder"),
+        (("plan", "resnet18"), "is one network, not a stitchable one"),
+        (("convert", "nowhere.pth", "snnet_deit_tsb", "--output", "x"), "there is no weights file 'nowhere.pth'"),
+        (("plot", "nowhere.jsonl"), "nowhere.jsonl"),
+    ],
+)
+def test_errors_are_one_line(capsys, argv, message):
+    assert run(*argv) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_unknown_fields_and_arguments(folder, capsys):
+    recipe = folder / "bad.yaml"
+    recipe.write_text("model: snnet_deit_tsb\n")
+    assert run("train", recipe, "--learning-rate", "3") == 1
+    assert "unknown fields learning_rate" in capsys.readouterr().err
+    assert run("list", "--nonsense") == 2

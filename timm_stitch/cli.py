@@ -1,0 +1,273 @@
+"""The command line: `timm-stitch VERB`, also `python -m timm_stitch VERB`.
+
+Each verb is a thin layer over one public function. Errors are one line and a non-zero status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+from .checkpoints import convert_checkpoint
+from .choosing import select
+from .data import build_dataset
+from .evaluation import evaluate, read_rows, write_rows
+from .frontier import pareto_frontier
+from .least_squares import METHODS, least_squares_init
+from .network import SNNet
+from .plotting import plot_curve
+from .saving import save_pretrained
+from .stitching import meeting_points
+from .training import TrainConfig, train
+
+_MODEL = "a registered name, a folder, hf-hub:USER/NAME, or several timm names to stitch (fastest first)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    options, rest = _parser().parse_known_args(argv)
+    if rest and options.verb != "train":
+        print(f"error: unknown arguments: {' '.join(rest)}; see timm-stitch {options.verb} --help.", file=sys.stderr)
+        return 2
+    options.rest = rest
+    try:
+        options.run(options)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _load(options: argparse.Namespace, pretrained: bool = True, **kwargs: Any) -> SNNet:
+    """The network that the command line names."""
+    names = options.model
+    if len(names) > 1:
+        model = timm.create_model("snnet", anchors=names, pretrained=pretrained, **kwargs)
+    else:
+        name = f"local-dir:{names[0]}" if Path(names[0]).is_dir() else names[0]
+        if ":" not in name and not timm.is_model(name.split(".")[0]):
+            known = ", ".join(timm.list_models("snnet*"))
+            raise ValueError(f"there is no folder and no model {name!r}: expected a folder, hf-hub:USER/NAME or {known}.")
+        model = timm.create_model(name, pretrained=pretrained, **kwargs)
+    if not isinstance(model, SNNet):
+        raise ValueError(f"{names[0]!r} is one network, not a stitchable one: name several to stitch them.")
+    return model if "device" in kwargs else model.to(getattr(options, "device", "cpu"))
+
+
+def _print(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """Rows as JSON lines, or as a table for people."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+        return
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
+    for line in [columns, *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _list(options: argparse.Namespace) -> None:
+    rows = []
+    for name in timm.list_models("snnet*"):
+        if name != "snnet":
+            model = timm.create_model(name, device="meta")
+            tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+            rows.append({"name": name, "stitches": model.num_stitches, "anchors": " + ".join(model.plan.anchor_names), "weights": ", ".join(tags)})  # fmt: skip
+    _print(rows, options.json)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    if len(options.model) == 2 and options.meet:
+        models = [timm.create_model(name, device="meta") for name in options.model]
+        _print(meeting_points(*models), options.json)
+        return
+    model = _load(options, pretrained=False, device="meta")
+    if options.json:
+        print(json.dumps(model.plan.to_dict()))
+    else:
+        _print(model.stitch_table(), False)
+
+
+def _loader(options: argparse.Namespace, model: SNNet, training: bool = False) -> DataLoader[Any]:
+    config = TrainConfig(
+        dataset=options.dataset, data_dir=options.data_dir, val_split=options.split, train_split=options.split,
+        auto_augment=None, color_jitter=0, hflip=0, erase=0,
+    )  # fmt: skip
+    data = build_dataset(config, model, training=False)
+    return DataLoader(data, batch_size=options.batch_size, num_workers=options.workers, shuffle=training)
+
+
+def _init(options: argparse.Namespace) -> None:
+    model = _load(options)
+    torch.manual_seed(options.seed)
+    _initialise(model, _loader(options, model, training=True), options.images, options.method)
+    save_pretrained(model, options.output)
+
+
+def _initialise(model: SNNet, loader: DataLoader[Any], count: int, method: str = "joint") -> None:
+    def limited() -> Any:
+        seen = 0
+        for images, _ in loader:
+            yield images[: count - seen]
+            seen += len(images)
+            if seen >= count:
+                return
+
+    least_squares_init(model, limited(), method=method, progress=True)
+
+
+def _train(options: argparse.Namespace) -> None:
+    values = yaml.safe_load(Path(options.recipe).read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{options.recipe!r} is no recipe: expected a YAML file of fields and values.")
+    values |= _overrides(options.rest)
+    name, args = values.pop("model", None), values.pop("model_args", {})
+    images, pretrained = values.pop("init_images", 100), values.pop("pretrained", True)
+    config = TrainConfig.from_dict(values)
+    if not isinstance(name, str):
+        raise ValueError(f"{options.recipe!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another.")
+    options.model = [name]
+    model = _load(options, pretrained=pretrained, **args)
+    if images:
+        data = build_dataset(config, model, training=False)
+        loader = DataLoader(data, batch_size=min(16, images), shuffle=True, num_workers=0)
+        torch.manual_seed(config.seed)
+        _initialise(model, loader, images)
+    log = train(model, config)
+    print(json.dumps(log) if options.json else f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}")
+
+
+def _overrides(rest: Sequence[str]) -> dict[str, Any]:
+    """`--lr 1e-4 --epochs 3` as values; a recipe's fields are described in `TrainConfig`."""
+    if len(rest) % 2 or not all(flag.startswith("--") for flag in rest[::2]):
+        raise ValueError(f"cannot read {' '.join(rest)}: give fields as --name value, e.g. --lr 1e-4 --epochs 15.")
+    values = {}
+    for flag, text in zip(rest[::2], rest[1::2], strict=True):
+        value = yaml.safe_load(text)
+        try:
+            value = float(text) if isinstance(value, str) else value  # YAML reads 1e-4 as text
+        except ValueError:
+            pass
+        values[flag[2:].replace("-", "_")] = value
+    return values
+
+
+def _eval(options: argparse.Namespace) -> None:
+    model = _load(options)
+    rows = evaluate(model, _loader(options, model), options.stitch_ids, progress=not options.json)
+    if options.output:
+        write_rows(options.output, rows)
+    _print(rows, options.json)
+
+
+def _plot(options: argparse.Namespace) -> None:
+    others = {Path(path).stem: read_rows(path) for path in options.beside}
+    print(plot_curve(read_rows(options.results), options.output, title=options.title, others=others))
+
+
+def _select(options: argparse.Namespace) -> None:
+    model = _load(options)
+    rows = read_rows(options.results) if options.results else None
+    budgets = {k: getattr(options, k) for k in ("macs", "params", "latency_ms", "memory_mb")}
+    chosen = select(model, rows, **budgets)
+    known = {row["stitch_id"]: row for row in rows or []}
+    row = next(row for row in model.stitch_table() if row["stitch_id"] == chosen)
+    _print([row | known.get(chosen, {})], options.json)
+
+
+def _frontier(options: argparse.Namespace) -> None:
+    _print([dict(row) for row in pareto_frontier(read_rows(options.results))], options.json)
+
+
+def _extract(options: argparse.Namespace) -> None:
+    small = _load(options).extract(options.stitch_id)
+    save_file(small.state_dict(), options.output)
+    print(f"{options.output}: {sum(p.numel() for p in small.parameters()):,} parameters of {small.plan.stitches[0].name}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    state, args = convert_checkpoint(options.checkpoint, options.name)
+    model = timm.create_model(options.name, **args)
+    model.load_state_dict(state)
+    print(save_pretrained(model, options.output))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="timm-stitch", description="Stitchable neural networks for timm.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Any, about: str, example: str, model: bool = False, data: bool = False) -> Any:
+        sub = verbs.add_parser(
+            name, help=about, description=about, epilog=f"example: timm-stitch {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print JSON lines for a program")
+        if model:
+            sub.add_argument("model", nargs="+", help=_MODEL)
+            sub.add_argument("--device", default="cpu", help="where it runs (default: cpu)")
+        if data:
+            sub.add_argument("--data-dir", help="a folder of class folders, or the reader's root")
+            sub.add_argument("--dataset", help="a timm reader: torch/…, hfds/…, wds/…, tfds/…")
+            sub.add_argument("--split", default="validation", help="default: validation")
+            sub.add_argument("--batch-size", type=int, default=64)
+            sub.add_argument("--workers", type=int, default=0)
+        return sub
+
+    verb("list", _list, "the registered networks", "list")
+    sub = verb("plan", _plan, "what stitches there are, and what each costs; needs no weights",
+               "plan deit_tiny_patch16_224 deit_small_patch16_224", model=True)  # fmt: skip
+    sub.add_argument("--meet", action="store_true", help="of two models: where they can meet")
+    sub = verb("init", _init, "initialise stitching layers by least squares and save the network",
+               "init deit_tiny_patch16_224 deit_small_patch16_224 --data-dir images --split train --output net",
+               model=True, data=True)  # fmt: skip
+    sub.add_argument("--images", type=int, default=100)
+    sub.add_argument("--method", choices=METHODS, default="joint")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--output", required=True, help="folder")
+    sub = verb("train", _train, "train by a recipe; any of its fields as --name value", "train recipe.yaml --epochs 15")
+    sub.add_argument("recipe", help="a YAML file: model, model_args, init_images, and the fields of TrainConfig")
+    sub.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
+    sub = verb("eval", _eval, "accuracy of every stitch", "eval net --data-dir images --output results.jsonl",
+               model=True, data=True)  # fmt: skip
+    sub.add_argument("--stitch-ids", type=int, nargs="+")
+    sub.add_argument("--output", help="JSON lines file")
+    sub = verb("plot", _plot, "draw accuracy against macs", "plot results.jsonl --output curve.png")
+    sub.add_argument("results")
+    sub.add_argument("--output", default="curve.png")
+    sub.add_argument("--title", default="")
+    sub.add_argument("--beside", nargs="*", default=[], help="more results to draw beside")
+    sub = verb("select", _select, "the best stitch within budgets", "select net --results results.jsonl --macs 3e9", model=True)
+    sub.add_argument("--results", help="JSON lines of eval; default what the network's own table knows")
+    for name in ("macs", "params", "latency-ms", "memory-mb"):
+        sub.add_argument(f"--{name}", type=float)
+    sub = verb("frontier", _frontier, "the rows that no other beats at its cost", "frontier results.jsonl")
+    sub.add_argument("results")
+    sub = verb("extract", _extract, "one stitch's weights to a safetensors file", "extract net --stitch-id 24 --output 24.safetensors", model=True)  # fmt: skip
+    sub.add_argument("--stitch-id", type=int, required=True)
+    sub.add_argument("--output", required=True)
+    sub = verb("convert", _convert, "one of the authors' checkpoints to a folder in our layout", "convert snnet_deit.pth snnet_deit_tsb --output net")  # fmt: skip
+    sub.add_argument("checkpoint")
+    sub.add_argument("name")
+    sub.add_argument("--output", required=True)
+    return parser
