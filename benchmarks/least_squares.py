@@ -52,7 +52,9 @@ def main():
         return one(options.one)
     rows = []
     for count in options.images:
-        out = subprocess.run([sys.executable, __file__, "--one", str(count)], capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [sys.executable, __file__, "--one", str(count)], capture_output=True, text=True, check=True
+        )
         print(out.stdout.strip(), flush=True)
         rows.append(json.loads(out.stdout))
     first, last = rows[0], rows[-1]

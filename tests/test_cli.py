@@ -55,7 +55,9 @@ def test_the_way_from_init_to_extract(folder, capsys):
     images = ("--data-dir", folder / "images")
     assert run("init", folder / "net", *images, "--split", "train", "--images", 20, "--output", folder / "init") == 0
     recipe = folder / "recipe.yaml"
-    recipe.write_text(f"model: local-dir:{folder / 'init'}\ninit_images: 20\nbatch_size: 10\nworkers: 0\nwarmup_epochs: 0\n")
+    recipe.write_text(
+        f"model: local-dir:{folder / 'init'}\ninit_images: 20\nbatch_size: 10\nworkers: 0\nwarmup_epochs: 0\n"
+    )
     out = ("--output", folder / "trained")
     assert run("train", recipe, *images[:0], "--data-dir", folder / "images", "--epochs", 1, "--lr", "1e-3", *out) == 0
     rows = folder / "rows.jsonl"

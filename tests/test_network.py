@@ -185,13 +185,17 @@ def test_images_that_do_not_fit_are_refused(model, shape):
 
 def test_anchors_that_cannot_meet_are_refused():
     a = timm.create_model("deit_tiny_patch16_224", device="meta")
-    with pytest.raises(ValueError, match=r"cannot stitch 'deit_tiny_patch16_224' to 'vit_small_patch32_224': 197 tokens leave block"):
+    with pytest.raises(
+        ValueError, match=r"cannot stitch 'deit_tiny_patch16_224' to 'vit_small_patch32_224': 197 tokens leave block"
+    ):
         timm_stitch.stitch([a, timm.create_model("vit_small_patch32_224", device="meta")])
     with pytest.raises(ValueError, match="whose num_classes differ"):
         timm_stitch.stitch([a, timm.create_model("deit_small_patch16_224", num_classes=10, device="meta")])
     with pytest.raises(ValueError, match="same module was given as two anchors"):
         timm_stitch.stitch([a, a])
-    with pytest.raises(TypeError, match=r"an anchor must be a timm model, got str 'deit_tiny_patch16_224'.*create_model"):
+    with pytest.raises(
+        TypeError, match=r"an anchor must be a timm model, got str 'deit_tiny_patch16_224'.*create_model"
+    ):
         timm_stitch.stitch(["deit_tiny_patch16_224", "deit_small_patch16_224"])
 
 

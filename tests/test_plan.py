@@ -26,7 +26,18 @@ DEIT = [vit("ti", 192), vit("s", 384), vit("b", 768)]
 # SN-Net, DeiT-Ti/S/B: 3 anchors and what each window adds for two neighbours.
 @pytest.mark.parametrize(
     ("kernel_size", "stride", "count"),
-    [(2, 1, 71), (1, 1, 27), (2, 2, 51), (3, 1, 111), (3, 2, 91), (3, 3, 75), (4, 1, 147), (4, 2, 131), (4, 3, 111), (4, 4, 99)],
+    [
+        (2, 1, 71),
+        (1, 1, 27),
+        (2, 2, 51),
+        (3, 1, 111),
+        (3, 2, 91),
+        (3, 3, 75),
+        (4, 1, 147),
+        (4, 2, 131),
+        (4, 3, 111),
+        (4, 4, 99),
+    ],
 )
 def test_windows_have_the_published_counts(kernel_size, stride, count):
     assert len(enumerate_stitches(DEIT, kernel_size=kernel_size, stride=stride)) == count
@@ -102,7 +113,9 @@ def test_ids_are_ids_not_positions():
 
 
 def test_layers_above_three_and_kernel_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"kernel_size=13 does not fit anchors of depth 12: expected 1 <= kernel_size <= 12"):
+    with pytest.raises(
+        ValueError, match=r"kernel_size=13 does not fit anchors of depth 12: expected 1 <= kernel_size <= 12"
+    ):
         enumerate_stitches(DEIT, kernel_size=13)
     with pytest.raises(ValueError, match="stride=3 does not fit kernel_size=2"):
         enumerate_stitches(DEIT, stride=3)
@@ -121,7 +134,10 @@ def test_layers_above_three_and_kernel_sizes_are_refused():
         (Stitch(0, (Segment(7, 0, 12),)), "uses anchor 7: the plan has anchors 0 to 2"),
         (Stitch(0, (Segment(0, 1, 12),)), "must begin at a front's first block"),
         (Stitch(0, (Segment(0, 0, 4), Segment(1, 4, 12))), "2 segments and 0 stitching layers"),
-        (Stitch(0, (Segment(0, 0, 4), Segment(1, 4, 12)), (11,)), "joins anchors 0 and 1 with layer 11, which joins 1 and 2"),
+        (
+            Stitch(0, (Segment(0, 0, 4), Segment(1, 4, 12)), (11,)),
+            "joins anchors 0 and 1 with layer 11, which joins 1 and 2",
+        ),
         (Stitch(0, (Segment(0, 0, 4), Segment(1, 4, 12)), (99,)), "uses stitching layer 99: the plan has 22"),
     ],
 )

@@ -121,7 +121,9 @@ def test_images_from_a_folder(tmp_path):
             for n in range(2):
                 Image.new("RGB", (40, 40), (label * 20, n, 0)).save(folder / f"{n}.png")
     model = timm.create_model("snnet", anchors=anchor_specs())
-    config = timm_stitch.TrainConfig(epochs=1, batch_size=10, data_dir=str(tmp_path), workers=0, output=str(tmp_path / "out"))
+    config = timm_stitch.TrainConfig(
+        epochs=1, batch_size=10, data_dir=str(tmp_path), workers=0, output=str(tmp_path / "out")
+    )
     log = timm_stitch.train(model, config, progress=False)
     assert log["steps"] == 2
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_stitches == 35
@@ -159,10 +161,15 @@ def test_training_refuses_what_cannot_be_trained(model):
     with pytest.raises(ValueError, match="batch_size=1024 is more than the 64 images"):
         timm_stitch.train(model, timm_stitch.TrainConfig(), train_data=squares())
     with pytest.raises(ValueError, match="needs a teacher"):
-        timm_stitch.train(model, timm_stitch.TrainConfig(distillation="hard", batch_size=8, **QUIET), train_data=squares())
+        timm_stitch.train(
+            model, timm_stitch.TrainConfig(distillation="hard", batch_size=8, **QUIET), train_data=squares()
+        )
     with pytest.raises(FloatingPointError, match="the loss is no longer finite"):
         timm_stitch.train(
-            model, timm_stitch.TrainConfig(lr=1e30, batch_size=8, epochs=2, **QUIET), train_data=squares(), progress=False
+            model,
+            timm_stitch.TrainConfig(lr=1e30, batch_size=8, epochs=2, **QUIET),
+            train_data=squares(),
+            progress=False,
         )
 
 
@@ -231,7 +238,9 @@ def test_select(trained):
 
 
 def test_the_frontier():
-    rows = [{"stitch_id": i, "macs": m, "top1": a} for i, (m, a) in enumerate([(1, 50), (2, 60), (3, 55), (4, 60), (5, 70)])]
+    rows = [
+        {"stitch_id": i, "macs": m, "top1": a} for i, (m, a) in enumerate([(1, 50), (2, 60), (3, 55), (4, 60), (5, 70)])
+    ]
     assert [row["stitch_id"] for row in timm_stitch.pareto_frontier(rows)] == [0, 1, 4]
     assert best_within(rows, {"macs": 4})["stitch_id"] == 1
     assert frontier_area(rows[:1], 1, 100) == pytest.approx(50)

@@ -106,9 +106,13 @@ def test_head_features_and_groups(small):
     groups = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.5).param_groups
     grouped = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
     assert len(grouped) == len(list(model.parameters()))
-    assert grouped[id(model.anchors[0].blocks[2].mlp.fc1.weight)] == grouped[id(model.anchors[2].blocks[2].mlp.fc1.weight)]
+    assert (
+        grouped[id(model.anchors[0].blocks[2].mlp.fc1.weight)] == grouped[id(model.anchors[2].blocks[2].mlp.fc1.weight)]
+    )
     assert grouped[id(model.stitching_layers[0].weight)] == 1.0
-    assert grouped[id(model.anchors[1].patch_embed.proj.weight)] < grouped[id(model.anchors[1].blocks[0].attn.qkv.weight)]
+    assert (
+        grouped[id(model.anchors[1].patch_embed.proj.weight)] < grouped[id(model.anchors[1].blocks[0].attn.qkv.weight)]
+    )
 
 
 def test_set_input_size_and_grad_checkpointing():
@@ -177,7 +181,9 @@ def test_checkpoint_path(small, images, tmp_path):
     model = create(checkpoint_path=str(path))
     assert torch.equal(model(images, stitch_id=9), small(images, stitch_id=9))
     torch.save(authors_layout(small), path)
-    with pytest.raises(ValueError, match=r"layout of the authors' release: convert them with timm_stitch.convert_checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"layout of the authors' release: convert them with timm_stitch.convert_checkpoint"
+    ):
         create(checkpoint_path=str(path))
 
 
@@ -220,7 +226,9 @@ class object_that_runs_code:  # noqa: N801
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     overlay = {"url": "http://127.0.0.1:9/snnet_deit.pth"}
-    with pytest.raises(OSError, match=r"could not fetch 'http://127.0.0.1:9/snnet_deit.pth' .*Without internet.*file='PATH'"):
+    with pytest.raises(
+        OSError, match=r"could not fetch 'http://127.0.0.1:9/snnet_deit.pth' .*Without internet.*file='PATH'"
+    ):
         create(pretrained=True, pretrained_cfg_overlay=overlay)
 
 
@@ -231,7 +239,9 @@ def test_pretrained_anchors_with_untrained_stitches(small, images, tmp_path, cap
     for spec, anchor in zip(anchor_specs(), small.anchors, strict=True):
         files[spec["architecture"]] = str(tmp_path / f"{spec['architecture']}.pth")
         torch.save(anchor.state_dict(), files[spec["architecture"]])
-    specs = [s | {"pretrained_cfg_overlay": {"file": files[s["architecture"]], "num_classes": 10}} for s in anchor_specs()]
+    specs = [
+        s | {"pretrained_cfg_overlay": {"file": files[s["architecture"]], "num_classes": 10}} for s in anchor_specs()
+    ]
     with caplog.at_level(logging.WARNING, "timm_stitch"):
         model = timm.create_model("snnet", anchors=specs, pretrained=True).eval()
     assert "stitching layers are untrained" in caplog.text
@@ -263,8 +273,13 @@ def test_scripts_run_with_the_models_registered(tmp_path):
     import sys
 
     script = tmp_path / "validate.py"
-    script.write_text("import sys, timm; print(sys.argv[1:], timm.create_model('snnet_deit', device='meta').num_stitches)")
+    script.write_text(
+        "import sys, timm; print(sys.argv[1:], timm.create_model('snnet_deit', device='meta').num_stitches)"
+    )
     out = subprocess.run(
-        [sys.executable, "-m", "timm_stitch.run", str(script), "--model", "x"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "timm_stitch.run", str(script), "--model", "x"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert out.stdout.strip() == "['--model', 'x'] 71"

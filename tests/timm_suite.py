@@ -13,7 +13,7 @@ from pathlib import Path
 import timm
 
 WORK = Path(__file__).parent / ".timm-suite"
-PLUGIN = '''
+PLUGIN = """
 import fnmatch, timm, timm.models, timm_stitch
 timm_stitch.SNNet.touch_unused = True
 PATTERNS, SKIP = {patterns!r}, {skip!r}
@@ -40,7 +40,7 @@ timm.list_pretrained = lambda filter="", exclude_filters="": list_models(
 def pytest_collection_modifyitems(config, items):
     name = lambda item: getattr(item, "callspec", None) and item.callspec.params.get("model_name")
     items[:] = [i for i in items if isinstance(name(i), str) and name(i).split(".")[0] in OURS]
-'''
+"""
 
 
 def main():

@@ -60,7 +60,9 @@ def _load(options: argparse.Namespace, pretrained: bool = True, **kwargs: Any) -
         name = f"local-dir:{names[0]}" if Path(names[0]).is_dir() else names[0]
         if ":" not in name and not timm.is_model(name.split(".")[0]):
             known = ", ".join(timm.list_models("snnet*"))
-            raise ValueError(f"there is no folder and no model {name!r}: expected a folder, hf-hub:USER/NAME or {known}.")
+            raise ValueError(
+                f"there is no folder and no model {name!r}: expected a folder, hf-hub:USER/NAME or {known}."
+            )
         model = timm.create_model(name, pretrained=pretrained, **kwargs)
     if not isinstance(model, SNNet):
         raise ValueError(f"{names[0]!r} is one network, not a stitchable one: name several to stitch them.")
@@ -154,7 +156,9 @@ def _train(options: argparse.Namespace) -> None:
         torch.manual_seed(config.seed)
         _initialise(model, loader, images)
     log = train(model, config)
-    print(json.dumps(log) if options.json else f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}")
+    print(
+        json.dumps(log) if options.json else f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}"
+    )
 
 
 def _overrides(rest: Sequence[str]) -> dict[str, Any]:
@@ -202,7 +206,9 @@ def _frontier(options: argparse.Namespace) -> None:
 def _extract(options: argparse.Namespace) -> None:
     small = _load(options).extract(options.stitch_id)
     save_file(small.state_dict(), options.output)
-    print(f"{options.output}: {sum(p.numel() for p in small.parameters()):,} parameters of {small.plan.stitches[0].name}")
+    print(
+        f"{options.output}: {sum(p.numel() for p in small.parameters()):,} parameters of {small.plan.stitches[0].name}"
+    )
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -257,7 +263,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", default="curve.png")
     sub.add_argument("--title", default="")
     sub.add_argument("--beside", nargs="*", default=[], help="more results to draw beside")
-    sub = verb("select", _select, "the best stitch within budgets", "select net --results results.jsonl --macs 3e9", model=True)
+    sub = verb(
+        "select", _select, "the best stitch within budgets", "select net --results results.jsonl --macs 3e9", model=True
+    )
     sub.add_argument("--results", help="JSON lines of eval; default what the network's own table knows")
     for name in ("macs", "params", "latency-ms", "memory-mb"):
         sub.add_argument(f"--{name}", type=float)

@@ -194,7 +194,9 @@ class TransformerView(View):
         return self.anchor.forward_head(h, pre_logits=pre_logits)
 
     def as_map(self, h: Tensor, image_size: tuple[int, int]) -> Tensor:
-        height, width = (-(-side // self.reductions[0]) if self._pads else side // self.reductions[0] for side in image_size)
+        height, width = (
+            -(-side // self.reductions[0]) if self._pads else side // self.reductions[0] for side in image_size
+        )
         h = h[:, self.prefix_tokens :]
         return h.reshape(h.shape[0], height, width, h.shape[-1]).permute(0, 3, 1, 2).contiguous()
 
