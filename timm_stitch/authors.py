@@ -21,6 +21,7 @@ from torch import Tensor
 from .plan import StitchPlan
 
 _LAYER = re.compile(r"^stitch_layers\.(?:(\d+)\.)?(\d+)\.(\d+)\.transform\.(.+)$")
+_GAMMA = re.compile(r"\.gamma_(\d)$")  # DeiT-III's layer scale
 _LEVIT_BLOCK = re.compile(r"^blocks\.(\d+)\.(?:(m)\.)?(.+)$")
 
 
@@ -45,12 +46,14 @@ def rename(state_dict: Mapping[str, Tensor], plan: StitchPlan) -> dict[str, Tens
     renamed: dict[str, Tensor] = {}
     for number in range(len(plan.anchors)):
         prefix = f"anchors.{number}."
-        own = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        renamed.update({prefix + k: v for k, v in (_levit(own) if "blocks.0.m.qkv.c.weight" in own else own).items()})
+        own = {_GAMMA.sub(r".ls\1.gamma", k[len(prefix) :]): v for k, v in state_dict.items() if k.startswith(prefix)}
+        own = _levit(own) if "blocks.0.m.qkv.c.weight" in own else own
+        renamed.update({prefix + k: v for k, v in own.items()})
     for key, value in state_dict.items():
         match = _LAYER.match(key)
         if match is None:
-            renamed.setdefault(key, value) if not key.startswith("anchors.") else None
+            if not key.startswith("anchors."):
+                renamed[key] = value
             continue
         stage, pair, n = int(match[1] or 0), int(match[2]), int(match[3])
         group = numbers[stage][pair] if stage < len(numbers) and pair < len(numbers[stage]) else []
