@@ -107,6 +107,3 @@ class _Touch(torch.autograd.Function):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return grad, *(torch.zeros_like(p) for p in ctx.saved_tensors)
-
-
-torch.fx.wrap("touch")
