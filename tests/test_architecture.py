@@ -13,7 +13,7 @@ LEVELS = [
     STANDARD_ONLY,
     {"compat", "views", "layers", "counting", "network", "stitching"},
     {"least_squares", "data", "evaluation", "plotting", "choosing", "saving", "training"},
-    {"sharing", "checkpoints", "snnet", "run", "cli", "__main__", "__init__"},
+    {"sharing", "authors", "checkpoints", "snnet", "run", "cli", "__main__", "__init__"},
 ]
 
 

@@ -1,8 +1,6 @@
 """Weights on their way in: the authors' layout to ours, and foreign weights refused in one line.
 
-The authors' checkpoints (github.com/ziplab/SN-Net) name tensors `anchors.I.…` as timm does, and
-`stitch_layers.PAIR.N.transform.weight`, counted within each pair of anchors. Ours number the stitching
-layers through: `stitching_layers.N.weight`. Nothing is read that needs more than `weights_only`.
+How the authors name things is in `authors`. Nothing is read that needs more than `weights_only`.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import argparse
 import inspect
 import os
 import pickle
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,10 +21,8 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
+from .authors import is_authors, rename
 from .network import SNNet
-from .plan import StitchPlan
-
-_AUTHORS_LAYER = re.compile(r"^stitch_layers\.(\d+)\.(\d+)\.transform\.(.+)$")
 
 
 def convert_checkpoint(
@@ -53,10 +48,15 @@ def convert_checkpoint(
     model = timm.create_model(name, device="meta")
     if not isinstance(model, SNNet):
         raise ValueError(f"{name!r} is no stitchable network: expected one of {timm.list_models('snnet*')}.")
-    model_args = {"stitched_norm": False}
-    state_dict = from_authors(unwrap(raw), model.plan, stitched_norm=False)
+    weights = unwrap(raw)
+    if not is_authors(weights):
+        raise ValueError(
+            f"these weights are not in the authors' layout (no 'stitch_layers.…' among {list(weights)[:3]} …): "
+            "give a file of github.com/ziplab/SN-Net; weights in our layout need no conversion."
+        )
+    state_dict = from_authors(weights, model)
     check_keys(state_dict, model.state_dict(), f"the authors' {name}")
-    return state_dict, model_args
+    return state_dict, {"stitched_norm": bool(state_dict["stitched_norm"])}
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -100,27 +100,22 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return clean_state_dict({k: v for k, v in weights.items() if isinstance(v, Tensor)})  # type: ignore[no-any-return]
 
 
-def is_authors(state_dict: Mapping[str, Any]) -> bool:
-    """Whether weights are in the authors' layout."""
-    return any(_AUTHORS_LAYER.match(key) for key in state_dict)
+def from_authors(
+    state_dict: Mapping[str, Tensor], model: SNNet, stitched_norm: bool | None = None
+) -> dict[str, Tensor]:
+    """The authors' layout to ours; tensors that need no change are passed on, not copied.
 
-
-def from_authors(state_dict: Mapping[str, Tensor], plan: StitchPlan, stitched_norm: bool) -> dict[str, Tensor]:
-    """The authors' names to ours; tensors are passed on, not copied."""
-    pairs: dict[tuple[int, int], list[int]] = {}
-    for number, spec in enumerate(plan.layers):
-        pairs.setdefault((spec.front, spec.back), []).append(number)
-    numbers = list(pairs.values())
-    renamed: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        match = _AUTHORS_LAYER.match(key)
-        if match:
-            pair, n = int(match[1]), int(match[2])
-            if pair < len(numbers) and n < len(numbers[pair]):
-                key = f"stitching_layers.{numbers[pair][n]}.{match[3]}"
-        renamed[key] = value
-    renamed["stitched_norm"] = torch.tensor(stitched_norm)
-    return renamed
+    Args:
+        state_dict: in the authors' layout.
+        model: the network that it belongs to; it may be on the meta device.
+        stitched_norm: whether stitched paths are to run the final norm; by default as the weights
+            were trained: only DeiT's without it.
+    """
+    if stitched_norm is None:
+        stitched_norm = model.published is None or model.published.stitched_norm
+    weights = _by_family(rename(state_dict, model.plan), model)
+    weights["stitched_norm"] = torch.tensor(stitched_norm)
+    return weights
 
 
 def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
@@ -153,18 +148,15 @@ def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | Non
     Args:
         state_dict: as read.
         model: the network that is being loaded.
-        stitched_norm: what the caller asked for, or None. The authors' DeiT weights were trained
-            without it on stitched paths.
+        stitched_norm: what the caller asked for, or None: what the weights were trained with.
     """
     weights = unwrap(state_dict)
     if is_authors(weights):
-        weights = from_authors(weights, model.plan, bool(stitched_norm))
-    elif stitched_norm is not None and "stitched_norm" in weights:
-        weights["stitched_norm"] = torch.tensor(stitched_norm)
-    for number, anchor in enumerate(model.anchors):
-        prefix = f"anchors.{number}."
-        own = {k[len(prefix) :]: weights.pop(k) for k in list(weights) if k.startswith(prefix)}
-        weights.update({prefix + k: v for k, v in _family_filter(own, anchor).items()})
+        weights = from_authors(weights, model, stitched_norm)
+    else:
+        weights = _by_family(weights, model)
+        if stitched_norm is not None and "stitched_norm" in weights:
+            weights["stitched_norm"] = torch.tensor(stitched_norm)
     # Classifiers and first convolutions may differ: timm adapts them to num_classes and in_chans.
     loose = {f"{name}.{leaf}" for name in _named(model, "classifier") for leaf in ("weight", "bias")}
     loose |= {f"{name}.weight" for name in _named(model, "first_conv")}
@@ -180,6 +172,16 @@ def _named(model: SNNet, field: str) -> tuple[str, ...]:
         names = (getattr(anchor, "pretrained_cfg", None) or {}).get(field) or ()
         found.extend(f"anchors.{number}.{name}" for name in ((names,) if isinstance(names, str) else names))
     return tuple(found)
+
+
+def _by_family(weights: Mapping[str, Tensor], model: SNNet) -> dict[str, Tensor]:
+    """Let each anchor's own family adapt its part."""
+    adapted = dict(weights)
+    for number, anchor in enumerate(model.anchors):
+        prefix = f"anchors.{number}."
+        own = {k[len(prefix) :]: adapted.pop(k) for k in list(adapted) if k.startswith(prefix)}
+        adapted.update({prefix + k: v for k, v in _family_filter(own, anchor).items()})
+    return adapted
 
 
 def _family_filter(state_dict: dict[str, Tensor], anchor: nn.Module) -> dict[str, Tensor]:

@@ -24,7 +24,9 @@ def select(
 
     Args:
         model: the network.
-        results: rows from `evaluate` (and `profile`); by default what the network's own table knows.
+        results: rows from `evaluate` (and `profile`); by default what the network's own table knows,
+            and of the authors' networks what they published (`published_top1`) if no stitch has been
+            evaluated: a guide that holds for their weights.
         macs: the most multiply-adds for one image.
         params: the most parameters that the stitch may hold.
         latency_ms: the most milliseconds, as measured by `profile`.
@@ -42,7 +44,12 @@ def select(
     given = {name: most for name, most in budgets.items() if most is not None}
     rows = model.stitch_table()
     if results is None:
-        rows = [row for row in rows if row.get(score) is not None]
+        known = [row for row in rows if row.get(score) is not None]
+        if not known and score == "top1":
+            known = [
+                row | {score: row[f"published_{score}"]} for row in rows if row.get(f"published_{score}") is not None
+            ]
+        rows = known
         if not rows:
             raise ValueError(
                 f"no stitch of this network has a known {score}, so none can be called the best: evaluate it, "

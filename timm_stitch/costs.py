@@ -5,11 +5,10 @@ Costs are additive. They are measured once per stem, block, norm, head and stitc
 print the same number as FLOPs.
 
 Two counts are kept apart. The honest count is everything the stitch really runs and holds. The
-published count is that of the authors' result files, for comparing with their tables: for stitched
-DeiT rows its parameters leave out class and position embeddings but include the final norm, and its
-macs leave out the final norm (which the released weights skip).
+published count is that of the authors' result files, for comparing with their tables; what they left out
+or counted besides is in `published.PublishedCount`.
 
-Imports the standard library and `plan` only.
+Imports the standard library, `plan` and `published`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .plan import Stitch
+from .published import PublishedCount
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,22 @@ class Cost:
 
 @dataclass(frozen=True)
 class AnchorCosts:
-    """The parts of one anchor. `embeddings` is the part of the stem's parameters that no layer holds."""
+    """The parts of one anchor.
+
+    Args:
+        stem, blocks, norm, head: what they cost; a downsampling belongs to the block that follows it.
+        embeddings: the part of the stem's parameters that no layer holds.
+        own_prefix: the part that the anchor's own class and register tokens need.
+        transitions: the part of each block's parameters that a downsampling before it holds.
+    """
 
     stem: Cost
     embeddings: int
     blocks: tuple[Cost, ...]
     norm: Cost
     head: Cost
+    own_prefix: int = 0
+    transitions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,13 @@ class PlanCosts:
     Args:
         anchors, layers: by their numbers in the plan.
         stitched_norm: whether stitched paths run the final norm.
+        borrowing: the stitching layers after which the back anchor's own prefix tokens join.
     """
 
     anchors: tuple[AnchorCosts | None, ...]
     layers: tuple[Cost | None, ...]
     stitched_norm: bool = True
+    borrowing: frozenset[int] = frozenset()
 
     def _anchor(self, number: int) -> AnchorCosts:
         costs = self.anchors[number]
@@ -75,19 +86,23 @@ class PlanCosts:
             if layer is None:
                 raise ValueError(f"stitching layer {number} is not part of this network.")
             total += layer if number not in stitch.layers[:i] else Cost(layer.macs)
-        return total
+        lenders = {after.anchor for number, _, after in stitch.joints if number in self.borrowing} - {stitch.front}
+        return total + Cost(0, sum(self._anchor(number).own_prefix for number in lenders))
 
     def cost(self, stitch: Stitch) -> Cost:
         """Everything that the stitch runs, and every parameter that this needs."""
         body = self._body(stitch)
         return body + self._anchor(stitch.back).norm if stitch.is_anchor or self.stitched_norm else body
 
-    def published(self, stitch: Stitch) -> Cost:
+    def published(self, stitch: Stitch, count: PublishedCount) -> Cost:
         """The same in the count of the authors' result files."""
-        body, norm = self._body(stitch), self._anchor(stitch.back).norm
-        if stitch.is_anchor:
-            return body + norm
-        return Cost(body.macs, body.params + norm.params - self._anchor(stitch.front).embeddings)
+        front, back = self._anchor(stitch.front), self._anchor(stitch.back)
+        body, norm = self._body(stitch), back.norm
+        macs = body.macs + (norm.macs if stitch.is_anchor or count.stitched_norm else 0)
+        params = body.params + norm.params
+        if not stitch.is_anchor:
+            params -= front.embeddings + sum(front.transitions[: stitch.segments[0].stop])
+        return Cost(macs, params)
 
     def step(self, step: tuple[str, int, int]) -> int:
         """The macs of one of `Stitch.steps`."""

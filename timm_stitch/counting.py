@@ -2,7 +2,9 @@
 
 The parts run on a twin of the network on the meta device under PyTorch's own flop counter, so that it
 takes neither memory for weights nor arithmetic. The counter is told what fvcore counts besides matrix
-products and convolutions (normalisation), so that our figures line up with the papers' tables.
+products and convolutions (normalisation, adaptive pooling), so that our figures line up with the papers' tables. The
+product inside a low-rank stitching layer is left out: it is of weights alone, the same for any number of
+images, and gone once merged.
 
 Imports torch.
 """
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .costs import AnchorCosts, Cost, PlanCosts
@@ -43,6 +46,19 @@ _NORMS = {
 }
 
 
+class _Pooling(TorchFunctionMode):
+    """Counts what `adaptive_avg_pool2d` pools: fvcore counts it, and no other pooling, as one a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.adaptive_avg_pool2d:
+            self.values += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
 def meta_twin(model: nn.Module) -> nn.Module:
     """A copy of a module with every tensor on the meta device; the original is not touched."""
     memo: dict[int, Any] = {}
@@ -54,10 +70,10 @@ def meta_twin(model: nn.Module) -> nn.Module:
 
 
 def _macs(function: Callable[[], Any]) -> tuple[int, Any]:
-    counter = FlopCounterMode(display=False, custom_mapping=_NORMS)
-    with counter:
+    counter, pooling = FlopCounterMode(display=False, custom_mapping=_NORMS), _Pooling()
+    with counter, pooling:
         result = function()
-    return counter.get_total_flops() // 2, result
+    return counter.get_total_flops() // 2 + pooling.values, result
 
 
 def _params(tensors: Iterable[Tensor]) -> int:
@@ -74,7 +90,7 @@ def measure(model: SNNet) -> PlanCosts:
     Returns:
         macs and parameters by part; what the network does not hold (after `extract`) is None.
     """
-    twin = meta_twin(model).eval()
+    twin = meta_twin(model).eval().merge_low_rank()  # type: ignore[operator]
     for module in twin.modules():
         if hasattr(module, "fused_attn"):  # a fused kernel would hide attention's products from the counter
             module.fused_attn = False
@@ -93,17 +109,21 @@ def measure(model: SNNet) -> PlanCosts:
         stem = [p for n, p in own.items() if _under(n, names["stem"])]
         embeddings = [p for n, p in own.items() if _under(n, names["embeddings"])]
         norm = [p for n, p in own.items() if _under(n, names["norm"])]
-        in_blocks = {view.block_name(i) for i in range(view.depth)}
-        head = [p for n, p in own.items() if not _under(n, (*names["stem"], *names["norm"], *in_blocks))]
+        in_blocks = {name for i in range(view.depth) for name in view.block_names(i)}
+        own_prefix = [p for n, p in own.items() if _under(n, view.prefix_names())]
+        apart = (*names["stem"], *names["norm"], *in_blocks)
+        head = [p for n, p in own.items() if not _under(n, apart)]
         has_stem = ("stem", number, 0) in steps
         stem_macs = _macs(lambda v=view: v.stem(image))[0] if has_stem else 0
-        blocks = []
+        blocks, transitions = [], []
         for i in range(view.depth):
             if ("block", number, i) in steps:
                 macs, _ = _macs(lambda v=view, b=i, a=number: v.run(activations[a, b], b, b + 1, image))
-                blocks.append(Cost(macs, _params(view.block(i).parameters())))
+                blocks.append(Cost(macs, _params(p for module in view.modules(i) for p in module.parameters())))
             else:
                 blocks.append(Cost())
+            downsampling = view.transition(i)
+            transitions.append(_params(downsampling.parameters()) if downsampling is not None else 0)
         norm_macs = head_macs = 0
         if any(kind == "head" and anchor == number for kind, anchor, _ in steps):
             last = activations[number, view.depth]
@@ -117,11 +137,13 @@ def measure(model: SNNet) -> PlanCosts:
                 tuple(blocks),
                 Cost(norm_macs, _params(norm)),
                 Cost(head_macs, _params(head)),
+                _params(own_prefix),
+                tuple(transitions),
             )
         )
 
     layers: list[Cost | None] = []
-    for number, layer in enumerate(twin.stitching_layers):
+    for number, layer in enumerate(model.stitching_layers):
         if layer is None:
             layers.append(None)
             continue
@@ -130,7 +152,8 @@ def measure(model: SNNet) -> PlanCosts:
             lambda n=number, s=spec, f=stop, b=start: twin.cross(n, activations[s.front, f], s.front, s.back, image)
         )
         layers.append(Cost(macs, _params(layer.parameters())))
-    return PlanCosts(tuple(anchors), tuple(layers), model.norms_stitched)
+    borrowing = frozenset(n for n, layer in enumerate(model.stitching_layers) if layer is not None and model.borrows(n))
+    return PlanCosts(tuple(anchors), tuple(layers), model.norms_stitched, borrowing)
 
 
 def _activations(twin: SNNet, image: Tensor) -> dict[tuple[int, int], Tensor]:

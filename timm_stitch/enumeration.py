@@ -1,6 +1,6 @@
-"""How stitches are enumerated: fast-to-slow, slow-to-fast, windows, nearest and all routes.
+"""How stitches are enumerated: fast-to-slow, slow-to-fast, two-way, windows, nearest and all routes.
 
-Read beside Figure 3 of SN-Net (arXiv:2302.06586). A joint `(j, k)` means: the front runs its blocks
+Read beside Figure 3 of SN-Net (arXiv:2302.06586) and of SN-Netv2 (arXiv:2307.00154). A joint `(j, k)` means: the front runs its blocks
 0 … j, the back its blocks k … last. Joints that lie in one sliding window share one stitching layer.
 
 Imports the standard library and `plan` only.
@@ -13,7 +13,7 @@ from itertools import combinations, pairwise
 
 from .plan import Anchor, Segment, Stitch, LayerSpec, StitchPlan, stitch_name
 
-DIRECTIONS = ("fast_to_slow", "slow_to_fast")
+DIRECTIONS = ("fast_to_slow", "slow_to_fast", "two_way")
 
 Joint = tuple[int, int]
 
@@ -24,27 +24,36 @@ def enumerate_stitches(
     nearest: bool = True,
     kernel_size: int = 2,
     stride: int = 1,
+    rank: int = 0,
 ) -> StitchPlan:
-    """Make the plan of SN-Net: every anchor alone, then every stitch between neighbours.
+    """Make the plan of SN-Net or SN-Netv2: every anchor alone, then every stitch between neighbours.
 
     Args:
         anchors: from the fastest to the slowest, two or more.
         direction: `"fast_to_slow"` puts the faster anchor in front (the paper's choice),
-            `"slow_to_fast"` the slower.
+            `"slow_to_fast"` the slower. `"two_way"` is SN-Netv2: two anchors meet at equal shares of
+            their depth, in either direction, and a stitch may also come back to its first anchor.
         nearest: join only neighbours in size (the paper's choice). False also joins the others, and
             makes the routes through three and more anchors.
         kernel_size, stride: of the sliding window over blocks of anchors of equal depth; the paper
             uses 2 and 1. Where depths differ, each block of the deeper anchor is joined to the
-            nearest block of the other, and these have no effect.
+            nearest block of the other, and these have no effect; nor do they on `"two_way"`.
+        rank: of the stitching layers' low-rank updates (SN-Netv2 uses 64); 0 for plain layers.
 
     Returns:
         Ids ascend from 0: the anchors first, then pair by pair in the order of the authors' tables.
+        In `"two_way"` one id a pair stays unused, as in theirs (13): a stitch after the faster anchor's
+        last block would only swap the head.
 
     Raises:
         ValueError: if there is nothing to join, or the window does not fit.
     """
     anchors = tuple(anchors)
-    _check_arguments(anchors, direction, kernel_size, stride)
+    _check_arguments(anchors, direction, kernel_size, stride, rank)
+    if direction == "two_way":
+        return _two_way(
+            anchors, list(pairwise(range(len(anchors))) if nearest else combinations(range(len(anchors)), 2)), rank
+        )
     order = range(len(anchors)) if direction == "fast_to_slow" else range(len(anchors) - 1, -1, -1)
     routes: list[tuple[int, ...]]
     if nearest:
@@ -55,13 +64,9 @@ def enumerate_stitches(
     layers: list[LayerSpec] = []
     joints: dict[tuple[int, int], list[tuple[Joint, int]]] = {}
     for front, back in sorted({pair for route in routes for pair in pairwise(route)}, key=lambda p: (min(p), max(p))):
-        joints[front, back] = _join(anchors, front, back, kernel_size, stride, layers)
+        joints[front, back] = _join(anchors, front, back, kernel_size, stride, layers, rank)
         if not joints[front, back]:
-            raise ValueError(
-                f"{anchors[front].name!r} and {anchors[back].name!r} meet nowhere: their blocks give 1/"
-                f"{sorted(set(anchors[front].reductions))} and 1/{sorted(set(anchors[back].reductions))} of the image. "
-                "Use anchors with equal patch or stage sizes."
-            )
+            raise _meet_nowhere(anchors[front], anchors[back])
 
     stitches = [(Segment(i, 0, anchor.depth),) for i, anchor in enumerate(anchors)]
     used: list[tuple[int, ...]] = [()] * len(anchors)
@@ -79,7 +84,7 @@ def enumerate_stitches(
     )
 
 
-def _check_arguments(anchors: tuple[Anchor, ...], direction: str, kernel_size: int, stride: int) -> None:
+def _check_arguments(anchors: tuple[Anchor, ...], direction: str, kernel_size: int, stride: int, rank: int) -> None:
     if len(anchors) < 2:
         raise ValueError(f"stitching needs two or more anchors, got {len(anchors)}.")
     if direction not in DIRECTIONS:
@@ -95,6 +100,19 @@ def _check_arguments(anchors: tuple[Anchor, ...], direction: str, kernel_size: i
             f"stride={stride} does not fit kernel_size={kernel_size}: expected 1 <= stride <= kernel_size, "
             "so that no block is skipped. SN-Net uses kernel_size=2, stride=1."
         )
+    narrowest = min(min(anchor.widths) for anchor in anchors)
+    if not 0 <= rank <= narrowest:
+        raise ValueError(
+            f"rank={rank} does not fit anchors of {narrowest} channels: expected 0 (plain layers) to {narrowest}. "
+            "SN-Netv2 uses rank=64."
+        )
+
+
+def _meet_nowhere(front: Anchor, back: Anchor) -> ValueError:
+    return ValueError(
+        f"{front.name!r} and {back.name!r} meet nowhere: their blocks give 1/{sorted(set(front.reductions))} and "
+        f"1/{sorted(set(back.reductions))} of the image. Use anchors with equal patch or stage sizes."
+    )
 
 
 def windows(depth: int, kernel_size: int, stride: int) -> Iterator[list[Joint]]:
@@ -127,7 +145,13 @@ def nearest_blocks(front_depth: int, back_depth: int) -> Iterator[list[Joint]]:
 
 
 def _join(
-    anchors: tuple[Anchor, ...], front: int, back: int, kernel_size: int, stride: int, layers: list[LayerSpec]
+    anchors: tuple[Anchor, ...],
+    front: int,
+    back: int,
+    kernel_size: int,
+    stride: int,
+    layers: list[LayerSpec],
+    rank: int,
 ) -> list[tuple[Joint, int]]:
     """All joints of a front and a back, level by level, with the number of each one's layer.
 
@@ -151,7 +175,7 @@ def _join(
                 widths = a.widths[j + 1], b.widths[k]
                 if widths not in shared:
                     shared[widths] = len(layers)
-                    layers.append(LayerSpec(front, back, *widths))
+                    layers.append(LayerSpec(front, back, *widths, rank))
                 found.append(((j, k), shared[widths]))
     return found
 
@@ -172,3 +196,57 @@ def _routes(
                     yield (Segment(anchor, start, j + 1), *segments), (layer, *numbers)
 
     return walk(0, 0)
+
+
+def shared_boundaries(a: Anchor, b: Anchor) -> list[tuple[int, int]]:
+    """Boundaries at equal shares of the depth of each level, from the first to the last.
+
+    A boundary of the shallower anchor after n blocks meets that of the deeper one after the same share
+    of its blocks (rounded down): after 1, 2, 3 … of 12 and after 2, 4, 6 … of 24.
+    """
+    found = []
+    b_levels = b.levels()
+    for reduction, a_blocks in a.levels().items():
+        b_blocks = b_levels.get(reduction, range(0))
+        shallow = min(len(a_blocks), len(b_blocks))
+        for n in range(1, shallow + 1):
+            found.append((a_blocks.start + n * len(a_blocks) // shallow, b_blocks.start + n * len(b_blocks) // shallow))
+    return found
+
+
+def _two_way(anchors: tuple[Anchor, ...], pairs: Sequence[tuple[int, int]], rank: int) -> StitchPlan:
+    """SN-Netv2's plan: out of and into each anchor of a pair, once each way, or there and back.
+
+    Order for a faster `a` and a slower `b`: the anchors, a→b, one unused id, b→a, b→a→b, a→b→a.
+    """
+    layers: list[LayerSpec] = []
+    stitches = [Stitch(i, (Segment(i, 0, a.depth),), (), a.name) for i, a in enumerate(anchors)]
+    next_id = len(anchors)
+    for a, b in pairs:
+        first, second = anchors[a], anchors[b]
+        meeting = shared_boundaries(first, second)
+        meeting = [(p, q) for p, q in meeting if p < first.depth and q < second.depth]
+        if not meeting:
+            raise _meet_nowhere(first, second)
+        layer: dict[tuple[int, int], int] = {}
+        for front, back in ((a, b), (b, a)):
+            for n, at in enumerate(meeting):
+                p, q = at if front == a else at[::-1]
+                layer[front, n] = len(layers)
+                layers.append(LayerSpec(front, back, anchors[front].widths[p], anchors[back].widths[q], rank))
+        once = [[(front, n)] for front in (a, b) for n in range(len(meeting))]
+        twice = [[(f, n), (a + b - f, m)] for f in (b, a) for n, m in combinations(range(len(meeting)), 2)]
+        for crossings in once + twice:
+            if crossings == [(b, 0)]:
+                next_id += 1  # the unused id: after the last block of `a`
+            segments, start = [], 0
+            for front, n in crossings:
+                leave, enter = meeting[n] if front == a else meeting[n][::-1]
+                segments.append(Segment(front, start, leave))
+                start = enter
+            end = a + b - crossings[-1][0]
+            segments.append(Segment(end, start, anchors[end].depth))
+            numbers = tuple(layer[crossing] for crossing in crossings)
+            stitches.append(Stitch(next_id, tuple(segments), numbers, stitch_name(anchors, tuple(segments))))
+            next_id += 1
+    return StitchPlan(anchors, tuple(layers), tuple(stitches))

@@ -9,7 +9,7 @@ Imports torch, timm (through `compat` and `views`) and the layers below.
 
 import copy as copying
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from .compat import feature_take_indices, update_model_args, update_model_input_size
 from .costs import PlanCosts
 from .counting import measure
-from .layers import StitchingLayer, touch
+from .layers import LowRankStitchingLayer, make_layer, touch
 from .plan import Stitch, StitchPlan
 from .prefixes import schedule
-from .views import View, view
+from .published import PublishedCount
+from .views import View, anchor_name, view
+
+torch.fx.wrap("touch")  # a call of its own in traced graphs, not what is inside it
 
 StitchIds = int | Sequence[int] | Tensor
 
@@ -38,7 +41,7 @@ class SNNet(nn.Module):
         stitch_id: the stitch of every call that names none; by default the largest anchor alone.
         touch_unused: in training, give every parameter that a call did not use a zero gradient, for
             trainers that insist on one.
-        published: which authors' count `stitch_table` adds (`"snnet_deit_tsb"`), or None.
+        published: how the authors counted, for their columns of `stitch_table`; None for none.
 
     Raises:
         TypeError: if an anchor is not a model that can be opened.
@@ -47,6 +50,7 @@ class SNNet(nn.Module):
 
     touch_unused = False
     grad_checkpointing = False
+    _by_level: bool | None = None  # whether features are one a level; None: as the current path suggests
 
     def __init__(
         self,
@@ -55,7 +59,7 @@ class SNNet(nn.Module):
         stitched_norm: bool = True,
         stitch_id: int | None = None,
         touch_unused: bool | None = None,
-        published: str | None = None,
+        published: PublishedCount | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -64,7 +68,7 @@ class SNNet(nn.Module):
         like = next(anchors[0].parameters())
         self.anchors = nn.ModuleList(anchors)
         self.stitching_layers = nn.ModuleList(
-            StitchingLayer(spec.in_width, spec.out_width, device=like.device, dtype=like.dtype) for spec in plan.layers
+            make_layer(spec, device=like.device, dtype=like.dtype) for spec in plan.layers
         )
         self.register_buffer("stitched_norm", torch.tensor(bool(stitched_norm), device=like.device))
         self.norms_stitched = bool(stitched_norm)
@@ -171,8 +175,8 @@ class SNNet(nn.Module):
         """
         ids = self.stitch_ids if stitch_ids is None else stitch_ids
         stitches = [self._stitch(i) for i in dict.fromkeys(ids)]
-        if stitches:
-            self._check_images(x, stitches[0])
+        for stitch in stitches:
+            self._check_images(x, stitch)
         kept: dict[int, Tensor] = {}
         for turn in schedule(stitches):
             steps = turn.stitch.steps
@@ -213,18 +217,36 @@ class SNNet(nn.Module):
         return out.index_select(0, torch.argsort(order))
 
     def cross(self, number: int, h: Tensor, front: int, back: int, image: Tensor) -> Tensor:
-        """Carry an activation of anchor `front` into anchor `back` through a stitching layer."""
-        return self.stitching_layers[number](h)  # type: ignore[no-any-return]
+        """Carry an activation of anchor `front` into anchor `back` through a stitching layer.
 
-    def aligned(self, leaving: Tensor, entering: Tensor, front: int, back: int) -> tuple[Tensor, Tensor]:
+        Anchors of one layout meet in that layout, others as maps. Prefix tokens (class, registers) that
+        both have are carried along; those that only the back has are its own.
+        """
+        layer, a, b = self.stitching_layers[number], self.views[front], self.views[back]
+        if (a.layout, a.prefix_tokens) == (b.layout, b.prefix_tokens):
+            return layer(h, True) if a.layout == "NCHW" else layer(h)  # type: ignore[no-any-return]
+        spatial = layer(a.as_map(h, (image.shape[-2], image.shape[-1])), True)
+        carried = min(a.prefix_tokens, b.prefix_tokens)
+        prefix = a.prefix(h) if carried else None
+        return b.from_map(spatial, layer(prefix[:, :carried]) if prefix is not None else None)
+
+    def aligned(self, leaving: Tensor, entering: Tensor, front: int, back: int, image: Tensor) -> tuple[Tensor, Tensor]:
         """What leaves one anchor and enters another, position by position: (n, d_front) and (n, d_back)."""
-        return leaving.flatten(0, -2), entering.flatten(0, -2)
+        carried = min(self.views[front].prefix_tokens, self.views[back].prefix_tokens)
+        size = (image.shape[-2], image.shape[-1])
+        return _rows(self.views[front], leaving, carried, size), _rows(self.views[back], entering, carried, size)
+
+    def borrows(self, number: int) -> bool:
+        """Whether what crosses a stitching layer is joined by prefix tokens of the back anchor's own."""
+        spec = self.plan.layers[number]
+        return self.views[spec.front].prefix_tokens < self.views[spec.back].prefix_tokens
 
     def _final_norm(self, h: Tensor, stitch: Stitch) -> Tensor:
         return self.views[stitch.back].norm(h) if stitch.is_anchor or self.norms_stitched else h
 
     def _check_images(self, x: Tensor, stitch: Stitch) -> None:
-        size = self.views[stitch.front].image_size
+        sizes = [size for s in stitch.segments if (size := self.views[s.anchor].image_size)]
+        size = sizes[0] if sizes else None
         if x.ndim != 4 or x.shape[1] != self.in_chans or (size is not None and tuple(x.shape[-2:]) != size):
             wanted = f"{size[0]}, {size[1]}" if size else "H, W"
             advice = " Resize the images, or call model.set_input_size((H, W))." if size else ""
@@ -261,7 +283,9 @@ class SNNet(nn.Module):
             blocks = {b for s in plan for a, b in _blocks(s) if a == number}
             ends = [s for s in plan if s.back == number]
             runs_norm = norm and any(s.is_anchor or self.norms_stitched for s in ends)
-            part = whole.part(any(s.front == number for s in plan), blocks, runs_norm, head and bool(ends))
+            own_prefix = any(self.borrows(n) for s in plan for n, _, after in s.joints if after.anchor == number)
+            stem = any(s.front == number for s in plan)
+            part = whole.part(stem, blocks, runs_norm, head and bool(ends), own_prefix)
             twin.views.append(part)
             anchors.append(part.anchor if blocks else None)
         used = {number for s in plan for number in s.layers}
@@ -270,6 +294,20 @@ class SNNet(nn.Module):
         twin.stitch_id = plan.stitches[0].stitch_id
         twin.known = {k: v for k, v in self.known.items() if k in plan}
         return copying.deepcopy(twin) if copy else twin
+
+    def merge_low_rank(self) -> "SNNet":
+        """Replace every low-rank stitching layer by a plain one that computes the same.
+
+        Frees the low-rank tensors and saves one small product a call; training then goes on with the
+        whole matrix. Saved merged weights fit a merged network. Returns the network itself.
+        """
+        for number, layer in enumerate(self.stitching_layers):
+            if isinstance(layer, LowRankStitchingLayer):
+                self.stitching_layers[number] = layer.merge()
+        self.plan = replace(self.plan, layers=tuple(replace(spec, rank=0) for spec in self.plan.layers))
+        recorded = {"plan": self.plan.to_dict()} if "plan" in getattr(self, "_model_args", {}) else {"rank": 0}
+        update_model_args(self, **recorded)
+        return self
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` gets: the current stitch alone, as a graph of the anchors' own modules."""
@@ -282,9 +320,10 @@ class SNNet(nn.Module):
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the images that the network takes, or expects by default."""
-        front = self.views[self.plan.stitches[0].front]
-        cfg = getattr(self, "pretrained_cfg", None) or getattr(front.anchor, "pretrained_cfg", None) or {}
-        return front.image_size or tuple(cfg.get("input_size", (3, 224, 224))[-2:])
+        used = [self.views[segment.anchor] for stitch in self.plan for segment in stitch.segments]
+        sizes = [part.image_size for part in dict.fromkeys(used) if part.image_size]
+        cfg = getattr(self, "pretrained_cfg", None) or getattr(used[0].anchor, "pretrained_cfg", None) or {}
+        return sizes[0] if sizes else tuple(cfg.get("input_size", (3, 224, 224))[-2:])
 
     def costs(self) -> PlanCosts:
         """What every part costs at the present image size; measured when first asked for, then kept."""
@@ -301,7 +340,8 @@ class SNNet(nn.Module):
         Returns:
             Dicts with `stitch_id`, `name`, `macs` (multiply-adds for one image), `params` (all it
             holds), for the authors' networks `published_macs` and `published_params` in the count of
-            their tables, and whatever was measured or published: `top1`, `top5`, `latency_ms`, ….
+            their tables (None where they give no parameters), and whatever was measured or published:
+            `published_top1`, `top1`, `top5`, `latency_ms`, ….
         """
         costs = self.costs()
         rows = []
@@ -310,8 +350,9 @@ class SNNet(nn.Module):
             row: dict[str, Any] = {"stitch_id": stitch.stitch_id, "name": stitch.name}
             row.update(macs=cost.macs, params=cost.params)
             if self.published:
-                theirs = costs.published(stitch)
-                row.update(published_macs=theirs.macs, published_params=theirs.params)
+                theirs = costs.published(stitch, self.published)
+                row.update(published_macs=theirs.macs)
+                row.update(published_params=theirs.params if self.published.params else None)
             rows.append(row | self.known.get(stitch.stitch_id, {}))
         return rows
 
@@ -320,12 +361,14 @@ class SNNet(nn.Module):
     @property
     def num_features(self) -> int:
         """Channels that enter the head of the current stitch."""
-        return self._current[1].anchor.num_features  # type: ignore[return-value]
+        part = self._current[1]
+        return part.anchor.num_features if part.has_head else part.widths[-1]  # type: ignore[return-value]
 
     @property
     def head_hidden_size(self) -> int:
         """Channels of the current stitch's pre-logits."""
-        return self._current[1].anchor.head_hidden_size  # type: ignore[return-value]
+        part = self._current[1]
+        return part.anchor.head_hidden_size if part.has_head else part.widths[-1]  # type: ignore[return-value]
 
     @property
     def embed_dim(self) -> int:
@@ -340,18 +383,35 @@ class SNNet(nn.Module):
     @property
     def global_pool(self) -> str | None:
         """How the current stitch pools."""
-        return getattr(self._current[1].anchor, "global_pool", None)
+        pool = getattr(self._current[1].anchor, "global_pool", None)
+        return getattr(pool, "pool_type", None) if isinstance(pool, nn.Module) else pool  # type: ignore[return-value]
+
+    @property
+    def output_fmt(self) -> str:
+        """The layout of what `forward_features` gives for the current stitch: `"NLC"`, `"NHWC"`, `"NCHW"`."""
+        return self._current[1].layout
+
+    def _taps(self, stitch: Stitch) -> list[int]:
+        """Which blocks of a stitch, counted along its path, give features.
+
+        Every block where all have one resolution, else the last block of each resolution.
+        """
+        reductions = [self.views[anchor].reductions[block + 1] for anchor, block in _blocks(stitch)]
+        by_level = len(set(reductions)) > 1 if self._by_level is None else self._by_level
+        last = len(reductions) - 1
+        return [n for n, r in enumerate(reductions) if not by_level or n == last or reductions[n + 1] != r]
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """One entry a block of the current stitch: its module, channels and reduction."""
+        """One entry a block of the current stitch, or one a resolution: module, channels and reduction."""
+        path = _blocks(self._current[0])
         return [
             {
                 "module": f"anchors.{anchor}.{self.views[anchor].block_name(block)}",
                 "num_chs": self.views[anchor].widths[block + 1],
                 "reduction": self.views[anchor].reductions[block + 1],
             }
-            for anchor, block in _blocks(self._current[0])
+            for anchor, block in (path[n] for n in self._taps(self._current[0]))
         ]
 
     def forward_intermediates(
@@ -370,7 +430,8 @@ class SNNet(nn.Module):
         Args:
             x: images, shape (B, C, H, W).
             indices: entries of `feature_info`: the last n if an int, all if None.
-            norm: apply the final norm of the block's own anchor to each.
+            norm: apply the final norm of the block's own anchor to each that has the resolution and
+                the channels of that anchor's last block.
             stop_early: run no further than the last one asked for.
             output_fmt: `"NCHW"` maps, or `"NLC"` tokens.
             intermediates_only: return the list alone, without what `forward_features` gives.
@@ -380,8 +441,9 @@ class SNNet(nn.Module):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r} is unknown: expected 'NCHW' or 'NLC'.")
         stitch = self._stitch(stitch_id)
-        path = _blocks(stitch)
-        take, last = feature_take_indices(len(path), indices)
+        taps = self._taps(stitch)
+        wanted, last = feature_take_indices(len(taps), indices)
+        take, last = {taps[i] for i in wanted}, taps[last]
         size = (x.shape[-2], x.shape[-1])
         found: list[Any] = []
         h = self.views[stitch.front].stem(x)
@@ -393,7 +455,7 @@ class SNNet(nn.Module):
             for block in range(segment.start, segment.stop):
                 h = part.run(h, block, block + 1, x, self.grad_checkpointing)
                 if n in take:
-                    tap = part.norm(h) if norm else h
+                    tap = part.norm(h) if norm and part.like_last(block) else h
                     spatial = part.as_map(tap, size)
                     spatial = spatial.flatten(2).transpose(1, 2) if output_fmt == "NLC" else spatial
                     prefix = part.prefix(tap)
@@ -412,8 +474,9 @@ class SNNet(nn.Module):
             The indices, all non-negative.
         """
         stitch = self._current[0]
-        take, last = feature_take_indices(len(_blocks(stitch)), indices)
-        segments, left = [], last + 1
+        taps = self._taps(stitch)
+        take, last = feature_take_indices(len(taps), indices)
+        segments, left = [], taps[last] + 1
         for segment in stitch.segments:
             if left:
                 segments.append(replace(segment, stop=min(segment.stop, segment.start + left)))
@@ -427,6 +490,7 @@ class SNNet(nn.Module):
         part = self._part(
             StitchPlan(tuple(anchors), self.plan.layers, (short,)), norm=not prune_norm, head=not prune_head
         )
+        part._by_level = len(taps) < len(_blocks(stitch))
         part.views[end.anchor].cut_off(end.stop)
         self.__dict__.update(part.__dict__)
         if prune_head:
@@ -449,8 +513,18 @@ class SNNet(nn.Module):
                 part.anchor.reset_classifier(num_classes, global_pool)
         self.num_classes = num_classes
 
-    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: Any = None) -> None:
-        """Set the size of the images, resampling position embeddings; patch_size as timm's models take it."""
+    @property
+    def set_input_size(self) -> Callable[..., None]:
+        """`set_input_size(img_size)`: set the size of the images, resampling position embeddings.
+
+        Like timm's models, a network has this only if its anchors take other sizes: LeViT does not.
+        """
+        for part in self.views:
+            if part.image_size and not hasattr(part.anchor, "set_input_size"):
+                raise AttributeError(f"{anchor_name(part.anchor)!r} is made for images of {part.image_size}.")
+        return self._set_input_size
+
+    def _set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: Any = None) -> None:
         if patch_size is not None:
             raise ValueError("the patch size of stitched anchors cannot be changed: it is part of the plan.")
         size = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -465,7 +539,11 @@ class SNNet(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """The parameters that the anchors themselves exempt from weight decay."""
-        return {f"anchors.{i}.{name}" for i, a in self._present() for name in a.no_weight_decay()}
+        found = set()
+        for i, anchor in self._present():
+            exempt = getattr(anchor, "no_weight_decay", set)
+            found.update(f"anchors.{i}.{name}" for name in exempt())
+        return found
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for layer-wise decay: blocks of equal index together, stitching layers with the heads."""
@@ -491,7 +569,8 @@ class SNNet(nn.Module):
         for part in self.views:
             for index in range(part.depth):
                 if part.holds(index):
-                    part.block(index).compile(*args, **kwargs)
+                    for module in part.modules(index):
+                        module.compile(*args, **kwargs)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if any(key.startswith(prefix + "stitch_layers.") for key in state_dict):
@@ -521,6 +600,15 @@ def _parameters(model: nn.Module) -> list[Tensor]:
         owner, _, leaf = name.rpartition(".")
         found.append(getattr(model.get_submodule(owner), leaf))
     return found
+
+
+def _rows(part: View, h: Tensor, prefixes: int, size: tuple[int, int]) -> Tensor:
+    """An activation as (n, C): for each image its first prefix tokens, then the map row by row."""
+    rows = part.as_map(h, size).flatten(2).transpose(1, 2)
+    prefix = part.prefix(h)
+    if prefix is not None:
+        rows = torch.cat([prefix[:, :prefixes], rows], dim=1)
+    return rows.flatten(0, 1)
 
 
 def _blocks(stitch: Stitch) -> list[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """The `snnet_*` models of timm's registry. (timm lists them under this file's name: module="snnet".)
 
-Weights of the authors: Apache-2.0, github.com/ziplab/SN-Net. Paper: arXiv:2302.06586.
+Weights of the authors: Apache-2.0, github.com/ziplab/SN-Net and github.com/ziplab/SN-Netv2. Papers:
+arXiv:2302.06586, arXiv:2307.00154.
 Imports everything below; importing it registers the models.
 """
 
@@ -26,6 +27,7 @@ from .checkpoints import adapt, corrupt
 from .compat import resolve_pretrained_cfg
 from .network import SNNet
 from .plan import StitchPlan
+from .published import NETWORKS, PublishedCount, published_rows
 from .stitching import stitch
 
 _logger = logging.getLogger(__name__)
@@ -33,21 +35,30 @@ _logger = logging.getLogger(__name__)
 AnchorSpec = str | Mapping[str, Any]
 
 
-def _cfg(
-    url: str = "", anchors: int = 3, conv: str = "patch_embed.proj", head: str = "head", **kwargs: Any
-) -> dict[str, Any]:
+def _names(anchors: Sequence[str], field: str) -> tuple[str, ...]:
+    """What timm's configuration of each anchor names as its `"classifier"` or `"first_conv"`."""
+    found: list[str] = []
+    for i, anchor in enumerate(anchors):
+        value = getattr(timm.get_pretrained_cfg(anchor), field)
+        found.extend(f"anchors.{i}.{name}" for name in ((value,) if isinstance(value, str) else value))
+    return tuple(found)
+
+
+def _cfg(anchors: Sequence[str], **kwargs: Any) -> dict[str, Any]:
+    """The configuration of a published network: its largest anchor's, and what `kwargs` says."""
+    largest = timm.get_pretrained_cfg(anchors[-1])
     return {
-        "url": url,
+        "url": "",
         "num_classes": 1000,
         "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.875,
+        "pool_size": largest.pool_size,
+        "crop_pct": largest.crop_pct,
         "interpolation": "bicubic",
-        "fixed_input_size": True,
+        "fixed_input_size": any(timm.get_pretrained_cfg(anchor).fixed_input_size for anchor in anchors),
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": tuple(f"anchors.{i}.{conv}" for i in range(anchors)),
-        "classifier": tuple(f"anchors.{i}.{head}" for i in range(anchors)),
+        "first_conv": _names(anchors, "first_conv"),
+        "classifier": _names(anchors, "classifier"),
         "paper_ids": "arXiv:2302.06586",
         "paper_name": "Stitchable Neural Networks",
         "origin_url": "https://github.com/ziplab/SN-Net",
@@ -56,25 +67,64 @@ def _cfg(
     }
 
 
-_DEIT = {
-    "snnet_in1k": _cfg(url="https://github.com/ziplab/SN-Net/releases/download/v1.0/snnet_deit.pth"),
-    "anchors_in1k": _cfg(crop_pct=0.9),
+def _v1(file: str, **kwargs: Any) -> dict[str, Any]:
+    return {"url": f"https://github.com/ziplab/SN-Net/releases/download/{file}", **kwargs}
+
+
+def _v2(repo: str) -> dict[str, Any]:
+    # NOTE: the name of the one .pth file in each repository was not seen; this is the repository's own.
+    return {"hf_hub_id": f"ziplab/{repo}", "hf_hub_filename": f"{repo}.pth", **_V2_PAPER}
+
+
+_V2_PAPER = {
+    "crop_pct": 1.0,
+    "paper_ids": "arXiv:2307.00154",
+    "paper_name": "Stitched ViTs are Flexible Vision Backbones",
+    "origin_url": "https://github.com/ziplab/SN-Netv2",
 }
+
+# Where the authors' weights are, and with which settings they evaluated them; for ResNet and LeViT with timm's.
+AUTHORS_TAG = "snnet_in1k"
+_WEIGHTS = {
+    "snnet_deit_tsb": _v1("v1.0/snnet_deit.pth", crop_pct=0.875),
+    "snnet_swin_tsb": _v1("v1.0/snnet_swin.pth", crop_pct=0.875),
+    "snnet_resnet_18_50": _v1("v1.1/resnet_18_50.pth"),
+    "snnet_resnet18_swin_t": _v1("v1.1/resnet18_swin_ti.pth"),
+    "snnet_levit_192_256": _v1("v1.2/levit_192_256_release.pth"),
+    "snnetv2_deit3_sb": _v2("snnetv2_deit3_s_b_imagenet_1k"),
+    "snnetv2_deit3_sl": _v2("snnetv2_deit3_s_l_imagenet_1k"),
+    "snnetv2_deit3_bl": _v2("snnetv2_deit3_b_l_imagenet_1k"),
+}
+_ALIASES = {"snnet_deit": "snnet_deit_tsb", "snnet_swin": "snnet_swin_tsb"}
+
+
+def _published_cfgs() -> dict[str, dict[str, Any]]:
+    """Two tags for each name: the authors' weights, and those of the anchors."""
+    cfgs = {}
+    for name, weights in [*_WEIGHTS.items(), *((alias, _WEIGHTS[name]) for alias, name in _ALIASES.items())]:
+        anchors = NETWORKS[_ALIASES.get(name, name)].anchors
+        cfgs[f"{name}.{AUTHORS_TAG}"] = _cfg(anchors, **weights)
+        own_anchors = {k: v for k, v in weights.items() if k.startswith(("paper", "origin"))}
+        cfgs[f"{name}.anchors_in1k"] = _cfg(anchors, **own_anchors)
+    return cfgs
+
 
 default_cfgs = generate_default_cfgs(
     {
-        **{f"{name}.{tag}": cfg for name in ("snnet_deit_tsb", "snnet_deit") for tag, cfg in _DEIT.items()},
-        "snnet.untagged": _cfg(first_conv=None, classifier=None, fixed_input_size=False, license=None),
+        **_published_cfgs(),
+        "snnet.untagged": {
+            **_cfg(("deit_tiny_patch16_224",), pool_size=None, crop_pct=0.875),
+            "first_conv": None, "classifier": None, "fixed_input_size": False, "license": None,
+        },
     }
-)
+)  # fmt: skip
 
 
 def create_snnet(
     variant: str,
     pretrained: bool,
     anchors: Sequence[AnchorSpec],
-    authors_tag: str | None = None,
-    published: str | None = None,
+    published: PublishedCount | None = None,
     plan_args: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -85,8 +135,7 @@ def create_snnet(
         pretrained: load the weights of the tag; for a tag without weights of its own, those of each
             anchor, with random stitching layers.
         anchors: names that timm knows, or dicts of such a name as `"architecture"` and its arguments.
-        authors_tag: the tag whose weights run stitched paths without the final norm.
-        published: the authors' count for `stitch_table`, or None.
+        published: how the authors counted, for a network of theirs, or None.
         plan_args: arguments of `stitch`.
         **kwargs: of `create_model`; what is not known here goes to every anchor.
     """
@@ -95,8 +144,9 @@ def create_snnet(
     cfg = resolve_pretrained_cfg(variant, cfg_arg, overlay)
     own_weights = bool(cfg.has_weights or cfg.state_dict or cfg.source)
     asked = kwargs.get("stitched_norm")
-    if pretrained and own_weights and asked is None and authors_tag and cfg.tag == authors_tag:
-        kwargs["stitched_norm"] = False
+    theirs = bool(pretrained and own_weights and published and cfg.tag == AUTHORS_TAG)
+    if theirs and asked is None and published is not None:
+        kwargs["stitched_norm"] = published.stitched_norm
     model = _loading(
         cfg,
         build_model_with_cfg,
@@ -109,6 +159,9 @@ def create_snnet(
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **kwargs,
     )
+    if published is not None and isinstance(model, SNNet):
+        as_released = theirs and asked is None and not (cfg.file or cfg.state_dict or cfg.source)
+        _attach(model, _ALIASES.get(variant, variant), as_released)
     if pretrained and not own_weights:
         _logger.warning(
             "%s: the anchors have their own pretrained weights, the stitching layers are untrained: initialise them "
@@ -117,12 +170,21 @@ def create_snnet(
     return model
 
 
+def _attach(model: SNNet, name: str, as_released: bool) -> None:
+    """Note what the authors published of each stitch, and as its accuracy if these are their weights."""
+    for row in published_rows(name):
+        top1 = row.get("top1")
+        if top1 is not None and row["stitch_id"] in model.plan:
+            model.known[row["stitch_id"]] = {"published_top1": top1, **({"top1": top1} if as_released else {})}
+
+
 def _assemble(
     anchors: Sequence[AnchorSpec],
     pretrained_anchors: bool,
     plan_args: Mapping[str, Any],
-    published: str | None,
+    published: PublishedCount | None,
     *,
+    rank: int | None = None,
     stitched_norm: bool = True,
     stitch_id: int | None = None,
     touch_unused: bool | None = None,
@@ -135,18 +197,30 @@ def _assemble(
         raise ValueError(
             f"drop_path_rate has {len(rates)} values for {len(anchors)} anchors: give one number, or one per anchor."
         )
+    resizable = [_fixed_size(spec) for spec in anchors]
     models = []
     for spec, rate in zip(anchors, rates, strict=True):
         own = {"architecture": spec} if isinstance(spec, str) else dict(spec)
         name = own.pop("architecture", None)
         if not isinstance(name, str):
             raise ValueError(f"anchor {spec!r} names no timm model: give a name, or a dict with 'architecture'.")
-        models.append(_anchor(name, pretrained_anchors, {**own, **kwargs, "drop_path_rate": rate}))
+        given = {**own, **kwargs, "drop_path_rate": rate}
+        if any(resizable) and not _fixed_size(spec):
+            given.pop("img_size", None)  # as timm does: only models made for one size take one
+        models.append(_anchor(name, pretrained_anchors, given))
+    if rank is not None:
+        plan_args = {**plan_args, "rank": rank}
     network = stitch(models, stitched_norm=stitched_norm, stitch_id=stitch_id, **plan_args)
     network.published = published
     if touch_unused is not None:
         network.touch_unused = touch_unused
     return network
+
+
+def _fixed_size(spec: AnchorSpec) -> bool:
+    """Whether an anchor is made for one image size, which it then takes as an argument."""
+    name = spec if isinstance(spec, str) else str(spec.get("architecture"))
+    return timm.is_model(name.split(".")[0]) and bool(timm.get_pretrained_cfg(name).fixed_input_size)
 
 
 def _anchor(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -185,19 +259,70 @@ def _while_reading(error: BaseException) -> bool:
     return any(frame.f_code.co_filename in readers for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-_DEIT_ANCHORS = ("deit_tiny_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k", "deit_base_patch16_224.fb_in1k")
+def _published(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """One of the authors' networks, from what `published.NETWORKS` says of it."""
+    network = NETWORKS[_ALIASES.get(variant, variant)]
+    return create_snnet(variant, pretrained, network.anchors, network.count, network.plan_args, **kwargs)
 
 
 @register_model
 def snnet_deit_tsb(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """SN-Net of DeiT-Ti, -S and -B: 71 stitches (SN-Net, table of DeiT)."""
-    return create_snnet("snnet_deit_tsb", pretrained, _DEIT_ANCHORS, "snnet_in1k", "deit", **kwargs)
+    """SN-Net of DeiT-Ti, -S and -B: 71 stitches."""
+    return _published("snnet_deit_tsb", pretrained, **kwargs)
 
 
 @register_model
 def snnet_deit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Another name of `snnet_deit_tsb`."""
-    return create_snnet("snnet_deit", pretrained, _DEIT_ANCHORS, "snnet_in1k", "deit", **kwargs)
+    return _published("snnet_deit", pretrained, **kwargs)
+
+
+@register_model
+def snnet_swin_tsb(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SN-Net of Swin-Ti, -S and -B (ImageNet-22k to 1k): 41 stitches in three stages."""
+    return _published("snnet_swin_tsb", pretrained, **kwargs)
+
+
+@register_model
+def snnet_swin(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Another name of `snnet_swin_tsb`."""
+    return _published("snnet_swin", pretrained, **kwargs)
+
+
+@register_model
+def snnet_resnet_18_50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SN-Net of ResNet-18 and -50: 10 stitches in two stages."""
+    return _published("snnet_resnet_18_50", pretrained, **kwargs)
+
+
+@register_model
+def snnet_resnet18_swin_t(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SN-Net of ResNet-18 in front and Swin-Ti behind: 8 stitches in two stages."""
+    return _published("snnet_resnet18_swin_t", pretrained, **kwargs)
+
+
+@register_model
+def snnet_levit_192_256(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SN-Net of LeViT-192 and -256: 8 stitches in two stages."""
+    return _published("snnet_levit_192_256", pretrained, **kwargs)
+
+
+@register_model
+def snnetv2_deit3_sb(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SN-Netv2 of DeiT-III-S and -B (ImageNet-21k to 1k): 134 stitches, two-way."""
+    return _published("snnetv2_deit3_sb", pretrained, **kwargs)
+
+
+@register_model
+def snnetv2_deit3_sl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SN-Netv2 of DeiT-III-S and -L (ImageNet-21k to 1k): 134 stitches, two-way."""
+    return _published("snnetv2_deit3_sl", pretrained, **kwargs)
+
+
+@register_model
+def snnetv2_deit3_bl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SN-Netv2 of DeiT-III-B and -L (ImageNet-21k to 1k): 134 stitches, two-way."""
+    return _published("snnetv2_deit3_bl", pretrained, **kwargs)
 
 
 @register_model
@@ -208,6 +333,7 @@ def snnet(
     nearest: bool = True,
     kernel_size: int = 2,
     stride: int = 1,
+    rank: int = 0,
     plan: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -216,8 +342,8 @@ def snnet(
     Args:
         pretrained: as in `create_snnet`.
         anchors: timm names, or dicts of `"architecture"` and arguments, fastest first.
-        direction, nearest, kernel_size, stride: as in `stitch`.
-        plan: a plan of one's own (`StitchPlan.to_dict()`) instead of these four.
+        direction, nearest, kernel_size, stride, rank: as in `stitch`.
+        plan: a plan of one's own (`StitchPlan.to_dict()`) instead of these five.
         **kwargs: of `timm.create_model`.
     """
     if isinstance(anchors, str) or len(anchors) < 2:
@@ -233,6 +359,7 @@ def snnet(
         "kernel_size": kernel_size,
         "stride": stride,
     }
+    plan_args["rank"] = rank
     if plan is not None:
         plan_args["plan"] = StitchPlan.from_dict(plan)
     return create_snnet("snnet", pretrained, anchors, plan_args=plan_args, **kwargs)

@@ -6,7 +6,7 @@ Imports the layers below.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from .enumeration import enumerate_stitches
 from .network import SNNet
-from .plan import StitchPlan
+from .plan import Anchor, StitchPlan
 from .views import View, view
 
 
@@ -31,7 +31,8 @@ def stitch(
     kernel_size: int = 2,
     stride: int = 1,
     *,
-    plan: StitchPlan | None = None,
+    rank: int = 0,
+    plan: StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None = None,
     stitched_norm: bool = True,
     stitch_id: int | None = None,
 ) -> SNNet:
@@ -41,8 +42,9 @@ def stitch(
 
     Args:
         models: timm models from the fastest to the slowest; taken as they are, not copied, not changed.
-        direction, nearest, kernel_size, stride: as in `enumerate_stitches`.
-        plan: instead of these four, a plan of one's own for the same models.
+        direction, nearest, kernel_size, stride, rank: as in `enumerate_stitches`.
+        plan: instead of these five, a plan of one's own for the same models, or a function that makes
+            one from their descriptions.
         stitched_norm: run the back anchor's final norm on stitched paths.
         stitch_id: the stitch to begin with; default the largest anchor alone.
 
@@ -58,7 +60,9 @@ def stitch(
     _check_meeting(views)
     _warn_of_preprocessing(models, views)
     if plan is None:
-        plan = enumerate_stitches(_describe(views), direction, nearest, kernel_size, stride)
+        plan = enumerate_stitches(_describe(views), direction, nearest, kernel_size, stride, rank)
+    elif not isinstance(plan, StitchPlan):
+        plan = plan(_describe(views))
     network = SNNet(models, plan, stitched_norm=stitched_norm, stitch_id=stitch_id)
     config = _config(models) | {
         "num_classes": network.num_classes,
@@ -111,7 +115,7 @@ def _config(models: Sequence[nn.Module]) -> dict[str, Any]:
     return config
 
 
-def _describe(views: Sequence[View]) -> list:
+def _describe(views: Sequence[View]) -> list[Anchor]:
     """The anchors, with a number behind names that occur twice."""
     anchors = [part.describe() for part in views]
     names = [anchor.name for anchor in anchors]
@@ -129,10 +133,15 @@ def _check_meeting(views: Sequence[View]) -> None:
     """
     for a, b in pairwise(views):
         leave, enter = a.tokens, b.tokens
-        if leave and enter and leave != enter:
+        if leave and enter and leave - a.prefix_tokens != enter - b.prefix_tokens:
             raise ValueError(
                 f"cannot stitch {a.describe().name!r} to {b.describe().name!r}: {leave} tokens leave block 0, "
                 f"{enter} are expected. Use anchors with equal patch and image size."
+            )
+        if a.image_size and b.image_size and a.image_size != b.image_size:
+            raise ValueError(
+                f"cannot stitch {a.describe().name!r} to {b.describe().name!r}: they take images of {a.image_size} and "
+                f"{b.image_size}. Create both with one img_size."
             )
 
 
