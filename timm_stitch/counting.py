@@ -93,7 +93,7 @@ def measure(model: SNNet) -> PlanCosts:
         stem = [p for n, p in own.items() if _under(n, names["stem"])]
         embeddings = [p for n, p in own.items() if _under(n, names["embeddings"])]
         norm = [p for n, p in own.items() if _under(n, names["norm"])]
-        in_blocks = {view.block_name(i) for i in range(view.depth)}
+        in_blocks = {name for i in range(view.depth) for name in view.block_names(i)}
         head = [p for n, p in own.items() if not _under(n, (*names["stem"], *names["norm"], *in_blocks))]
         has_stem = ("stem", number, 0) in steps
         stem_macs = _macs(lambda v=view: v.stem(image))[0] if has_stem else 0

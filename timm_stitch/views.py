@@ -18,6 +18,7 @@ from collections.abc import Iterable
 
 import torch
 from timm.models import checkpoint
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .plan import Anchor
@@ -110,6 +111,14 @@ class View:
         """
         raise NotImplementedError
 
+    def layout_at(self, boundary: int) -> str:
+        """How the activation at one boundary is laid out, where that is not the same at all of them."""
+        return self.layout
+
+    def block_names(self, index: int) -> tuple[str, ...]:
+        """The names of everything that block `index` uses inside the anchor."""
+        return (self.block_name(index),)
+
     def describe(self, name: str | None = None) -> Anchor:
         """The anchor as the plan sees it."""
         return Anchor(name or anchor_name(self.anchor), self.widths, self.reductions)
@@ -128,7 +137,7 @@ class View:
             own = {*self.anchor._modules, *self.anchor._parameters, *self.anchor._buffers}
             keep.update(own - apart)
         twin = copy.copy(self)
-        twin.anchor = _shallow(self.anchor, keep)
+        twin.anchor = shallow(self.anchor, keep)
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
@@ -166,8 +175,8 @@ class TransformerView(View):
     @staticmethod
     def fits(model: nn.Module) -> bool:
         """Whether a model has the shape that this view needs."""
-        needs = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre", "blocks", "norm", "forward_head", "embed_dim")
-        return all(hasattr(model, name) for name in needs) and hasattr(model.patch_embed, "patch_size")
+        same = getattr(type(model), "forward_features", None) is VisionTransformer.forward_features
+        return same and hasattr(model.patch_embed, "patch_size") and hasattr(model.patch_embed, "dynamic_feat_size")
 
     @property
     def image_size(self) -> tuple[int, int] | None:  # type: ignore[override]
@@ -225,10 +234,9 @@ def view(model: nn.Module) -> View:
         )
     if TransformerView.fits(model):
         return TransformerView(model)
-    raise TypeError(
-        f"{anchor_name(model)!r} ({type(model).__name__}) cannot be an anchor: it was not recognised as a stem, "
-        "blocks and a head. Anchors so far are timm's VisionTransformer models (vit_*, deit_*, deit3_*)."
-    )
+    from .views_graph import GraphView  # which extends this file
+
+    return GraphView(model)
 
 
 def anchor_name(model: nn.Module) -> str:
@@ -237,7 +245,7 @@ def anchor_name(model: nn.Module) -> str:
     return cfg.get("architecture") or type(model).__name__
 
 
-def _shallow(module: nn.Module, keep: set[str]) -> nn.Module:
+def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
     """Copy a module without what is not kept; kept parameters and submodules are the same objects."""
     twin = copy.copy(module)
     twin._parameters = {k: v for k, v in module._parameters.items() if v is None or k in keep}
@@ -248,5 +256,5 @@ def _shallow(module: nn.Module, keep: set[str]) -> nn.Module:
         if child is None or name in keep:
             twin._modules[name] = child
         elif inner:
-            twin._modules[name] = _shallow(child, inner)
+            twin._modules[name] = shallow(child, inner)
     return twin

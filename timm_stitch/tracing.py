@@ -1,0 +1,463 @@
+"""A model's forward pass as a list of steps, recorded once on the meta device.
+
+A twin without storage runs one forward pass under torch.fx while every value keeps an example beside it.
+So sizes stay symbolic where the model computes with them, control flow goes where it goes for images of
+this size, and the shape of each value is known. Blocks and layers are single steps; what is between them
+(the model's own glue) is recorded operation by operation. The steps hold names, no modules: they run on
+the model itself, or on a part of it.
+
+Imports torch and timm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models import get_notrace_modules
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value of an earlier step; 0 is the image."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class ByMode:
+    """An argument that differs between evaluation and training."""
+
+    evaluating: Any
+    training: Any
+
+
+class _OnDevice:
+    """Stands for the device that the image is on."""
+
+
+DEVICE = _OnDevice
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: `kind` is `"module"`, `"attribute"`, `"function"` or `"method"`."""
+
+    kind: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+    @property
+    def inputs(self) -> set[int]:
+        """The values that the step reads."""
+        found: set[int] = set()
+        _map(lambda leaf: found.add(leaf.index) if isinstance(leaf, Ref) else None, (self.args, self.kwargs))
+        return found
+
+    def run(self, model: nn.Module, values: dict[int, Any], device: Any) -> Any:
+        """The step's value, given those that it reads."""
+
+        def fill(leaf: Any) -> Any:
+            if isinstance(leaf, Ref):
+                return values[leaf.index]
+            if isinstance(leaf, ByMode):
+                return leaf.training if model.training else leaf.evaluating
+            return device if leaf is DEVICE else leaf
+
+        args, kwargs = _map(fill, self.args), _map(fill, self.kwargs)
+        if self.kind == "module":
+            return model.get_submodule(self.target)(*args, **kwargs)
+        if self.kind == "attribute":
+            owner, _, name = self.target.rpartition(".")
+            return getattr(model.get_submodule(owner), name)
+        if self.kind == "method":
+            return getattr(args[0], self.target)(*args[1:], **kwargs)
+        return self.target(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A recorded forward pass.
+
+    Args:
+        steps: step number i gives value i; number 0 is the image and no step.
+        output: the value that the model returns.
+        examples: each value for `batch` images of `size`, on the meta device.
+        macs: of each step, for the whole batch.
+        stable: whether nothing changes a value in place after its step.
+        head: the value that enters `forward_head`, if there is one such call and nothing else follows.
+        forced: whether a size was turned into a Python number or decision on the way.
+    """
+
+    steps: tuple[Step | None, ...]
+    output: Any
+    examples: tuple[Any, ...]
+    macs: tuple[int, ...]
+    stable: tuple[bool, ...]
+    head: int | None
+    forced: bool
+    size: tuple[int, int]
+    batch: int = 2
+
+
+def record(
+    model: nn.Module, channels: int, size: tuple[int, int], opens: Callable[[nn.Module], bool], batch: int = 2
+) -> Program:
+    """Record a model's forward pass in evaluation, with the arguments that differ in training marked.
+
+    Args:
+        model: on any device; neither run nor changed.
+        channels, size, batch: of the images.
+        opens: whether a module is recorded operation by operation, or as one step.
+
+    Raises:
+        Exception: whatever the model raises when its glue cannot be recorded.
+    """
+    twin = meta_model(model)
+    closed: set[type] = set()
+    while True:
+        recorder = _Recorder(lambda m: opens(m) and type(m) not in closed)
+        try:
+            program = recorder.record(twin.eval(), channels, size, batch)
+            break
+        except Exception:
+            if recorder.inside is None:
+                raise
+            closed.add(recorder.inside)
+    try:
+        training = _Recorder(lambda m: opens(m) and type(m) not in closed).record(twin.train(), channels, size, batch)
+        return _merge(program, training)
+    except Exception:  # a model that cannot train at this batch or size still evaluates
+        return program
+
+
+def differs(a: Program, b: Program) -> bool:
+    """Whether two recordings of one model, made with other sizes, are different programs."""
+    if len(a.steps) != len(b.steps):
+        return True
+    pairs = zip(a.steps[1:], b.steps[1:], strict=True)
+    return any((s.kind, s.target, str(s.args), str(s.kwargs)) != (t.kind, t.target, str(t.args), str(t.kwargs)) for s, t in pairs)  # type: ignore[union-attr]
+
+
+def _merge(evaluating: Program, training: Program) -> Program:
+    """One program for both modes, as far as they are the same up to constants."""
+    if len(evaluating.steps) != len(training.steps):
+        return evaluating
+    merged: list[Step | None] = [None]
+    for a, b in zip(evaluating.steps[1:], training.steps[1:], strict=True):
+        assert a is not None and b is not None
+        if (a.kind, a.target) != (b.kind, b.target):
+            return evaluating
+        both = _both((a.args, a.kwargs), (b.args, b.kwargs))
+        merged.append(Step(a.kind, a.target, both[0], both[1]))
+    return Program(**{**evaluating.__dict__, "steps": tuple(merged)})
+
+
+def _both(a: Any, b: Any) -> Any:
+    if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
+        return type(a)(_both(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return {k: _both(a[k], b[k]) for k in a}
+    return a if a is b or (type(a) is type(b) and a == b) else ByMode(a, b)
+
+
+def _map(function: Callable[[Any], Any], tree: Any) -> Any:
+    if isinstance(tree, tuple):
+        return tuple([_map(function, x) for x in tree])
+    if isinstance(tree, list):
+        return [_map(function, x) for x in tree]
+    if isinstance(tree, dict):
+        return {k: _map(function, v) for k, v in tree.items()}
+    if isinstance(tree, slice):
+        return slice(_map(function, tree.start), _map(function, tree.stop), _map(function, tree.step))
+    return function(tree)
+
+
+def meta_model(model: nn.Module) -> nn.Module:
+    """A copy without storage: parameters, buffers and other tensors on the meta device."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        loose = [t for v in module.__dict__.values() for t in (v if isinstance(v, (list, tuple)) else (v,))]
+        for tensor in (*module._buffers.values(), *loose):
+            if isinstance(tensor, Tensor):
+                memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        if getattr(module, "grad_checkpointing", False):
+            module.grad_checkpointing = False
+        module._compiled_call_impl = None
+    return twin
+
+
+class _Shadow(fx.Proxy):
+    """A recorded value with its example; where Python needs a number, the example's is given."""
+
+    def __init__(self, node: fx.Node, tracer: _Recorder, example: Any) -> None:
+        super().__init__(node, tracer)
+        self.__dict__["example"] = example
+
+    def __getattr__(self, name: str) -> Any:
+        example = self.__dict__["example"]
+        if name.startswith("__") or (name in ("ndim", "requires_grad", "is_cuda", "is_sparse", "layout")):
+            return getattr(example, name)
+        value = getattr(example, name)
+        if callable(value) and not isinstance(value, Tensor):
+            if name in ("dim", "is_floating_point", "ndimension", "is_contiguous"):
+                return value
+            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def __iter__(self) -> Any:
+        return iter([self[i] for i in range(len(self.example))])
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    def _force(self) -> Any:
+        self.tracer.forced = True
+        return self.example
+
+    def __bool__(self) -> bool:
+        return bool(self._force())
+
+    def __int__(self) -> int:
+        return int(self._force())
+
+    def __float__(self) -> float:
+        return float(self._force())
+
+    def __index__(self) -> int:
+        return self._force().__index__()
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._force()
+
+
+class _Images(nn.Module):
+    """Calls a model with images alone, whatever else its forward would take."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Any) -> Any:
+        return self.model(image)
+
+
+class _Macs(TorchDispatchMode):
+    """Counts multiply-adds of matrix products and convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) // 2
+        return out
+
+
+class _Loose(TorchFunctionMode):
+    """Records calls that make tensors out of no recorded value (`torch.arange(7)`)."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.recorder.busy or any(issubclass(t, fx.Proxy) for t in types):
+            return func(*args, **kwargs)
+        self.recorder.busy = True
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.recorder.busy = False
+        if isinstance(result, Tensor) and getattr(func, "__name__", "") not in ("__get__", "__set__"):
+            return self.recorder.create_proxy("call_function", func, args, kwargs)
+        return result
+
+
+class _Recorder(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(self, opens: Callable[[nn.Module], bool]) -> None:
+        super().__init__()
+        self.opens = opens
+        self.inside: type | None = None
+        self.busy = self.forced = False
+        self.found: dict[fx.Node, tuple[Any, int, int | None]] = {}
+        self.counter = _Macs()
+        self.heads: list[tuple[Any, int]] = []
+
+    def record(self, twin: nn.Module, channels: int, size: tuple[int, int], batch: int) -> Program:
+        self.image = torch.empty(batch, channels, *size, device="meta")
+        self.batch, self.size = batch, size
+        dtypes = [p.dtype for p in twin.parameters() if p.is_floating_point()]
+        self.image = self.image.to(dtypes[0]) if dtypes else self.image
+        root = _Images(twin)
+        self.names = {id(v): f"{name}.{k}" for name, m in root.named_modules() for k, v in m.__dict__.items() if isinstance(v, Tensor)}
+        head = getattr(twin, "forward_head", None)
+        if head is not None:
+
+            def noted(*args: Any, **kwargs: Any) -> Any:
+                self.heads.append((args[0] if len(args) == 1 and not kwargs else None, len(self.graph.nodes)))
+                result = head(*args, **kwargs)
+                self.heads.append((result, -1))
+                return result
+
+            twin.__dict__["forward_head"] = noted
+        try:
+            with torch.no_grad(), self.counter, _Loose(self):
+                graph = self.trace(root)
+        finally:
+            twin.__dict__.pop("forward_head", None)
+        return self._program(graph)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.busy:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        if path != "model" and not self.opens(m):
+            return self.create_proxy("call_module", path, args, kwargs)
+        result = _not_recorded = object()
+        try:
+            result = forward(*args, **kwargs)
+        finally:
+            if result is _not_recorded and self.inside is None and path != "model":
+                self.inside = type(m)
+        return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.busy else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and id(a) in self.names:
+            return self.create_proxy("get_attr", self.names[id(a)], (), {}).node
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not any(a is b for b in self.root.buffers()):
+            raise TypeError("its forward pass makes a tensor that cannot be recorded")
+        if isinstance(a, torch.device):
+            return DEVICE
+        if a is DEVICE or a is torch.strided or isinstance(a, type):
+            return a
+        return super().create_arg(a)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
+        before = self.counter.total
+        self.busy = True
+        try:
+            example = self._example(kind, target, *_map(_example, (args, kwargs)))
+        finally:
+            self.busy = False
+        version = example._version if isinstance(example, Tensor) else None
+        self.found[node] = (example, self.counter.total - before, version)
+        return _Shadow(node, self, example)
+
+    def _example(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "placeholder":
+            return self.image
+        if kind == "get_attr":
+            owner, _, name = target.rpartition(".")
+            return getattr(self.root.get_submodule(owner), name)
+        if kind == "call_module":
+            return self.root.get_submodule(target)(*args, **kwargs)
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> fx.Node:
+        # Arguments stay outside the node: fx would want constants of its own types only.
+        node = self.graph.create_node(kind, target, (), {})
+        node.meta["args"] = (args, kwargs)
+        return node
+
+    def _program(self, graph: fx.Graph) -> Program:
+        kinds = {"call_module": "module", "get_attr": "attribute", "call_function": "function", "call_method": "method"}
+        nodes = [n for n in graph.nodes if n.op != "output"]
+        order = {node: i for i, node in enumerate(nodes)}
+        to_ref = lambda leaf: Ref(order[leaf]) if isinstance(leaf, fx.Node) else leaf  # noqa: E731
+        steps: list[Step | None] = [None]
+        for node in nodes[1:]:
+            args, kwargs = _map(to_ref, node.meta["args"])
+            target = node.target.removeprefix("model.") if node.op in ("call_module", "get_attr") else node.target
+            steps.append(Step(kinds[node.op], target, args, kwargs))
+        last = next(n for n in graph.nodes if n.op == "output")
+        output = _map(to_ref, last.meta["args"][0])[0]
+        examples, macs, versions = zip(*(self.found[n] for n in nodes), strict=True)
+        stable = tuple(v is None or e._version == v for e, v in zip(examples, versions, strict=True))
+        head = None
+        if len(self.heads) == 2 and isinstance(self.heads[0][0], fx.Proxy) and isinstance(self.heads[1][0], fx.Proxy):
+            if output == Ref(order[self.heads[1][0].node]):
+                head = order[self.heads[0][0].node]
+        return Program(tuple(steps), output, examples, macs, stable, head, self.forced, self.size, self.batch)
+
+
+def _example(leaf: Any) -> Any:
+    if isinstance(leaf, _Shadow):
+        return leaf.example
+    return torch.device("meta") if leaf is DEVICE or isinstance(leaf, torch.device) else leaf
+
+
+def plain_layer(module: nn.Module) -> bool:
+    """Whether a module is one of PyTorch's or timm's layers, not part of one architecture."""
+    where = type(module).__module__
+    return where.startswith(("torch.nn", "timm.layers"))
+
+
+def is_stage(module: nn.Module) -> bool:
+    """Whether a module only arranges blocks: a plain container of them, or a module around such a container."""
+    if type(module).forward is nn.Sequential.forward:
+        return True
+    if plain_layer(module) or type(module) in get_notrace_modules():
+        return False
+    rows = [c for c in module.children() if isinstance(c, (nn.Sequential, nn.ModuleList, nn.ModuleDict))]
+    inner = [c for row in rows for c in row.children()]
+    return any(_composite(c) for c in inner) or _repeats([c for c in module.children() if _composite(c)])
+
+
+def is_architecture(module: nn.Module) -> bool:
+    """Whether a module is more than a layer."""
+    return type(module).forward is nn.Sequential.forward or not (
+        plain_layer(module) or type(module) in get_notrace_modules()
+    )
+
+
+def is_made_of_modules(module: nn.Module) -> bool:
+    """Whether a module has modules inside."""
+    return bool(module._modules) and not type(module).__module__.startswith("torch.nn.modules.activation")
+
+
+OPENINGS: Sequence[Callable[[nn.Module], bool]] = (is_stage, is_architecture, is_made_of_modules)
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether a module that is one step counts as a block: several layers, or one of an architecture's own."""
+    weights = sum(1 for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d)))
+    return weights >= (2 if plain_layer(module) else 1)
+
+
+def weighs(module: nn.Module) -> bool:
+    """Whether a module multiplies by a matrix."""
+    return any(isinstance(m, (nn.Linear, nn.Conv2d)) for m in module.modules())
+
+
+def _composite(module: nn.Module) -> bool:
+    return not plain_layer(module) and is_block(module)
+
+
+def _repeats(modules: Sequence[nn.Module]) -> bool:
+    kinds = [type(m) for m in modules]
+    return any(kinds.count(kind) > 2 for kind in kinds)
