@@ -24,9 +24,9 @@ import timm
 import torch
 from timm.models._registry import _model_to_module
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from timm_stitch.enumeration import enumerate_stitches
+from timm_stitch.tracing import Macs
 from timm_stitch.views import View, view
 
 SIZES = (64, 96, 128, 192)
@@ -122,17 +122,29 @@ def gradients_agree(model: nn.Module, part: View, side: tuple[int, int]) -> bool
 
 
 def cuts(part: View, x: torch.Tensor) -> int:
-    """How many boundaries have between 10 % and 90 % of the multiply-adds before them."""
-    counter, before = FlopCounterMode(display=False), []
+    """How many boundaries have between 10 % and 90 % of the multiply-adds before them (at the native size if known)."""
+    if hasattr(part, "_cuts"):
+        return part._cuts.middle
+    counter, before = Macs(), []
     with torch.no_grad(), counter:
         h = part.stem(x)
         for index in range(part.depth + 1):
-            before.append(counter.get_total_flops())
+            before.append(counter.total)
             if index < part.depth:
                 h = part.run(h, index, index + 1, x)
         part.head(part.norm(h))
-    total = counter.get_total_flops() or 1
-    return sum(0.1 <= flops / total <= 0.9 for flops in before)
+    return sum(0.1 <= macs / (counter.total or 1) <= 0.9 for macs in before)
+
+
+def crossed(h: torch.Tensor, a: View, stop: int, b: View, start: int, spec: Any, side: tuple[int, int]) -> torch.Tensor:
+    """A random linear map of channels, with the layout changed where the two differ."""
+    weight = torch.randn(spec.in_width, spec.out_width) * spec.in_width**-0.5
+    layouts = a.layout_at(stop), b.layout_at(start)
+    if layouts[0] == layouts[1]:
+        return (h.movedim(1, -1) @ weight).movedim(-1, 1) if layouts[0] == "NCHW" else h @ weight
+    spatial = a.as_map(h, side, stop).movedim(1, -1) @ weight
+    prefix = a.prefix(h, stop)
+    return b.from_map(spatial.movedim(-1, 1), None if prefix is None else prefix @ weight, start)
 
 
 def pair(name: str, model: nn.Module, part: View, side: tuple[int, int], others: list[str]) -> str:
@@ -145,7 +157,11 @@ def pair(name: str, model: nn.Module, part: View, side: tuple[int, int], others:
                 reason = f"{other} needs {other_side[0]} pixels"
                 continue
             parts = [part, view(second)]
-            plan = enumerate_stitches([parts[0].describe("a"), parts[1].describe("b")])
+            described = [parts[0].describe("a"), parts[1].describe("b")]
+            try:
+                plan = enumerate_stitches(described)
+            except ValueError:  # a window of two does not fit levels of one block
+                plan = enumerate_stitches(described, kernel_size=1)
             joints = sum(not s.is_anchor for s in plan)
             x = torch.randn(1, model.pretrained_cfg["input_size"][0], *side)
             for stitch in plan:
@@ -153,12 +169,7 @@ def pair(name: str, model: nn.Module, part: View, side: tuple[int, int], others:
                 for i, segment in enumerate(stitch.segments):
                     if i:
                         spec, last = plan.layers[stitch.layers[i - 1]], stitch.segments[i - 1]
-                        layouts = parts[last.anchor].layout_at(last.stop), parts[segment.anchor].layout_at(segment.start)
-                        h = h.movedim(1, -1) if layouts[0] == "NCHW" else h
-                        h = h @ torch.randn(spec.in_width, spec.out_width) * spec.in_width**-0.5
-                        if layouts[0] != layouts[1] and "NLC" in layouts:
-                            raise ValueError(f"layouts {layouts[0]} and {layouts[1]}")
-                        h = h.movedim(-1, 1) if layouts[1] == "NCHW" else h
+                        h = crossed(h, parts[last.anchor], last.stop, parts[segment.anchor], segment.start, spec, side)
                     h = parts[segment.anchor].run(h, segment.start, segment.stop, x)
                 out = parts[stitch.back].head(parts[stitch.back].norm(h))
                 if out.shape[0] != 1 or not torch.isfinite(out).all():

@@ -148,7 +148,7 @@ def _record(model: nn.Module, opens: Any) -> tuple[Program, Program]:
     for size in _sizes_to_try(model):
         try:
             program = record(model, _channels(model), size, opens)
-            other = record(model, _channels(model), size, opens, batch=3)
+            other = record(model, _channels(model), size, opens, batch=3, training=False)
         except Exception as error:  # noqa: BLE001
             problem = problem or error
             continue
@@ -193,7 +193,7 @@ def _cut(model: nn.Module, program: Program, other: Program, level: int) -> Cuts
     cuts = Cuts(program, kinds, batches, tuple(positions), tuple(valid[p] for p in positions))
     _describe(cuts, model)
     _merge_downsampling(cuts, units, model)
-    _slice(cuts, end)
+    _slice(cuts, model)
     cuts.image_size = program.size if _insists(model, program) else None
     return cuts
 
@@ -358,7 +358,7 @@ def _merge_downsampling(cuts: Cuts, units: dict[int, nn.Module], model: nn.Modul
         setattr(cuts, name, tuple(values[i] for i in keep))
 
 
-def _slice(cuts: Cuts, end: int) -> None:
+def _slice(cuts: Cuts, model: nn.Module) -> None:
     """Fill in what stem, blocks, norm and head are made of."""
     program = cuts.program
     spans = list(zip(cuts.positions, cuts.positions[1:], cuts.crossing, cuts.crossing[1:], strict=False))
@@ -377,6 +377,7 @@ def _slice(cuts: Cuts, end: int) -> None:
             *spans, (a, _, entry, _) = spans
             spans.append((a, program.head, entry, program.head))
             cuts.positions, cuts.crossing = (*cuts.positions[:-1], program.head), (*cuts.crossing[:-1], program.head)
+            _describe(cuts, model)
         else:
             cuts.norm = norm
     cuts.blocks = tuple(_span(cuts, a, entry, exit) for a, _, entry, exit in spans)

@@ -109,7 +109,12 @@ class Program:
 
 
 def record(
-    model: nn.Module, channels: int, size: tuple[int, int], opens: Callable[[nn.Module], bool], batch: int = 2
+    model: nn.Module,
+    channels: int,
+    size: tuple[int, int],
+    opens: Callable[[nn.Module], bool],
+    batch: int = 2,
+    training: bool = True,
 ) -> Program:
     """Record a model's forward pass in evaluation, with the arguments that differ in training marked.
 
@@ -117,6 +122,7 @@ def record(
         model: on any device; neither run nor changed.
         channels, size, batch: of the images.
         opens: whether a module is recorded operation by operation, or as one step.
+        training: whether to look at training mode, too.
 
     Raises:
         Exception: whatever the model raises when its glue cannot be recorded.
@@ -132,19 +138,22 @@ def record(
             if recorder.inside is None:
                 raise
             closed.add(recorder.inside)
+    if not training:
+        return program
     try:
-        training = _Recorder(lambda m: opens(m) and type(m) not in closed).record(twin.train(), channels, size, batch)
-        return _merge(program, training)
+        recorder = _Recorder(lambda m: opens(m) and type(m) not in closed)
+        return _merge(program, recorder.record(twin.train(), channels, size, batch))
     except Exception:  # a model that cannot train at this batch or size still evaluates
         return program
 
 
 def differs(a: Program, b: Program) -> bool:
     """Whether two recordings of one model, made with other sizes, are different programs."""
-    if len(a.steps) != len(b.steps):
-        return True
-    pairs = zip(a.steps[1:], b.steps[1:], strict=True)
-    return any((s.kind, s.target, str(s.args), str(s.kwargs)) != (t.kind, t.target, str(t.args), str(t.kwargs)) for s, t in pairs)  # type: ignore[union-attr]
+    evaluating = [
+        [(s.kind, s.target, str(_map(lambda x: getattr(x, "evaluating", x), (s.args, s.kwargs)))) for s in p.steps if s]
+        for p in (a, b)
+    ]
+    return evaluating[0] != evaluating[1]
 
 
 def _merge(evaluating: Program, training: Program) -> Program:
@@ -255,7 +264,7 @@ class _Images(nn.Module):
         return self.model(image)
 
 
-class _Macs(TorchDispatchMode):
+class Macs(TorchDispatchMode):
     """Counts multiply-adds of matrix products and convolutions."""
 
     def __init__(self) -> None:
@@ -299,7 +308,7 @@ class _Recorder(fx.Tracer):
         self.inside: type | None = None
         self.busy = self.forced = False
         self.found: dict[fx.Node, tuple[Any, int, int | None]] = {}
-        self.counter = _Macs()
+        self.counter = Macs()
         self.heads: list[tuple[Any, int]] = []
 
     def record(self, twin: nn.Module, channels: int, size: tuple[int, int], batch: int) -> Program:
