@@ -126,7 +126,7 @@ class GraphView(View):
         return grid[0] if self.image_size and layouts == {"NLC"} and len(set(grid)) == 1 else None
 
     def stem(self, x: Tensor) -> Tensor:
-        return self._stem(x, *self._side_inputs(self._stem, x))  # type: ignore[misc,no-any-return]
+        return _call(self._stem, x, *self._side_inputs(self._stem, x))  # type: ignore[arg-type]
 
     def block(self, index: int) -> nn.Module:
         return self._modules_of[index]
@@ -134,7 +134,7 @@ class GraphView(View):
     def run(self, h: Tensor, start: int, stop: int, image: Tensor, checkpointed: bool = False) -> Tensor:
         for index in range(start, stop):
             block, sides = self._modules_of[index], self._side_inputs(self._slices[index], image)
-            h = checkpoint(block, h, *sides) if checkpointed else block(h, *sides)
+            h = checkpoint(block, h, *sides) if checkpointed else _call(block, h, *sides)
         return h
 
     def _side_inputs(self, part: Slice | None, image: Tensor) -> tuple[Any, ...]:
@@ -165,7 +165,7 @@ class GraphView(View):
         return self._sizes[key]
 
     def _norm(self, h: Tensor) -> Tensor:
-        return h if self._norm_slice is None else self._norm_slice(h)
+        return h if self._norm_slice is None else _call(self._norm_slice, h)
 
     def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
         if self._head_slice is None:
@@ -176,7 +176,7 @@ class GraphView(View):
                 f"{anchor_name(self.anchor)!r} has no forward_head: what enters its classifier is not known. "
                 "Use pre_logits=False."
             )
-        return self._head_slice(h)  # type: ignore[no-any-return]
+        return _call(self._head_slice, h)
 
     def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int = 0) -> Tensor:
         layout = self._layouts[boundary]
@@ -251,3 +251,9 @@ class GraphView(View):
                 if module is None:
                     return False
         return True
+
+
+def _call(module: nn.Module, *args: Any) -> Tensor:
+    """Call a module; under torch.fx, which knows only the model's own modules, look into a slice."""
+    inside = isinstance(args[0], fx.Proxy) and isinstance(module, Slice)
+    return module.forward(*args) if inside else module(*args)  # type: ignore[no-any-return]
