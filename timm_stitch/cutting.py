@@ -1,118 +1,24 @@
 """Where a recorded forward pass can be cut into stem, blocks, norm and head.
 
-Imports torch and `tracing`.
+Imports torch and the files that record.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .tracing import DEVICE, OPENINGS, Program, Ref, Step, differs, is_block, record, weighs
-
-# (steps, entry, exit, sides, batches): the arguments of a slice
-SliceOf = tuple[tuple[tuple[int, Step], ...], int, int, tuple[int, ...], tuple[int, ...]]
+from .cuts import Cuts, SliceOf
+from .forms import form, map_layout
+from .openings import OPENINGS, is_block, weighs
+from .program import Program, Ref, Step, differs
+from .tracing import record
 
 _ENOUGH = 3
 _FROM_SHAPE = {"zeros_like", "ones_like", "empty_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
-
-
-@dataclass
-class Cuts:
-    """A recorded forward pass with its boundaries.
-
-    Args:
-        positions: the step after which each boundary lies.
-        crossing: the value that crosses each boundary.
-        layouts, widths, reductions, prefixes, tokens: of that value.
-        fractions: the share of all multiply-adds before each boundary.
-        stem, blocks, norm, head: what slices are made of; None for a norm that is not there, and for a
-            head that is the model's own `forward_head`.
-        head_targets: the names of what the head uses.
-        image_size: the only size that the recording serves, or None.
-    """
-
-    program: Program
-    kinds: tuple[str, ...]
-    batch_sizes: frozenset[int]
-    positions: tuple[int, ...]
-    crossing: tuple[int, ...]
-    layouts: tuple[str, ...] = ()
-    widths: tuple[int, ...] = ()
-    reductions: tuple[int, ...] = ()
-    prefixes: tuple[int, ...] = ()
-    tokens: tuple[int, ...] = ()
-    fractions: tuple[float, ...] = ()
-    stem: Any = None
-    blocks: tuple[SliceOf, ...] = ()
-    norm: Any = None
-    head: Any = None
-    head_targets: frozenset[str] = frozenset()
-    image_size: tuple[int, int] | None = None
-    _sides: dict[tuple[int, ...], tuple[tuple[int, Step | None], ...]] = field(default_factory=dict)
-
-    @property
-    def middle(self) -> int:
-        """How many boundaries have between a tenth and nine tenths of the work before them."""
-        return sum(0.1 <= fraction <= 0.9 for fraction in self.fractions)
-
-    def sides_of(self, sides: tuple[int, ...]) -> tuple[tuple[int, Step | None], ...]:
-        """The steps that give side inputs, ascending; None for a size that arises inside the model."""
-        if sides not in self._sides:
-            found: dict[int, Step | None] = {}
-            todo = list(sides)
-            while todo:
-                number = todo.pop()
-                if number in found or number == 0:
-                    continue
-                step = self.program.steps[number]
-                assert step is not None
-                inner = any(self.kinds[i] == "data" and i != 0 for i in step.inputs)
-                found[number] = None if inner else step
-                todo += [] if inner else step.inputs
-            self._sides[sides] = tuple(sorted(found.items()))
-        return self._sides[sides]
-
-    @property
-    def _all_sizes(self) -> list[int]:
-        parts = [part for part in (self.stem, *self.blocks) if part is not None]
-        return sorted({number for part in parts for number, step in self.sides_of(part[3]) if step is None})
-
-    @property
-    def needs_sizes(self) -> bool:
-        """Whether there are side inputs that depend on sizes that arise inside the model."""
-        return bool(self._all_sizes) and self.image_size is None or self._sized_by_batch
-
-    @property
-    def _sized_by_batch(self) -> bool:
-        return any(not isinstance(self.program.examples[n], (int, torch.dtype, torch.device)) for n in self._all_sizes)
-
-    @property
-    def example_sizes(self) -> dict[int, Any]:
-        """Those sizes for images of the recorded size."""
-        return {n: _portable(self.program.examples[n]) for n in self._all_sizes}
-
-    def sizes(self, meta: nn.Module, shape: Sequence[int]) -> dict[int, Any]:
-        """Those sizes for images of some shape, with the help of the model without storage."""
-        wanted = self._all_sizes
-        example = self.program.examples[0]
-        values: dict[int, Any] = {0: torch.empty(*shape, device="meta", dtype=example.dtype)}
-        with torch.no_grad():
-            for number, step in enumerate(self.program.steps[: max(wanted) + 1]):
-                if step is not None:
-                    values[number] = step.run(meta, values, torch.device("meta"))
-        return {number: _portable(values[number]) for number in wanted}
-
-    @property
-    def side_steps(self) -> tuple[tuple[int, ...], ...]:
-        """The side inputs of each block."""
-        return tuple(part[3] for part in self.blocks)
 
 
 def find_cuts(model: nn.Module) -> Cuts:
@@ -301,43 +207,13 @@ def _describe(cuts: Cuts, model: nn.Module) -> None:
     forms: list[tuple[str, int, int, int, int]] = []
     hint = getattr(model, "num_prefix_tokens", 0) or 0
     shapes = [tuple(program.examples[v].shape) for v in cuts.crossing]
-    clear = Counter(f for f in (_form4(s, program.size) for s in shapes if len(s) == 4) if f)
+    clear = Counter(f for f in (map_layout(s, program.size) for s in shapes if len(s) == 4) if f)
     default = clear.most_common(1)[0][0] if clear else "NCHW"
     for shape in shapes:
-        forms.append(_form(shape, program.size, hint, default))
+        forms.append(form(shape, program.size, hint, default))
     cuts.layouts, cuts.widths, cuts.reductions, cuts.prefixes, cuts.tokens = (tuple(f) for f in zip(*forms, strict=True))  # type: ignore[assignment]
     total = sum(program.macs) or 1
     cuts.fractions = tuple(sum(program.macs[: p + 1]) / total for p in cuts.positions)
-
-
-def _form4(shape: Sequence[int], size: tuple[int, int]) -> str | None:
-    """Which layout the shape of a map can have, if there is but one."""
-    _, a, b, c = shape
-    fits = {"NHWC": (a, b), "NCHW": (b, c)}
-    good = [k for k, (h, w) in fits.items() if h <= size[0] and w <= size[1] and abs(size[0] * w - size[1] * h) <= max(size)]
-    return good[0] if len(good) == 1 else None
-
-
-def _form(shape: Sequence[int], size: tuple[int, int], hint: int, default: str) -> tuple[str, int, int, int, int]:
-    if len(shape) == 4:
-        _, a, b, c = shape
-        layout = _form4(shape, size)
-        if layout is None and default == "NCHW" and b != c:
-            layout = "N*C"
-        layout = layout or default
-        if layout == "NCHW":
-            return layout, a, max(1, round(size[0] / b)), 0, b * c
-        if layout == "NHWC":
-            return layout, c, max(1, round(size[0] / a)), 0, a * b
-    if len(shape) == 3:
-        _, n, c = shape
-        for prefix in dict.fromkeys((hint, 0, 1, 2, 3, 4, 5, 8)):
-            r = round(math.sqrt(size[0] * size[1] / (n - prefix))) if n > prefix else 0
-            if r and n - prefix in (math.ceil(size[0] / r) * math.ceil(size[1] / r), (size[0] // r) * (size[1] // r)):
-                return "NLC", c, r, prefix, n
-        return "NLC", c, max(1, round(math.sqrt(size[0] * size[1] / n))), 0, n
-    n = math.prod(shape[1:-1])
-    return "N*C", shape[-1], max(1, round(math.sqrt(size[0] * size[1] / n))), 0, n
 
 
 def _merge_downsampling(cuts: Cuts, units: dict[int, nn.Module], model: nn.Module) -> None:
@@ -409,10 +285,6 @@ def _span(cuts: Cuts, since: int, entry: int, exit: int) -> SliceOf:
             steps[number] = step
             todo += step.inputs
     return tuple(sorted(steps.items())), entry, exit, tuple(sorted(sides)), tuple(sorted(batches))
-
-
-def _portable(value: Any) -> Any:
-    return DEVICE if isinstance(value, torch.device) else value
 
 
 def _insists(model: nn.Module, program: Program) -> bool:

@@ -456,6 +456,8 @@ class SNNet(nn.Module):
         for anchor in self.anchors:
             if anchor is not None and hasattr(anchor, "set_input_size"):
                 anchor.set_input_size(img_size=size)
+        for part in self.views:
+            part.refresh()
         update_model_input_size(self, size)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

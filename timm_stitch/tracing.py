@@ -6,106 +6,22 @@ this size, and the shape of each value is known. Blocks and layers are single st
 (the model's own glue) is recorded operation by operation. The steps hold names, no modules: they run on
 the model itself, or on a part of it.
 
-Imports torch and timm.
+Imports torch and `program`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.models import get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-
-@dataclass(frozen=True)
-class Ref:
-    """The value of an earlier step; 0 is the image."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class ByMode:
-    """An argument that differs between evaluation and training."""
-
-    evaluating: Any
-    training: Any
-
-
-class _OnDevice:
-    """Stands for the device that the image is on."""
-
-
-DEVICE = _OnDevice
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation: `kind` is `"module"`, `"attribute"`, `"function"` or `"method"`."""
-
-    kind: str
-    target: Any
-    args: Any
-    kwargs: Any
-
-    @property
-    def inputs(self) -> set[int]:
-        """The values that the step reads."""
-        found: set[int] = set()
-        _map(lambda leaf: found.add(leaf.index) if isinstance(leaf, Ref) else None, (self.args, self.kwargs))
-        return found
-
-    def run(self, model: nn.Module, values: dict[int, Any], device: Any) -> Any:
-        """The step's value, given those that it reads."""
-
-        def fill(leaf: Any) -> Any:
-            if isinstance(leaf, Ref):
-                return values[leaf.index]
-            if isinstance(leaf, ByMode):
-                return leaf.training if model.training else leaf.evaluating
-            return device if leaf is DEVICE else leaf
-
-        args, kwargs = _map(fill, self.args), _map(fill, self.kwargs)
-        if self.kind == "module":
-            return model.get_submodule(self.target)(*args, **kwargs)
-        if self.kind == "attribute":
-            owner, _, name = self.target.rpartition(".")
-            return getattr(model.get_submodule(owner), name)
-        if self.kind == "method":
-            return getattr(args[0], self.target)(*args[1:], **kwargs)
-        return self.target(*args, **kwargs)
-
-
-@dataclass(frozen=True)
-class Program:
-    """A recorded forward pass.
-
-    Args:
-        steps: step number i gives value i; number 0 is the image and no step.
-        output: the value that the model returns.
-        examples: each value for `batch` images of `size`, on the meta device.
-        macs: of each step, for the whole batch.
-        stable: whether nothing changes a value in place after its step.
-        head: the value that enters `forward_head`, if there is one such call and nothing else follows.
-        forced: whether a size was turned into a Python number or decision on the way.
-    """
-
-    steps: tuple[Step | None, ...]
-    output: Any
-    examples: tuple[Any, ...]
-    macs: tuple[int, ...]
-    stable: tuple[bool, ...]
-    head: int | None
-    forced: bool
-    size: tuple[int, int]
-    batch: int = 2
+from .program import DEVICE, Program, Ref, Step, map_leaves, merged
 
 
 def record(
@@ -142,59 +58,16 @@ def record(
         return program
     try:
         recorder = _Recorder(lambda m: opens(m) and type(m) not in closed)
-        return _merge(program, recorder.record(twin.train(), channels, size, batch))
+        return merged(program, recorder.record(twin.train(), channels, size, batch))
     except Exception:  # a model that cannot train at this batch or size still evaluates
         return program
-
-
-def differs(a: Program, b: Program) -> bool:
-    """Whether two recordings of one model, made with other sizes, are different programs."""
-    evaluating = [
-        [(s.kind, s.target, str(_map(lambda x: getattr(x, "evaluating", x), (s.args, s.kwargs)))) for s in p.steps if s]
-        for p in (a, b)
-    ]
-    return evaluating[0] != evaluating[1]
-
-
-def _merge(evaluating: Program, training: Program) -> Program:
-    """One program for both modes, as far as they are the same up to constants."""
-    if len(evaluating.steps) != len(training.steps):
-        return evaluating
-    merged: list[Step | None] = [None]
-    for a, b in zip(evaluating.steps[1:], training.steps[1:], strict=True):
-        assert a is not None and b is not None
-        if (a.kind, a.target) != (b.kind, b.target):
-            return evaluating
-        both = _both((a.args, a.kwargs), (b.args, b.kwargs))
-        merged.append(Step(a.kind, a.target, both[0], both[1]))
-    return Program(**{**evaluating.__dict__, "steps": tuple(merged)})
-
-
-def _both(a: Any, b: Any) -> Any:
-    if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
-        return type(a)(_both(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return {k: _both(a[k], b[k]) for k in a}
-    return a if a is b or (type(a) is type(b) and a == b) else ByMode(a, b)
-
-
-def _map(function: Callable[[Any], Any], tree: Any) -> Any:
-    if isinstance(tree, tuple):
-        return tuple([_map(function, x) for x in tree])
-    if isinstance(tree, list):
-        return [_map(function, x) for x in tree]
-    if isinstance(tree, dict):
-        return {k: _map(function, v) for k, v in tree.items()}
-    if isinstance(tree, slice):
-        return slice(_map(function, tree.start), _map(function, tree.stop), _map(function, tree.step))
-    return function(tree)
 
 
 def meta_model(model: nn.Module) -> nn.Module:
     """A copy without storage: parameters, buffers and other tensors on the meta device."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for name, parameter in module._parameters.items():
+        for parameter in module._parameters.values():
             if parameter is not None:
                 memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         loose = [t for v in module.__dict__.values() for t in (v if isinstance(v, (list, tuple)) else (v,))]
@@ -317,7 +190,8 @@ class _Recorder(fx.Tracer):
         dtypes = [p.dtype for p in twin.parameters() if p.is_floating_point()]
         self.image = self.image.to(dtypes[0]) if dtypes else self.image
         root = _Images(twin)
-        self.names = {id(v): f"{name}.{k}" for name, m in root.named_modules() for k, v in m.__dict__.items() if isinstance(v, Tensor)}
+        loose = ((name, k, v) for name, m in root.named_modules() for k, v in m.__dict__.items())
+        self.names = {id(v): f"{name}.{k}" for name, k, v in loose if isinstance(v, Tensor)}
         head = getattr(twin, "forward_head", None)
         if head is not None:
 
@@ -368,12 +242,12 @@ class _Recorder(fx.Tracer):
         before = self.counter.total
         self.busy = True
         try:
-            example = self._example(kind, target, *_map(_example, (args, kwargs)))
+            example = self._example(kind, target, *map_leaves(_example, (args, kwargs)))
         finally:
             self.busy = False
         version = example._version if isinstance(example, Tensor) else None
         self.found[node] = (example, self.counter.total - before, version)
-        return _Shadow(node, self, example)
+        return None if example is None else _Shadow(node, self, example)
 
     def _example(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         if kind == "placeholder":
@@ -400,17 +274,17 @@ class _Recorder(fx.Tracer):
         to_ref = lambda leaf: Ref(order[leaf]) if isinstance(leaf, fx.Node) else leaf  # noqa: E731
         steps: list[Step | None] = [None]
         for node in nodes[1:]:
-            args, kwargs = _map(to_ref, node.meta["args"])
+            args, kwargs = map_leaves(to_ref, node.meta["args"])
             target = node.target.removeprefix("model.") if node.op in ("call_module", "get_attr") else node.target
             steps.append(Step(kinds[node.op], target, args, kwargs))
         last = next(n for n in graph.nodes if n.op == "output")
-        output = _map(to_ref, last.meta["args"][0])[0]
+        output = map_leaves(to_ref, last.meta["args"][0])[0]
         examples, macs, versions = zip(*(self.found[n] for n in nodes), strict=True)
         stable = tuple(v is None or e._version == v for e, v in zip(examples, versions, strict=True))
         head = None
-        if len(self.heads) == 2 and isinstance(self.heads[0][0], fx.Proxy) and isinstance(self.heads[1][0], fx.Proxy):
-            if output == Ref(order[self.heads[1][0].node]):
-                head = order[self.heads[0][0].node]
+        ends = [value.node for value, _ in self.heads if isinstance(value, fx.Proxy)]
+        if len(self.heads) == len(ends) == 2 and output == Ref(order[ends[1]]):
+            head = order[ends[0]]
         return Program(tuple(steps), output, examples, macs, stable, head, self.forced, self.size, self.batch)
 
 
@@ -418,55 +292,3 @@ def _example(leaf: Any) -> Any:
     if isinstance(leaf, _Shadow):
         return leaf.example
     return torch.device("meta") if leaf is DEVICE or isinstance(leaf, torch.device) else leaf
-
-
-def plain_layer(module: nn.Module) -> bool:
-    """Whether a module is one of PyTorch's or timm's layers, not part of one architecture."""
-    where = type(module).__module__
-    return where.startswith(("torch.nn", "timm.layers"))
-
-
-def is_stage(module: nn.Module) -> bool:
-    """Whether a module only arranges blocks: a plain container of them, or a module around such a container."""
-    if type(module).forward is nn.Sequential.forward:
-        return True
-    if plain_layer(module) or type(module) in get_notrace_modules():
-        return False
-    rows = [c for c in module.children() if isinstance(c, (nn.Sequential, nn.ModuleList, nn.ModuleDict))]
-    inner = [c for row in rows for c in row.children()]
-    return any(_composite(c) for c in inner) or _repeats([c for c in module.children() if _composite(c)])
-
-
-def is_architecture(module: nn.Module) -> bool:
-    """Whether a module is more than a layer."""
-    return type(module).forward is nn.Sequential.forward or not (
-        plain_layer(module) or type(module) in get_notrace_modules()
-    )
-
-
-def is_made_of_modules(module: nn.Module) -> bool:
-    """Whether a module has modules inside."""
-    return bool(module._modules) and not type(module).__module__.startswith("torch.nn.modules.activation")
-
-
-OPENINGS: Sequence[Callable[[nn.Module], bool]] = (is_stage, is_architecture, is_made_of_modules)
-
-
-def is_block(module: nn.Module) -> bool:
-    """Whether a module that is one step counts as a block: several layers, or one of an architecture's own."""
-    weights = sum(1 for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d)))
-    return weights >= (2 if plain_layer(module) else 1)
-
-
-def weighs(module: nn.Module) -> bool:
-    """Whether a module multiplies by a matrix."""
-    return any(isinstance(m, (nn.Linear, nn.Conv2d)) for m in module.modules())
-
-
-def _composite(module: nn.Module) -> bool:
-    return not plain_layer(module) and is_block(module)
-
-
-def _repeats(modules: Sequence[nn.Module]) -> bool:
-    kinds = [type(m) for m in modules]
-    return any(kinds.count(kind) > 2 for kind in kinds)

@@ -141,6 +141,9 @@ class View:
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
+    def refresh(self) -> None:
+        """Look at the anchor again, after its input size was changed."""
+
     def cut_off(self, depth: int) -> None:
         """End after `depth` blocks."""
         self.depth = depth

@@ -8,7 +8,7 @@ without running the stem. Blocks run the model's own modules, looked up by name.
 Nothing is verified on numbers: a recording repeats the model's own calls in their order. It is made
 again for another batch size, and a model whose recording depends on that is refused.
 
-Imports torch and `tracing`.
+Imports torch, timm and the files that record and cut.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import torch
 from timm.models import checkpoint
 from torch import Tensor, fx, nn
 
-from .cutting import Cuts, find_cuts
-from .tracing import DEVICE, Step, meta_model
+from .cuts import Cuts
+from .cutting import find_cuts
+from .program import DEVICE, Step
+from .tracing import meta_model
 from .views import View, anchor_name, shallow
 
 
@@ -92,17 +94,19 @@ class GraphView(View):
         self.image_size = cuts.image_size
         self._meta = meta_model(anchor) if cuts.needs_sizes else None
         self._sizes: dict[tuple[int, ...], dict[int, Any]] = {}
-        self._bind(anchor, None)
+        self._bind(anchor)
 
-    def _bind(self, anchor: nn.Module, keep: set[str] | None) -> None:
-        """Make the slices on a model, or on the part of one that has what is in `keep`."""
+    def refresh(self) -> None:
+        self.__init__(self.anchor)  # type: ignore[misc]
+
+    def _bind(self, anchor: nn.Module) -> None:
+        """Make the slices on a model, or on a part of it."""
         cuts = self._cuts
         self.anchor = anchor
         self._stem, self._norm_slice, self._head_slice = (
             None if part is None else Slice(anchor, *part) for part in (cuts.stem, cuts.norm, cuts.head)
         )
         self._slices = tuple(Slice(anchor, *part) for part in cuts.blocks)
-        self._needed = tuple(tuple(side) for side in cuts.side_steps)
         self._modules_of = tuple(self._alone(part) for part in self._slices)
 
     def _alone(self, part: Slice) -> nn.Module:
@@ -238,7 +242,7 @@ class GraphView(View):
             keep.update(own - apart, self._cuts.head_targets)
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        twin._bind(shallow(self.anchor, keep), keep)
+        twin._bind(shallow(self.anchor, keep))
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
