@@ -136,10 +136,17 @@ def cuts(part: View, x: torch.Tensor) -> int:
     return sum(0.1 <= macs / (counter.total or 1) <= 0.9 for macs in before)
 
 
+def prefix_at(part: View, boundary: int) -> int:
+    """How many tokens come before the patch tokens at a boundary."""
+    return part._prefixes[boundary] if hasattr(part, "_prefixes") else part.prefix_tokens
+
+
 def crossed(h: torch.Tensor, a: View, stop: int, b: View, start: int, spec: Any, side: tuple[int, int]) -> torch.Tensor:
     """A random linear map of channels, with the layout changed where the two differ."""
     weight = torch.randn(spec.in_width, spec.out_width) * spec.in_width**-0.5
     layouts = a.layout_at(stop), b.layout_at(start)
+    if layouts == ("NLC", "NLC"):  # a class token that the back adds later is left out
+        h = h[:, max(0, prefix_at(a, stop) - prefix_at(b, start)) :]
     if layouts[0] == layouts[1]:
         return (h.movedim(1, -1) @ weight).movedim(-1, 1) if layouts[0] == "NCHW" else h @ weight
     spatial = a.as_map(h, side, stop).movedim(1, -1) @ weight
@@ -251,7 +258,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         groups[row["module"]].append(row)
     names = Counter(_model_to_module[name] for name in timm.list_models(exclude_filters="snnet*"))
-    lines = ["| module | names in timm | run | exact | gradients | 3+ cuts | cuts | mechanism | pair |", "|---|---|---|---|---|---|---|---|---|"]
+    titles = ("module", "names in timm", "run", "exact", "gradients", "3+ cuts", "cuts", "mechanism", "pair")
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for module in sorted(groups, key=lambda m: -names[m]):
         some = groups[module]
         found = [r.get("cuts") or 0 for r in some]
@@ -259,11 +267,14 @@ def summary(rows: list[dict[str, Any]]) -> str:
         pairs = sum(not r.get("pair", "no").startswith("no") for r in some)
         lines.append(
             f"| {module} | {names[module]} | {len(some)} | {sum(bool(r.get('exact')) for r in some)} "
-            f"| {sum(bool(r.get('gradients')) for r in some)} | {sum(c >= 3 for c in found)} | {min(found)}-{max(found)} | {kinds} | {pairs} |"
+            f"| {sum(bool(r.get('gradients')) for r in some)} | {sum(c >= 3 for c in found)} "
+            f"| {min(found)}-{max(found)} | {kinds} | {pairs} |"
         )
     good = [r for r in rows if r.get("exact") and (r.get("cuts") or 0) >= 3]
-    lines += ["", f"{len(rows)} names, {len(good)} exact with three or more cuts, {sum(bool(r.get('gradients')) for r in good)} of these with equal gradients."]
-    reasons = Counter(f"{r['module']}: {r.get('reason') or 'cuts ' + str(r.get('cuts'))}"[:180] for r in rows if r not in good or not r.get("gradients"))
+    equal = sum(bool(r.get("gradients")) for r in good)
+    lines += ["", f"{len(rows)} names, {len(good)} exact with 3 or more cuts, {equal} of these with equal gradients."]
+    bad = [r for r in rows if r not in good or not r.get("gradients")]
+    reasons = Counter(f"{r['module']}: {r.get('reason') or 'cuts ' + str(r.get('cuts'))}"[:180] for r in bad)
     return "\n".join([*lines, "", *(f"- {count} x {reason}" for reason, count in reasons.most_common())])
 
 

@@ -20,12 +20,12 @@ MODELS = {
     "deit3_small_patch16_224": ({"img_size": 32, "embed_dim": 48, "depth": 4, "num_heads": 3}, 32),
     "beit_base_patch16_224": ({"img_size": 32, "embed_dim": 48, "depth": 5, "num_heads": 3}, 32),
     "eva02_tiny_patch14_224": ({"img_size": 28, "embed_dim": 48, "depth": 5}, 28),
-    "vit_small_patch14_reg4_dinov2": ({"img_size": 28, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 7}, 28),
+    "vit_small_patch14_reg4_dinov2": ({"img_size": 28, "embed_dim": 48, "depth": 4, "num_classes": 7}, 28),
     "vit_small_patch16_dinov3": ({"img_size": 32, "embed_dim": 48, "depth": 5, "num_heads": 3, "num_classes": 7}, 48),
     "swin_tiny_patch4_window7_224": ({"img_size": 64, "embed_dim": 24, "window_size": 4}, 64),
     "swinv2_tiny_window8_256": ({"img_size": 64, "embed_dim": 24, "window_size": 4}, 64),
     "test_convnext": ({}, 64),
-    "resnet18": ({}, 64),
+    "test_resnet": ({}, 64),
     "resnetv2_18": ({}, 64),
     "regnetx_002": ({}, 64),
     "test_efficientnet": ({}, 64),
@@ -142,7 +142,7 @@ def test_front_and_back_hold_only_their_own_and_meet(opened: tuple) -> None:
         assert all(p is own[k] for k, p in half.anchor.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "xcit_nano_12_p16_224", "densenet121", "swinv2_tiny_window8_256"])
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "xcit_nano_12_p16_224", "densenet121", "test_resnet"])
 def test_a_view_survives_copies_and_checkpointing(name: str) -> None:
     model = make(name)
     holder = nn.Module()
@@ -164,6 +164,18 @@ def test_side_inputs_follow_the_size_of_the_image() -> None:
         x = torch.randn(shape)
         with torch.no_grad():
             assert torch.equal(whole(part, x), model(x))
+
+
+def test_a_resized_model_opens_anew() -> None:
+    model = make("swin_tiny_patch4_window7_224")
+    part = view(model)
+    assert part.image_size == (64, 64)
+    model.set_input_size(img_size=96)
+    part.refresh()
+    x = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        assert part.image_size == (96, 96)
+        assert torch.equal(whole(part, x), model(x))
 
 
 def test_a_model_on_the_meta_device_opens() -> None:

@@ -43,8 +43,8 @@ def find_cuts(model: nn.Module) -> Cuts:
         cfg = getattr(model, "pretrained_cfg", None) or {}
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise TypeError(
-            f"{cfg.get('architecture') or type(model).__name__!r} cannot be an anchor: it was not recognised as a stem, "
-            f"blocks and a head ({reason:.160}). Use another model of timm."
+            f"{cfg.get('architecture') or type(model).__name__!r} cannot be an anchor: it was not recognised as a "
+            f"stem, blocks and a head ({reason:.160}). Use another model of timm."
         ) from problem
     return best
 
@@ -98,7 +98,8 @@ def _cut(model: nn.Module, program: Program, other: Program, level: int) -> Cuts
         raise TypeError("no single tensor crosses anywhere between its blocks")
     cuts = Cuts(program, kinds, batches, tuple(positions), tuple(valid[p] for p in positions))
     _describe(cuts, model)
-    _merge_downsampling(cuts, units, model)
+    _merge_downsampling(cuts, units)
+    _merge_prefixes(cuts)
     _slice(cuts, model)
     cuts.image_size = program.size if _insists(model, program) else None
     return cuts
@@ -142,9 +143,9 @@ def _valid(program: Program, kinds: Sequence[str], end: int) -> Iterator[tuple[i
         if len(alive) == 1 and number:
             (value,) = alive
             example = program.examples[value]
-            if value and isinstance(example, Tensor) and example.is_floating_point() and program.stable[value]:
-                if example.ndim >= 3 and example.shape[0] == program.batch:
-                    yield number, value
+            whole = isinstance(example, Tensor) and example.is_floating_point() and example.ndim >= 3
+            if value and whole and program.stable[value] and example.shape[0] == program.batch:
+                yield number, value
 
 
 def _refs(tree: Any) -> set[int]:
@@ -211,12 +212,14 @@ def _describe(cuts: Cuts, model: nn.Module) -> None:
     default = clear.most_common(1)[0][0] if clear else "NCHW"
     for shape in shapes:
         forms.append(form(shape, program.size, hint, default))
-    cuts.layouts, cuts.widths, cuts.reductions, cuts.prefixes, cuts.tokens = (tuple(f) for f in zip(*forms, strict=True))  # type: ignore[assignment]
+    fields = ("layouts", "widths", "reductions", "prefixes", "tokens")
+    for name, values in zip(fields, zip(*forms, strict=True), strict=True):
+        setattr(cuts, name, tuple(values))
     total = sum(program.macs) or 1
     cuts.fractions = tuple(sum(program.macs[: p + 1]) / total for p in cuts.positions)
 
 
-def _merge_downsampling(cuts: Cuts, units: dict[int, nn.Module], model: nn.Module) -> None:
+def _merge_downsampling(cuts: Cuts, units: dict[int, nn.Module]) -> None:
     """Let a layer that only makes the map smaller belong to the block behind it."""
     keep = list(range(len(cuts.positions)))
     classes = []
@@ -227,6 +230,18 @@ def _merge_downsampling(cuts: Cuts, units: dict[int, nn.Module], model: nn.Modul
         shrinks = cuts.reductions[i] > cuts.reductions[i - 1]
         if shrinks and form[i + 1] == form[i] and not classes[i - 1] & classes[i]:
             keep.remove(i)
+    _keep(cuts, keep)
+
+
+def _merge_prefixes(cuts: Cuts) -> None:
+    """Let blocks behind a late class token belong to the last block before it: at all joints tokens are alike."""
+    usual = Counter(cuts.prefixes[:-1]).most_common(1)[0][0]
+    last = len(cuts.positions) - 1
+    _keep(cuts, [i for i, prefix in enumerate(cuts.prefixes) if prefix == usual or i in (0, last)])
+
+
+def _keep(cuts: Cuts, keep: Sequence[int]) -> None:
+    """Keep only some boundaries, if these are enough."""
     if len(keep) < 3:
         return
     for name in ("positions", "crossing", "layouts", "widths", "reductions", "prefixes", "tokens", "fractions"):

@@ -13,7 +13,8 @@ def map_layout(shape: Sequence[int], size: tuple[int, int]) -> str | None:
     """Which layout the shape of a map can have, if there is but one."""
     _, a, b, c = shape
     fits = {"NHWC": (a, b), "NCHW": (b, c)}
-    good = [k for k, (h, w) in fits.items() if h <= size[0] and w <= size[1] and abs(size[0] * w - size[1] * h) <= max(size)]
+    small = {k: (h, w) for k, (h, w) in fits.items() if h <= size[0] and w <= size[1]}
+    good = [k for k, (h, w) in small.items() if abs(size[0] * w - size[1] * h) <= max(size)]
     return good[0] if len(good) == 1 else None
 
 
