@@ -35,9 +35,9 @@ def find_cuts(model: nn.Module) -> Cuts:
         except Exception as error:  # noqa: BLE001 - whatever the model's own code raises
             problem = problem or error
             continue
-        if best is None or cuts.middle > best.middle:
+        if best is None or _worth(cuts) > _worth(best):
             best = cuts
-        if best.middle >= _ENOUGH:
+        if _worth(best) == (True, True):
             break
     if best is None:
         cfg = getattr(model, "pretrained_cfg", None) or {}
@@ -47,6 +47,11 @@ def find_cuts(model: nn.Module) -> Cuts:
             f"stem, blocks and a head ({reason:.160}). Use another model of timm."
         ) from problem
     return best
+
+
+def _worth(cuts: Cuts) -> tuple[bool, bool]:
+    """Whether there are enough boundaries, and two blocks of equal reduction, between which others can join."""
+    return cuts.middle >= _ENOUGH, len(set(cuts.reductions[1:])) < len(cuts.blocks)
 
 
 def _record(model: nn.Module, opens: Any) -> tuple[Program, Program]:

@@ -37,9 +37,9 @@ def form(shape: Sequence[int], size: tuple[int, int], hint: int, default: str) -
             layout = "N*C"
         layout = layout or default
         if layout == "NCHW":
-            return layout, a, max(1, round(size[0] / b)), 0, b * c
+            return layout, a, _reduction(size[0], b), 0, b * c
         if layout == "NHWC":
-            return layout, c, max(1, round(size[0] / a)), 0, a * b
+            return layout, c, _reduction(size[0], a), 0, a * b
     if len(shape) == 3:
         _, n, c = shape
         for prefix in dict.fromkeys((hint, 0, 1, 2, 3, 4, 5, 8)):
@@ -49,3 +49,11 @@ def form(shape: Sequence[int], size: tuple[int, int], hint: int, default: str) -
         return "NLC", c, max(1, round(math.sqrt(size[0] * size[1] / n))), 0, n
     n = math.prod(shape[1:-1])
     return "N*C", shape[-1], max(1, round(math.sqrt(size[0] * size[1] / n))), 0, n
+
+
+def _reduction(side: int, cells: int) -> int:
+    """Pixels to a position; strided layers round up or down where they do not divide."""
+    for power in (1, 2, 4, 8, 16, 32, 64):
+        if cells in (-(-side // power), side // power):
+            return power
+    return max(1, round(side / cells))

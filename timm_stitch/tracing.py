@@ -77,7 +77,7 @@ def meta_model(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():
         if getattr(module, "grad_checkpointing", False):
-            module.grad_checkpointing = False
+            module.grad_checkpointing = False  # type: ignore[assignment]
         module._compiled_call_impl = None
     return twin
 
@@ -101,13 +101,13 @@ class _Shadow(fx.Proxy):
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __iter__(self) -> Any:
-        return iter([self[i] for i in range(len(self.example))])
+        return iter([self[i] for i in range(len(self.example))])  # type: ignore[index]
 
     def __len__(self) -> int:
         return len(self.example)
 
     def _force(self) -> Any:
-        self.tracer.forced = True
+        self.tracer.forced = True  # type: ignore[attr-defined]
         return self.example
 
     def __bool__(self) -> bool:

@@ -173,7 +173,7 @@ class GraphView(View):
 
     def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
         if self._head_slice is None:
-            head = self.anchor.forward_head
+            head: Any = self.anchor.forward_head
             return head(h, pre_logits=pre_logits) if "pre_logits" in inspect.signature(head).parameters else head(h)
         if pre_logits:
             raise ValueError(
