@@ -142,9 +142,7 @@ def _join(
             continue
         b_blocks = b_levels[reduction]
         equal = len(a_blocks) == len(b_blocks)
-        groups = (
-            windows(len(a_blocks), kernel_size, stride) if equal else nearest_blocks(len(a_blocks), len(b_blocks))
-        )
+        groups = windows(len(a_blocks), kernel_size, stride) if equal else nearest_blocks(len(a_blocks), len(b_blocks))
         for group in groups:
             shared: dict[tuple[int, int], int] = {}
             for j, k in ((a_blocks[j], b_blocks[k]) for j, k in group):

@@ -64,8 +64,7 @@ class SNNet(nn.Module):
         like = next(anchors[0].parameters())
         self.anchors = nn.ModuleList(anchors)
         self.stitching_layers = nn.ModuleList(
-            StitchingLayer(spec.in_width, spec.out_width, device=like.device, dtype=like.dtype)
-            for spec in plan.layers
+            StitchingLayer(spec.in_width, spec.out_width, device=like.device, dtype=like.dtype) for spec in plan.layers
         )
         self.register_buffer("stitched_norm", torch.tensor(bool(stitched_norm), device=like.device))
         self.norms_stitched = bool(stitched_norm)
@@ -425,7 +424,9 @@ class SNNet(nn.Module):
             whole, widths=whole.widths[: end.stop + 1], reductions=whole.reductions[: end.stop + 1]
         )
         short = replace(stitch, segments=tuple(segments), layers=stitch.layers[: len(segments) - 1])
-        part = self._part(StitchPlan(tuple(anchors), self.plan.layers, (short,)), norm=not prune_norm, head=not prune_head)
+        part = self._part(
+            StitchPlan(tuple(anchors), self.plan.layers, (short,)), norm=not prune_norm, head=not prune_head
+        )
         part.views[end.anchor].cut_off(end.stop)
         self.__dict__.update(part.__dict__)
         if prune_head:

@@ -33,7 +33,9 @@ _logger = logging.getLogger(__name__)
 AnchorSpec = str | Mapping[str, Any]
 
 
-def _cfg(url: str = "", anchors: int = 3, conv: str = "patch_embed.proj", head: str = "head", **kwargs: Any) -> dict[str, Any]:
+def _cfg(
+    url: str = "", anchors: int = 3, conv: str = "patch_embed.proj", head: str = "head", **kwargs: Any
+) -> dict[str, Any]:
     return {
         "url": url,
         "num_classes": 1000,
@@ -222,7 +224,12 @@ def snnet(
         )
     if not isinstance(kwargs.get("pretrained_cfg"), (dict, timm.models.PretrainedCfg)):
         kwargs["pretrained_cfg_overlay"] = {**_cfg_of(anchors), **(kwargs.get("pretrained_cfg_overlay") or {})}
-    plan_args: dict[str, Any] = {"direction": direction, "nearest": nearest, "kernel_size": kernel_size, "stride": stride}
+    plan_args: dict[str, Any] = {
+        "direction": direction,
+        "nearest": nearest,
+        "kernel_size": kernel_size,
+        "stride": stride,
+    }
     if plan is not None:
         plan_args["plan"] = StitchPlan.from_dict(plan)
     return create_snnet("snnet", pretrained, anchors, plan_args=plan_args, **kwargs)
