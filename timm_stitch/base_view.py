@@ -101,15 +101,23 @@ class View:
     def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
         raise NotImplementedError
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """The spatial part of an activation as (B, C, H, W)."""
+    def layout_at(self, boundary: int) -> str:
+        """How the activation at one boundary is laid out."""
+        return self.layout
+
+    def prefix_at(self, boundary: int) -> int:
+        """Tokens before the patch tokens at one boundary."""
+        return self.prefix_tokens
+
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        """The spatial part of the activation at a boundary as (B, C, H, W)."""
         raise NotImplementedError
 
-    def prefix(self, h: Tensor) -> Tensor | None:
+    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
         """The tokens before the patch tokens as (B, prefix_tokens, C), or None."""
         raise NotImplementedError
 
-    def from_map(self, spatial: Tensor, prefix: Tensor | None) -> Tensor:
+    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
         """What `as_map` and `prefix` took apart, put together again; missing prefix tokens are the anchor's own."""
         raise NotImplementedError
 
@@ -157,7 +165,7 @@ class View:
             keep.update(own - apart)
         twin = copy.copy(self)
         twin._kept_size = self.image_size
-        twin.anchor = _shallow(self.anchor, keep)
+        twin.anchor = shallow(self.anchor, keep)
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
@@ -165,6 +173,9 @@ class View:
         """Whether what leaves block `index` has the channels and the resolution of the last block."""
         end = self.widths[-1], self.reductions[-1]
         return (self.widths[index + 1], self.reductions[index + 1]) == end
+
+    def refresh(self) -> None:
+        """Look at the anchor again, after its input size was changed."""
 
     def cut_off(self, depth: int) -> None:
         """End after `depth` blocks."""
@@ -182,7 +193,7 @@ def anchor_name(model: nn.Module) -> str:
     return cfg.get("architecture") or type(model).__name__
 
 
-def _shallow(module: nn.Module, keep: set[str]) -> nn.Module:
+def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
     """Copy a module without what is not kept; kept parameters and submodules are the same objects."""
     twin = copy.copy(module)
     twin._parameters = {k: v for k, v in module._parameters.items() if v is None or k in keep}
@@ -193,7 +204,7 @@ def _shallow(module: nn.Module, keep: set[str]) -> nn.Module:
         if child is None or name in keep:
             twin._modules[name] = child
         elif inner:
-            twin._modules[name] = _shallow(child, inner)
+            twin._modules[name] = shallow(child, inner)
     return twin
 
 

@@ -147,10 +147,9 @@ def measure(model: SNNet) -> PlanCosts:
         if layer is None:
             layers.append(None)
             continue
-        spec, (stop, start) = twin.plan.layers[number], twin.plan.pairs(number)[0]
-        macs, _ = _macs(
-            lambda n=number, s=spec, f=stop, b=start: twin.cross(n, activations[s.front, f], s.front, s.back, image)
-        )
+        before, after = next((a, b) for stitch in twin.plan for n, a, b in stitch.joints if n == number)
+        leaving = activations[before.anchor, before.stop]
+        macs, _ = _macs(lambda n=number, h=leaving, a=before, b=after: twin.cross(n, h, a, b, image))
         layers.append(Cost(macs, _params(layer.parameters())))
     borrowing = frozenset(n for n, layer in enumerate(model.stitching_layers) if layer is not None and model.borrows(n))
     return PlanCosts(tuple(anchors), tuple(layers), model.norms_stitched, borrowing)
@@ -163,7 +162,7 @@ def _activations(twin: SNNet, image: Tensor) -> dict[tuple[int, int], Tensor]:
         h = twin.views[stitch.front].stem(image)
         for i, segment in enumerate(stitch.segments):
             if i:
-                h = twin.cross(stitch.layers[i - 1], h, stitch.segments[i - 1].anchor, segment.anchor, image)
+                h = twin.cross(stitch.layers[i - 1], h, stitch.segments[i - 1], segment, image)
             for block in range(segment.start, segment.stop):
                 if (segment.anchor, block + 1) in found:
                     found[segment.anchor, block] = h

@@ -207,7 +207,7 @@ def _accumulate(model: SNNet, images: Tensor, systems: _Systems) -> None:
             for stop in sorted({stop for stop, _ in pairs}):
                 leaving = crossing[spec.front][stop]
                 rows = [
-                    model.aligned(leaving, crossing[spec.back][start], spec.front, spec.back, images)
+                    model.aligned(leaving, crossing[spec.back][start], (spec.front, stop), (spec.back, start), images)
                     for s, start in pairs
                     if s == stop
                 ]

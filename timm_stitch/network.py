@@ -20,7 +20,7 @@ from .compat import feature_take_indices, update_model_args, update_model_input_
 from .costs import PlanCosts
 from .counting import measure
 from .layers import LowRankStitchingLayer, make_layer, touch
-from .plan import Stitch, StitchPlan
+from .plan import Segment, Stitch, StitchPlan
 from .prefixes import schedule
 from .published import PublishedCount
 from .views import View, anchor_name, view
@@ -154,7 +154,7 @@ class SNNet(nn.Module):
         h = front.stem(x)
         for i, segment in enumerate(stitch.segments):
             if i:
-                h = self.cross(stitch.layers[i - 1], h, stitch.segments[i - 1].anchor, segment.anchor, x)
+                h = self.cross(stitch.layers[i - 1], h, stitch.segments[i - 1], segment, x)
             h = self.views[segment.anchor].run(h, segment.start, segment.stop, x, self.grad_checkpointing)
         return self._final_norm(h, stitch)
 
@@ -182,7 +182,6 @@ class SNNet(nn.Module):
             steps = turn.stitch.steps
             h = kept[turn.resume] if turn.resume else x
             kept = {n: kept[n] for n in kept if n <= turn.drop}
-            anchor = turn.stitch.front if not turn.resume else _anchor_at(turn.stitch, turn.resume)
             for n in range(turn.resume, len(steps)):
                 kind, number, which = steps[n]
                 if kind == "stem":
@@ -190,8 +189,8 @@ class SNNet(nn.Module):
                 elif kind == "block":
                     h = self.views[number].run(h, which, which + 1, x, self.grad_checkpointing)
                 elif kind == "layer":
-                    h = self.cross(number, h, anchor, which, x)
-                    anchor = which
+                    _, before, after = turn.stitch.joints[sum(step[0] == "layer" for step in steps[:n])]
+                    h = self.cross(number, h, before, after, x)
                 else:
                     h = self.views[number].head(self._final_norm(h, turn.stitch))
                 if n + 1 in turn.keep:
@@ -216,30 +215,44 @@ class SNNet(nn.Module):
         order = torch.cat(list(index.values()))
         return out.index_select(0, torch.argsort(order))
 
-    def cross(self, number: int, h: Tensor, front: int, back: int, image: Tensor) -> Tensor:
-        """Carry an activation of anchor `front` into anchor `back` through a stitching layer.
+    def cross(self, number: int, h: Tensor, before: Segment, after: Segment, image: Tensor) -> Tensor:
+        """Carry what leaves one segment into the next through a stitching layer.
 
         Anchors of one layout meet in that layout, others as maps. Prefix tokens (class, registers) that
         both have are carried along; those that only the back has are its own.
         """
-        layer, a, b = self.stitching_layers[number], self.views[front], self.views[back]
-        if (a.layout, a.prefix_tokens) == (b.layout, b.prefix_tokens):
-            return layer(h, True) if a.layout == "NCHW" else layer(h)  # type: ignore[no-any-return]
-        spatial = layer(a.as_map(h, (image.shape[-2], image.shape[-1])), True)
-        carried = min(a.prefix_tokens, b.prefix_tokens)
-        prefix = a.prefix(h) if carried else None
-        return b.from_map(spatial, layer(prefix[:, :carried]) if prefix is not None else None)
+        layer, a, b = self.stitching_layers[number], self.views[before.anchor], self.views[after.anchor]
+        leave, enter = before.stop, after.start
+        layout, leaving, entering = a.layout_at(leave), a.prefix_at(leave), b.prefix_at(enter)
+        if (layout, leaving) == (b.layout_at(enter), entering):
+            return layer(h, True) if layout == "NCHW" else layer(h)  # type: ignore[no-any-return]
+        spatial = layer(a.as_map(h, (image.shape[-2], image.shape[-1]), leave), True)
+        carried = min(leaving, entering)
+        prefix = a.prefix(h, leave) if carried else None
+        return b.from_map(spatial, layer(prefix[:, :carried]) if prefix is not None else None, enter)
 
-    def aligned(self, leaving: Tensor, entering: Tensor, front: int, back: int, image: Tensor) -> tuple[Tensor, Tensor]:
-        """What leaves one anchor and enters another, position by position: (n, d_front) and (n, d_back)."""
-        carried = min(self.views[front].prefix_tokens, self.views[back].prefix_tokens)
+    def aligned(
+        self, leaving: Tensor, entering: Tensor, before: tuple[int, int], after: tuple[int, int], image: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What leaves one anchor and enters another, position by position: (n, d_front) and (n, d_back).
+
+        Args:
+            leaving, entering: the activations of the two anchors for the same images.
+            before, after: where each was taken, as (anchor, boundary).
+            image: the images.
+        """
+        (front, leave), (back, enter) = before, after
+        carried = min(self.views[front].prefix_at(leave), self.views[back].prefix_at(enter))
         size = (image.shape[-2], image.shape[-1])
-        return _rows(self.views[front], leaving, carried, size), _rows(self.views[back], entering, carried, size)
+        return _rows(self.views[front], leaving, carried, size, leave), _rows(
+            self.views[back], entering, carried, size, enter
+        )
 
     def borrows(self, number: int) -> bool:
         """Whether what crosses a stitching layer is joined by prefix tokens of the back anchor's own."""
         spec = self.plan.layers[number]
-        return self.views[spec.front].prefix_tokens < self.views[spec.back].prefix_tokens
+        front, back = self.views[spec.front], self.views[spec.back]
+        return any(front.prefix_at(leave) < back.prefix_at(enter) for leave, enter in self.plan.pairs(number))
 
     def _final_norm(self, h: Tensor, stitch: Stitch) -> Tensor:
         return self.views[stitch.back].norm(h) if stitch.is_anchor or self.norms_stitched else h
@@ -451,14 +464,14 @@ class SNNet(nn.Module):
         for i, segment in enumerate(stitch.segments):
             part = self.views[segment.anchor]
             if i:
-                h = self.cross(stitch.layers[i - 1], h, stitch.segments[i - 1].anchor, segment.anchor, x)
+                h = self.cross(stitch.layers[i - 1], h, stitch.segments[i - 1], segment, x)
             for block in range(segment.start, segment.stop):
                 h = part.run(h, block, block + 1, x, self.grad_checkpointing)
                 if n in take:
                     tap = part.norm(h) if norm and part.like_last(block) else h
-                    spatial = part.as_map(tap, size)
+                    spatial = part.as_map(tap, size, block + 1)
                     spatial = spatial.flatten(2).transpose(1, 2) if output_fmt == "NLC" else spatial
-                    prefix = part.prefix(tap)
+                    prefix = part.prefix(tap, block + 1)
                     found.append((spatial, prefix) if return_prefix_tokens and prefix is not None else spatial)
                 if stop_early and n == last and intermediates_only:
                     return found
@@ -531,6 +544,10 @@ class SNNet(nn.Module):
         for anchor in self.anchors:
             if anchor is not None and hasattr(anchor, "set_input_size"):
                 anchor.set_input_size(img_size=size)
+        for part in self.views:
+            part.refresh()
+        for part in self.views:
+            part.refresh()
         update_model_input_size(self, size)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -602,10 +619,10 @@ def _parameters(model: nn.Module) -> list[Tensor]:
     return found
 
 
-def _rows(part: View, h: Tensor, prefixes: int, size: tuple[int, int]) -> Tensor:
+def _rows(part: View, h: Tensor, prefixes: int, size: tuple[int, int], boundary: int) -> Tensor:
     """An activation as (n, C): for each image its first prefix tokens, then the map row by row."""
-    rows = part.as_map(h, size).flatten(2).transpose(1, 2)
-    prefix = part.prefix(h)
+    rows = part.as_map(h, size, boundary).flatten(2).transpose(1, 2)
+    prefix = part.prefix(h, boundary)
     if prefix is not None:
         rows = torch.cat([prefix[:, :prefixes], rows], dim=1)
     return rows.flatten(0, 1)
@@ -613,12 +630,6 @@ def _rows(part: View, h: Tensor, prefixes: int, size: tuple[int, int]) -> Tensor
 
 def _blocks(stitch: Stitch) -> list[tuple[int, int]]:
     return [(number, which) for kind, number, which in stitch.steps if kind == "block"]
-
-
-def _anchor_at(stitch: Stitch, steps: int) -> int:
-    """The anchor in which the first `steps` steps of a stitch end."""
-    kind, number, which = stitch.steps[steps - 1]
-    return which if kind == "layer" else number
 
 
 def _sparse(modules: Sequence[nn.Module | None]) -> nn.ModuleList:

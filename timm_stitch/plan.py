@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 _FORMAT_VERSION = 1
@@ -115,12 +116,12 @@ class Stitch:
         """Whether this is an anchor alone."""
         return len(self.segments) == 1
 
-    @property
+    @cached_property
     def joints(self) -> tuple[tuple[int, Segment, Segment], ...]:
         """Each crossing as (stitching layer, segment before, segment after)."""
         return tuple(zip(self.layers, self.segments[:-1], self.segments[1:], strict=True))
 
-    @property
+    @cached_property
     def steps(self) -> tuple[tuple[str, int, int], ...]:
         """What runs, one part at a time; stitches with equal first steps can share that work.
 

@@ -52,7 +52,7 @@ class StagedView(View):
     def transition(self, index: int) -> nn.Module | None:
         return inner(self.anchor, self._parts[index][0]) if len(self._parts[index]) > 1 else None
 
-    def prefix(self, h: Tensor) -> Tensor | None:
+    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
         return None
 
     def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
@@ -109,10 +109,10 @@ class SwinView(StagedView):
     def _norm(self, h: Tensor) -> Tensor:
         return self.anchor.norm(h)  # type: ignore[no-any-return,operator]
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int]) -> Tensor:
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         return h.permute(0, 3, 1, 2).contiguous()
 
-    def from_map(self, spatial: Tensor, prefix: Tensor | None) -> Tensor:
+    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
         return spatial.permute(0, 2, 3, 1).contiguous()
 
     def names(self) -> dict[str, tuple[str, ...]]:
@@ -154,7 +154,7 @@ class LevitView(StagedView):
     def _norm(self, h: Tensor) -> Tensor:
         return h
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int]) -> Tensor:
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         if self.layout == "NCHW":
             return h
         height, width = (-(-side // self._stride) for side in image_size)
@@ -162,7 +162,7 @@ class LevitView(StagedView):
             height, width = (height + 1) // 2, (width + 1) // 2
         return h.transpose(1, 2).reshape(h.shape[0], h.shape[2], height, width)
 
-    def from_map(self, spatial: Tensor, prefix: Tensor | None) -> Tensor:
+    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
         return spatial.flatten(2).transpose(1, 2) if self.layout == "NLC" else spatial
 
     def names(self) -> dict[str, tuple[str, ...]]:
@@ -201,10 +201,10 @@ class ResNetView(StagedView):
     def _norm(self, h: Tensor) -> Tensor:
         return h
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int]) -> Tensor:
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         return h
 
-    def from_map(self, spatial: Tensor, prefix: Tensor | None) -> Tensor:
+    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
         return spatial
 
     def names(self) -> dict[str, tuple[str, ...]]:

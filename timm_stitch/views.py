@@ -7,12 +7,13 @@ Imports torch and timm.
 
 from __future__ import annotations
 
-
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .base_view import View, anchor_name
 from .staged_views import LevitView, ResNetView, SwinView
+from .views_graph import GraphView
 
 __all__ = ["TransformerView", "View", "anchor_name", "view"]
 
@@ -39,8 +40,8 @@ class TransformerView(View):
     @staticmethod
     def fits(model: nn.Module) -> bool:
         """Whether a model has the shape that this view needs."""
-        needs = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre", "blocks", "norm", "forward_head", "embed_dim")
-        return all(hasattr(model, name) for name in needs) and hasattr(model.patch_embed, "patch_size")
+        same = getattr(type(model), "forward_features", None) is VisionTransformer.forward_features
+        return same and hasattr(model.patch_embed, "patch_size") and hasattr(model.patch_embed, "dynamic_feat_size")
 
     @property
     def image_size(self) -> tuple[int, int] | None:  # type: ignore[override]
@@ -64,17 +65,17 @@ class TransformerView(View):
     def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
         return self.anchor.forward_head(h, pre_logits=pre_logits)
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int]) -> Tensor:
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         height, width = (
             -(-side // self.reductions[0]) if self._pads else side // self.reductions[0] for side in image_size
         )
         h = h[:, self.prefix_tokens :]
         return h.reshape(h.shape[0], height, width, h.shape[-1]).permute(0, 3, 1, 2).contiguous()
 
-    def prefix(self, h: Tensor) -> Tensor | None:
+    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
         return h[:, : self.prefix_tokens] if self.prefix_tokens else None
 
-    def from_map(self, spatial: Tensor, prefix: Tensor | None) -> Tensor:
+    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
         parts = [] if prefix is None else [prefix]
         carried = 0 if prefix is None else prefix.shape[1]
         if carried < self.prefix_tokens:
@@ -116,7 +117,4 @@ def view(model: nn.Module) -> View:
     for kind in (TransformerView, SwinView, LevitView, ResNetView):
         if kind.fits(model):
             return kind(model)
-    raise TypeError(
-        f"{anchor_name(model)!r} ({type(model).__name__}) cannot be an anchor: it was not recognised as a stem, "
-        "blocks and a head. Anchors so far are timm's vision transformers, Swin, ResNet and LeViT models."
-    )
+    return GraphView(model)

@@ -1,0 +1,315 @@
+"""Which of timm's models open as anchors: one row a name, on random weights, at the smallest input it takes.
+
+    python benchmarks/anchor_coverage.py rows.jsonl --smallest-per-module   # the quick sweep
+    python benchmarks/anchor_coverage.py rows.jsonl                         # all names, cheap ones first
+    python benchmarks/anchor_coverage.py rows.jsonl --summary               # what the rows say
+
+Names that the file has already are skipped, so a sweep goes on where it stopped. Each name runs in a worker
+process with a limit on time and memory. Models of more parameters than `--max-params` are opened on the
+meta device only and marked `"not run: size"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models._registry import _model_to_module
+from torch import nn
+
+from timm_stitch.enumeration import enumerate_stitches
+from timm_stitch.tracing import Macs
+from timm_stitch.views import View, view
+
+SIZES = (64, 96, 128, 192)
+
+
+def names_by_size(cache: Path) -> list[tuple[int, str]]:
+    """(parameters, name) of all of timm's models, smallest first; counted on the meta device and kept in a file."""
+    if cache.exists():
+        counts = json.loads(cache.read_text())
+    else:
+        counts = {}
+        for name in timm.list_models(exclude_filters="snnet*"):
+            with torch.device("meta"):
+                try:
+                    counts[name] = sum(p.numel() for p in timm.create_model(name).parameters())
+                except Exception:  # noqa: BLE001 - what cannot be built on meta comes last
+                    counts[name] = 10**12
+        cache.write_text(json.dumps(counts))
+    return sorted((count, name) for name, count in counts.items())
+
+
+def build(name: str, size: int | None = None) -> tuple[nn.Module, tuple[int, int]]:
+    """The model with random weights that let every path matter, and the smallest image size that it takes."""
+    cfg = timm.get_pretrained_cfg(name)
+    native = tuple(cfg.input_size[-2:])
+    sizes = [(s, s) for s in SIZES if s < min(native)] if size is None else [(size, size)]
+    problem: Exception | None = None
+    for side in [*sizes, native]:
+        try:
+            torch.manual_seed(0)
+            try:
+                model = timm.create_model(name, img_size=side)
+            except TypeError:
+                model = timm.create_model(name)
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, cfg.input_size[0], *side))
+            return shaken(model), side
+        except Exception as error:  # noqa: BLE001 - the next larger size may do
+            problem = error
+    raise RuntimeError(f"the model itself does not run: {problem!r:.150}")
+
+
+@torch.no_grad()
+def shaken(model: nn.Module) -> nn.Module:
+    """Give constant parameters and running statistics random values: zeros would hide a wrong path."""
+    for parameter in model.parameters():
+        if parameter.numel() > 1 and parameter.is_floating_point() and float(parameter.std()) < 1e-3:
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.1)
+    return model
+
+
+def whole(part: View, x: torch.Tensor) -> Any:
+    """Stem, all blocks, norm and head in a row."""
+    return part.head(part.norm(part.run(part.stem(x), 0, part.depth, x)))
+
+
+def is_exact(model: nn.Module, part: View, side: tuple[int, int]) -> bool:
+    """Whether the parts in a row equal the model bit for bit, at two batch sizes."""
+    channels = model.pretrained_cfg["input_size"][0]
+    for batch in (1, 3):
+        x = torch.randn(batch, channels, *side)
+        expected = model(x)
+        if not torch.isfinite(expected).all() or float(expected.std()) == 0:
+            raise RuntimeError("random weights give no finite, varied logits")
+        if not torch.equal(whole(part, x), expected):
+            return False
+    return True
+
+
+def gradients_agree(model: nn.Module, part: View, side: tuple[int, int]) -> bool:
+    """Whether both give the same gradients in training mode with the stochastic layers off."""
+    model.train()
+    for module in model.modules():
+        for rate in ("drop_prob", "p", "prob", "drop_rate", "drop"):
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.0)
+    x = torch.randn(2, model.pretrained_cfg["input_size"][0], *side)
+    found = []
+    for run in (model, lambda image: whole(part, image)):
+        torch.manual_seed(0)
+        model.zero_grad(set_to_none=True)
+        out = run(x)
+        sum(o.float().square().mean() for o in (out if isinstance(out, (tuple, list)) else [out])).backward()
+        found.append([p.grad for p in model.parameters()])
+    model.eval()
+    return all(
+        (a is None and b is None) or (a is not None and b is not None and torch.allclose(a, b, rtol=1e-3, atol=1e-6))
+        for a, b in zip(*found, strict=True)
+    )
+
+
+def cuts(part: View, x: torch.Tensor) -> int:
+    """How many boundaries have between 10 % and 90 % of the multiply-adds before them (at the native size if known)."""
+    if hasattr(part, "_cuts"):
+        return part._cuts.middle
+    counter, before = Macs(), []
+    with torch.no_grad(), counter:
+        h = part.stem(x)
+        for index in range(part.depth + 1):
+            before.append(counter.total)
+            if index < part.depth:
+                h = part.run(h, index, index + 1, x)
+        part.head(part.norm(h))
+    return sum(0.1 <= macs / (counter.total or 1) <= 0.9 for macs in before)
+
+
+def prefix_at(part: View, boundary: int) -> int:
+    """How many tokens come before the patch tokens at a boundary."""
+    return part._prefixes[boundary] if hasattr(part, "_prefixes") else part.prefix_tokens
+
+
+def crossed(h: torch.Tensor, a: View, stop: int, b: View, start: int, spec: Any, side: tuple[int, int]) -> torch.Tensor:
+    """A random linear map of channels, with the layout changed where the two differ."""
+    weight = torch.randn(spec.in_width, spec.out_width) * spec.in_width**-0.5
+    layouts = a.layout_at(stop), b.layout_at(start)
+    if layouts == ("NLC", "NLC"):  # a class token that the back adds later is left out
+        h = h[:, max(0, prefix_at(a, stop) - prefix_at(b, start)) :]
+    if layouts[0] == layouts[1]:
+        return (h.movedim(1, -1) @ weight).movedim(-1, 1) if layouts[0] == "NCHW" else h @ weight
+    spatial = a.as_map(h, side, stop).movedim(1, -1) @ weight
+    prefix = a.prefix(h, stop)
+    return b.from_map(spatial.movedim(-1, 1), None if prefix is None else prefix @ weight, start)
+
+
+def pair(name: str, model: nn.Module, part: View, side: tuple[int, int], others: list[str]) -> str:
+    """Stitch with the first other model whose boundaries meet, and run every stitch once."""
+    reason = "no other member"
+    for other in others[:6]:
+        try:
+            second, other_side = build(other, side[0])
+            if other_side != side:
+                reason = f"{other} needs {other_side[0]} pixels"
+                continue
+            parts = [part, view(second)]
+            described = [parts[0].describe("a"), parts[1].describe("b")]
+            try:
+                plan = enumerate_stitches(described)
+            except ValueError:  # a window of two does not fit levels of one block
+                plan = enumerate_stitches(described, kernel_size=1)
+            joints = sum(not s.is_anchor for s in plan)
+            x = torch.randn(1, model.pretrained_cfg["input_size"][0], *side)
+            for stitch in plan:
+                h = parts[stitch.front].stem(x)
+                for i, segment in enumerate(stitch.segments):
+                    if i:
+                        spec, last = plan.layers[stitch.layers[i - 1]], stitch.segments[i - 1]
+                        h = crossed(h, parts[last.anchor], last.stop, parts[segment.anchor], segment.start, spec, side)
+                    h = parts[segment.anchor].run(h, segment.start, segment.stop, x)
+                out = parts[stitch.back].head(parts[stitch.back].norm(h))
+                if out.shape[0] != 1 or not torch.isfinite(out).all():
+                    raise ValueError("logits are not finite")
+            return f"{other}: {joints}"
+        except Exception as error:  # noqa: BLE001
+            reason = f"{other}: {type(error).__name__}: {str(error)[:120]}"
+    return f"no ({reason})"
+
+
+def examine(name: str, count: int, others: list[str], max_params: int, pair_params: int) -> dict[str, Any]:
+    """The row of one name."""
+    torch.set_num_threads(1)
+    row: dict[str, Any] = {"name": name, "module": _model_to_module[name], "params": count}
+    started = time.time()
+    try:
+        if count > max_params:
+            with torch.device("meta"):
+                part = view(timm.create_model(name))
+            found = getattr(getattr(part, "_cuts", None), "middle", None)
+            row.update(exact=None, mechanism=type(part).__name__, depth=part.depth, cuts=found, reason="not run: size")
+            return row
+        model, side = build(name)
+        keys = list(model.state_dict())
+        part = view(model)
+        row.update(size=side[0], mechanism=type(part).__name__, depth=part.depth)
+        row["layouts"] = sorted({part.layout_at(i) for i in range(part.depth + 1)})
+        with torch.no_grad():
+            row["exact"] = is_exact(model, part, side)
+            row["cuts"] = cuts(part, torch.randn(1, model.pretrained_cfg["input_size"][0], *side))
+        try:
+            row["gradients"] = gradients_agree(model, part, side)
+        except Exception as error:  # noqa: BLE001
+            row.update(gradients=None, reason=f"training: {type(error).__name__}: {str(error)[:150]}")
+        row["keys"] = list(model.state_dict()) == keys
+        if count <= pair_params:
+            with torch.no_grad():
+                row["pair"] = pair(name, model.eval(), part, side, others)
+    except Exception as error:  # noqa: BLE001
+        row.update(exact=row.get("exact", False), reason=f"{type(error).__name__}: {str(error)[:200]}")
+    row["seconds"] = round(time.time() - started, 1)
+    return row
+
+
+def _worker(inbox: Any, outbox: Any, gigabytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
+    while True:
+        job = inbox.recv()
+        outbox.send(examine(*job))
+
+
+def sweep(rows: Path, todo: list[tuple[Any, ...]], seconds: float, gigabytes: int) -> None:
+    """Examine names in a worker that is replaced when it dies or takes too long."""
+    process = None
+    for job in todo:
+        if process is None:
+            ask, inbox = multiprocessing.Pipe()
+            process = multiprocessing.get_context("spawn").Process(target=_worker, args=(inbox, inbox, gigabytes))
+            process.start()
+        ask.send(job)
+        row = {"name": job[0], "module": _model_to_module[job[0]], "params": job[1], "exact": None}
+        try:
+            row = ask.recv() if ask.poll(seconds) else {**row, "reason": f"not run: more than {seconds:.0f} s"}
+        except EOFError:
+            row["reason"] = f"not run: its process died (limit {gigabytes} GiB)"
+        if str(row.get("reason", "")).startswith("not run: ") and "size" not in row["reason"]:
+            process.kill()
+            process.join()
+            process = None
+        with rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    if process is not None:
+        process.kill()
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table by module, the totals, and the reasons ranked by the names that they cost."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["module"]].append(row)
+    names = Counter(_model_to_module[name] for name in timm.list_models(exclude_filters="snnet*"))
+    titles = ("module", "names in timm", "run", "exact", "gradients", "3+ cuts", "cuts", "mechanism", "pair")
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for module in sorted(groups, key=lambda m: -names[m]):
+        some = groups[module]
+        found = [r.get("cuts") or 0 for r in some]
+        kinds = "/".join(sorted({r["mechanism"] for r in some if r.get("mechanism")}))
+        pairs = sum(not r.get("pair", "no").startswith("no") for r in some)
+        lines.append(
+            f"| {module} | {names[module]} | {len(some)} | {sum(bool(r.get('exact')) for r in some)} "
+            f"| {sum(bool(r.get('gradients')) for r in some)} | {sum(c >= 3 for c in found)} "
+            f"| {min(found)}-{max(found)} | {kinds} | {pairs} |"
+        )
+    good = [r for r in rows if r.get("exact") and (r.get("cuts") or 0) >= 3]
+    equal = sum(bool(r.get("gradients")) for r in good)
+    lines += ["", f"{len(rows)} names, {len(good)} exact with 3 or more cuts, {equal} of these with equal gradients."]
+    bad = [r for r in rows if r not in good or not r.get("gradients")]
+    reasons = Counter(f"{r['module']}: {r.get('reason') or 'cuts ' + str(r.get('cuts'))}"[:180] for r in bad)
+    return "\n".join([*lines, "", *(f"- {count} x {reason}" for reason, count in reasons.most_common())])
+
+
+def main() -> None:
+    """Parse arguments, sweep, print the summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path, help="JSON-lines file to append to")
+    parser.add_argument("--summary", action="store_true", help="only print what the rows say")
+    parser.add_argument("--smallest-per-module", action="store_true", help="one name a module")
+    parser.add_argument("--filter", default="*", help="names to take, as in timm.list_models")
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th name, from the i-th")
+    parser.add_argument("--limit-seconds", type=float, default=300, help="for one name")
+    parser.add_argument("--memory", type=int, default=12, help="GiB of address space for one name")
+    parser.add_argument("--max-params", type=int, default=400_000_000, help="larger models are not run")
+    parser.add_argument("--pair-params", type=int, default=30_000_000, help="larger models are not stitched")
+    args = parser.parse_args()
+    done = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
+    if not args.summary:
+        sizes = names_by_size(args.rows.with_suffix(".sizes.json"))
+        members: dict[str, list[str]] = defaultdict(list)
+        for _, name in sizes:
+            members[_model_to_module[name]].append(name)
+        wanted = set(timm.list_models(args.filter)) - {row["name"] for row in done}
+        if args.smallest_per_module:
+            wanted &= {group[0] for group in members.values()}
+        index, shards = map(int, args.shard.split("/"))
+        todo = [
+            (name, count, [o for o in members[_model_to_module[name]] if o != name], args.max_params, args.pair_params)
+            for count, name in sizes
+            if name in wanted
+        ][index::shards]
+        sweep(args.rows, todo, args.limit_seconds, args.memory)
+        done = [json.loads(line) for line in args.rows.read_text().splitlines()]
+    print(summary(done))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What the shape of an activation says: its layout, width and reduction.
+
+Imports the standard library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def map_layout(shape: Sequence[int], size: tuple[int, int]) -> str | None:
+    """Which layout the shape of a map can have, if there is but one."""
+    _, a, b, c = shape
+    fits = {"NHWC": (a, b), "NCHW": (b, c)}
+    small = {k: (h, w) for k, (h, w) in fits.items() if h <= size[0] and w <= size[1]}
+    good = [k for k, (h, w) in small.items() if abs(size[0] * w - size[1] * h) <= max(size)]
+    return good[0] if len(good) == 1 else None
+
+
+def form(shape: Sequence[int], size: tuple[int, int], hint: int, default: str) -> tuple[str, int, int, int, int]:
+    """Layout, width, reduction, prefix tokens and all tokens that an activation's shape speaks of.
+
+    Args:
+        shape: (B, …).
+        size: (height, width) of the image.
+        hint: how many prefix tokens the model says that it has.
+        default: the layout of maps whose shape fits both.
+
+    Returns:
+        The layout is `"NLC"`, `"NHWC"`, `"NCHW"`, or `"N*C"`: channels last, the rest in an order of its own.
+    """
+    if len(shape) == 4:
+        _, a, b, c = shape
+        layout = map_layout(shape, size)
+        if layout is None and default == "NCHW" and b != c:
+            layout = "N*C"
+        layout = layout or default
+        if layout == "NCHW":
+            return layout, a, _reduction(size[0], b), 0, b * c
+        if layout == "NHWC":
+            return layout, c, _reduction(size[0], a), 0, a * b
+    if len(shape) == 3:
+        _, n, c = shape
+        for prefix in dict.fromkeys((hint, 0, 1, 2, 3, 4, 5, 8)):
+            r = round(math.sqrt(size[0] * size[1] / (n - prefix))) if n > prefix else 0
+            if r and n - prefix in (math.ceil(size[0] / r) * math.ceil(size[1] / r), (size[0] // r) * (size[1] // r)):
+                return "NLC", c, r, prefix, n
+        return "NLC", c, max(1, round(math.sqrt(size[0] * size[1] / n))), 0, n
+    n = math.prod(shape[1:-1])
+    return "N*C", shape[-1], max(1, round(math.sqrt(size[0] * size[1] / n))), 0, n
+
+
+def _reduction(side: int, cells: int) -> int:
+    """Pixels to a position; strided layers round up or down where they do not divide."""
+    for power in (1, 2, 4, 8, 16, 32, 64):
+        if cells in (-(-side // power), side // power):
+            return power
+    return max(1, round(side / cells))

@@ -1,0 +1,142 @@
+"""A model's forward pass as a list of steps.
+
+The steps hold names, no modules and no tensors: they run on the model itself, or on a part of it.
+
+Imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value of an earlier step; 0 is the image."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class ByMode:
+    """An argument that differs between evaluation and training."""
+
+    evaluating: Any
+    training: Any
+
+
+class _OnDevice:
+    """Stands for the device that the image is on."""
+
+
+DEVICE = _OnDevice
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: `kind` is `"module"`, `"attribute"`, `"function"` or `"method"`."""
+
+    kind: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+    @property
+    def inputs(self) -> set[int]:
+        """The values that the step reads."""
+        found: set[int] = set()
+        map_leaves(lambda leaf: found.add(leaf.index) if isinstance(leaf, Ref) else None, (self.args, self.kwargs))
+        return found
+
+    def run(self, model: nn.Module, values: dict[int, Any], device: Any) -> Any:
+        """The step's value, given those that it reads."""
+
+        def fill(leaf: Any) -> Any:
+            if isinstance(leaf, Ref):
+                return values[leaf.index]
+            if isinstance(leaf, ByMode):
+                return leaf.training if model.training else leaf.evaluating
+            return device if leaf is DEVICE else leaf
+
+        args, kwargs = map_leaves(fill, self.args), map_leaves(fill, self.kwargs)
+        if self.kind == "module":
+            return model.get_submodule(self.target)(*args, **kwargs)
+        if self.kind == "attribute":
+            owner, _, name = self.target.rpartition(".")
+            return getattr(model.get_submodule(owner), name)
+        if self.kind == "method":
+            return getattr(args[0], self.target)(*args[1:], **kwargs)
+        return self.target(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A recorded forward pass.
+
+    Args:
+        steps: step number i gives value i; number 0 is the image and no step.
+        output: the value that the model returns.
+        examples: each value for `batch` images of `size`, on the meta device.
+        macs: of each step, for the whole batch.
+        stable: whether nothing changes a value in place after its step.
+        head: the value that enters `forward_head`, if there is one such call and nothing else follows.
+        forced: whether a size was turned into a Python number or decision on the way.
+    """
+
+    steps: tuple[Step | None, ...]
+    output: Any
+    examples: tuple[Any, ...]
+    macs: tuple[int, ...]
+    stable: tuple[bool, ...]
+    head: int | None
+    forced: bool
+    size: tuple[int, int]
+    batch: int = 2
+
+
+def differs(a: Program, b: Program) -> bool:
+    """Whether two recordings of one model, made with other sizes, are different programs."""
+
+    def plain(leaf: Any) -> Any:
+        return leaf.evaluating if isinstance(leaf, ByMode) else leaf
+
+    found = [[(s.kind, s.target, str(map_leaves(plain, (s.args, s.kwargs)))) for s in p.steps if s] for p in (a, b)]
+    return found[0] != found[1]
+
+
+def merged(evaluating: Program, training: Program) -> Program:
+    """One program for both modes, as far as they are the same up to constants."""
+    if len(evaluating.steps) != len(training.steps):
+        return evaluating
+    steps: list[Step | None] = [None]
+    for a, b in zip(evaluating.steps[1:], training.steps[1:], strict=True):
+        assert a is not None and b is not None
+        if (a.kind, a.target) != (b.kind, b.target):
+            return evaluating
+        both = _both((a.args, a.kwargs), (b.args, b.kwargs))
+        steps.append(Step(a.kind, a.target, both[0], both[1]))
+    return Program(**{**evaluating.__dict__, "steps": tuple(steps)})
+
+
+def _both(a: Any, b: Any) -> Any:
+    if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
+        return type(a)(_both(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return {k: _both(a[k], b[k]) for k in a}
+    return a if a is b or (type(a) is type(b) and a == b) else ByMode(a, b)
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    if isinstance(tree, tuple):
+        return tuple([map_leaves(function, x) for x in tree])
+    if isinstance(tree, list):
+        return [map_leaves(function, x) for x in tree]
+    if isinstance(tree, dict):
+        return {k: map_leaves(function, v) for k, v in tree.items()}
+    if isinstance(tree, slice):
+        return slice(map_leaves(function, tree.start), map_leaves(function, tree.stop), map_leaves(function, tree.step))
+    return function(tree)
