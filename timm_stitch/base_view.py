@@ -36,6 +36,7 @@ class View:
         prefix_tokens: tokens before the patch tokens at every boundary.
         image_size: (height, width) that the model insists on, or None.
         has_norm, has_head: False where they were pruned; then they pass the activation on.
+        is_part: whether the anchor is a shallow copy that shares modules with another.
     """
 
     anchor: nn.Module
@@ -47,6 +48,7 @@ class View:
     image_size: tuple[int, int] | None = None
     has_norm: bool = True
     has_head: bool = True
+    is_part: bool = False
     _kept_size: tuple[int, int] | None = None  # of the images, for a part without the stem that knows it
 
     @property
@@ -164,7 +166,7 @@ class View:
             own = {*self.anchor._modules, *self.anchor._parameters, *self.anchor._buffers}
             keep.update(own - apart)
         twin = copy.copy(self)
-        twin._kept_size = self.image_size
+        twin._kept_size, twin.is_part = self.image_size, True
         twin.anchor = shallow(self.anchor, keep)
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
@@ -196,6 +198,7 @@ def anchor_name(model: nn.Module) -> str:
 def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
     """Copy a module without what is not kept; kept parameters and submodules are the same objects."""
     twin = copy.copy(module)
+    own_hooks(twin)
     twin._parameters = {k: v for k, v in module._parameters.items() if v is None or k in keep}
     twin._buffers = {k: v for k, v in module._buffers.items() if v is None or k in keep}
     twin._modules = {}
@@ -206,6 +209,13 @@ def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
         elif inner:
             twin._modules[name] = shallow(child, inner)
     return twin
+
+
+def own_hooks(module: nn.Module) -> None:
+    """Give a shallow copy no hooks instead of those of the module that it was copied from."""
+    for name, value in module.__dict__.items():
+        if "_hooks" in name and isinstance(value, dict):
+            module.__dict__[name] = type(value)()
 
 
 def inner(module: nn.Module | None, name: str) -> nn.Module | None:

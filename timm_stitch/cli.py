@@ -42,7 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.rest = rest
     try:
         options.run(options)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+        RuntimeError,
+        AssertionError,
+        ArithmeticError,
+        yaml.YAMLError,
+    ) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -144,7 +153,9 @@ def _train(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.recipe!r} is no recipe: expected a YAML file of fields and values.")
     values |= _overrides(options.rest)
     name, args = values.pop("model", None), values.pop("model_args", {})
-    images, pretrained = values.pop("init_images", 100), values.pop("pretrained", True)
+    pretrained = values.pop("pretrained", True)
+    # Stitching layers that come trained are left as they are, unless the recipe says otherwise.
+    images = values.pop("init_images", 0 if pretrained and _has_stitches(name) else 100)
     config = TrainConfig.from_dict(values)
     if not isinstance(name, str):
         raise ValueError(f"{options.recipe!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another.")
@@ -159,6 +170,12 @@ def _train(options: argparse.Namespace) -> None:
     print(
         json.dumps(log) if options.json else f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}"
     )
+
+
+def _has_stitches(name: Any) -> bool:
+    """Whether a model's name stands for weights of stitching layers too: a folder, a Hub name, an own tag."""
+    name = str(name)
+    return ":" in name or Path(name).is_dir() or bool((cfg := timm.get_pretrained_cfg(name)) and cfg.has_weights)
 
 
 def _overrides(rest: Sequence[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from .base_view import own_hooks
 from .costs import AnchorCosts, Cost, PlanCosts
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ def meta_twin(model: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        own_hooks(module)  # a user's hooks are not to see meta tensors
+    return twin
 
 
 def _macs(function: Callable[[], Any]) -> tuple[int, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 
-from .plan import Anchor, Segment, Stitch, LayerSpec, StitchPlan, stitch_name
+from .plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan, stitch_name
 
 DIRECTIONS = ("fast_to_slow", "slow_to_fast", "two_way")
 

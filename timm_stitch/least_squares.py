@@ -37,6 +37,7 @@ class NormalEquations:
     in_width: int
     out_width: int
     rows: int = 0
+    distinct: int = 0
     _xx: Tensor | None = field(default=None, repr=False)
     _xy: Tensor | None = field(default=None, repr=False)
     _yy: float = 0.0
@@ -64,6 +65,7 @@ class NormalEquations:
             y = y + other
         self._xy += x.T @ y
         self.rows += len(front) * len(backs)
+        self.distinct += len(front)
 
     def solve(self) -> tuple[Tensor, Tensor, float]:
         """The map of smallest error, and of smallest weights where several are equal.
@@ -76,10 +78,10 @@ class NormalEquations:
             ValueError: if there are fewer rows than unknowns, or an activation is not finite.
         """
         need = self.in_width + 1
-        if self.rows < need or self._xx is None or self._xy is None or self._origin is None:
+        if self.distinct < need or self._xx is None or self._xy is None or self._origin is None:
             raise ValueError(
                 f"least squares needs at least {need} positions (images x tokens) to determine a map of "
-                f"{self.in_width} channels, got {self.rows}: give more images. SN-Net uses 100."
+                f"{self.in_width} channels, got {self.distinct}: give more images. SN-Net uses 100."
             )
         if not bool(torch.isfinite(self._xx).all() and torch.isfinite(self._xy).all()):
             raise ValueError("activations are not finite: check the images' scaling and the anchors' weights.")
@@ -155,13 +157,17 @@ def least_squares_init(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}.")
+    if any(part.is_part for part in model.views):
+        raise ValueError("this network holds only some of its anchors' blocks: initialise the whole one, then extract.")
     systems = _systems(model, method)
-    device = next(model.parameters()).device
+    like = next(model.parameters())
     was_training = [m for m in model.modules() if m.training]
     model.eval()
     try:
         for batch in tqdm(_batches(images, batch_size), desc="least squares", unit="batch", disable=not progress):
-            _accumulate(model, batch.to(device), systems)
+            for stitch in model.plan:
+                model.check_images(batch, stitch)
+            _accumulate(model, batch.to(like.device, like.dtype), systems)
     finally:
         for module in was_training:
             module.training = True
@@ -228,10 +234,10 @@ def _boundaries(model: SNNet, anchor: int, images: Tensor, wanted: set[int]) -> 
 
 def _batches(images: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
     """Batches of images from a tensor or from what a loader gives."""
-    if isinstance(images, Tensor):
+    if isinstance(images, Tensor) and images.ndim == 4:
         yield from images.split(batch_size)
         return
-    for batch in images:
+    for batch in [images] if isinstance(images, Tensor) else images:
         batch = batch[0] if isinstance(batch, (list, tuple)) else batch
         if not isinstance(batch, Tensor) or batch.ndim != 4:
             raise ValueError(

@@ -23,7 +23,7 @@ from .layers import LowRankStitchingLayer, make_layer, touch
 from .plan import Segment, Stitch, StitchPlan
 from .prefixes import schedule
 from .published import PublishedCount
-from .views import View, anchor_name, view
+from .views import View, anchor_name, own_hooks, view
 
 torch.fx.wrap("touch")  # a call of its own in traced graphs, not what is inside it
 
@@ -71,7 +71,7 @@ class SNNet(nn.Module):
             make_layer(spec, device=like.device, dtype=like.dtype) for spec in plan.layers
         )
         self.register_buffer("stitched_norm", torch.tensor(bool(stitched_norm), device=like.device))
-        self.norms_stitched = bool(stitched_norm)
+        self._norms_stitched = bool(stitched_norm)
         self.num_classes: int = anchors[-1].num_classes  # type: ignore[assignment]
         self.in_chans: int = getattr(anchors[-1], "in_chans", 3)  # type: ignore[assignment]
         self.published = published
@@ -81,6 +81,18 @@ class SNNet(nn.Module):
         largest = plan.anchor_id(len(plan.anchors) - 1)
         self.stitch_id = plan[largest if stitch_id is None else stitch_id].stitch_id
         update_model_args(self, stitched_norm=self.norms_stitched)
+
+    @property
+    def norms_stitched(self) -> bool:
+        """Whether stitched paths run the final norm; kept among the weights too, as `stitched_norm`."""
+        return self._norms_stitched
+
+    @norms_stitched.setter
+    def norms_stitched(self, value: bool) -> None:
+        self._norms_stitched = bool(value)
+        if self.stitched_norm.device.type != "meta":  # type: ignore[union-attr]
+            self.stitched_norm.fill_(bool(value))  # type: ignore[operator]
+        update_model_args(self, stitched_norm=self._norms_stitched)
 
     # ── which stitch ──────────────────────────────────────────────────────────────────────────────
 
@@ -100,7 +112,7 @@ class SNNet(nn.Module):
         Raises:
             ValueError: if the plan has no such id.
         """
-        self.stitch_id = self.plan[stitch_id].stitch_id
+        self.stitch_id = self._stitch(stitch_id).stitch_id
         update_model_args(self, stitch_id=self.stitch_id)
         return self
 
@@ -138,7 +150,7 @@ class SNNet(nn.Module):
             ValueError: if an id is not in the plan, there is not one per image, or the images have a
                 size that the anchors do not take.
         """
-        if isinstance(stitch_id, (list, tuple)) or (isinstance(stitch_id, Tensor) and stitch_id.ndim > 0):
+        if stitch_id is not None and not isinstance(stitch_id, (int, str, torch.fx.Proxy)) and _is_row(stitch_id):
             return self._forward_mixed(x, stitch_id)
         out = self.forward_head(self.forward_features(x, stitch_id), stitch_id=stitch_id)
         if self.training and self.touch_unused:
@@ -149,7 +161,7 @@ class SNNet(nn.Module):
         """What enters the head: the back anchor's last activation, normed where the stitch does so."""
         stitch = self._stitch(stitch_id)
         if not isinstance(x, torch.fx.Proxy):
-            self._check_images(x, stitch)
+            self.check_images(x, stitch)
         front = self.views[stitch.front]
         h = front.stem(x)
         for i, segment in enumerate(stitch.segments):
@@ -176,7 +188,7 @@ class SNNet(nn.Module):
         ids = self.stitch_ids if stitch_ids is None else stitch_ids
         stitches = [self._stitch(i) for i in dict.fromkeys(ids)]
         for stitch in stitches:
-            self._check_images(x, stitch)
+            self.check_images(x, stitch)
         kept: dict[int, Tensor] = {}
         for turn in schedule(stitches):
             steps = turn.stitch.steps
@@ -199,7 +211,7 @@ class SNNet(nn.Module):
             del h
 
     def _forward_mixed(self, x: Tensor, stitch_ids: Sequence[int] | Tensor) -> Tensor:
-        ids = stitch_ids.tolist() if isinstance(stitch_ids, Tensor) else list(stitch_ids)
+        ids = stitch_ids.tolist() if hasattr(stitch_ids, "tolist") else list(stitch_ids)
         if len(ids) != x.shape[0] or any(isinstance(i, list) for i in ids):
             raise ValueError(
                 f"stitch_id has {len(ids)} ids for a batch of {x.shape[0]} images: expected an int, "
@@ -207,9 +219,15 @@ class SNNet(nn.Module):
             )
         rows: dict[int, list[int]] = {}
         for row, stitch_id in enumerate(ids):
-            rows.setdefault(self.plan[stitch_id].stitch_id, []).append(row)
-        if len(rows) == 1:
-            return self.forward(x, next(iter(rows)))
+            rows.setdefault(self._stitch(stitch_id).stitch_id, []).append(row)
+        if len(rows) < 2:
+            return self.forward(x, next(iter(rows), None))
+        widths = {self.views[self.plan[k].back].widths[-1] for k in rows}
+        if self.num_classes == 0 and len(widths) > 1:
+            raise ValueError(
+                f"without a classifier the stitches {sorted(rows)} give features of different widths {sorted(widths)}: "
+                "use ids with one back anchor, or num_classes > 0."
+            )
         index = {k: torch.tensor(v, device=x.device) for k, v in rows.items()}
         out = torch.cat([self.forward(x.index_select(0, index[k]), k) for k in rows])
         order = torch.cat(list(index.values()))
@@ -257,7 +275,11 @@ class SNNet(nn.Module):
     def _final_norm(self, h: Tensor, stitch: Stitch) -> Tensor:
         return self.views[stitch.back].norm(h) if stitch.is_anchor or self.norms_stitched else h
 
-    def _check_images(self, x: Tensor, stitch: Stitch) -> None:
+    def check_images(self, x: Tensor, stitch: Stitch) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"images must be a tensor of shape (B, C, H, W), got {type(x).__name__}: use torch.from_numpy."
+            )
         sizes = [size for s in stitch.segments if (size := self.views[s.anchor].image_size)]
         size = sizes[0] if sizes else None
         if x.ndim != 4 or x.shape[1] != self.in_chans or (size is not None and tuple(x.shape[-2:]) != size):
@@ -290,6 +312,8 @@ class SNNet(nn.Module):
         """A network that holds what the stitches of `plan` use, sharing tensors with this one."""
         twin = copying.copy(self)
         twin._modules, twin._buffers = dict(self._modules), dict(self._buffers)
+        twin.__dict__.pop("forward", None)  # Accelerate's wrapped forward is bound to the whole network
+        own_hooks(twin)
         twin.plan, twin.views = plan, []
         anchors: list[nn.Module | None] = []
         for number, whole in enumerate(self.views):
@@ -454,6 +478,8 @@ class SNNet(nn.Module):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r} is unknown: expected 'NCHW' or 'NLC'.")
         stitch = self._stitch(stitch_id)
+        if not isinstance(x, torch.fx.Proxy):
+            self.check_images(x, stitch)
         taps = self._taps(stitch)
         wanted, last = feature_take_indices(len(taps), indices)
         take, last = {taps[i] for i in wanted}, taps[last]
@@ -468,6 +494,11 @@ class SNNet(nn.Module):
             for block in range(segment.start, segment.stop):
                 h = part.run(h, block, block + 1, x, self.grad_checkpointing)
                 if n in take:
+                    if norm and part.like_last(block) and part.is_part and not part.has_norm and self.num_classes:
+                        raise ValueError(
+                            f"anchor {segment.anchor}'s final norm is not part of this extracted network: take normed "
+                            "intermediates from the whole one, with stitch_id."
+                        )
                     tap = part.norm(h) if norm and part.like_last(block) else h
                     spatial = part.as_map(tap, size, block + 1)
                     spatial = spatial.flatten(2).transpose(1, 2) if output_fmt == "NLC" else spatial
@@ -512,7 +543,7 @@ class SNNet(nn.Module):
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         """The classifiers of all anchors, fastest first."""
-        return tuple(anchor.get_classifier() for anchor in self.anchors if anchor is not None)
+        return tuple(part.anchor.get_classifier() for part in self.views if part.has_head)  # type: ignore[operator]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give every anchor a new classifier.
@@ -540,12 +571,12 @@ class SNNet(nn.Module):
     def _set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: Any = None) -> None:
         if patch_size is not None:
             raise ValueError("the patch size of stitched anchors cannot be changed: it is part of the plan.")
+        if any(part.is_part for part in self.views):
+            raise ValueError("this network shares its modules with a larger one: resize that, then extract.")
         size = (img_size, img_size) if isinstance(img_size, int) else img_size
         for anchor in self.anchors:
             if anchor is not None and hasattr(anchor, "set_input_size"):
                 anchor.set_input_size(img_size=size)
-        for part in self.views:
-            part.refresh()
         for part in self.views:
             part.refresh()
         update_model_input_size(self, size)
@@ -560,6 +591,8 @@ class SNNet(nn.Module):
         for i, anchor in self._present():
             exempt = getattr(anchor, "no_weight_decay", set)
             found.update(f"anchors.{i}.{name}" for name in exempt())
+        if any(part.is_part for part in self.views):
+            found &= {name for name, _ in self.named_parameters()}
         return found
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -599,8 +632,8 @@ class SNNet(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         flag = state_dict.get(prefix + "stitched_norm")
         if flag is not None and flag.device.type != "meta":
-            self.norms_stitched = bool(flag.item())
-            update_model_args(self, stitched_norm=self.norms_stitched)
+            self._norms_stitched = bool(flag.item())
+            update_model_args(self, stitched_norm=self._norms_stitched)
 
 
 class _ModuleTracer(torch.fx.Tracer):
@@ -626,6 +659,11 @@ def _rows(part: View, h: Tensor, prefixes: int, size: tuple[int, int], boundary:
     if prefix is not None:
         rows = torch.cat([prefix[:, :prefixes], rows], dim=1)
     return rows.flatten(0, 1)
+
+
+def _is_row(ids: Any) -> bool:
+    """Whether these are several ids: a list, a tuple, a 1-D tensor or array."""
+    return hasattr(ids, "__len__") and getattr(ids, "ndim", 1) > 0
 
 
 def _blocks(stitch: Stitch) -> list[tuple[int, int]]:
@@ -662,6 +700,10 @@ def _check_anchors(views: Sequence[View], plan: StitchPlan) -> None:
                 f"the plan's anchor {anchor.name!r} has {anchor.depth} blocks of {sorted(set(anchor.widths))} channels; "
                 f"the model given has {part.depth} of {sorted(set(part.widths))}. Make the plan from these models."
             )
+    tensors = [next(part.anchor.parameters()) for part in views]
+    if len({(t.dtype, t.device) for t in tensors}) > 1:
+        where = {name: (str(t.dtype), str(t.device)) for name, t in zip(plan.anchor_names, tensors, strict=True)}
+        raise ValueError(f"the anchors differ in dtype or device: {where}. Move them together first, with .to(…).")
     for what in ("num_classes", "in_chans"):
         values = [getattr(part.anchor, what, None) for part in views]
         if len(set(values)) > 1:

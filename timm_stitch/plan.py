@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from operator import index
 from typing import Any
 
 _FORMAT_VERSION = 1
@@ -167,8 +168,10 @@ class StitchPlan:
     stitches: tuple[Stitch, ...]
 
     def __post_init__(self) -> None:
+        for field in ("anchors", "layers", "stitches"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))  # lists would make equal plans unequal
         ids = [stitch.stitch_id for stitch in self.stitches]
-        if not ids or ids != sorted(set(ids)):
+        if not ids or ids != sorted(set(ids)) or ids[0] < 0:
             raise ValueError(f"stitch ids must ascend without repetition, and there must be one; got {ids[:12]} ….")
         for stitch in self.stitches:
             self._check(stitch)
@@ -223,12 +226,14 @@ class StitchPlan:
 
     def __getitem__(self, stitch_id: int) -> Stitch:
         try:
-            return self._by_id[stitch_id]  # type: ignore[attr-defined,no-any-return]
+            if isinstance(stitch_id, bool):
+                raise TypeError
+            return self._by_id[index(stitch_id)]  # type: ignore[attr-defined,no-any-return]
         except (KeyError, TypeError):
             raise ValueError(self._unknown(stitch_id)) from None
 
     def __contains__(self, stitch_id: object) -> bool:
-        return stitch_id in self._by_id  # type: ignore[attr-defined]
+        return stitch_id in self.stitch_ids
 
     def _unknown(self, stitch_id: object) -> str:
         first, last = self.stitches[0].stitch_id, self.stitches[-1].stitch_id

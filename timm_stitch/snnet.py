@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
-from urllib.error import URLError
 
 import safetensors.torch
 import timm
@@ -162,6 +161,8 @@ def create_snnet(
     if published is not None and isinstance(model, SNNet):
         as_released = theirs and asked is None and not (cfg.file or cfg.state_dict or cfg.source)
         _attach(model, _ALIASES.get(variant, variant), as_released)
+    for holder in ("pretrained_cfg", "default_cfg"):
+        getattr(model, holder).pop("state_dict", None)  # else the network would hold its weights twice
     if pretrained and not own_weights:
         _logger.warning(
             "%s: the anchors have their own pretrained weights, the stitching layers are untrained: initialise them "
@@ -204,7 +205,7 @@ def _assemble(
         name = own.pop("architecture", None)
         if not isinstance(name, str):
             raise ValueError(f"anchor {spec!r} names no timm model: give a name, or a dict with 'architecture'.")
-        given = {**own, **kwargs, "drop_path_rate": rate}
+        given = {**own, **kwargs, **({} if rate is None else {"drop_path_rate": rate})}
         if any(resizable) and not _fixed_size(spec):
             given.pop("img_size", None)  # as timm does: only models made for one size take one
         models.append(_anchor(name, pretrained_anchors, given))
@@ -233,16 +234,18 @@ def _anchor(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module
 
 def _loading(cfg: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
     """Call what may download or read weights, and say in one line what went wrong with which file."""
-    source = (cfg.file or cfg.hf_hub_id or cfg.url) if cfg is not None else None
+    source = (cfg.file or cfg.hf_hub_id or cfg.url or cfg.architecture) if cfg is not None else None
     try:
         # The authors' training checkpoints hold their command line: a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return function(*args, **kwargs)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no weights file {str(source)!r}: check the path.") from error
-    except (URLError, OSError) as error:
+    except _WeightsError:
+        raise  # an anchor's own, already in one line
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and cfg is not None and cfg.file:
+            raise _NoFileError(f"there is no weights file {str(source)!r}: check the path.") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OSError(
+        raise _FetchError(
             f"could not fetch {source!r} ({reason:.160}). Without internet, fetch the file elsewhere and give it: "
             "timm.create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file='PATH')); or begin with random "
             "weights: pretrained=False."
@@ -251,6 +254,18 @@ def _loading(cfg: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         if _while_reading(error) or (error.__cause__ is not None and _while_reading(error.__cause__)):
             raise ValueError(corrupt(str(source), error)) from error
         raise
+
+
+class _WeightsError(Exception):
+    """What went wrong with a weights file, said in one line."""
+
+
+class _NoFileError(_WeightsError, FileNotFoundError):
+    """There is no such file."""
+
+
+class _FetchError(_WeightsError, OSError):
+    """It could not be fetched."""
 
 
 def _while_reading(error: BaseException) -> bool:

@@ -11,11 +11,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .base_view import View, anchor_name
+from .base_view import View, anchor_name, own_hooks
 from .staged_views import LevitView, ResNetView, SwinView
 from .views_graph import GraphView
 
-__all__ = ["TransformerView", "View", "anchor_name", "view"]
+__all__ = ["TransformerView", "View", "anchor_name", "own_hooks", "view"]
 
 
 class TransformerView(View):
@@ -32,7 +32,7 @@ class TransformerView(View):
                 f"cannot stitch {anchor_name(anchor)!r}: its patches of {patch[0]}x{patch[1]} pixels are not square."
             )
         self.widths = (anchor.embed_dim,) * (self.depth + 1)
-        self.reductions = (patch[0],) * (self.depth + 1)
+        self.reductions = (anchor.feature_info[0]["reduction"],) * (self.depth + 1)  # of hybrids not the patch size
         self.prefix_tokens = anchor.num_prefix_tokens
         self._pads = bool(getattr(anchor.patch_embed, "dynamic_img_pad", False))
         self._blocks = tuple(f"blocks.{name}" for name in anchor.blocks._modules)

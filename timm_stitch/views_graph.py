@@ -21,11 +21,11 @@ import torch
 from timm.models import checkpoint
 from torch import Tensor, fx, nn
 
+from .base_view import View, anchor_name, shallow
 from .cuts import Cuts
 from .cutting import find_cuts
 from .program import DEVICE, Step
 from .tracing import meta_model
-from .base_view import View, anchor_name, shallow
 
 
 class Slice(nn.Module):
@@ -244,6 +244,7 @@ class GraphView(View):
             keep.update(own - apart, self._cuts.head_targets)
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
+        twin.is_part = True
         twin._bind(shallow(self.anchor, keep))
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
