@@ -90,7 +90,9 @@ def _levit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             stage, block, after_subsampling = stage + 1, -1, True
             places[index] = f"stages.{stage}.downsample.attn_downsample"
         elif leaf[0].isdigit():  # an MLP: its layers are numbered
-            places[index] = f"stages.{stage}.downsample.mlp" if after_subsampling else f"stages.{stage}.blocks.{block}.mlp"
+            places[index] = (
+                f"stages.{stage}.downsample.mlp" if after_subsampling else f"stages.{stage}.blocks.{block}.mlp"
+            )
             after_subsampling = False
         else:
             block += 1

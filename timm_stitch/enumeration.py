@@ -51,7 +51,9 @@ def enumerate_stitches(
     anchors = tuple(anchors)
     _check_arguments(anchors, direction, kernel_size, stride, rank)
     if direction == "two_way":
-        return _two_way(anchors, list(pairwise(range(len(anchors))) if nearest else combinations(range(len(anchors)), 2)), rank)
+        return _two_way(
+            anchors, list(pairwise(range(len(anchors))) if nearest else combinations(range(len(anchors)), 2)), rank
+        )
     order = range(len(anchors)) if direction == "fast_to_slow" else range(len(anchors) - 1, -1, -1)
     routes: list[tuple[int, ...]]
     if nearest:
@@ -82,9 +84,7 @@ def enumerate_stitches(
     )
 
 
-def _check_arguments(
-    anchors: tuple[Anchor, ...], direction: str, kernel_size: int, stride: int, rank: int
-) -> None:
+def _check_arguments(anchors: tuple[Anchor, ...], direction: str, kernel_size: int, stride: int, rank: int) -> None:
     if len(anchors) < 2:
         raise ValueError(f"stitching needs two or more anchors, got {len(anchors)}.")
     if direction not in DIRECTIONS:
@@ -145,7 +145,13 @@ def nearest_blocks(front_depth: int, back_depth: int) -> Iterator[list[Joint]]:
 
 
 def _join(
-    anchors: tuple[Anchor, ...], front: int, back: int, kernel_size: int, stride: int, layers: list[LayerSpec], rank: int
+    anchors: tuple[Anchor, ...],
+    front: int,
+    back: int,
+    kernel_size: int,
+    stride: int,
+    layers: list[LayerSpec],
+    rank: int,
 ) -> list[tuple[Joint, int]]:
     """All joints of a front and a back, level by level, with the number of each one's layer.
 
@@ -160,9 +166,7 @@ def _join(
             continue
         b_blocks = b_levels[reduction]
         equal = len(a_blocks) == len(b_blocks)
-        groups = (
-            windows(len(a_blocks), kernel_size, stride) if equal else nearest_blocks(len(a_blocks), len(b_blocks))
-        )
+        groups = windows(len(a_blocks), kernel_size, stride) if equal else nearest_blocks(len(a_blocks), len(b_blocks))
         for group in groups:
             shared: dict[tuple[int, int], int] = {}
             for j, k in ((a_blocks[j], b_blocks[k]) for j, k in group):

@@ -71,9 +71,7 @@ NETWORKS = {
     "snnet_swin_tsb": Published(
         tuple(_SWIN.format(size) for size in ("tiny", "small", "base")), PublishedCount(params=True), stages=(0, 1, 2)
     ),
-    "snnet_resnet_18_50": Published(
-        ("resnet18.tv_in1k", "resnet50.a1_in1k"), PublishedCount(), stages=(1, 2)
-    ),
+    "snnet_resnet_18_50": Published(("resnet18.tv_in1k", "resnet50.a1_in1k"), PublishedCount(), stages=(1, 2)),
     "snnet_resnet18_swin_t": Published(
         ("resnet18.tv_in1k", "swin_tiny_patch4_window7_224.ms_in1k"),
         PublishedCount(),

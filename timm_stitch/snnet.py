@@ -350,7 +350,12 @@ def snnet(
         )
     if not isinstance(kwargs.get("pretrained_cfg"), (dict, timm.models.PretrainedCfg)):
         kwargs["pretrained_cfg_overlay"] = {**_cfg_of(anchors), **(kwargs.get("pretrained_cfg_overlay") or {})}
-    plan_args: dict[str, Any] = {"direction": direction, "nearest": nearest, "kernel_size": kernel_size, "stride": stride}
+    plan_args: dict[str, Any] = {
+        "direction": direction,
+        "nearest": nearest,
+        "kernel_size": kernel_size,
+        "stride": stride,
+    }
     plan_args["rank"] = rank
     if plan is not None:
         plan_args["plan"] = StitchPlan.from_dict(plan)

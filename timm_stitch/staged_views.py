@@ -70,7 +70,8 @@ def _blocks(root: str, stage: nn.Module, index: int) -> list[tuple[str, ...]]:
 def _has_stages(stages: Any) -> bool:
     """Whether these are stages of `downsample`, then `blocks` in a row."""
     return isinstance(stages, nn.Sequential) and all(
-        set(stage._modules) == {"downsample", "blocks"} and isinstance(stage.blocks, (nn.Sequential, nn.ModuleList)) for stage in stages
+        set(stage._modules) == {"downsample", "blocks"} and isinstance(stage.blocks, (nn.Sequential, nn.ModuleList))
+        for stage in stages
     )
 
 
