@@ -143,6 +143,7 @@ class View:
     def part(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> View:
         """A view of a shallow copy of the anchor that holds, and shares, only what is asked for."""
         names = self.names()
+        heads: set[str] = set()
         every_block = {name for i in range(self.depth) for name in self.block_names(i)}
         keep = {name for i in blocks for name in self.block_names(i)}
         if prefix:
@@ -154,10 +155,13 @@ class View:
         if head:
             apart = {*names["stem"], *names["norm"], *(block.split(".")[0] for block in every_block)}
             own = {*self.anchor._modules, *self.anchor._parameters, *self.anchor._buffers}
-            keep.update(own - apart)
+            heads = own - apart
+            keep.update(heads)
         twin = copy.copy(self)
         twin._kept_size = self.image_size
         twin.anchor = _shallow(self.anchor, keep)
+        for name in heads & set(twin.anchor._modules):  # heads are changed in place: Swin's, by reset_classifier
+            twin.anchor._modules[name] = _own_shell(twin.anchor._modules[name])
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
@@ -194,6 +198,16 @@ def _shallow(module: nn.Module, keep: set[str]) -> nn.Module:
             twin._modules[name] = child
         elif inner:
             twin._modules[name] = _shallow(child, inner)
+    return twin
+
+
+def _own_shell(module: nn.Module | None) -> nn.Module | None:
+    """A module with submodules of its own and the same tensors."""
+    if module is None:
+        return None
+    twin = copy.copy(module)
+    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    twin._modules = {name: _own_shell(child) for name, child in module._modules.items()}
     return twin
 
 
