@@ -245,9 +245,9 @@ def _loading(cfg: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(error, EOFError) or any(word in str(error) for word in unreadable):
             raise ValueError(corrupt(str(source), error)) from error
         raise
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no weights file {str(source)!r}: check the path.") from error
     except (URLError, OSError) as error:
+        if isinstance(error, FileNotFoundError) and cfg is not None and cfg.file:
+            raise FileNotFoundError(f"there is no weights file {str(source)!r}: check the path.") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OSError(
             f"could not fetch {source!r} ({reason:.160}). Without internet, fetch the file elsewhere and give it: "
