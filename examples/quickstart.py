@@ -88,7 +88,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="of training the stitched network")
     options = parser.parse_args()
     began = time.monotonic()
-    train_images, train_labels, test_images, test_labels = load_images(Path(__file__).parent / "data/fashion_mnist_10k.npz")
+    train_images, train_labels, test_images, test_labels = load_images(
+        Path(__file__).parent / "data/fashion_mnist_10k.npz"
+    )
     augmented = Augmented(train_images, train_labels)
     test = DataLoader(TensorDataset(test_images, test_labels), batch_size=500)
 

@@ -132,7 +132,9 @@ def read_rows(path: str | os.PathLike[str]) -> Rows:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{str(path)!r}, line {number}, is no JSON ({error}): expected one object a line.") from None
+            raise ValueError(
+                f"{str(path)!r}, line {number}, is no JSON ({error}): expected one object a line."
+            ) from None
         if not isinstance(row, dict):
             raise ValueError(f"{str(path)!r}, line {number}, is no JSON object: expected one row a line.")
         rows.append(row)

@@ -230,9 +230,7 @@ class SNNet(nn.Module):
         prefix = a.prefix(h) if carried else None
         return b.from_map(spatial, layer(prefix[:, :carried]) if prefix is not None else None)
 
-    def aligned(
-        self, leaving: Tensor, entering: Tensor, front: int, back: int, image: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def aligned(self, leaving: Tensor, entering: Tensor, front: int, back: int, image: Tensor) -> tuple[Tensor, Tensor]:
         """What leaves one anchor and enters another, position by position: (n, d_front) and (n, d_back)."""
         carried = min(self.views[front].prefix_tokens, self.views[back].prefix_tokens)
         size = (image.shape[-2], image.shape[-1])
@@ -489,7 +487,9 @@ class SNNet(nn.Module):
             whole, widths=whole.widths[: end.stop + 1], reductions=whole.reductions[: end.stop + 1]
         )
         short = replace(stitch, segments=tuple(segments), layers=stitch.layers[: len(segments) - 1])
-        part = self._part(StitchPlan(tuple(anchors), self.plan.layers, (short,)), norm=not prune_norm, head=not prune_head)
+        part = self._part(
+            StitchPlan(tuple(anchors), self.plan.layers, (short,)), norm=not prune_norm, head=not prune_head
+        )
         part._by_level = len(taps) < len(_blocks(stitch))
         part.views[end.anchor].cut_off(end.stop)
         self.__dict__.update(part.__dict__)

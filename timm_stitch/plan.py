@@ -182,7 +182,9 @@ class StitchPlan:
             )
         for segment in stitch.segments:
             if not 0 <= segment.anchor < len(self.anchors):
-                raise ValueError(f"{what} uses anchor {segment.anchor}: the plan has anchors 0 to {len(self.anchors) - 1}.")
+                raise ValueError(
+                    f"{what} uses anchor {segment.anchor}: the plan has anchors 0 to {len(self.anchors) - 1}."
+                )
             depth = self.anchors[segment.anchor].depth
             if not 0 <= segment.start < segment.stop <= depth:
                 raise ValueError(
@@ -292,9 +294,7 @@ class StitchPlan:
                 "expected what StitchPlan.to_dict() writes; a newer file needs a newer timm_stitch."
             )
         try:
-            anchors = tuple(
-                Anchor(str(a["name"]), _ints(a["widths"]), _ints(a["reductions"])) for a in data["anchors"]
-            )
+            anchors = tuple(Anchor(str(a["name"]), _ints(a["widths"]), _ints(a["reductions"])) for a in data["anchors"])
             layers = tuple(LayerSpec(**{k: _int(v) for k, v in layer.items()}) for layer in data["layers"])
             stitches = []
             for s in data["stitches"]:

@@ -49,7 +49,11 @@ def plot_curve(
         axes.scatter([r["macs"] / scale for r in more], [r["top1"] for r in more], s=16, alpha=0.5, label=label)
     axes.scatter([r["macs"] / scale for r in rows], [r["top1"] for r in rows], s=22, c="#7a8fb8", label="stitches")
     axes.step(
-        [r["macs"] / scale for r in frontier], [r["top1"] for r in frontier], where="post", c="#2b4c9b", label="frontier"
+        [r["macs"] / scale for r in frontier],
+        [r["top1"] for r in frontier],
+        where="post",
+        c="#2b4c9b",
+        label="frontier",
     )
     axes.scatter(
         [r["macs"] / scale for r in anchors], [r["top1"] for r in anchors], s=120, marker="*", c="#d1495b",
