@@ -11,7 +11,20 @@ ROOT = Path(timm_stitch.__file__).parent
 STANDARD_ONLY = {"plan", "enumeration", "costs", "prefixes", "sampling", "frontier", "published"}
 LEVELS = [
     STANDARD_ONLY,
-    {"compat", "cuts", "cutting", "forms", "openings", "program", "tracing", "views", "layers", "counting", "network", "stitching"},
+    {
+        "compat",
+        "cuts",
+        "cutting",
+        "forms",
+        "openings",
+        "program",
+        "tracing",
+        "views",
+        "layers",
+        "counting",
+        "network",
+        "stitching",
+    },
     {"least_squares", "data", "evaluation", "plotting", "choosing", "saving", "training"},
     {"sharing", "authors", "checkpoints", "snnet", "run", "cli", "__main__", "__init__"},
 ]

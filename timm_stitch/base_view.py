@@ -153,6 +153,7 @@ class View:
     def part(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> View:
         """A view of a shallow copy of the anchor that holds, and shares, only what is asked for."""
         names = self.names()
+        heads: set[str] = set()
         every_block = {name for i in range(self.depth) for name in self.block_names(i)}
         keep = {name for i in blocks for name in self.block_names(i)}
         if prefix:
@@ -164,10 +165,13 @@ class View:
         if head:
             apart = {*names["stem"], *names["norm"], *(block.split(".")[0] for block in every_block)}
             own = {*self.anchor._modules, *self.anchor._parameters, *self.anchor._buffers}
-            keep.update(own - apart)
+            heads = own - apart
+            keep.update(heads)
         twin = copy.copy(self)
         twin._kept_size, twin.is_part = self.image_size, True
         twin.anchor = shallow(self.anchor, keep)
+        for name in heads & set(twin.anchor._modules):  # heads are changed in place: Swin's, by reset_classifier
+            twin.anchor._modules[name] = _own_shell(twin.anchor._modules[name])
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
@@ -216,6 +220,17 @@ def own_hooks(module: nn.Module) -> None:
     for name, value in module.__dict__.items():
         if "_hooks" in name and isinstance(value, dict):
             module.__dict__[name] = type(value)()
+
+
+def _own_shell(module: nn.Module | None) -> nn.Module | None:
+    """A module with submodules of its own and the same tensors."""
+    if module is None:
+        return None
+    twin = copy.copy(module)
+    own_hooks(twin)
+    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    twin._modules = {name: _own_shell(child) for name, child in module._modules.items()}
+    return twin
 
 
 def inner(module: nn.Module | None, name: str) -> nn.Module | None:

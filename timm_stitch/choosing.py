@@ -46,9 +46,8 @@ def select(
     if results is None:
         known = [row for row in rows if row.get(score) is not None]
         if not known and score == "top1":
-            known = [
-                row | {score: row[f"published_{score}"]} for row in rows if row.get(f"published_{score}") is not None
-            ]
+            published = [(row, row.get("published_top1")) for row in rows]
+            known = [row | {score: top1} for row, top1 in published if top1 is not None]
         rows = known
         if not rows:
             raise ValueError(

@@ -1,7 +1,8 @@
 """How stitches are enumerated: fast-to-slow, slow-to-fast, two-way, windows, nearest and all routes.
 
-Read beside Figure 3 of SN-Net (arXiv:2302.06586) and of SN-Netv2 (arXiv:2307.00154). A joint `(j, k)` means: the front runs its blocks
-0 … j, the back its blocks k … last. Joints that lie in one sliding window share one stitching layer.
+Read beside Figure 3 of SN-Net (arXiv:2302.06586) and of SN-Netv2 (arXiv:2307.00154). A joint `(j, k)`
+means: the front runs its blocks 0 … j, the back its blocks k … last. Joints that lie in one sliding
+window share one stitching layer.
 
 Imports the standard library and `plan` only.
 """

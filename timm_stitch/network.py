@@ -542,8 +542,12 @@ class SNNet(nn.Module):
         return take
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
-        """The classifiers of all anchors, fastest first."""
-        return tuple(part.anchor.get_classifier() for part in self.views if part.has_head)  # type: ignore[operator]
+        """The classifiers of all anchors, fastest first; of an anchor with two heads (distilled) both."""
+        found: list[nn.Module] = []
+        for part in self.views:
+            heads: Any = part.anchor.get_classifier() if part.has_head else ()  # type: ignore[operator]
+            found.extend(heads if isinstance(heads, (tuple, list)) else (heads,))
+        return tuple(found)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give every anchor a new classifier.
@@ -587,7 +591,7 @@ class SNNet(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """The parameters that the anchors themselves exempt from weight decay."""
-        found = set()
+        found: set[str] = set()
         for i, anchor in self._present():
             exempt = getattr(anchor, "no_weight_decay", set)
             found.update(f"anchors.{i}.{name}" for name in exempt())

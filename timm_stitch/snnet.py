@@ -1,4 +1,4 @@
-"""The `snnet_*` models of timm's registry. (timm lists them under this file's name: module="snnet".)
+"""The `snnet_*` models of timm's registry, which lists them under this file's name: `module="snnet"`.
 
 Weights of the authors: Apache-2.0, github.com/ziplab/SN-Net and github.com/ziplab/SN-Netv2. Papers:
 arXiv:2302.06586, arXiv:2307.00154.
