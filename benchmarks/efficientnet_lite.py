@@ -13,6 +13,7 @@ evaluated). Then a little training (distillation from the largest anchor, labels
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -41,7 +42,8 @@ def real_anchors(model):
 
 
 def labelled_photos():
-    folder = Path(importlib.import_module("foolbox").__file__).parent / "data"
+    spec = importlib.util.find_spec("foolbox")  # found, not imported: its own dependencies are not needed
+    folder = Path(spec.submodule_search_locations[0]) / "data"
     files = sorted(folder.glob("imagenet_*.jpg"))
     return [(Image.open(f).convert("RGB"), int(re.search(r"_(\d+)\.jpg", f.name)[1])) for f in files]
 
@@ -81,8 +83,8 @@ def compare(model, images, labels):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("efficientnet_lite.jsonl"))
-    parser.add_argument("--crops", type=int, default=8, help="of each photo, to initialise")
-    parser.add_argument("--steps", type=int, default=60, help="of training")
+    parser.add_argument("--crops", type=int, default=4, help="of each photo, to initialise")
+    parser.add_argument("--steps", type=int, default=20, help="of training")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = real_anchors(timm.create_model("snnet_efficientnet_lite_012")).eval()

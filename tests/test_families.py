@@ -44,9 +44,9 @@ def test_stem_blocks_norm_and_head_are_the_model(family, images):
     part = view(model)
     h = part.stem(images)
     for block in range(part.depth):
-        spatial = part.as_map(h, (64, 64))
+        spatial = part.as_map(h, (64, 64), block)
         assert spatial.shape[1] == part.widths[block]
-        assert torch.equal(part.from_map(spatial, part.prefix(h)), h)
+        assert torch.equal(part.from_map(spatial, part.prefix(h, block), block), h)
         h = part.run(h, block, block + 1, images)
     assert torch.equal(part.head(part.norm(h)), model(images))
 

@@ -108,9 +108,16 @@ def _published_cfgs() -> dict[str, dict[str, Any]]:
     return cfgs
 
 
+_EFFICIENTNET_LITE = ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite1.in1k", "tf_efficientnet_lite2.in1k")
+
 default_cfgs = generate_default_cfgs(
     {
         **_published_cfgs(),
+        # One input size for three anchors that were trained at 224, 240 and 260 pixels: the middle one.
+        "snnet_efficientnet_lite_012.anchors_in1k": _cfg(
+            _EFFICIENTNET_LITE, input_size=(3, 240, 240), pool_size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3,
+            paper_ids="arXiv:1905.11946", origin_url=None,
+        ),
         "snnet.untagged": {
             **_cfg(("deit_tiny_patch16_224",), pool_size=None, crop_pct=0.875),
             "first_conv": None, "classifier": None, "fixed_input_size": False, "license": None,
@@ -338,6 +345,12 @@ def snnetv2_deit3_sl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def snnetv2_deit3_bl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """SN-Netv2 of DeiT-III-B and -L (ImageNet-21k to 1k): 134 stitches, two-way."""
     return _published("snnetv2_deit3_bl", pretrained, **kwargs)
+
+
+@register_model
+def snnet_efficientnet_lite_012(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """SN-Net of EfficientNet-Lite0, 1 and 2: 65 stitches. No trained release: `pretrained=True` loads the anchors'."""
+    return create_snnet("snnet_efficientnet_lite_012", pretrained, _EFFICIENTNET_LITE, **kwargs)
 
 
 @register_model
