@@ -11,9 +11,10 @@ ROOT = Path(timm_stitch.__file__).parent
 STANDARD_ONLY = {"plan", "enumeration", "costs", "prefixes", "sampling", "frontier", "published"}
 LEVELS = [
     STANDARD_ONLY,
-    {"compat", "views", "layers", "counting", "network", "stitching"},
-    {"least_squares", "data", "evaluation", "plotting", "choosing", "saving", "training"},
-    {"sharing", "checkpoints", "snnet", "run", "cli", "__main__", "__init__"},
+    {"compat", "lean", "views", "layers", "counting", "network", "stitching"},
+    {"least_squares", "data", "evaluation", "plotting", "choosing", "training"}
+    | {"saved_files", "card_template", "cards", "saving"},
+    {"ranges", "sharing", "trainer_callback", "checkpoints", "snnet", "run", "cli", "__main__", "__init__"},
 ]
 
 

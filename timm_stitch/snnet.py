@@ -24,8 +24,10 @@ from torch import nn
 
 from .checkpoints import adapt, corrupt
 from .compat import resolve_pretrained_cfg
+from .lean import buildable, finish
 from .network import SNNet
 from .plan import StitchPlan
+from .saved_files import check_arguments, recall
 from .stitching import stitch
 
 _logger = logging.getLogger(__name__)
@@ -92,13 +94,17 @@ def create_snnet(
     cfg_arg = kwargs.pop("pretrained_cfg", None)
     cfg = resolve_pretrained_cfg(variant, cfg_arg, overlay)
     own_weights = bool(cfg.has_weights or cfg.state_dict or cfg.source)
+    if kwargs.get("pretrained_model_args"):
+        check_arguments(kwargs["pretrained_model_args"])
     asked = kwargs.get("stitched_norm")
+    lean = pretrained and own_weights and str(kwargs.get("device")) != "meta"
+    device = kwargs.pop("device", None) if lean else None
     if pretrained and own_weights and asked is None and authors_tag and cfg.tag == authors_tag:
         kwargs["stitched_norm"] = False
     model = _loading(
         cfg,
         build_model_with_cfg,
-        partial(_assemble, anchors, pretrained and not own_weights, dict(plan_args or {}), published),
+        partial(_assemble, anchors, pretrained and not own_weights, dict(plan_args or {}), published, lean),
         variant,
         pretrained and own_weights,
         pretrained_cfg=cfg_arg,
@@ -107,6 +113,11 @@ def create_snnet(
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **kwargs,
     )
+    if lean:
+        model = finish(model, device)
+        recall(model, cfg, kwargs.get("cache_dir"))
+    if pretrained and isinstance(model, SNNet) and not cfg.source and not {"file", "url", "state_dict"} & set(overlay):
+        model.trained["base_models"] = _hub_ids(model)
     if pretrained and not own_weights:
         _logger.warning(
             "%s: the anchors have their own pretrained weights, the stitching layers are untrained: initialise them "
@@ -115,11 +126,18 @@ def create_snnet(
     return model
 
 
+def _hub_ids(model: SNNet) -> list[str]:
+    """Where on the Hub the anchors' own weights are."""
+    cfgs = [getattr(anchor, "pretrained_cfg", None) or {} for anchor in model.anchors]
+    return [str(cfg["hf_hub_id"]) for cfg in cfgs if cfg.get("hf_hub_id") and not cfg.get("file")]
+
+
 def _assemble(
     anchors: Sequence[AnchorSpec],
     pretrained_anchors: bool,
     plan_args: Mapping[str, Any],
     published: str | None,
+    lean: bool = False,
     *,
     stitched_norm: bool = True,
     stitch_id: int | None = None,
@@ -127,19 +145,28 @@ def _assemble(
     drop_path_rate: float | Sequence[float] | None = None,
     **kwargs: Any,
 ) -> SNNet:
-    """The model class that `build_model_with_cfg` calls: anchors by name, then the network."""
+    """The model class that `build_model_with_cfg` calls: anchors by name, then the network.
+
+    A lean one is on the meta device wherever what a file does not hold can be computed later.
+    """
     rates = list(drop_path_rate) if isinstance(drop_path_rate, (list, tuple)) else [drop_path_rate] * len(anchors)
     if len(rates) != len(anchors):
         raise ValueError(
             f"drop_path_rate has {len(rates)} values for {len(anchors)} anchors: give one number, or one per anchor."
         )
+    place = {"device": "meta"} if lean else {}
     models = []
     for spec, rate in zip(anchors, rates, strict=True):
         own = {"architecture": spec} if isinstance(spec, str) else dict(spec)
         name = own.pop("architecture", None)
         if not isinstance(name, str):
             raise ValueError(f"anchor {spec!r} names no timm model: give a name, or a dict with 'architecture'.")
-        models.append(_anchor(name, pretrained_anchors, {**own, **kwargs, "drop_path_rate": rate}))
+        models.append(_anchor(name, pretrained_anchors, {**own, **kwargs, **place, "drop_path_rate": rate}))
+    if lean and not buildable(models):
+        again = {"stitched_norm": stitched_norm, "stitch_id": stitch_id, "touch_unused": touch_unused}
+        return _assemble(
+            anchors, pretrained_anchors, plan_args, published, drop_path_rate=drop_path_rate, **again, **kwargs
+        )
     network = stitch(models, stitched_norm=stitched_norm, stitch_id=stitch_id, **plan_args)
     network.published = published
     if touch_unused is not None:
