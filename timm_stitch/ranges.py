@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-OVERHEAD = 0.04  # of the bytes needed: what may be read beside them to save requests
+OVERHEAD = 0.045  # of the bytes needed: what may be read beside them, the header among it, to save requests
 ATTEMPTS, WAIT = 4, 1.0  # for one range; seconds before the second attempt, doubled after each
 _MOST_HEADER = 64 << 20
 
 
-class NoRanges(Exception):
+class NoRangesError(Exception):
     """The server sends whole files only."""
 
 
@@ -66,18 +67,18 @@ def parse_header(raw: bytes, begin: int, size: int | None) -> dict[str, Entry]:
             entries[name] = Entry(dtype, shape, begin + start, begin + stop)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"model.safetensors has no readable header ({str(error):.120}): it is truncated or no safetensors file."
+            f"model.safetensors has no readable header ({error!s:.120}): it is truncated or no safetensors file."
         ) from None
     return entries
 
 
-def merged(entries: Mapping[str, Entry], overhead: float = OVERHEAD) -> list[tuple[int, int]]:
-    """Byte ranges that cover tensors: neighbours joined while the gaps stay within a part of what is needed."""
+def merged(entries: Mapping[str, Entry], spent: int = 0) -> list[tuple[int, int]]:
+    """Byte ranges that cover tensors: neighbours joined while gaps, and what was spent before, stay within the overhead."""
     spans = sorted((e.start, e.stop) for e in entries.values() if e.stop > e.start)
-    spare = int(overhead * sum(stop - start for start, stop in spans))
+    spare = int(OVERHEAD * sum(stop - start for start, stop in spans)) - spent
     allowed = set()
-    for gap, i in sorted((b[0] - a[1], i) for i, (a, b) in enumerate(zip(spans, spans[1:], strict=False))):
-        if gap <= spare:
+    for gap, i in sorted((b[0] - a[1], i) for i, (a, b) in enumerate(pairwise(spans))):
+        if gap == 0 or gap <= spare:
             spare -= gap
             allowed.add(i)
     ranges: list[tuple[int, int]] = []
@@ -110,7 +111,7 @@ class RemoteFile:
         """The entries of the file.
 
         Raises:
-            NoRanges: if the server has none.
+            NoRangesError: if the server has none.
             OSError: if it cannot be reached.
             ValueError: if the file is no safetensors file.
         """
@@ -129,7 +130,7 @@ class RemoteFile:
             for name, e in entries.items()
             if e.stop > e.start
         )
-        for start, stop in merged(entries):
+        for start, stop in merged(entries, self.read):
             inside = [view for view in views if start <= view[0] and view[1] <= stop]
             self._stream(start, stop, lambda at, chunk, inside=inside: _scatter(at, chunk, inside))  # type: ignore[misc]
         return found
@@ -157,7 +158,7 @@ class RemoteFile:
                 if at < stop:
                     raise ConnectionError(f"the connection ended after {at - start:,} of {stop - start:,} bytes")
                 return
-            except NoRanges:
+            except NoRangesError:
                 raise
             except Exception as error:
                 status = getattr(getattr(error, "response", None), "status_code", None)
@@ -169,13 +170,13 @@ class RemoteFile:
     def _chunks(self, start: int, stop: int) -> Iterator[bytes]:
         with _get(self.url, {**self.headers, "Range": f"bytes={start}-{stop - 1}"}) as response:
             if response.status_code == 200:
-                raise NoRanges
+                raise NoRangesError
             if response.status_code >= 400:
                 if hasattr(response, "read"):
                     response.read()
                 hf_raise_for_status(response)
             if not str(response.headers.get("Content-Range", f"bytes {start}-")).startswith(f"bytes {start}-"):
-                raise NoRanges
+                raise NoRangesError
             yield from response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(1 << 20)
 
 
@@ -211,6 +212,6 @@ def read_local(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, 
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(
-            f"{str(path)!r} is no readable weights file ({str(error):.120}): it may be truncated or of another network. "
+            f"{str(path)!r} is no readable weights file ({error!s:.120}): it may be truncated, or of another network. "
             "Delete it and fetch it again."
         ) from error

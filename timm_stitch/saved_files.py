@@ -58,7 +58,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         data = json.loads(path.read_bytes(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path.name} is no readable JSON ({str(error):.120}): fetch or save the network again."
+            f"{path.name} is no readable JSON ({error!s:.120}): fetch or save the network again."
         ) from None
     if not isinstance(data, dict):
         raise ValueError(f"{path.name} holds a {type(data).__name__}, expected an object: save the network again.")
@@ -80,7 +80,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     ours = isinstance(name, str) and timm.is_model(name)
     if not ours or not timm.model_entrypoint(str(name)).__module__.startswith("timm_stitch."):
         raise ValueError(
-            f"config.json names the architecture {name!r:.80}, which is no stitchable network of this version: expected "
+            f"config.json names the architecture {name!r:.80}, which is no stitchable network here: expected "
             f"one of {', '.join(timm.list_models('snnet*'))}; other models load by timm.create_model."
         )
     check_arguments(args)
@@ -177,7 +177,7 @@ def read_stitches(path: str | os.PathLike[str], plan: StitchPlan | None = None) 
         plain = isinstance(number, int) and number in own and number not in seen
         seen.add(number)
         if not plain or not all(_is_plain(key, value) for key, value in row.items()):
-            raise ValueError(f"stitches.json has a row that is none ({str(row):.80}): save the network again.")
+            raise ValueError(f"stitches.json has a row that is none ({row!s:.80}): save the network again.")
     if not isinstance(data.get("training", {}), dict):
         raise ValueError("stitches.json garbles how the network was trained: save the network again.")
     return data

@@ -198,7 +198,8 @@ def _check_rebuilt(model: SNNet, name: str, args: Mapping[str, Any]) -> None:
     if differ or again.plan != model.plan:
         raise ValueError(
             f"timm would make another network from these anchors' names ({len(differ)} tensors differ, e.g. "
-            f"{(differ or ['the plan'])[0]!r}): change anchors by arguments of timm.create_model, not by replacing modules."
+            f"{(differ or ['the plan'])[0]!r}): change anchors by arguments of timm.create_model, not by replacing "
+            "modules."
         )
 
 

@@ -10,14 +10,20 @@ import errno
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import timm
 from huggingface_hub import (
-    CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
     try_to_load_from_cache,
 )  # fmt: skip
 from huggingface_hub import errors as hub
@@ -29,7 +35,7 @@ from .checkpoints import check_keys
 from .evaluation import fingerprint_of
 from .lean import finish
 from .network import SNNet
-from .ranges import NoRanges, RemoteFile, read_local
+from .ranges import NoRangesError, RemoteFile, read_local
 from .saved_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, read_config, read_json, read_stitches, remember
 from .saving import CARD_FILE, CURVE_FILE, save_pretrained
 
@@ -171,14 +177,14 @@ def _load(folder: Path, verify: bool, kwargs: Mapping[str, Any]) -> Any:
         found = fingerprint_of(with_names)
         if found != expected:
             raise ValueError(
-                f"the weights in {str(file)!r} are not those that {STITCHES_FILE} was written for (fingerprint {found}, "
-                f"expected {str(expected):.32}): the file was damaged or exchanged. Fetch it again, or give verify=False "
-                "to use it without the rows."
+                f"the weights in {str(file)!r} are not those that {STITCHES_FILE} was written for (fingerprint "
+                f"{found}, expected {expected!s:.32}): the file was damaged or exchanged. Fetch it again, or give "
+                "verify=False to use it without the rows."
             )
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs)
     except TypeError as error:
-        raise ValueError(f"this network cannot be built with these arguments: {str(error):.160}.") from error
+        raise ValueError(f"this network cannot be built with these arguments: {error!s:.160}.") from error
     return model
 
 
@@ -190,7 +196,7 @@ def _names(file: Path) -> list[str]:
             return list(opened.keys())
     except SafetensorError as error:
         raise ValueError(
-            f"{str(file)!r} is no readable weights file ({str(error):.120}): it may be truncated. Fetch it again."
+            f"{str(file)!r} is no readable weights file ({error!s:.120}): it may be truncated. Fetch it again."
         ) from error
 
 
@@ -201,15 +207,15 @@ def _extract(
     other = sorted(set(kwargs) - {"num_classes"})
     if other:
         raise ValueError(
-            f"extract={stitch_id} loads the stitch as it was saved, and takes no {', '.join(other)}: load the whole network "
-            "with these, then extract; num_classes is possible."
+            f"extract={stitch_id} loads the stitch as it was saved, and takes no {', '.join(other)}: load the whole "
+            "network with these, then extract; num_classes is possible."
         )
     config = read_config(folder / CONFIG_FILE)
     shape = {"num_classes": config.get("num_classes"), "pretrained_cfg": dict(config["pretrained_cfg"])}
     try:
         whole = timm.create_model(config["architecture"], device="meta", **{**config.get("model_args", {}), **shape})
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"config.json asks for a network that cannot be built ({str(error):.160}).") from error
+        raise ValueError(f"config.json asks for a network that cannot be built ({error!s:.160}).") from error
     small = whole.extract(stitch_id)
     own = small.state_dict()
     if remote is None:
@@ -267,7 +273,7 @@ def _fetch(repo_id: str, hub_args: dict[str, Any], own: Mapping[str, Any]) -> di
                     f"{whole - file.read:,}",
                 )  # fmt: skip
                 return tensors
-            except NoRanges:
+            except NoRangesError:
                 _logger.warning("%s: the server sends no parts of files, so the whole file is fetched.", repo_id)
         return read_local(hf_hub_download(repo_id, WEIGHTS_FILE, **hub_args), own)
 
@@ -314,6 +320,8 @@ class _explained:  # noqa: N801
 
 def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
     """The class, what happened, and what to do; None for what is no matter of the Hub or of the network."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return _explain(error.__cause__)  # uploads of large files are wrapped so
     status = getattr(getattr(error, "response", None), "status_code", None)
     login = "Check the name; if it is private, log in (`hf auth login`) or give a token that may see it."
     if isinstance(error, hub.GatedRepoError):
@@ -328,7 +336,7 @@ def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
             "there is no such branch, tag or commit",
             "See the repository's page for those there are.",
         )
-    if isinstance(error, hub.LocalEntryNotFoundError) or isinstance(error, hub.OfflineModeIsEnabled):
+    if isinstance(error, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled)):
         return ConnectionError, "the Hub could not be reached and the cache lacks a file", "Try again when online."
     if isinstance(error, hub.EntryNotFoundError):
         return (
