@@ -3,7 +3,8 @@
     python tests/hub.py PORT [--lfs]
 
 `POST /_fault` with `{"on": "GET .*safetensors", "do": 500, "times": 2, "after": 1000}` makes the next requests
-that match fail: by a status, with `"drop"` after so many bytes, or with `"whole"`, which ignores ranges. `GET /_log` gives requests and bytes sent,
+that match fail: by a status, with `"drop"` after so many bytes, or with `"lost"`, where only
+the answer is dropped, or with `"whole"`, which ignores ranges. `GET /_log` gives requests and bytes sent,
 `POST /_reset` forgets both. Everything is in memory; standard library and PyYAML only.
 """
 
@@ -78,7 +79,10 @@ class Handler(BaseHTTPRequestHandler):
         for fault in FAULTS:
             if fault["times"] > 0 and re.search(fault["on"], f"{self.command} {self.path}"):
                 fault["times"] -= 1
-                if fault["do"] == "drop":
+                if fault["do"] == "drop" and self.command != "GET":
+                    self.close_connection = True
+                    return True
+                if fault["do"] in ("drop", "lost"):
                     self.cut = fault.get("after", 0)
                     return False
                 if fault["do"] == "whole":

@@ -12,10 +12,8 @@ import timm
 import torch
 from conftest import anchor_specs
 from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub import errors as hub_errors  # noqa: F401
 
 import timm_stitch
-from timm_stitch import ranges
 
 SERVER = os.environ["HF_ENDPOINT"]
 SECRET = "hf_this_must_not_be_shown"
@@ -92,12 +90,13 @@ def test_round_trip(model, rows, repo, caplog, tmp_path):
 
 def test_one_stitch_by_ranges(model, repo, caplog):
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    with open(hf_hub_download(repo, "model.safetensors", cache_dir=os.environ["HF_HOME"]), "rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
     for stitch_id in (0, 9, 20):
         ask("/_reset", {})
         needed = sum(t.numel() * t.element_size() for t in model.extract(stitch_id).state_dict().values())
         with caplog.at_level(logging.INFO, "timm_stitch"):
             small = timm_stitch.from_hub(repo, extract=stitch_id)
-        header = 8 + ranges_header(repo)
         assert weights_bytes() <= max(1.05 * needed, needed + header)
         assert torch.equal(small(IMAGES), model(IMAGES, stitch_id=stitch_id))
         assert set(small.state_dict()) == set(model.extract(stitch_id).state_dict())
@@ -109,11 +108,6 @@ def test_one_stitch_by_ranges(model, repo, caplog):
         timm_stitch.from_hub(repo, extract=35)
     with pytest.raises(ValueError, match="takes no img_size"):
         timm_stitch.from_hub(repo, extract=9, img_size=64)
-
-
-def ranges_header(repo):
-    with open(hf_hub_download(repo, "model.safetensors", cache_dir=os.environ["HF_HOME"]), "rb") as file:
-        return int.from_bytes(file.read(8), "little")
 
 
 def test_a_server_without_ranges(model, repo, caplog):
@@ -133,7 +127,8 @@ def test_a_broken_connection_goes_on_where_it_stopped(model, repo):
 def test_a_second_push_keeps_what_the_user_wrote(model, rows, repo):
     api = HfApi(token=SECRET)
     card = open(hf_hub_download(repo, "README.md")).read()
-    card = card.replace("---\n\n# net", "my_field: 7\n---\n\n# My own title").replace("## Limits", "## My notes\n\nKept.\n\n## Limits")
+    card = card.replace("---\n\n# net", "my_field: 7\n---\n\n# My own title")
+    card = card.replace("## Limits", "## My notes\n\nKept.\n\n## Limits")
     card = card.replace("tags:\n", "tags:\n- mine\n")
     api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repo)
     better = [{**row, "top1": 87.654 if row["stitch_id"] == 2 else row["top1"]} for row in rows]
@@ -156,12 +151,12 @@ def test_a_second_push_keeps_what_the_user_wrote(model, rows, repo):
 
 def test_branches_pull_requests_and_messages(model, repo):
     before = head()
-    url = timm_stitch.push_to_hub(model, repo, revision="next", commit_message="try", token=SECRET)
+    url = timm_stitch.push_to_hub(model, repo, revision="next", commit_message="try", token=SECRET, license="mit")
     assert "/commit/" in url
     assert head() == before
     assert HfApi().model_info(repo, revision="next").sha != before
     assert timm_stitch.from_hub(repo, revision="next").num_stitches == 35
-    assert "/discussions/" in timm_stitch.push_to_hub(model, repo, create_pr=True, token=SECRET, license="mit")
+    assert "/discussions/" in timm_stitch.push_to_hub(model, repo, create_pr=True, token=SECRET, license="bsd")
     assert head() == before
     timm_stitch.push_to_hub(model, "acme/mine", private=True, token=SECRET)
     with pytest.raises(PermissionError, match="cannot load acme/mine: the Hub does not know who asks"):
@@ -176,14 +171,13 @@ def test_branches_pull_requests_and_messages(model, repo):
     ("on", "do", "error", "message"),
     [
         ("commit/main", 401, PermissionError, "the Hub does not know who asks"),
-        ("commit/main", 403, PermissionError, r"the token may not do that \(403\); nothing was committed. Give a token"),
+        ("commit/main", 403, PermissionError, r"the token may not do that \(403\); nothing was committed. Give"),
         ("commit/main", 429, ConnectionError, r"the Hub asks to slow down \(429\); nothing was committed. Wait"),
         ("commit/main", 500, ConnectionError, "the Hub answered 500; nothing was committed. Try again later"),
         ("commit/main", 507, OSError, r"the Hub has no room for it \(507\); nothing was committed"),
         ("commit/main", 412, OSError, "somebody else committed meanwhile .*Push again"),
         ("POST .*(preupload|batch)", 500, ConnectionError, "the Hub answered 500; nothing was committed"),
         ("(PUT|commit/main)", "drop", ConnectionError, "the connection failed .*nothing was committed"),
-        ("api/repos/create", 403, PermissionError, "the token may not do that"),
     ],
 )
 def test_a_push_that_fails_leaves_the_repository_as_it_was(model, repo, on, do, error, message):
@@ -197,6 +191,15 @@ def test_a_push_that_fails_leaves_the_repository_as_it_was(model, repo, on, do, 
     assert head() == before
     assert "\n" not in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+def test_a_push_whose_answer_is_lost_says_so(model, repo):
+    fault("commit/main", "lost", times=1)
+    with pytest.raises(ConnectionError, match="there is a new commit, perhaps this one: look before pushing again"):
+        timm_stitch.push_to_hub(model, repo, token=SECRET, license="mit")
+    fault("api/repos/create", 403)
+    with pytest.raises(PermissionError, match="cannot push to acme/forbidden: the token may not do that"):
+        timm_stitch.push_to_hub(model, "acme/forbidden", token=SECRET)
 
 
 @pytest.mark.parametrize("extract", [None, 9])
@@ -223,7 +226,9 @@ def test_a_pull_that_fails(repo, tmp_path, on, do, error, message, extract):
 
 
 def test_what_is_not_there(repo):
-    with pytest.raises(FileNotFoundError, match=r"cannot load acme/nothing: there is no such repository. Check the name"):
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot load acme/nothing: there is no such repository. Check the name"
+    ):
         timm_stitch.from_hub("acme/nothing")
     with pytest.raises(FileNotFoundError, match="there is no such branch, tag or commit"):
         timm_stitch.from_hub(repo, revision="nowhere")
@@ -259,5 +264,33 @@ def test_timms_own_push(model):
 
 def test_offline_from_the_cache(repo, monkeypatch):
     timm_stitch.from_hub(repo)
-    fault(".", 500)
+    fault("(api|resolve|_lfs)", 500)
     assert timm_stitch.from_hub(repo, extract=9).num_stitches == 1
+
+
+def test_from_somebodys_network_to_ones_own(repo, tmp_path, monkeypatch):
+    import runpy
+    import sys
+    from pathlib import Path
+
+    from PIL import Image
+
+    for split in ("train", "validation"):
+        for label in range(3):
+            folder = tmp_path / "squares" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for n in range(2):
+                Image.new("RGB", (40, 40), (label * 80, n, 0)).save(folder / f"{n}.png")
+    example = Path(timm_stitch.__file__).parents[1] / "examples/transfer.py"
+    arguments = {"--from": repo, "--images": tmp_path / "squares", "--to": "acme/ours", "--output": tmp_path / "out"}
+    arguments |= {"--epochs": 1, "--batch-size": 6, "--workers": 0}
+    monkeypatch.setattr(sys, "argv", ["transfer.py", *(str(word) for pair in arguments.items() for word in pair)])
+    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: SECRET)
+    runpy.run_path(str(example), run_name="__main__")
+    again = timm.create_model("hf-hub:acme/ours", pretrained=True)
+    assert again.num_classes == 3
+    assert len(again.known) == 35
+    info = HfApi().model_info("acme/ours")
+    assert info.card_data["base_model"] == ["acme/net"]
+    config = json.loads(open(hf_hub_download("acme/ours", "config.json")).read())
+    assert config["label_names"] == ["class0", "class1", "class2"]

@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,7 +102,7 @@ def push_to_hub(
         operations: list[Any] = [CommitOperationAdd(name, Path(folder, name)) for name in names]
         if CURVE_FILE in there - set(names):
             operations.append(CommitOperationDelete(CURVE_FILE))
-        with _explained(f"push to {repo_id}", "nothing was committed"):
+        with _explained(f"push to {repo_id}", lambda: _left(api, repo_id, revision, info.sha)):
             commit = api.create_commit(
                 repo_id, operations, revision=revision, create_pr=create_pr, parent_commit=info.sha,
                 commit_message=commit_message or f"{model.num_stitches} stitches by timm_stitch",
@@ -301,11 +301,21 @@ def _check_id(repo_id: str) -> None:
         )
 
 
+def _left(api: HfApi, repo_id: str, revision: str | None, before: str | None) -> str:
+    """What a commit that failed left behind: an answer can be lost after the commit was made."""
+    try:
+        if api.model_info(repo_id, revision=revision).sha != before:
+            return "there is a new commit, perhaps this one: look before pushing again"
+    except Exception:
+        return "whether it was committed is unknown: look before pushing again"
+    return "nothing was committed"
+
+
 class _explained:  # noqa: N801
     """Turn what huggingface_hub raises into one line: what happened, what was left, what to do."""
 
-    def __init__(self, doing: str, left: str = "") -> None:
-        self.doing, self.left = doing, f"; {left}" if left else ""
+    def __init__(self, doing: str, left: str | Callable[[], str] = "") -> None:
+        self.doing, self.left = doing, left
 
     def __enter__(self) -> None:
         return None
@@ -315,13 +325,16 @@ class _explained:  # noqa: N801
             return
         found = _explain(error)
         if found is not None:
-            raise found[0](f"cannot {self.doing}: {found[1]}{self.left}. {found[2]}") from error
+            left = self.left if isinstance(self.left, str) else self.left()
+            raise found[0](f"cannot {self.doing}: {found[1]}{left and '; ' + left}. {found[2]}") from error
 
 
 def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
     """The class, what happened, and what to do; None for what is no matter of the Hub or of the network."""
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        return _explain(error.__cause__)  # uploads of large files are wrapped so
+    if isinstance(error, (RuntimeError, hub.LocalEntryNotFoundError)) and isinstance(error.__cause__, Exception):
+        found = _explain(error.__cause__)  # uploads of large files, and failing downloads, are wrapped so
+        if found is not None:
+            return found
     status = getattr(getattr(error, "response", None), "status_code", None)
     login = "Check the name; if it is private, log in (`hf auth login`) or give a token that may see it."
     if isinstance(error, hub.GatedRepoError):
