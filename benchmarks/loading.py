@@ -8,7 +8,6 @@ the peak above what the process held after its imports. Prints one JSON line a w
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,15 +22,12 @@ import timm_stitch
 from timm_stitch.ranges import merged, parse_header
 
 
-def held():
+def memory(field):
+    """MB from the kernel: VmRSS now, VmHWM at most. (getrusage would give the parent's peak where that was higher.)"""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
+        if line.startswith(field):
             return int(line.split()[1]) / 1024
     return 0.0
-
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def load(way, path):
@@ -47,17 +43,18 @@ def load(way, path):
 
 def one(way, path):
     timm.create_model("snnet_deit", device="meta")  # imports and caches that any way needs
-    before, began = held(), time.perf_counter()
+    before, began = memory("VmRSS"), time.perf_counter()
     model = load(way, path)
     seconds = time.perf_counter() - began
     touched = sum(float(p.detach().flatten()[::1024].sum()) for p in model.parameters())  # pages of a mapped file
-    row = {"way": way, "file": path.suffix, "seconds": round(seconds, 2), "peak_mb": round(peak() - before)}
+    row = {"way": way, "file": path.suffix, "seconds": round(seconds, 2), "peak_mb": round(memory("VmHWM") - before)}
     print(json.dumps(row | {"finite": touched == touched}))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stitch", type=int, default=24)
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -80,7 +77,7 @@ def main():
         del model
         for way, file in (("torch.load", ".safetensors"), ("create_model", ".pth"), ("create_model", ".safetensors"),
                           ("from_hub(extract=24)", ".safetensors")):  # fmt: skip
-            for _ in range(3):
+            for _ in range(options.repeat):
                 command = [sys.executable, __file__, "--one", way, str(path.with_suffix(file))]
                 print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), flush=True)
 

@@ -128,7 +128,8 @@ class Handler(BaseHTTPRequestHandler):
             answer = {"url": f"{host}/{repo_id}", "name": repo_id, "id": repo_id}
             if repo_id in REPOS:
                 return self.send(409, {"error": "exists", **answer})
-            repo = REPOS[repo_id] = {"private": bool(wanted.get("private")), "commits": {}, "refs": {}}
+            private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
+            repo = REPOS[repo_id] = {"private": private, "commits": {}, "refs": {}}
             self.new_commit(repo, "main", {".gitattributes": (b"*.safetensors filter=lfs\n", None)}, "initial commit")
             return self.send(200, answer)
         if found := re.match(r"^/api/models/([^/]+/[^/]+)(?:/(.*))?$", path):

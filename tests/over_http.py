@@ -6,6 +6,7 @@ import os
 import re
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 import timm
@@ -126,7 +127,7 @@ def test_a_broken_connection_goes_on_where_it_stopped(model, repo):
 
 def test_a_second_push_keeps_what_the_user_wrote(model, rows, repo):
     api = HfApi(token=SECRET)
-    card = open(hf_hub_download(repo, "README.md")).read()
+    card = Path(hf_hub_download(repo, "README.md")).read_text()
     card = card.replace("---\n\n# net", "my_field: 7\n---\n\n# My own title")
     card = card.replace("## Limits", "## My notes\n\nKept.\n\n## Limits")
     card = card.replace("tags:\n", "tags:\n- mine\n")
@@ -136,7 +137,7 @@ def test_a_second_push_keeps_what_the_user_wrote(model, rows, repo):
     timm_stitch.push_to_hub(model, repo, results=better, dataset="acme/other", token=SECRET, commit_message="again")
     commits = api.list_repo_commits(repo)
     assert (len(commits), commits[0].title) == (before + 1, "again")
-    new = open(hf_hub_download(repo, "README.md")).read()
+    new = Path(hf_hub_download(repo, "README.md")).read_text()
     assert "# My own title" in new
     assert "## My notes\n\nKept." in new
     assert "87.65" in new
@@ -271,7 +272,6 @@ def test_offline_from_the_cache(repo, monkeypatch):
 def test_from_somebodys_network_to_ones_own(repo, tmp_path, monkeypatch):
     import runpy
     import sys
-    from pathlib import Path
 
     from PIL import Image
 
@@ -292,5 +292,5 @@ def test_from_somebodys_network_to_ones_own(repo, tmp_path, monkeypatch):
     assert len(again.known) == 35
     info = HfApi().model_info("acme/ours")
     assert info.card_data["base_model"] == ["acme/net"]
-    config = json.loads(open(hf_hub_download("acme/ours", "config.json")).read())
+    config = json.loads(Path(hf_hub_download("acme/ours", "config.json")).read_text())
     assert config["label_names"] == ["class0", "class1", "class2"]

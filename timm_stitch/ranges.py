@@ -73,7 +73,7 @@ def parse_header(raw: bytes, begin: int, size: int | None) -> dict[str, Entry]:
 
 
 def merged(entries: Mapping[str, Entry], spent: int = 0) -> list[tuple[int, int]]:
-    """Byte ranges that cover tensors: neighbours joined while gaps, and what was spent before, stay within the overhead."""
+    """Byte ranges that cover tensors: neighbours are joined while gaps, and `spent`, stay within the overhead."""
     spans = sorted((e.start, e.stop) for e in entries.values() if e.stop > e.start)
     spare = int(OVERHEAD * sum(stop - start for start, stop in spans)) - spent
     allowed = set()
