@@ -56,8 +56,8 @@ class Handler(BaseHTTPRequestHandler):
             sent, self.close_connection = sent[: self.cut], True
         self.wfile.write(sent)
         LOG.append(
-            {"request": f"{self.command} {self.path}", "status": code, "sent": len(sent), "range": self.headers.get("Range"),
-             "auth": bool(self.headers.get("Authorization"))}
+            {"request": f"{self.command} {self.path}", "status": code, "sent": len(sent),
+             "range": self.headers.get("Range"), "auth": bool(self.headers.get("Authorization"))}
         )  # fmt: skip
 
     def error(self, code, kind="", message=""):
@@ -205,9 +205,10 @@ class Handler(BaseHTTPRequestHandler):
                 card = yaml.safe_load(front[1]) or {}
             return self.send(
                 200,
-                {"id": repo_id, "modelId": repo_id, "sha": commit["oid"], "private": repo["private"], "siblings": siblings,
-                 "tags": card.get("tags", []), "cardData": card, "library_name": card.get("library_name"),
-                 "pipeline_tag": card.get("pipeline_tag"), "downloads": 0, "likes": 0, "gated": False, "disabled": False},
+                {"id": repo_id, "modelId": repo_id, "sha": commit["oid"], "private": repo["private"],
+                 "siblings": siblings, "tags": card.get("tags", []), "cardData": card, "library_name": card.get("library_name"),
+                 "pipeline_tag": card.get("pipeline_tag"), "downloads": 0, "likes": 0, "gated": False,
+                 "disabled": False},
             )  # fmt: skip
         if verb == "preupload":
             commit, out = self.commit_of(repo, argument), []

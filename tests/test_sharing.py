@@ -38,11 +38,11 @@ def test_over_http(files, tmp_path):
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }  # fmt: skip
         env.pop("HF_TOKEN", None)
-        some = [] if files == "lfs" else ["-k", "round_trip or ranges or timms"]
+        some = [] if files == "lfs" else ["-k", "round_trip or by_ranges"]
         run = subprocess.run(
             # huggingface_hub hands httpx its uploads in a way that warns.
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-Wignore::DeprecationWarning", "over_http.py",
-             *some],
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-Wignore::DeprecationWarning",
+             "over_http.py", *some],
             cwd=HERE, env=env, capture_output=True, text=True,
         )  # fmt: skip
     finally:
@@ -101,7 +101,7 @@ def test_rows_are_refused_once_the_weights_have_changed(folder):
     assert timm_stitch.select(model, macs=1e9) == chosen
     with torch.no_grad():
         model.anchors[0].blocks[0].mlp.fc1.weight.mul_(1.5)
-    with pytest.raises(ValueError, match=r"what is known of this network belongs to other weights .* evaluate it again"):
+    with pytest.raises(ValueError, match="what is known of this network belongs to other weights"):
         timm_stitch.select(model, macs=1e9)
 
 

@@ -154,6 +154,8 @@ def from_hub(
         read_config(config)
         try:
             hf_hub_download(repo_id, STITCHES_FILE, **hub_args)  # type: ignore[arg-type]
+        except hub.LocalEntryNotFoundError:
+            _logger.warning("%s: %s could not be fetched, so the rows are not known.", repo_id, STITCHES_FILE)
         except hub.EntryNotFoundError:
             _logger.debug("%s has no %s", repo_id, STITCHES_FILE)
         if extract is None:
