@@ -12,21 +12,17 @@ STANDARD_ONLY = {"plan", "enumeration", "costs", "prefixes", "sampling", "fronti
 LEVELS = [
     STANDARD_ONLY,
     {
-        "compat",
-        "cuts",
-        "cutting",
-        "forms",
-        "openings",
-        "program",
-        "tracing",
-        "views",
-        "layers",
-        "counting",
-        "network",
-        "stitching",
+        *("compat", "lean", "cuts", "cutting", "forms", "openings", "program", "tracing", "views"),
+        *("layers", "counting", "network", "stitching"),
     },
-    {"least_squares", "data", "evaluation", "plotting", "choosing", "saving", "training"},
-    {"sharing", "authors", "checkpoints", "snnet", "run", "cli", "__main__", "__init__"},
+    {
+        *("least_squares", "data", "evaluation", "plotting", "choosing", "training"),
+        *("saved_files", "card_template", "cards", "saving"),
+    },
+    {
+        *("ranges", "sharing", "trainer_callback", "authors", "checkpoints", "snnet"),
+        *("run", "cli", "__main__", "__init__"),
+    },
 ]
 
 

@@ -178,7 +178,8 @@ def test_save_and_load(trained, tmp_path):
     images = data.tensors[0][:4]
     model.set_stitch(9)
     folder = timm_stitch.save_pretrained(model, tmp_path / "net", results=rows)
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "stitches.json"]
+    names = ["README.md", "config.json", "curve.png", "model.safetensors", "stitches.json"]
+    assert sorted(p.name for p in folder.iterdir()) == names
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert again.plan == model.plan
     assert again.stitch_id == 9

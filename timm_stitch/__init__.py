@@ -3,6 +3,8 @@
 Importing this package registers the `snnet_*` models with timm.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .checkpoints import convert_checkpoint
 from .choosing import select
 from .evaluation import evaluate
@@ -11,9 +13,13 @@ from .least_squares import least_squares_init
 from .network import SNNet
 from .plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
 from .saving import save_pretrained
+from .sharing import from_hub, push_to_hub
 from .snnet import create_snnet
 from .stitching import stitch
 from .training import TrainConfig, train
+
+if TYPE_CHECKING:
+    from .trainer_callback import StitchSamplerCallback
 
 __version__ = "0.1.0"
 
@@ -24,14 +30,26 @@ __all__ = [
     "Segment",
     "Stitch",
     "StitchPlan",
+    "StitchSamplerCallback",
     "TrainConfig",
     "convert_checkpoint",
     "create_snnet",
     "evaluate",
+    "from_hub",
     "least_squares_init",
     "pareto_frontier",
+    "push_to_hub",
     "save_pretrained",
     "select",
     "stitch",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """transformers takes seconds to import, so what needs it waits until it is asked for."""
+    if name == "StitchSamplerCallback":
+        from .trainer_callback import StitchSamplerCallback
+
+        return StitchSamplerCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

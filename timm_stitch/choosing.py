@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .evaluation import fingerprint
+from .evaluation import fingerprint_again
 from .frontier import best_within
 from .network import SNNet
 
@@ -54,16 +54,22 @@ def select(
                 f"no stitch of this network has a known {score}, so none can be called the best: evaluate it, "
                 "select(model, timm_stitch.evaluate(model, loader), macs=...)."
             )
+        _check_weights(model, rows, "what is known of this network")
         return int(best_within(rows, given, score)["stitch_id"])
     measured = list(results)
-    marks = {row["weights"] for row in measured if row.get("weights")}
-    if marks and marks != {fingerprint(model)}:
-        raise ValueError(
-            f"these results belong to other weights ({', '.join(sorted(marks))}) than the network now has: "
-            "evaluate it again."
-        )
+    _check_weights(model, measured, "these results")
     own = {row["stitch_id"]: row for row in rows}
     unknown = [row.get("stitch_id") for row in measured if row.get("stitch_id") not in own]
     if unknown or not measured:
         raise ValueError(f"results hold stitches {unknown[:6]} that the plan does not have, or none at all.")
     return int(best_within([own[row["stitch_id"]] | dict(row) for row in measured], given, score)["stitch_id"])
+
+
+def _check_weights(model: SNNet, rows: Iterable[Mapping[str, Any]], what: str) -> None:
+    marks = {row["weights"] for row in rows if row.get("weights")}
+    if marks and marks != {fingerprint_again(model)}:
+        belong = "belong" if what.endswith("s") else "belongs"
+        raise ValueError(
+            f"{what} {belong} to other weights ({', '.join(sorted(map(str, marks)))}) than the network now has: "
+            "evaluate it again."
+        )

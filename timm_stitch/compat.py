@@ -3,5 +3,12 @@
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_args, update_model_input_size
+from timm.models._manipulate import reinit_non_persistent_buffers
 
-__all__ = ["feature_take_indices", "resolve_pretrained_cfg", "update_model_args", "update_model_input_size"]
+__all__ = [
+    "feature_take_indices",
+    "reinit_non_persistent_buffers",
+    "resolve_pretrained_cfg",
+    "update_model_args",
+    "update_model_input_size",
+]

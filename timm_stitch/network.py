@@ -20,6 +20,7 @@ from .compat import feature_take_indices, update_model_args, update_model_input_
 from .costs import PlanCosts
 from .counting import measure
 from .layers import LowRankStitchingLayer, make_layer, touch
+from .lean import in_dtype_of, without_memory
 from .plan import Segment, Stitch, StitchPlan
 from .prefixes import schedule
 from .published import PublishedCount
@@ -76,6 +77,7 @@ class SNNet(nn.Module):
         self.in_chans: int = getattr(anchors[-1], "in_chans", 3)  # type: ignore[assignment]
         self.published = published
         self.known: dict[int, dict[str, Any]] = {}
+        self.trained: dict[str, Any] = {}
         if touch_unused is not None:
             self.touch_unused = touch_unused
         largest = plan.anchor_id(len(plan.anchors) - 1)
@@ -152,13 +154,22 @@ class SNNet(nn.Module):
         """
         if stitch_id is not None and not isinstance(stitch_id, (int, str, torch.fx.Proxy)) and _is_row(stitch_id):
             return self._forward_mixed(x, stitch_id)
-        out = self.forward_head(self.forward_features(x, stitch_id), stitch_id=stitch_id)
+        out = self.forward_head(self._features(x, stitch_id), stitch_id=stitch_id)
         if self.training and self.touch_unused:
             out = touch(out, _parameters(self))
         return out
 
     def forward_features(self, x: Tensor, stitch_id: int | None = None) -> Tensor:
         """What enters the head: the back anchor's last activation, normed where the stitch does so."""
+        return self._mark(self._features(x, stitch_id), stitch_id)
+
+    def _mark(self, features: Tensor, stitch_id: Any) -> Tensor:
+        """Note on features of a stitch that is not the one set, whose head they need."""
+        if stitch_id is not None and not isinstance(stitch_id, torch.fx.Proxy) and stitch_id != self.stitch_id:
+            features.needs_head_of = self.plan[stitch_id].back, stitch_id  # type: ignore[attr-defined]
+        return features
+
+    def _features(self, x: Tensor, stitch_id: int | None = None) -> Tensor:
         stitch = self._stitch(stitch_id)
         if not isinstance(x, torch.fx.Proxy):
             self.check_images(x, stitch)
@@ -171,8 +182,20 @@ class SNNet(nn.Module):
         return self._final_norm(h, stitch)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, stitch_id: int | None = None) -> Tensor:
-        """Pool and classify what `forward_features` gave, with the head of the stitch's back anchor."""
-        return self.views[self._stitch(stitch_id).back].head(x, pre_logits=pre_logits)
+        """Pool and classify what `forward_features` gave, with the head of the stitch's back anchor.
+
+        Raises:
+            ValueError: if the features came from a stitch that ends in another anchor.
+        """
+        stitch = self._stitch(stitch_id)
+        needs = None if isinstance(x, torch.fx.Proxy) else getattr(x, "needs_head_of", None)
+        if needs is not None and needs[0] != stitch.back:
+            raise ValueError(
+                f"these features came through stitch {needs[1]}, and stitch {stitch.stitch_id} ends in another head: "
+                f"give forward_head stitch_id={needs[1]}, or call set_stitch({needs[1]}) first (transformers with "
+                "output_hidden_states, and AutoModel, need that)."
+            )
+        return self.views[stitch.back].head(x, pre_logits=pre_logits)
 
     def forward_each(self, x: Tensor, stitch_ids: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor]]:
         """Run many stitches on one batch, sharing the work of equal first parts.
@@ -507,7 +530,7 @@ class SNNet(nn.Module):
                 if stop_early and n == last and intermediates_only:
                     return found
                 n += 1
-        return found if intermediates_only else (self._final_norm(h, stitch), found)
+        return found if intermediates_only else (self._mark(self._final_norm(h, stitch), stitch_id), found)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -560,6 +583,7 @@ class SNNet(nn.Module):
             if part.has_head:
                 part.anchor.reset_classifier(num_classes, global_pool)
         self.num_classes = num_classes
+        self.known.clear()
 
     @property
     def set_input_size(self) -> Callable[..., None]:
@@ -625,6 +649,13 @@ class SNNet(nn.Module):
                 if part.holds(index):
                     for module in part.modules(index):
                         module.compile(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; a network on the meta device takes over the tensors given, in its own dtypes."""
+        if not assign and without_memory(self):
+            state_dict, assign = in_dtype_of(state_dict, self.state_dict()), True
+        self.known.clear()
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if any(key.startswith(prefix + "stitch_layers.") for key in state_dict):

@@ -24,9 +24,11 @@ from torch import nn
 
 from .checkpoints import adapt, corrupt
 from .compat import resolve_pretrained_cfg
+from .lean import buildable, finish
 from .network import SNNet
 from .plan import StitchPlan
 from .published import NETWORKS, PublishedCount, published_rows
+from .saved_files import check_arguments, recall
 from .stitching import stitch
 
 _logger = logging.getLogger(__name__)
@@ -149,14 +151,18 @@ def create_snnet(
     cfg_arg = kwargs.pop("pretrained_cfg", None)
     cfg = resolve_pretrained_cfg(variant, cfg_arg, overlay)
     own_weights = bool(cfg.has_weights or cfg.state_dict or cfg.source)
+    if kwargs.get("pretrained_model_args"):
+        check_arguments(kwargs["pretrained_model_args"])
     asked = kwargs.get("stitched_norm")
+    lean = pretrained and own_weights and str(kwargs.get("device")) != "meta"
+    device = kwargs.pop("device", None) if lean else None
     theirs = bool(pretrained and own_weights and published and cfg.tag == AUTHORS_TAG)
     if theirs and asked is None and published is not None:
         kwargs["stitched_norm"] = published.stitched_norm
     model = _loading(
         cfg,
         build_model_with_cfg,
-        partial(_assemble, anchors, pretrained and not own_weights, dict(plan_args or {}), published),
+        partial(_assemble, anchors, pretrained and not own_weights, dict(plan_args or {}), published, lean),
         variant,
         pretrained and own_weights,
         pretrained_cfg=cfg_arg,
@@ -165,11 +171,16 @@ def create_snnet(
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **kwargs,
     )
+    if lean:
+        model = finish(model, device)
+        recall(model, cfg, kwargs.get("cache_dir"))
     if published is not None and isinstance(model, SNNet):
         as_released = theirs and asked is None and not (cfg.file or cfg.state_dict or cfg.source)
         _attach(model, _ALIASES.get(variant, variant), as_released)
     for holder in ("pretrained_cfg", "default_cfg"):
         getattr(model, holder).pop("state_dict", None)  # else the network would hold its weights twice
+    if pretrained and isinstance(model, SNNet) and not cfg.source and not {"file", "url", "state_dict"} & set(overlay):
+        model.trained["base_models"] = _hub_ids(model)
     if pretrained and not own_weights:
         _logger.warning(
             "%s: the anchors have their own pretrained weights, the stitching layers are untrained: initialise them "
@@ -183,7 +194,14 @@ def _attach(model: SNNet, name: str, as_released: bool) -> None:
     for row in published_rows(name):
         top1 = row.get("top1")
         if top1 is not None and row["stitch_id"] in model.plan:
-            model.known[row["stitch_id"]] = {"published_top1": top1, **({"top1": top1} if as_released else {})}
+            own = {"published_top1": top1, **({"top1": top1} if as_released else {})}
+            model.known[row["stitch_id"]] = own | model.known.get(row["stitch_id"], {})
+
+
+def _hub_ids(model: SNNet) -> list[str]:
+    """Where on the Hub the anchors' own weights are."""
+    cfgs = [getattr(anchor, "pretrained_cfg", None) or {} for anchor in model.anchors]
+    return [str(cfg["hf_hub_id"]) for cfg in cfgs if cfg.get("hf_hub_id") and not cfg.get("file")]
 
 
 def _assemble(
@@ -191,6 +209,7 @@ def _assemble(
     pretrained_anchors: bool,
     plan_args: Mapping[str, Any],
     published: PublishedCount | None,
+    lean: bool = False,
     *,
     rank: int | None = None,
     stitched_norm: bool = True,
@@ -199,12 +218,16 @@ def _assemble(
     drop_path_rate: float | Sequence[float] | None = None,
     **kwargs: Any,
 ) -> SNNet:
-    """The model class that `build_model_with_cfg` calls: anchors by name, then the network."""
+    """The model class that `build_model_with_cfg` calls: anchors by name, then the network.
+
+    A lean one is on the meta device wherever what a file does not hold can be computed later.
+    """
     rates = list(drop_path_rate) if isinstance(drop_path_rate, (list, tuple)) else [drop_path_rate] * len(anchors)
     if len(rates) != len(anchors):
         raise ValueError(
             f"drop_path_rate has {len(rates)} values for {len(anchors)} anchors: give one number, or one per anchor."
         )
+    place = {"device": "meta"} if lean else {}
     resizable = [_fixed_size(spec) for spec in anchors]
     models = []
     for spec, rate in zip(anchors, rates, strict=True):
@@ -212,10 +235,15 @@ def _assemble(
         name = own.pop("architecture", None)
         if not isinstance(name, str):
             raise ValueError(f"anchor {spec!r} names no timm model: give a name, or a dict with 'architecture'.")
-        given = {**own, **kwargs, **({} if rate is None else {"drop_path_rate": rate})}
+        given = {**own, **kwargs, **place, **({} if rate is None else {"drop_path_rate": rate})}
         if any(resizable) and not _fixed_size(spec):
             given.pop("img_size", None)  # as timm does: only models made for one size take one
         models.append(_anchor(name, pretrained_anchors, given))
+    if lean and not buildable(models):
+        again = {"rank": rank, "stitched_norm": stitched_norm, "stitch_id": stitch_id, "touch_unused": touch_unused}
+        return _assemble(
+            anchors, pretrained_anchors, plan_args, published, drop_path_rate=drop_path_rate, **again, **kwargs
+        )
     if rank is not None:
         plan_args = {**plan_args, "rank": rank}
     network = stitch(models, stitched_norm=stitched_norm, stitch_id=stitch_id, **plan_args)

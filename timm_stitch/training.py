@@ -210,11 +210,21 @@ def train(
             )
     bar.close()
     model.eval()
+    note_run(model, config, step)
     if config.output and accelerator.is_main_process:
         save_pretrained(model, Path(config.output))
     accelerator.wait_for_everyone()
     seconds = time.monotonic() - began
     return {"steps": step, "images": step * config.batch_size, "seconds": seconds, "loss": mean_loss}
+
+
+def note_run(model: SNNet, config: TrainConfig, steps: int) -> None:
+    """Record on the network how it was trained, for its card, and forget accuracies of the weights before."""
+    private = ("output", "data_dir", "workers")
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in private}
+    run = {"steps": steps} | {key: value for key, value in values.items() if value is not None}
+    model.trained = {**model.trained, "runs": [*model.trained.get("runs", []), run]}
+    model.known.clear()
 
 
 def _teacher(config: TrainConfig, teacher: nn.Module | None, model: SNNet) -> nn.Module | None:

@@ -1,0 +1,217 @@
+"""Some tensors of a safetensors file, without the rest of it: by HTTP ranges, or from a file at hand.
+
+The format is eight bytes with the length of a JSON header, the header (dtype, shape and offsets of each tensor),
+and the tensors' bytes. Imports torch, safetensors and huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from huggingface_hub.utils import get_session, hf_raise_for_status
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+OVERHEAD = 0.045  # of the bytes needed: what may be read beside them, the header among it, to save requests
+ATTEMPTS, WAIT = 4, 1.0  # for one range; seconds before the second attempt, doubled after each
+_MOST_HEADER = 64 << 20
+
+
+class NoRangesError(Exception):
+    """The server sends whole files only."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: its dtype, shape, and bytes `start:stop` counted from the file's beginning."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def parse_header(raw: bytes, begin: int, size: int | None) -> dict[str, Entry]:
+    """Read the header of a safetensors file.
+
+    Args:
+        raw: the JSON.
+        begin: where the tensors' bytes begin in the file.
+        size: the file's length, if known.
+
+    Raises:
+        ValueError: if it is no header, or tensors lie outside of the file.
+    """
+    try:
+        data = json.loads(raw)
+        data.pop("__metadata__", None)
+        entries = {}
+        for name, entry in data.items():
+            dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+            count = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
+            if min(0, start, *shape) < 0 or stop - start != count or (size is not None and begin + stop > size):
+                raise ValueError(f"tensor {name:.80} does not lie in the file")
+            entries[name] = Entry(dtype, shape, begin + start, begin + stop)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"model.safetensors has no readable header ({error!s:.120}): it is truncated or no safetensors file."
+        ) from None
+    return entries
+
+
+def merged(entries: Mapping[str, Entry], spent: int = 0) -> list[tuple[int, int]]:
+    """Byte ranges that cover tensors: neighbours are joined while gaps, and `spent`, stay within the overhead."""
+    spans = sorted((e.start, e.stop) for e in entries.values() if e.stop > e.start)
+    spare = int(OVERHEAD * sum(stop - start for start, stop in spans)) - spent
+    allowed = set()
+    for gap, i in sorted((b[0] - a[1], i) for i, (a, b) in enumerate(pairwise(spans))):
+        if gap == 0 or gap <= spare:
+            spare -= gap
+            allowed.add(i)
+    ranges: list[tuple[int, int]] = []
+    for i, (start, stop) in enumerate(spans):
+        if i and i - 1 in allowed:
+            ranges[-1] = ranges[-1][0], stop
+        else:
+            ranges.append((start, stop))
+    return ranges
+
+
+class RemoteFile:
+    """A file on a server that is read by ranges.
+
+    Args:
+        url: where it is; it may be signed, and no part of it is ever shown.
+        headers: for every request.
+        name: what people call it.
+        size: its length in bytes, if known.
+
+    Attributes:
+        read: bytes received so far.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str], name: str, size: int | None) -> None:
+        self.url, self.headers, self.name, self.size = url, {**headers, "Accept-Encoding": "identity"}, name, size
+        self.read = 0
+
+    def header(self) -> dict[str, Entry]:
+        """The entries of the file.
+
+        Raises:
+            NoRangesError: if the server has none.
+            OSError: if it cannot be reached.
+            ValueError: if the file is no safetensors file.
+        """
+        length = int.from_bytes(self.fetch(0, 8), "little")
+        if not 2 <= length <= min(_MOST_HEADER, (self.size or _MOST_HEADER + 8) - 8):
+            raise ValueError(
+                f"model.safetensors has no readable header (of {length} bytes): it is truncated or another file."
+            )
+        return parse_header(self.fetch(8, 8 + length), 8 + length, self.size)
+
+    def tensors(self, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+        """Read tensors, each into memory of its own; what is read beside them is dropped at once."""
+        found = {name: torch.empty(e.shape, dtype=e.dtype) for name, e in entries.items()}
+        views = sorted(
+            (e.start, e.stop, memoryview(found[name].reshape(-1).view(torch.uint8).numpy()))
+            for name, e in entries.items()
+            if e.stop > e.start
+        )
+        for start, stop in merged(entries, self.read):
+            inside = [view for view in views if start <= view[0] and view[1] <= stop]
+            self._stream(start, stop, lambda at, chunk, inside=inside: _scatter(at, chunk, inside))  # type: ignore[misc]
+        return found
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """Bytes `start:stop`."""
+        data = bytearray(stop - start)
+
+        def put(at: int, chunk: bytes) -> None:
+            data[at - start : at - start + len(chunk)] = chunk
+
+        self._stream(start, stop, put)
+        return bytes(data)
+
+    def _stream(self, start: int, stop: int, put: Callable[[int, bytes], None]) -> None:
+        """Read a range, going on where a broken connection stopped."""
+        at, wait = start, WAIT
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                for chunk in self._chunks(at, stop):
+                    chunk = chunk[: stop - at]
+                    put(at, chunk)
+                    at += len(chunk)
+                    self.read += len(chunk)
+                if at < stop:
+                    raise ConnectionError(f"the connection ended after {at - start:,} of {stop - start:,} bytes")
+                return
+            except NoRangesError:
+                raise
+            except Exception as error:
+                status = getattr(getattr(error, "response", None), "status_code", None)
+                if attempt == ATTEMPTS or (status is not None and status not in (408, 429, 500, 502, 503, 504)):
+                    raise
+                time.sleep(wait)
+                wait *= 2
+
+    def _chunks(self, start: int, stop: int) -> Iterator[bytes]:
+        with _get(self.url, {**self.headers, "Range": f"bytes={start}-{stop - 1}"}) as response:
+            if response.status_code == 200:
+                raise NoRangesError
+            if response.status_code >= 400:
+                if hasattr(response, "read"):
+                    response.read()
+                hf_raise_for_status(response)
+            if not str(response.headers.get("Content-Range", f"bytes {start}-")).startswith(f"bytes {start}-"):
+                raise NoRangesError
+            yield from response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(1 << 20)
+
+
+@contextmanager
+def _get(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
+    """A streamed GET by huggingface_hub's own session: httpx since its release 1, requests before."""
+    session = get_session()
+    if callable(getattr(session, "stream", None)):
+        with session.stream("GET", url, headers=headers, timeout=30, follow_redirects=True) as response:
+            yield response
+    else:
+        with session.get(url, headers=headers, timeout=30, stream=True) as response:  # type: ignore[call-arg]
+            yield response
+
+
+def _scatter(at: int, chunk: bytes, views: Iterable[tuple[int, int, memoryview]]) -> None:
+    """Put the bytes of a chunk that begins at `at` into the tensors they belong to."""
+    end = at + len(chunk)
+    for start, stop, memory in views:
+        low, high = max(at, start), min(end, stop)
+        if low < high:
+            memory[low - start : high - start] = chunk[low - at : high - at]
+
+
+def read_local(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, Tensor]:
+    """Some tensors of a safetensors file at hand.
+
+    Raises:
+        ValueError: if it is no safetensors file, truncated, or lacks one of them.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{str(path)!r} is no readable weights file ({error!s:.120}): it may be truncated, or of another network. "
+            "Delete it and fetch it again."
+        ) from error
