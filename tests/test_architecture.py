@@ -14,7 +14,7 @@ LEVELS = [
     {"compat", "lean", "views", "layers", "counting", "network", "stitching"},
     {"least_squares", "data", "evaluation", "plotting", "choosing", "training"}
     | {"saved_files", "card_template", "cards", "saving"},
-    {"ranges", "sharing", "trainer_callback", "checkpoints", "snnet", "run", "cli", "__main__", "__init__"},
+    {"ranges", "hub_errors", "sharing", "trainer_callback", "checkpoints", "snnet", "run", "cli", "__main__", "__init__"},
 ]
 
 
