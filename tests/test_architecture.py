@@ -20,7 +20,7 @@ LEVELS = [
         *("saved_files", "card_template", "cards", "saving"),
     },
     {
-        *("ranges", "sharing", "trainer_callback", "authors", "checkpoints", "snnet"),
+        *("ranges", "hub_errors", "sharing", "trainer_callback", "authors", "checkpoints", "snnet"),
         *("run", "cli", "__main__", "__init__"),
     },
 ]

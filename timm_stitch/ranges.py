@@ -188,7 +188,7 @@ def _get(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
         with session.stream("GET", url, headers=headers, timeout=30, follow_redirects=True) as response:
             yield response
     else:
-        with session.get(url, headers=headers, timeout=30, stream=True) as response:  # type: ignore[call-arg]
+        with session.get(url, headers=headers, timeout=30, stream=True) as response:  # type: ignore[call-arg,attr-defined]
             yield response
 
 

@@ -6,11 +6,10 @@ Imports everything below.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +32,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from .checkpoints import check_keys
 from .evaluation import fingerprint_of
+from .hub_errors import explained
 from .lean import finish
 from .network import SNNet
 from .ranges import NoRangesError, RemoteFile, read_local
@@ -83,7 +83,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory(prefix="timm-stitch-") as folder:
         # Everything that can be refused here is refused before the Hub hears of it.
         save_pretrained(model, folder, results, repo_id=repo_id, **card)
-        with _explained(f"push to {repo_id}", "nothing was committed"):
+        with explained(f"push to {repo_id}", "nothing was committed"):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -102,7 +102,7 @@ def push_to_hub(
         operations: list[Any] = [CommitOperationAdd(name, Path(folder, name)) for name in names]
         if CURVE_FILE in there - set(names):
             operations.append(CommitOperationDelete(CURVE_FILE))
-        with _explained(f"push to {repo_id}", lambda: _left(api, repo_id, revision, info.sha)):
+        with explained(f"push to {repo_id}", lambda: _left(api, repo_id, revision, info.sha)):
             commit = api.create_commit(
                 repo_id, operations, revision=revision, create_pr=create_pr, parent_commit=info.sha,
                 commit_message=commit_message or f"{model.num_stitches} stitches by timm_stitch",
@@ -148,7 +148,7 @@ def from_hub(
     repo_id, _, pinned = place.partition("@")
     _check_id(repo_id)
     hub_args = {"revision": revision or pinned or None, "token": token, "cache_dir": cache_dir}
-    with _explained(f"load {repo_id}"):
+    with explained(f"load {repo_id}"):
         config = Path(hf_hub_download(repo_id, CONFIG_FILE, **hub_args))  # type: ignore[arg-type]
         hub_args["revision"] = _commit(config) or hub_args["revision"]
         read_config(config)
@@ -256,7 +256,7 @@ def _fetch(repo_id: str, hub_args: dict[str, Any], own: Mapping[str, Any]) -> di
         _logger.info("%s: the whole file is in the cache, nothing was fetched.", repo_id)
         return read_local(cached, own)
     token = hub_args["token"]
-    with _explained(f"load {repo_id}"):
+    with explained(f"load {repo_id}"):
         url = hf_hub_url(repo_id, WEIGHTS_FILE, revision=hub_args["revision"])
         meta = get_hf_file_metadata(url, token=token)
         if not _in_cache(repo_id, meta.etag, hub_args["cache_dir"]):
@@ -311,73 +311,3 @@ def _left(api: HfApi, repo_id: str, revision: str | None, before: str | None) ->
     except Exception:
         return "whether it was committed is unknown: look before pushing again"
     return "nothing was committed"
-
-
-class _explained:  # noqa: N801
-    """Turn what huggingface_hub raises into one line: what happened, what was left, what to do."""
-
-    def __init__(self, doing: str, left: str | Callable[[], str] = "") -> None:
-        self.doing, self.left = doing, left
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
-        found = _explain(error)
-        if found is not None:
-            left = self.left if isinstance(self.left, str) else self.left()
-            raise found[0](f"cannot {self.doing}: {found[1]}{left and '; ' + left}. {found[2]}") from error
-
-
-def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
-    """The class, what happened, and what to do; None for what is no matter of the Hub or of the network."""
-    if isinstance(error, (RuntimeError, hub.LocalEntryNotFoundError)) and isinstance(error.__cause__, Exception):
-        found = _explain(error.__cause__)  # uploads of large files, and failing downloads, are wrapped so
-        if found is not None:
-            return found
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    login = "Check the name; if it is private, log in (`hf auth login`) or give a token that may see it."
-    if isinstance(error, hub.GatedRepoError):
-        return PermissionError, "its owner must grant access first", "Ask for access on its page, then log in."
-    if status == 401 or isinstance(error, hub.LocalTokenNotFoundError):
-        return PermissionError, "the Hub does not know who asks, or there is no such repository (401)", login
-    if isinstance(error, hub.RepositoryNotFoundError):
-        return FileNotFoundError, "there is no such repository", login
-    if isinstance(error, hub.RevisionNotFoundError):
-        return (
-            FileNotFoundError,
-            "there is no such branch, tag or commit",
-            "See the repository's page for those there are.",
-        )
-    if isinstance(error, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled)):
-        return ConnectionError, "the Hub could not be reached and the cache lacks a file", "Try again when online."
-    if isinstance(error, hub.EntryNotFoundError):
-        return (
-            FileNotFoundError,
-            "it lacks a file that every network of timm_stitch has",
-            "Is it one that push_to_hub made?",
-        )
-    if status == 403:
-        return PermissionError, "the token may not do that (403)", "Give a token with that right (write, for a push)."
-    if status == 412:
-        return OSError, "somebody else committed meanwhile (412)", "Push again."
-    if status == 429:
-        return ConnectionError, "the Hub asks to slow down (429)", "Wait some minutes, then try again."
-    if status is not None and status in (413, 507):
-        return OSError, f"the Hub has no room for it ({status})", "Free some of your storage there."
-    if status is not None:
-        return ConnectionError, f"the Hub answered {status}", "Try again later."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return (
-            OSError,
-            f"there is no room on the disk ({os.strerror(error.errno)})",
-            "Free some, or give another cache_dir.",
-        )
-    if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in (
-        "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3",
-    ):  # fmt: skip
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return ConnectionError, f"the connection failed ({reason:.120})", "Try again; a pull goes on with what it has."
-    return None

@@ -1,0 +1,80 @@
+"""What huggingface_hub raises, in one line: what happened, what was left behind, what to do. Imports huggingface_hub."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Any
+
+from huggingface_hub import errors as hub
+
+
+class explained:  # noqa: N801
+    """Turn what huggingface_hub raises into one line: what happened, what was left, what to do."""
+
+    def __init__(self, doing: str, left: str | Callable[[], str] = "") -> None:
+        self.doing, self.left = doing, left
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if error is None or not isinstance(error, Exception):
+            return
+        found = _explain(error)
+        if found is not None:
+            left = self.left if isinstance(self.left, str) else self.left()
+            raise found[0](f"cannot {self.doing}: {found[1]}{left and '; ' + left}. {found[2]}") from error
+
+
+def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
+    """The class, what happened, and what to do; None for what is no matter of the Hub or of the network."""
+    if isinstance(error, (RuntimeError, hub.LocalEntryNotFoundError)) and isinstance(error.__cause__, Exception):
+        found = _explain(error.__cause__)  # uploads of large files, and failing downloads, are wrapped so
+        if found is not None:
+            return found
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    login = "Check the name; if it is private, log in (`hf auth login`) or give a token that may see it."
+    if isinstance(error, hub.GatedRepoError):
+        return PermissionError, "its owner must grant access first", "Ask for access on its page, then log in."
+    if status == 401 or isinstance(error, hub.LocalTokenNotFoundError):
+        return PermissionError, "the Hub does not know who asks, or there is no such repository (401)", login
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return FileNotFoundError, "there is no such repository", login
+    if isinstance(error, hub.RevisionNotFoundError):
+        return (
+            FileNotFoundError,
+            "there is no such branch, tag or commit",
+            "See the repository's page for those there are.",
+        )
+    if isinstance(error, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled)):
+        return ConnectionError, "the Hub could not be reached and the cache lacks a file", "Try again when online."
+    if isinstance(error, hub.EntryNotFoundError):
+        return (
+            FileNotFoundError,
+            "it lacks a file that every network of timm_stitch has",
+            "Is it one that push_to_hub made?",
+        )
+    if status == 403:
+        return PermissionError, "the token may not do that (403)", "Give a token with that right (write, for a push)."
+    if status == 412:
+        return OSError, "somebody else committed meanwhile (412)", "Push again."
+    if status == 429:
+        return ConnectionError, "the Hub asks to slow down (429)", "Wait some minutes, then try again."
+    if status is not None and status in (413, 507):
+        return OSError, f"the Hub has no room for it ({status})", "Free some of your storage there."
+    if status is not None:
+        return ConnectionError, f"the Hub answered {status}", "Try again later."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            OSError,
+            f"there is no room on the disk ({os.strerror(error.errno)})",
+            "Free some, or give another cache_dir.",
+        )
+    if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in (
+        "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3",
+    ):  # fmt: skip
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return ConnectionError, f"the connection failed ({reason:.120})", "Try again; a pull goes on with what it has."
+    return None
