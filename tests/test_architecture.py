@@ -9,10 +9,11 @@ import timm_stitch
 
 ROOT = Path(timm_stitch.__file__).parent
 STANDARD_ONLY = {"plan", "enumeration", "costs", "prefixes", "sampling", "frontier", "published"}
+TRAINING = {"config", "recipes", "distributed", "loading", "distillation", "optimization", "checkpointing", "progress"}
 LEVELS = [
     STANDARD_ONLY,
     {"compat", "views", "layers", "counting", "network", "stitching"},
-    {"least_squares", "data", "evaluation", "plotting", "choosing", "saving", "training"},
+    {"least_squares", "data", "evaluation", "plotting", "choosing", "saving", "training", "recalibration"} | TRAINING,
     {"sharing", "checkpoints", "snnet", "run", "cli", "__main__", "__init__"},
 ]
 

@@ -18,17 +18,20 @@ import yaml
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
+from .checkpointing import Checkpoints
 from .checkpoints import convert_checkpoint
 from .choosing import select
+from .config import TrainConfig
 from .data import build_dataset
 from .evaluation import evaluate, read_rows, write_rows
 from .frontier import pareto_frontier
 from .least_squares import METHODS, least_squares_init
 from .network import SNNet
 from .plotting import plot_curve
+from .recipes import read_recipe, shipped_recipes
 from .saving import save_pretrained
 from .stitching import meeting_points
-from .training import TrainConfig, train
+from .training import train
 
 _MODEL = "a registered name, a folder, hf-hub:USER/NAME, or several timm names to stitch (fastest first)"
 
@@ -137,22 +140,14 @@ def _initialise(model: SNNet, loader: DataLoader[Any], count: int, method: str =
 
 
 def _train(options: argparse.Namespace) -> None:
-    values = yaml.safe_load(Path(options.recipe).read_text())
-    if not isinstance(values, dict):
-        raise ValueError(f"{options.recipe!r} is no recipe: expected a YAML file of fields and values.")
-    values |= _overrides(options.rest)
-    name, args = values.pop("model", None), values.pop("model_args", {})
-    images, pretrained = values.pop("init_images", 100), values.pop("pretrained", True)
-    config = TrainConfig.from_dict(values)
-    if not isinstance(name, str):
-        raise ValueError(f"{options.recipe!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another.")
-    options.model = [name]
-    model = _load(options, pretrained=pretrained, **args)
-    if images:
+    recipe = read_recipe(options.recipe, _overrides(options.rest))
+    options.model, config = [recipe.model], recipe.config
+    model = _load(options, pretrained=recipe.pretrained, **recipe.model_args)
+    if recipe.init_images and not (config.resume and Checkpoints(Path(str(config.output)) / "checkpoints").last):
         data = build_dataset(config, model, training=False)
-        loader = DataLoader(data, batch_size=min(16, images), shuffle=True, num_workers=0)
-        torch.manual_seed(config.seed)
-        _initialise(model, loader, images)
+        generator = torch.Generator().manual_seed(config.seed)
+        loader = DataLoader(data, batch_size=min(16, recipe.init_images), shuffle=True, num_workers=0, generator=generator)
+        _initialise(model, loader, recipe.init_images)
     log = train(model, config)
     print(json.dumps(log) if options.json else f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}")
 
@@ -245,8 +240,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--method", choices=METHODS, default="joint")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--output", required=True, help="folder")
-    sub = verb("train", _train, "train by a recipe; any of its fields as --name value", "train recipe.yaml --epochs 15")
-    sub.add_argument("recipe", help="a YAML file: model, model_args, init_images, and the fields of TrainConfig")
+    sub = verb("train", _train, "train by a recipe; any of its fields as --name value", "train deit_tsb --data-dir imagenet --epochs 15")
+    sub.add_argument(
+        "recipe",
+        help="a YAML file of model, model_args, pretrained, init_images and the fields of TrainConfig; or one of "
+        + ", ".join(shipped_recipes()),
+    )
     sub.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
     sub = verb("eval", _eval, "accuracy of every stitch", "eval net --data-dir images --output results.jsonl",
                model=True, data=True)  # fmt: skip
