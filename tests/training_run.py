@@ -13,7 +13,7 @@ from conftest import anchor_specs
 import timm_stitch
 from timm_stitch.evaluation import fingerprint
 
-QUIET = {"mixup": 0, "cutmix": 0, "workers": 0, "warmup_epochs": 0, "trackers": None}
+BASE_QUIET = {"mixup": 0, "cutmix": 0, "workers": 0, "warmup_epochs": 0, "trackers": None}
 
 
 class Noisy(torch.utils.data.Dataset):
@@ -43,7 +43,7 @@ def go(values):
     data = Noisy(values.pop("images", 64), values.pop("augmented", False), values.get("double", False))
     if values.pop("double", False):
         model.double()
-    config = timm_stitch.TrainConfig.from_dict(QUIET | values)
+    config = timm_stitch.TrainConfig.from_dict(BASE_QUIET | values)
     log = timm_stitch.train(model, config, train_data=data, val_data=data, progress=False)
     return model, log
 

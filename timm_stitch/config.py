@@ -62,7 +62,7 @@ class TrainConfig:
         scores: of `"importance"`: `{stitch_id: score}`.
         inplace_distillation: of `"sandwich"`: the other stitches learn from the largest anchor's outputs
             instead of the labels.
-        tune: `"all"`, or `"stitches"` for the stitching layers alone.
+        tune: `"all"`, or `"stitches"` for the stitching layers alone (anchors alone are not drawn then).
         anchor_lr_scale, stitch_lr_scale: of the learning rate, for the anchors' parameters and for the
             stitching layers'.
         dense_updates: give parameters that a step did not use a zero gradient, so that they decay and
@@ -240,7 +240,9 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _read(value: Any, hint: Any) -> Any:
-    """A list as a tuple, and `1e-4`, which YAML takes for text, as a number."""
+    """A list as a tuple; for YAML `1e-4` is text, which becomes a number, and `no` is False, which becomes text."""
+    if value is False and str in _parts(hint) and bool not in _parts(hint):
+        return "no"
     if isinstance(value, list):
         return tuple(_read(v, float) if float in get_args(_parts(hint)[0]) else v for v in value)
     if isinstance(value, str) and float in _parts(hint):

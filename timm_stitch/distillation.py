@@ -28,12 +28,13 @@ class Teacher(nn.Module):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         own, theirs = student_cfg or {}, getattr(network, "pretrained_cfg", None) or {}
-        self.scale: Tensor | None = None
+        self.scale: Tensor | None
+        self.register_buffer("scale", None)
         if own.get("mean") and theirs.get("mean") and any(tuple(own[k]) != tuple(theirs[k]) for k in ("mean", "std")):
             mean, std, to_mean, to_std = (
                 torch.tensor(c[k])[:, None, None] for c in (own, theirs) for k in ("mean", "std")
             )
-            self.register_buffer("scale", std / to_std)
+            self.scale = std / to_std
             self.register_buffer("shift", (mean - to_mean) / to_std)
 
     @torch.no_grad()

@@ -129,10 +129,11 @@ class _Run:
         self.loss = StitchLoss(config, guide.to(self.device) if guide is not None else None)
         table = model.costs()
         self.macs = {stitch.stitch_id: table.cost(stitch).macs for stitch in model.plan}
+        learns = model.stitch_ids if config.tune == "all" else [s.stitch_id for s in model.plan if not s.is_anchor]
         self.largest = model.plan.anchor_id(len(model.plan.anchors) - 1)
         self.rule = make_rule(
-            config.sampling, self.macs, config.seed, largest=self.largest, smallest=model.plan.anchor_id(0),
-            stitches=config.stitches, group_width=config.group_width, groups=config.groups, bias=config.group_bias,
+            config.sampling, {i: self.macs[i] for i in learns}, config.seed,
+            largest=self.largest, smallest=model.plan.anchor_id(0), stitches=config.stitches, group_width=config.group_width, groups=config.groups, bias=config.group_bias,
             scores=config.scores,
         )  # fmt: skip
         self.store = Checkpoints(Path(config.output) / "checkpoints", config.keep) if config.output else None
