@@ -69,12 +69,16 @@ def test_every_recipe_runs_two_steps(name, folder, capsys):
 
 def test_a_paper_recipe_distils_from_a_timm_teacher(folder, monkeypatch):
     """The teacher is made by its name, with pretrained weights; here a small one stands in for it."""
-    config = read_recipe("deit_tsb", {"batch_size": 10, "epochs": 1, "warmup_epochs": 0, "workers": 0, "precision": "no"}).config
+    config = read_recipe(
+        "deit_tsb", {"batch_size": 10, "epochs": 1, "warmup_epochs": 0, "workers": 0, "precision": "no"}
+    ).config
     create, asked = timm.create_model, []
 
     def stand_in(name, pretrained=False, **kwargs):
         asked.append((name, pretrained))
-        return create("vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=16, embed_dim=16, depth=1, num_heads=1)
+        return create(
+            "vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=16, embed_dim=16, depth=1, num_heads=1
+        )
 
     model = create("snnet", anchors=anchor_specs(depth=2))
     other = create("snnet", anchors=anchor_specs(depth=2, num_classes=7))
@@ -103,7 +107,11 @@ def test_a_paper_recipe_distils_from_a_timm_teacher(folder, monkeypatch):
         ("model: snnet\ndistillation: hard\n", ValueError, "distillation='hard' has no teacher"),
         ("model: snnet\nepochs: 3\n", ValueError, "warmup_epochs=5 takes all of epochs=3"),
         ("model: snnet\ngroups: 3\n", ValueError, "groups=3 has nothing to do: set sampling='resource'"),
-        ("model: snnet\nsampling: resource\ngroups: 3\ngroup_width: 3\n", ValueError, "group_width=3.* and groups=3 contradict"),
+        (
+            "model: snnet\nsampling: resource\ngroups: 3\ngroup_width: 3\n",
+            ValueError,
+            "group_width=3.* and groups=3 contradict",
+        ),
         ("model: snnet\nsampling: importance\n", ValueError, "needs scores"),
         ("model: snnet\ninplace_distillation: true\n", ValueError, "inplace_distillation=True has nothing to do"),
         ("model: snnet\nclip_mode: agc\n", ValueError, "clip_mode='agc' has nothing to do: set clip_grad"),
@@ -129,6 +137,8 @@ def test_an_unknown_recipe_names_the_shipped_ones(capsys):
 
 
 def test_values_are_read_as_people_write_them(tmp_path):
-    (tmp_path / "r.yaml").write_text("model: snnet\nlr: 1e-4\ncrop_scale: [0.5, 1]\nsampling: importance\nscores: {0: 1, 3: 2.5}\n")
+    (tmp_path / "r.yaml").write_text(
+        "model: snnet\nlr: 1e-4\ncrop_scale: [0.5, 1]\nsampling: importance\nscores: {0: 1, 3: 2.5}\n"
+    )
     config = read_recipe(tmp_path / "r.yaml", {"epochs": 7}).config
     assert (config.lr, config.crop_scale, config.scores, config.epochs) == (1e-4, (0.5, 1.0), {0: 1, 3: 2.5}, 7)

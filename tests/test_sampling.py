@@ -70,7 +70,9 @@ def test_rules_are_functions_of_seed_and_step(values):
 def test_bad_rules_are_refused():
     with pytest.raises(ValueError, match="sampling='fair' is unknown: expected one of 'uniform', 'resource'"):
         make_rule("fair", MACS, 0, **ENDS)
-    with pytest.raises(ValueError, match=r"a score of 0 or more for every stitch: stitches \[1, 2, 3, 4, 5\] have none"):
+    with pytest.raises(
+        ValueError, match=r"a score of 0 or more for every stitch: stitches \[1, 2, 3, 4, 5\] have none"
+    ):
         make_rule("importance", MACS, 0, **ENDS, scores={0: 1.0})
     with pytest.raises(ValueError, match=r"those of \[2\] are none"):
         make_rule("importance", MACS, 0, **ENDS, scores=dict.fromkeys(MACS, 1.0) | {2: -1.0})

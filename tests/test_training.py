@@ -40,7 +40,9 @@ def test_only_stitching_layers_learn_if_so_asked():
 
 def test_parameter_groups_follow_timm_and_scale_learning_rates():
     model = network()
-    values = config(lr=1.0, anchor_lr_scale=0.1, stitch_lr_scale=2.0, weight_decay=0.3, warmup_epochs=0, epochs=2, min_lr=0)
+    values = config(
+        lr=1.0, anchor_lr_scale=0.1, stitch_lr_scale=2.0, weight_decay=0.3, warmup_epochs=0, epochs=2, min_lr=0
+    )
     groups = parameter_groups(model, values)
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     names = {id(p): name for name, p in model.named_parameters()}
@@ -60,7 +62,18 @@ def test_parameter_groups_follow_timm_and_scale_learning_rates():
 
 def test_several_stitches_in_a_step_have_the_mean_of_their_gradients():
     drawn = []
-    model, _ = go(ONE | {"stitches": 3, "opt": "momentum", "momentum": 0, "weight_decay": 0, "smoothing": 0, "lr": 1.0, "sched": "none"})
+    model, _ = go(
+        ONE
+        | {
+            "stitches": 3,
+            "opt": "momentum",
+            "momentum": 0,
+            "weight_decay": 0,
+            "smoothing": 0,
+            "lr": 1.0,
+            "sched": "none",
+        }
+    )
     fresh = network().train()
     rule = timm_stitch.sampling.make_rule(
         "uniform", dict.fromkeys(fresh.stitch_ids, 1), 0, largest=2, smallest=0, stitches=3
@@ -78,7 +91,9 @@ def test_several_stitches_in_a_step_have_the_mean_of_their_gradients():
 
 def test_the_sandwich_teaches_in_place():
     """Labels reach the largest anchor only: the stem of the smallest learns what the largest says."""
-    model, log = go({"epochs": 6, "batch_size": 16, "lr": 3e-3, "sampling": "sandwich", "stitches": 2, "inplace_distillation": True})
+    model, log = go(
+        {"epochs": 6, "batch_size": 16, "lr": 3e-3, "sampling": "sandwich", "stitches": 2, "inplace_distillation": True}
+    )
     assert log["steps"] == 24
     data = Noisy()
     images = torch.stack([data[i][0] for i in range(64)])
@@ -253,5 +268,3 @@ def test_a_family_with_batch_norm_trains(tmp_path):
         progress=False,
     )
     assert log["steps"] == 2
-
-

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import timm
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
@@ -23,6 +25,7 @@ from .checkpoints import convert_checkpoint
 from .choosing import select
 from .config import TrainConfig
 from .data import build_dataset
+from .distributed import leave, rank
 from .evaluation import evaluate, read_rows, write_rows
 from .frontier import pareto_frontier
 from .least_squares import METHODS, least_squares_init
@@ -51,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)
         return 130
+    finally:
+        leave()
     return 0
 
 
@@ -149,7 +154,8 @@ def _train(options: argparse.Namespace) -> None:
         loader = DataLoader(data, batch_size=min(16, recipe.init_images), shuffle=True, num_workers=0, generator=generator)
         _initialise(model, loader, recipe.init_images)
     log = train(model, config)
-    print(json.dumps(log) if options.json else f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}")
+    if rank() == 0:
+        print(json.dumps(log) if options.json else f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}")
 
 
 def _overrides(rest: Sequence[str]) -> dict[str, Any]:
@@ -169,10 +175,16 @@ def _overrides(rest: Sequence[str]) -> dict[str, Any]:
 
 def _eval(options: argparse.Namespace) -> None:
     model = _load(options)
-    rows = evaluate(model, _loader(options, model), options.stitch_ids, progress=not options.json)
-    if options.output:
-        write_rows(options.output, rows)
-    _print(rows, options.json)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a launcher started several processes: join them
+        model.to(Accelerator().device)
+    rows = evaluate(
+        model, _loader(options, model), options.stitch_ids, passes=options.passes, progress=not options.json,
+        results=options.output if options.resume else None,
+    )  # fmt: skip
+    if rank() == 0:
+        if options.output and not options.resume:
+            write_rows(options.output, rows)
+        _print(rows, options.json)
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -250,6 +262,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("eval", _eval, "accuracy of every stitch", "eval net --data-dir images --output results.jsonl",
                model=True, data=True)  # fmt: skip
     sub.add_argument("--stitch-ids", type=int, nargs="+")
+    sub.add_argument("--resume", action="store_true", help="take the rows of these weights that --output has already")
+    sub.add_argument("--passes", type=int, default=1, help="spread the stitches over so many passes, each kept when done")
     sub.add_argument("--output", help="JSON lines file")
     sub = verb("plot", _plot, "draw accuracy against macs", "plot results.jsonl --output curve.png")
     sub.add_argument("results")

@@ -29,6 +29,12 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def leave() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @torch.no_grad()
 def broadcast_weights(model: nn.Module) -> None:
     """Give every process the weights and statistics of the first."""

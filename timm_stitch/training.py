@@ -292,7 +292,8 @@ class _Run:
         if every and (number % every == 0 or self.step == self.total):
             score = self.score()
             best, self.best = score > self.best, max(score, self.best)
-            self.bar.write(f"epoch {number}: frontier area {score:.2f}{' (best)' if best else ''}")
+            if not self.bar.disable:
+                self.bar.write(f"epoch {number}: frontier area {score:.2f}{' (best)' if best else ''}")
             if getattr(self.accelerator, "trackers", None):
                 self.accelerator.log({"frontier_area": score}, step=self.step)
         self.save(best)
