@@ -57,6 +57,7 @@ def test_two_processes_equal_one(more, tmp_path):
 
     model.load_state_dict(weights)
     alone = timm_stitch.evaluate(model, DataLoader(Noisy(61, double=True), batch_size=61), [0, 1, 2])
+    assert result["prepared"] == result["rows"]  # whether or not Accelerate shared them out before
     for row, other in zip(result["rows"], alone, strict=True):
         assert row.pop("loss") == pytest.approx(other.pop("loss"), rel=1e-6)
         assert row == other

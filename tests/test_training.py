@@ -106,6 +106,26 @@ def test_the_sandwich_teaches_in_place():
     assert (large - small).abs().mean() < (large - 0.1).abs().mean()
 
 
+def test_a_teacher_sees_images_as_it_is_used_to():
+    from timm_stitch.distillation import Teacher
+
+    seen = []
+
+    class Network(torch.nn.Module):
+        pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # noqa: RUF012
+
+        def forward(self, x):
+            seen.append(x)
+            return x.mean((2, 3))
+
+    plain, ours = torch.rand(2, 3, 4, 4), {"mean": (0.1, 0.2, 0.3), "std": (0.2, 0.3, 0.4)}
+    mean, std = (torch.tensor(ours[key])[:, None, None] for key in ("mean", "std"))
+    assert not Teacher(Network(), ours)((plain - mean) / std).requires_grad
+    torch.testing.assert_close(seen[0], (plain - 0.5) / 0.5)
+    Teacher(Network(), Network.pretrained_cfg)(plain)
+    assert seen[1] is plain
+
+
 def test_the_average_of_the_weights_is_what_the_run_gives():
     plain, _ = go(ONE)
     averaged, _ = go(ONE | {"ema_decay": 0.75})

@@ -8,6 +8,7 @@ import sys
 
 import timm
 import torch
+from accelerate import Accelerator
 from conftest import anchor_specs
 
 import timm_stitch
@@ -55,8 +56,9 @@ if __name__ == "__main__":
 
     odd = torch.utils.data.DataLoader(Noisy(61, double=values.get("double", False)), batch_size=8)
     rows = timm_stitch.evaluate(model, odd, [0, 1, 2])
+    prepared = timm_stitch.evaluate(model, Accelerator().prepare_data_loader(odd), [0, 1, 2])
     if rank() == 0:
-        result = {"log": log, "weights": fingerprint(model), "rows": rows}
+        result = {"log": log, "weights": fingerprint(model), "rows": rows, "prepared": prepared}
         with open(sys.argv[2], "w") as file:
             json.dump(result, file)
         torch.save(model.state_dict(), sys.argv[2] + ".pt")

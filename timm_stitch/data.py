@@ -24,7 +24,9 @@ def build_dataset(config: TrainConfig, model: SNNet, training: bool) -> Any:
         ValueError: if the configuration names no data.
     """
     if not config.dataset and not config.data_dir:
-        raise ValueError("the recipe names no images: set data_dir to a folder of class folders, or dataset as for timm.")
+        raise ValueError(
+            "the recipe names no images: set data_dir to a folder of class folders, or dataset as for timm."
+        )
     data = resolve_data_config({}, model=model)
     dataset = create_dataset(
         config.dataset or "",

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.data import Mixup
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from .config import TrainConfig
 from .sampling import derive
 
 
@@ -157,3 +159,19 @@ def build_loader(
         generator=torch.Generator().manual_seed(seed),
     )
     return loader, batches
+
+
+def make_mixup(config: TrainConfig, classes: int, batch: int) -> Mixup | None:
+    """Make timm's Mixup, which pairs the images of one process's batch; None if a configuration has none.
+
+    Raises:
+        ValueError: if the batch has no pairs.
+    """
+    if config.mixup == 0 and config.cutmix == 0:
+        return None
+    if batch % 2:
+        raise ValueError(
+            f"mixup={config.mixup} and cutmix={config.cutmix} pair images, but a process has {batch} at a time: make "
+            "batch_size / accumulate / processes even, or set both to 0."
+        )
+    return Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=classes)

@@ -71,13 +71,13 @@ def recalibrate(
                 pass
     finally:
         ran = {name for name, module in norms.items() if int(module.num_batches_tracked) > 0}  # type: ignore[arg-type]
-        for name, module in norms.items():
-            module.momentum, mean, var = before[name]
+        for name, norm in norms.items():
+            norm.momentum, mean, var = before[name]
             if name not in ran:
-                module.running_mean.copy_(mean)
-                module.running_var.copy_(var)
-                module.num_batches_tracked.copy_(counted[name])
-            module.eval()
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(var)
+                norm.num_batches_tracked.copy_(counted[name])
+            norm.eval()
         for module in was_training:
             module.training = True
     if not batches:

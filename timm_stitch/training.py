@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
-from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -35,7 +34,7 @@ from .distillation import StitchLoss, find_teacher
 from .distributed import average_gradients, average_statistics, broadcast_weights
 from .evaluation import evaluate
 from .frontier import frontier_area
-from .loading import Stream, build_loader, seed_all
+from .loading import Stream, build_loader, make_mixup, seed_all
 from .network import SNNet
 from .optimization import finish_step, make_optimizer, make_scheduler, tuning
 from .progress import GROUPS, LossMeter, finish_trackers, start_trackers, tracker_names
@@ -124,7 +123,7 @@ class _Run:
         self.steps_per_epoch = self.order.steps
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or math.inf)
         self.device = self.accelerator.device
-        self.mixup = _mixup(config, model.num_classes, config.batch_size // (config.accumulate * processes))
+        self.mixup = make_mixup(config, model.num_classes, config.batch_size // (config.accumulate * processes))
         guide = find_teacher(config, teacher, model)
         self.loss = StitchLoss(config, guide.to(self.device) if guide is not None else None)
         table = model.costs()
@@ -133,8 +132,8 @@ class _Run:
         self.largest = model.plan.anchor_id(len(model.plan.anchors) - 1)
         self.rule = make_rule(
             config.sampling, {i: self.macs[i] for i in learns}, config.seed,
-            largest=self.largest, smallest=model.plan.anchor_id(0), stitches=config.stitches, group_width=config.group_width, groups=config.groups, bias=config.group_bias,
-            scores=config.scores,
+            largest=self.largest, smallest=model.plan.anchor_id(0), stitches=config.stitches,
+            group_width=config.group_width, groups=config.groups, bias=config.group_bias, scores=config.scores,
         )  # fmt: skip
         self.store = Checkpoints(Path(config.output) / "checkpoints", config.keep) if config.output else None
         if self.store is not None and self.accelerator.is_main_process:
@@ -208,9 +207,10 @@ class _Run:
 
     def _not_finite(self, what: str) -> FloatingPointError:
         last = self.store.last if self.store is not None else None
+        epoch = max(self.step - 1, 0) // self.steps_per_epoch + 1
         kept = f"The last good checkpoint is {str(last)!r}" if last else "There is no good checkpoint"
         return FloatingPointError(
-            f"{what} no longer finite (step {self.step}, epoch {max(self.step - 1, 0) // self.steps_per_epoch + 1}). {kept}. "
+            f"{what} no longer finite (step {self.step}, epoch {epoch}). {kept}. "
             f"Lower lr={self.config.lr}, set clip_grad, or use precision='bf16' instead of 'fp16'."
         )
 
@@ -308,15 +308,3 @@ class _Run:
         rows = evaluate(self.ema.module if self.ema is not None else self.model, loader)
         low, high = min(self.macs.values()), max(self.macs.values())
         return frontier_area(rows, low, high)
-
-
-def _mixup(config: TrainConfig, classes: int, batch: int) -> Mixup | None:
-    """Make timm's Mixup, which pairs the images of one process's batch."""
-    if config.mixup == 0 and config.cutmix == 0:
-        return None
-    if batch % 2:
-        raise ValueError(
-            f"mixup={config.mixup} and cutmix={config.cutmix} pair images, but a process has {batch} at a time: make "
-            "batch_size / accumulate / processes even, or set both to 0."
-        )
-    return Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=classes)
