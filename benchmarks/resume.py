@@ -12,6 +12,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,20 +27,28 @@ VALUES = {
 
 
 def start(values, result, processes):
-    """A run in a session of its own, so that it can be killed whole."""
+    """All processes of a run."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore"]
     if processes > 1:
-        env["ACCELERATE_USE_CPU"] = "true"
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
-    command += [str(TESTS / "training_run.py"), json.dumps(values), str(result)]
-    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "ACCELERATE_USE_CPU": "true"}
+        env |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    command = [sys.executable, "-W", "ignore", str(TESTS / "training_run.py"), json.dumps(values), str(result)]
+    ranks = range(processes) if processes > 1 else (None,)
+    own = [{} if rank is None else {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks]
+    # Sessions of their own, so that each can be killed with its loader's workers.
+    return [subprocess.Popen(command, env=env | more, start_new_session=True) for more in own]
 
 
-def finish(process):
-    errors = process.communicate()[1]
-    if process.returncode:
-        raise SystemExit(f"the run failed:\n{errors}")
+def finish(run):
+    codes = [process.wait() for process in run]
+    if any(codes):
+        raise SystemExit("the run failed.")
+
+
+def alive(run):
+    return all(process.poll() is None for process in run)
 
 
 def main():
@@ -54,22 +63,23 @@ def main():
         finish(start(VALUES | {"checkpoint_steps": None}, root / "alone.json", options.processes))
         began = time.monotonic()
         for number in range(options.kills):
-            process = start(
+            run = start(
                 VALUES | {"output": str(root / "run"), "resume": "auto"}, root / "result.json", options.processes
             )
             before = {path.name for path in folder.glob("step-*")}
-            while process.poll() is None and {path.name for path in folder.glob("step-*")} == before:
+            while alive(run) and {path.name for path in folder.glob("step-*")} == before:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.2))
             if number % 2:  # wait for the next checkpoint to be under way
-                while process.poll() is None and not any(name.startswith(".step") for name in os.listdir(folder)):
+                while alive(run) and not any(name.startswith(".step") for name in os.listdir(folder)):
                     pass
-            if process.poll() is not None:
-                raise SystemExit(
-                    f"the run ended before kill {number + 1}: give it more epochs.\n{process.communicate()[1]}"
-                )
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            ended = not alive(run)
+            for process in run:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if ended:
+                raise SystemExit(f"the run ended before kill {number + 1}: give it more epochs.")
             writing += any(folder.glob(".step-*"))
             steps.append(max(int(path.stem.split("-")[1]) for path in folder.glob("step-*")))
         finish(start(VALUES | {"output": str(root / "run"), "resume": "auto"}, root / "result.json", options.processes))
