@@ -9,6 +9,7 @@ import timm_stitch
 
 ROOT = Path(timm_stitch.__file__).parent
 STANDARD_ONLY = {"plan", "enumeration", "costs", "prefixes", "sampling", "frontier", "published"}
+TRAINING = {"config", "recipes", "distributed", "loading", "distillation", "optimization", "checkpointing", "progress"}
 LEVELS = [
     STANDARD_ONLY,
     {
@@ -16,7 +17,7 @@ LEVELS = [
         *("layers", "counting", "network", "stitching"),
     },
     {
-        *("least_squares", "data", "evaluation", "plotting", "choosing", "training"),
+        *("least_squares", "data", "evaluation", "plotting", "choosing", "training", "recalibration", *TRAINING),
         *("saved_files", "card_template", "cards", "saving"),
     },
     {

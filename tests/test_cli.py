@@ -62,9 +62,12 @@ def test_the_way_from_init_to_extract(folder, capsys):
     assert run("train", recipe, *images[:0], "--data-dir", folder / "images", "--epochs", 1, "--lr", "1e-3", *out) == 0
     rows = folder / "rows.jsonl"
     assert run("eval", folder / "trained", *images, "--output", rows, "--stitch-ids", 0, 1, 9) == 0
+    more = ("--stitch-ids", 1, 2, "--resume", "--passes", 2)
+    assert run("eval", folder / "trained", *images, "--output", rows, *more) == 0
+    assert sorted(row["stitch_id"] for row in timm_stitch.evaluation.read_rows(rows)) == [0, 1, 2, 9]
     capsys.readouterr()
     assert run("select", folder / "trained", "--results", rows, "--macs", "1e9", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["stitch_id"] in (0, 1, 9)
+    assert json.loads(capsys.readouterr().out)["stitch_id"] in (0, 1, 2, 9)
     assert run("plot", rows, "--output", folder / "curve.png") == 0
     assert (folder / "curve.png").exists()
     assert run("extract", folder / "trained", "--stitch-id", 9, "--output", folder / "9.safetensors") == 0

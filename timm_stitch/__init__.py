@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoints import convert_checkpoint
 from .choosing import select
+from .config import TrainConfig
 from .evaluation import evaluate
 from .frontier import pareto_frontier
 from .least_squares import least_squares_init
 from .network import SNNet
 from .plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
+from .recalibration import recalibrate
 from .saving import save_pretrained
 from .sharing import from_hub, push_to_hub
 from .snnet import create_snnet
 from .stitching import stitch
-from .training import TrainConfig, train
+from .training import train
 
 if TYPE_CHECKING:
     from .trainer_callback import StitchSamplerCallback
@@ -39,6 +41,7 @@ __all__ = [
     "least_squares_init",
     "pareto_frontier",
     "push_to_hub",
+    "recalibrate",
     "save_pretrained",
     "select",
     "stitch",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,20 +16,25 @@ from typing import Any
 import timm
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
+from .checkpointing import Checkpoints
 from .checkpoints import convert_checkpoint
 from .choosing import select
+from .config import TrainConfig
 from .data import build_dataset
+from .distributed import leave, rank
 from .evaluation import evaluate, read_rows, write_rows
 from .frontier import pareto_frontier
 from .least_squares import METHODS, least_squares_init
 from .network import SNNet
 from .plotting import plot_curve
+from .recipes import read_recipe, shipped_recipes
 from .saving import save_pretrained
 from .stitching import meeting_points
-from .training import TrainConfig, train
+from .training import train
 
 _MODEL = "a registered name, a folder, hf-hub:USER/NAME, or several timm names to stitch (fastest first)"
 
@@ -57,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)
         return 130
+    finally:
+        leave()
     return 0
 
 
@@ -148,34 +156,23 @@ def _initialise(model: SNNet, loader: DataLoader[Any], count: int, method: str =
 
 
 def _train(options: argparse.Namespace) -> None:
-    values = yaml.safe_load(Path(options.recipe).read_text())
-    if not isinstance(values, dict):
-        raise ValueError(f"{options.recipe!r} is no recipe: expected a YAML file of fields and values.")
-    values |= _overrides(options.rest)
-    name, args = values.pop("model", None), values.pop("model_args", {})
-    pretrained = values.pop("pretrained", True)
-    # Stitching layers that come trained are left as they are, unless the recipe says otherwise.
-    images = values.pop("init_images", 0 if pretrained and _has_stitches(name) else 100)
-    config = TrainConfig.from_dict(values)
-    if not isinstance(name, str):
-        raise ValueError(f"{options.recipe!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another.")
-    options.model = [name]
-    model = _load(options, pretrained=pretrained, **args)
-    if images:
+    recipe = read_recipe(options.recipe, _overrides(options.rest))
+    options.model, config = [recipe.model], recipe.config
+    model = _load(options, pretrained=recipe.pretrained, **recipe.model_args)
+    if recipe.init_images and not (config.resume and Checkpoints(Path(str(config.output)) / "checkpoints").last):
         data = build_dataset(config, model, training=False)
-        loader = DataLoader(data, batch_size=min(16, images), shuffle=True, num_workers=0)
-        torch.manual_seed(config.seed)
-        _initialise(model, loader, images)
+        generator = torch.Generator().manual_seed(config.seed)
+        loader = DataLoader(
+            data, batch_size=min(16, recipe.init_images), shuffle=True, num_workers=0, generator=generator
+        )
+        _initialise(model, loader, recipe.init_images)
     log = train(model, config)
-    print(
-        json.dumps(log) if options.json else f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}"
-    )
-
-
-def _has_stitches(name: Any) -> bool:
-    """Whether a model's name stands for weights of stitching layers too: a folder, a Hub name, an own tag."""
-    name = str(name)
-    return ":" in name or Path(name).is_dir() or bool((cfg := timm.get_pretrained_cfg(name)) and cfg.has_weights)
+    if rank() == 0:
+        print(
+            json.dumps(log)
+            if options.json
+            else f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}"
+        )
 
 
 def _overrides(rest: Sequence[str]) -> dict[str, Any]:
@@ -195,10 +192,16 @@ def _overrides(rest: Sequence[str]) -> dict[str, Any]:
 
 def _eval(options: argparse.Namespace) -> None:
     model = _load(options)
-    rows = evaluate(model, _loader(options, model), options.stitch_ids, progress=not options.json)
-    if options.output:
-        write_rows(options.output, rows)
-    _print(rows, options.json)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a launcher started several processes: join them
+        model.to(Accelerator().device)
+    rows = evaluate(
+        model, _loader(options, model), options.stitch_ids, passes=options.passes, progress=not options.json,
+        results=options.output if options.resume else None,
+    )  # fmt: skip
+    if rank() == 0:
+        if options.output and not options.resume:
+            write_rows(options.output, rows)
+        _print(rows, options.json)
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -268,12 +271,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--method", choices=METHODS, default="joint")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--output", required=True, help="folder")
-    sub = verb("train", _train, "train by a recipe; any of its fields as --name value", "train recipe.yaml --epochs 15")
-    sub.add_argument("recipe", help="a YAML file: model, model_args, init_images, and the fields of TrainConfig")
+    sub = verb(
+        "train",
+        _train,
+        "train by a recipe; any of its fields as --name value",
+        "train deit_tsb --data-dir imagenet --epochs 15",
+    )
+    sub.add_argument(
+        "recipe",
+        help="a YAML file of model, model_args, pretrained, init_images and the fields of TrainConfig; or one of "
+        + ", ".join(shipped_recipes()),
+    )
     sub.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
     sub = verb("eval", _eval, "accuracy of every stitch", "eval net --data-dir images --output results.jsonl",
                model=True, data=True)  # fmt: skip
     sub.add_argument("--stitch-ids", type=int, nargs="+")
+    sub.add_argument("--resume", action="store_true", help="take the rows of these weights that --output has already")
+    sub.add_argument(
+        "--passes", type=int, default=1, help="spread the stitches over so many passes, each kept when done"
+    )
     sub.add_argument("--output", help="JSON lines file")
     sub = verb("plot", _plot, "draw accuracy against macs", "plot results.jsonl --output curve.png")
     sub.add_argument("results")

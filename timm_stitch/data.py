@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from timm.data import create_dataset, create_transform, resolve_data_config
 
 if TYPE_CHECKING:
+    from .config import TrainConfig
     from .network import SNNet
-    from .training import TrainConfig
 
 
 def build_dataset(config: TrainConfig, model: SNNet, training: bool) -> Any:
@@ -46,8 +46,11 @@ def build_dataset(config: TrainConfig, model: SNNet, training: bool) -> Any:
             auto_augment=config.auto_augment,
             color_jitter=config.color_jitter,
             hflip=config.hflip,
+            train_crop_mode=config.crop_mode,
             scale=config.crop_scale,
+            ratio=config.crop_ratio,
             re_prob=config.erase,
+            re_mode=config.erase_mode,
         )
     else:
         dataset.transform = create_transform(**shape, interpolation=data["interpolation"], crop_pct=data["crop_pct"])

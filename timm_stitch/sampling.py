@@ -1,12 +1,30 @@
-"""Which stitch to train next: a function of the seed and the step, the same on every process.
+"""Which stitches to train next: pure functions of the seed and the step, the same on every process.
 
-Imports the standard library and `plan` only.
+Nothing is remembered between steps, so a resumed run, or one on another number of processes, trains
+the same stitches. Sources: SN-Net (arXiv:2302.06586, uniform); SN-Netv2 (arXiv:2307.00154,
+resource-constrained); universally slimmable networks (arXiv:1903.05134, the sandwich rule); ESTA
+(arXiv:2311.17352, importance).
+
+Imports the standard library only.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+RULES = ("uniform", "resource", "sandwich", "importance")
+GROUP_WIDTH = 1e9  # SN-Netv2 draws from groups one of its GFLOPs wide
+
+Rule = Callable[[int], tuple[int, ...]]
+
+
+def derive(seed: int, *parts: int | str) -> int:
+    """A seed below 2**32 for one purpose, made from the run's seed and what names the purpose."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
 def uniform(stitch_ids: Sequence[int], seed: int, step: int) -> int:
@@ -16,3 +34,137 @@ def uniform(stitch_ids: Sequence[int], seed: int, step: int) -> int:
     or a differently distributed run trains the same stitches.
     """
     return random.Random(f"{seed}/{step}").choice(stitch_ids)
+
+
+def groups_by_macs(
+    macs: Mapping[int, int], width: float | None = None, count: int | None = None
+) -> tuple[tuple[int, ...], ...]:
+    """Stitches in groups of equal width in macs, cheapest first; empty groups are left out.
+
+    Args:
+        macs: of each stitch, by its id.
+        width: of a group in macs; groups begin at multiples of it, as SN-Netv2's do.
+        count: instead of a width, how many groups between the cheapest and the dearest stitch.
+
+    Raises:
+        ValueError: if there are no stitches, neither or both are given, or one is not positive.
+    """
+    if not macs or (width is None) == (count is None) or (width or count or 0) <= 0:
+        raise ValueError(
+            f"cannot group {len(macs)} stitches by width={width}, count={count}: expected one or more stitches, and "
+            "either a positive width in macs (SN-Netv2: 1e9) or a positive number of groups."
+        )
+    low = 0 if width is not None else min(macs.values())
+    step = width if width is not None else (max(macs.values()) - low) / (count or 1) or 1
+    found: dict[int, list[int]] = {}
+    for stitch_id in sorted(macs, key=lambda i: (macs[i], i)):
+        number = int((macs[stitch_id] - low) // step)
+        found.setdefault(number if count is None else min(number, count - 1), []).append(stitch_id)
+    return tuple(tuple(found[number]) for number in sorted(found))
+
+
+def resource_constrained(groups: Sequence[Sequence[int]], seed: int, step: int, bias: float = 0.0) -> int:
+    """A group with equal chances, then one of its stitches with equal chances (SN-Netv2).
+
+    Args:
+        groups: from `groups_by_macs`.
+        seed: of the run.
+        step: of the run.
+        bias: from -1 to 1: chances of the groups change linearly with their rank, from `1 - bias` for
+            the cheapest to `1 + bias` for the dearest.
+    """
+    rng = random.Random(f"{seed}/{step}")
+    last = max(len(groups) - 1, 1)
+    weights = [1 + bias * (2 * i / last - 1) if len(groups) > 1 else 1.0 for i in range(len(groups))]
+    return rng.choice(rng.choices(groups, weights)[0])
+
+
+def importance_weighted(scores: Mapping[int, float], seed: int, step: int) -> int:
+    """A stitch with chances in proportion to its score (the idea of ESTA; scores are fixed at the start)."""
+    ids = sorted(scores)
+    return random.Random(f"{seed}/{step}").choices(ids, [scores[i] for i in ids])[0]
+
+
+def sandwich(
+    stitch_ids: Sequence[int], largest: int, smallest: int, seed: int, step: int, random_ones: int
+) -> tuple[int, ...]:
+    """The largest anchor, the smallest, and some at random between; the largest comes first."""
+    others = [i for i in stitch_ids if i not in (largest, smallest)]
+    drawn = random.Random(f"{seed}/{step}").sample(others, min(random_ones, len(others)))
+    return (largest, smallest, *drawn)
+
+
+def make_rule(
+    name: str,
+    macs: Mapping[int, int],
+    seed: int,
+    *,
+    largest: int,
+    smallest: int,
+    stitches: int = 1,
+    group_width: float | None = None,
+    groups: int | None = None,
+    bias: float = 0.0,
+    scores: Mapping[int, float] | None = None,
+) -> Rule:
+    """The function from a step to the stitches that it trains.
+
+    Args:
+        name: one of `RULES`.
+        macs: of each stitch that may be drawn, by its id.
+        seed: of the run.
+        largest: the id of the largest anchor, for the sandwich rule.
+        smallest: that of the smallest.
+        stitches: how many a step trains; for the sandwich rule, how many besides those two.
+        group_width: of the resource-constrained rule, as `width` in `groups_by_macs`.
+        groups: of the same, instead of a width.
+        bias: of the same.
+        scores: of the importance-weighted rule, one for every stitch.
+
+    Returns:
+        A function of the step that gives distinct ids; of the sandwich rule the largest anchor first.
+
+    Raises:
+        ValueError: if the rule is unknown, or scores are missing, negative or all zero.
+    """
+    ids = sorted(macs)
+    if name == "sandwich":
+        return lambda step: sandwich(ids, largest, smallest, seed, step, stitches)
+    if name == "uniform":
+        draw: Callable[[int, int], int] = lambda run_seed, step: uniform(ids, run_seed, step)  # noqa: E731
+    elif name == "resource":
+        found = groups_by_macs(macs, group_width if groups or group_width else GROUP_WIDTH, groups)
+        draw = lambda run_seed, step: resource_constrained(found, run_seed, step, bias)  # noqa: E731
+    elif name == "importance":
+        weights = _scores(scores, ids)
+        draw = lambda run_seed, step: importance_weighted(weights, run_seed, step)  # noqa: E731
+        ids = [i for i in ids if weights[i] > 0]
+    else:
+        raise ValueError(f"sampling={name!r} is unknown: expected one of {', '.join(map(repr, RULES))}.")
+
+    def rule(step: int) -> tuple[int, ...]:
+        found: list[int] = []
+        attempt = 0
+        while len(found) < min(stitches, len(ids)):
+            drawn = draw(seed if attempt == 0 else derive(seed, "again", attempt), step)
+            attempt += 1
+            if drawn not in found:
+                found.append(drawn)
+        return tuple(found)
+
+    return rule
+
+
+def _scores(scores: Mapping[int, float] | None, ids: Sequence[int]) -> dict[int, float]:
+    """Scores of exactly these stitches."""
+    scores = scores or {}
+    missing = [i for i in ids if i not in scores]
+    bad = [i for i in ids if i in scores and not (math.isfinite(scores[i]) and scores[i] >= 0)]
+    if missing or bad or sum(scores[i] for i in ids) <= 0:
+        what = (
+            f"stitches {missing[:5]} have none" if missing else f"those of {bad[:5]} are none" if bad else "all are 0"
+        )
+        raise ValueError(
+            f"importance sampling needs a score of 0 or more for every stitch: {what}. Set scores: {{id: score}}."
+        )
+    return {i: float(scores[i]) for i in ids}

@@ -1,8 +1,11 @@
-"""Train an SN-Net: one random stitch a step, all of them over time, on Accelerate.
+"""Train an SN-Net: each step some of its stitches, all of them over time, on Accelerate.
 
 Source: SN-Net (arXiv:2302.06586), Algorithm 1. A parameter that a step did not use has no gradient and
 is left alone by that step: no weight decay, no momentum. (The authors' runs, on torch 1.12, had zero
-gradients there, and so decayed it.)
+gradients there, and so decayed it: `dense_updates`.)
+
+All that is random in a step is a function of the seed and the step, so a run that was killed and
+resumed ends, on CPU, with the weights of one left alone, bit for bit.
 
 Imports torch, timm, Accelerate and the layers below.
 """
@@ -11,119 +14,36 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
-from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from .checkpointing import Checkpoints, check_finite, check_same
+from .config import FREE, TrainConfig
 from .data import build_dataset
+from .distillation import StitchLoss, find_teacher
+from .distributed import average_gradients, average_statistics, broadcast_weights
+from .evaluation import evaluate
+from .frontier import frontier_area
+from .loading import Stream, build_loader, make_mixup, seed_all
 from .network import SNNet
-from .sampling import uniform
+from .optimization import finish_step, make_optimizer, make_scheduler, tuning
+from .progress import GROUPS, LossMeter, finish_trackers, start_trackers, tracker_names
+from .sampling import derive, groups_by_macs, make_rule
 from .saving import save_pretrained
 
-DISTILLATIONS = ("none", "soft", "hard")
+__all__ = ["TrainConfig", "train"]
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything a training run needs, as plain values. The defaults are SN-Net's recipe for DeiT.
-
-    Args:
-        output: folder for the trained network; None keeps it in memory only.
-        dataset, data_dir, train_split, val_split: the images, named as timm's scripts name them.
-        epochs: passes over the images.
-        batch_size: images in one step, over all processes together.
-        opt, lr, weight_decay, clip_grad: timm's optimiser by name and its values; clip_grad is the
-            largest gradient norm, or None.
-        sched, warmup_epochs, warmup_lr, min_lr: timm's schedule by name and its values.
-        smoothing: of the labels.
-        mixup, cutmix: their alphas; 0 for none.
-        auto_augment, color_jitter, hflip, crop_scale, erase, train_interpolation: timm's augmentation.
-        distillation: `"none"`, `"soft"` (the teacher's probabilities) or `"hard"` (its labels).
-        teacher: a timm model's name.
-        distill_weight: the teacher's part of the loss, 0 to 1.
-        temperature: of soft distillation.
-        precision: `"no"`, `"bf16"` or `"fp16"`.
-        workers: processes that read images.
-        seed: of the order of images, of augmentation and of the stitches.
-
-    Raises:
-        ValueError: if a value is out of range, or two contradict each other.
-    """
-
-    output: str | None = None
-    dataset: str | None = None
-    data_dir: str | None = None
-    train_split: str = "train"
-    val_split: str = "validation"
-    epochs: int = 50
-    batch_size: int = 1024
-    opt: str = "adamw"
-    lr: float = 1e-4
-    weight_decay: float = 0.05
-    clip_grad: float | None = None
-    sched: str = "cosine"
-    warmup_epochs: float = 5
-    warmup_lr: float = 1e-7
-    min_lr: float = 1e-6
-    smoothing: float = 0.1
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    color_jitter: float = 0.3
-    hflip: float = 0.5
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    erase: float = 0.25
-    train_interpolation: str = "bicubic"
-    distillation: str = "none"
-    teacher: str | None = None
-    distill_weight: float = 0.5
-    temperature: float = 1.0
-    precision: str = "no"
-    workers: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("epochs", 1, math.inf), ("batch_size", 1, math.inf), ("lr", 0, math.inf), ("weight_decay", 0, math.inf),
-            ("warmup_epochs", 0, math.inf), ("smoothing", 0, 1), ("mixup", 0, math.inf), ("cutmix", 0, math.inf),
-            ("distill_weight", 0, 1), ("erase", 0, 1), ("hflip", 0, 1), ("workers", 0, math.inf),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ValueError(f"{name}={value!r} is out of range: expected {low} <= {name} <= {high}.")
-        if self.distillation not in DISTILLATIONS:
-            raise ValueError(f"distillation={self.distillation!r} is unknown: expected one of {DISTILLATIONS}.")
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"precision={self.precision!r} is unknown: expected 'no', 'bf16' or 'fp16'.")
-        if self.teacher and self.distillation == "none":
-            raise ValueError(f"teacher={self.teacher!r} has nothing to do: set distillation to 'hard' or 'soft'.")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Read plain values; unknown names are refused.
-
-        Raises:
-            ValueError: naming what is unknown or out of range.
-        """
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown fields {', '.join(unknown)}: the fields are {', '.join(sorted(known))}.")
-        scale = values.get("crop_scale")
-        return cls(**(values | {"crop_scale": tuple(scale)} if isinstance(scale, list) else values))
+LOOK_EVERY = 50  # steps between two looks at the losses, each of which waits for the device
 
 
 def train(
@@ -131,91 +51,46 @@ def train(
     config: TrainConfig,
     *,
     train_data: Any = None,
+    val_data: Any = None,
     teacher: nn.Module | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train all stitches of a network, one random stitch a step.
+    """Train all stitches of a network, some of them each step.
 
     Args:
-        model: the network, initialised (`least_squares_init`); trained in place.
+        model: the network, initialised (`least_squares_init`); trained in place. With `ema_decay` it ends
+            with the averaged weights.
         config: how.
         train_data: a dataset of (image (C, H, W), label), instead of the one that `config` names.
+        val_data: the same for `evaluate_every`.
         teacher: a frozen classifier to distil from, instead of the one that `config` names.
-        progress: show a bar with the loss and the time left.
+        progress: show a bar with the losses by macs and the time left.
 
     Returns:
         `steps`, `images` seen, `seconds`, and `loss`: its mean over the last epoch.
 
     Raises:
         ValueError: if the configuration names no images, too few for one batch, or distillation has no
-            teacher.
-        FloatingPointError: if the loss is no longer finite.
+            teacher; if there is a checkpoint and `resume` is False, or of a run with other values.
+        OSError: if a checkpoint cannot be written, or `resume=True` and there is none.
+        FloatingPointError: if the loss or a weight is no longer finite.
     """
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[ddp])
-    set_seed(config.seed)
-    data = train_data if train_data is not None else build_dataset(config, model, training=True)
-    if len(data) < config.batch_size:
-        raise ValueError(f"batch_size={config.batch_size} is more than the {len(data)} images: lower it.")
-    loader = DataLoader(
-        data,
-        batch_size=config.batch_size // accelerator.num_processes,
-        shuffle=True,
-        drop_last=True,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-    guide = _teacher(config, teacher, model)
-    guide = guide.to(accelerator.device) if guide is not None else None
-    loss_fn = _loss(config, guide)
-    mixup = None
-    if config.mixup > 0 or config.cutmix > 0:
-        mixup = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=model.num_classes)
-    optimizer = create_optimizer_v2(model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
-    network, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    steps = len(loader)
-    scheduler, _ = create_scheduler_v2(
-        optimizer, config.sched, num_epochs=config.epochs, warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]
-        warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=False, updates_per_epoch=steps,
-        warmup_prefix=False,
-    )  # fmt: skip
-    ids, step, began, mean_loss = model.stitch_ids, 0, time.monotonic(), math.nan
-    bar = tqdm(total=steps * config.epochs, desc="train", disable=not (progress and accelerator.is_main_process))
-    network.train()
-    scheduler.step_update(0)
-    for epoch in range(config.epochs):
-        total = torch.zeros((), device=accelerator.device)
-        for images, labels in loader:
-            targets = labels
-            if mixup is not None:
-                images, targets = mixup(images, labels)
-            logits = network(images, stitch_id=uniform(ids, config.seed, step))
-            loss = loss_fn(logits, images, targets)
-            accelerator.backward(loss)
-            if config.clip_grad is not None:
-                accelerator.clip_grad_norm_(network.parameters(), config.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            scheduler.step_update(step)
-            total += loss.detach()
-            bar.update()
-        mean_loss = total.item() / steps
-        bar.set_postfix(epoch=epoch + 1, loss=f"{mean_loss:.3f}")
-        if not math.isfinite(mean_loss):
-            raise FloatingPointError(
-                f"the loss is no longer finite (epoch {epoch + 1}): lower lr={config.lr}, set clip_grad, or use "
-                "precision='bf16' instead of 'fp16'."
-            )
-    bar.close()
-    model.eval()
-    note_run(model, config, step)
-    if config.output and accelerator.is_main_process:
+    run = _Run(model, config, train_data, val_data, teacher, progress)
+    with tuning(model, config.tune):
+        try:
+            run.resume()
+            run.go()
+        finally:
+            run.bar.close()
+            finish_trackers(run.accelerator)
+    if run.ema is not None:
+        model.load_state_dict(run.ema.module.state_dict())
+    note_run(model, config, run.step)
+    if config.output and run.accelerator.is_main_process:
         save_pretrained(model, Path(config.output))
-    accelerator.wait_for_everyone()
-    seconds = time.monotonic() - began
-    return {"steps": step, "images": step * config.batch_size, "seconds": seconds, "loss": mean_loss}
+    run.accelerator.wait_for_everyone()
+    seconds = time.monotonic() - run.began
+    return {"steps": run.step, "images": run.step * config.batch_size, "seconds": seconds, "loss": run.mean_loss}
 
 
 def note_run(model: SNNet, config: TrainConfig, steps: int) -> None:
@@ -227,34 +102,219 @@ def note_run(model: SNNet, config: TrainConfig, steps: int) -> None:
     model.known.clear()
 
 
-def _teacher(config: TrainConfig, teacher: nn.Module | None, model: SNNet) -> nn.Module | None:
-    if config.distillation == "none":
-        return None
-    if teacher is None:
-        if not config.teacher:
-            raise ValueError(f"distillation={config.distillation!r} needs a teacher: name a timm model.")
-        teacher = timm.create_model(config.teacher, pretrained=True, num_classes=model.num_classes)
-    return teacher.eval().requires_grad_(False)
+class _Run:
+    """One training run: its parts, and how far it is."""
 
+    def __init__(
+        self,
+        model: SNNet,
+        config: TrainConfig,
+        train_data: Any,
+        val_data: Any,
+        teacher: nn.Module | None,
+        progress: bool,
+    ) -> None:
+        self.model, self.config, self.began = model, config, time.monotonic()
+        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision,
+            dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
+            rng_types=[],
+            log_with=tracker_names(config) or None,
+            project_dir=config.output,
+        )
+        self.data = train_data if train_data is not None else build_dataset(config, model, training=True)
+        self.val_data = val_data
+        processes = self.accelerator.num_processes
+        loader, self.order = build_loader(
+            self.data, config.batch_size, config.accumulate, processes, config.seed, config.repeated_aug, config.workers
+        )
+        self.loader = loader if isinstance(loader, Stream) else self.accelerator.prepare_data_loader(loader)
+        self.steps_per_epoch = self.order.steps
+        self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or math.inf)
+        self.device = self.accelerator.device
+        self.mixup = make_mixup(config, model.num_classes, config.batch_size // (config.accumulate * processes))
+        guide = find_teacher(config, teacher, model)
+        self.loss = StitchLoss(config, guide.to(self.device) if guide is not None else None)
+        table = model.costs()
+        self.macs = {stitch.stitch_id: table.cost(stitch).macs for stitch in model.plan}
+        learns = model.stitch_ids if config.tune == "all" else [s.stitch_id for s in model.plan if not s.is_anchor]
+        self.largest = model.plan.anchor_id(len(model.plan.anchors) - 1)
+        self.rule = make_rule(
+            config.sampling, {i: self.macs[i] for i in learns}, config.seed,
+            largest=self.largest, smallest=model.plan.anchor_id(0), stitches=config.stitches,
+            group_width=config.group_width, groups=config.groups, bias=config.group_bias, scores=config.scores,
+        )  # fmt: skip
+        self.store = Checkpoints(Path(config.output) / "checkpoints", config.keep) if config.output else None
+        if self.store is not None and self.accelerator.is_main_process:
+            self.store.clean()
+        start_trackers(self.accelerator, config)
+        model.to(self.device)
+        broadcast_weights(model)
+        self.meter = LossMeter(groups_by_macs(self.macs, count=GROUPS), self.macs, self.device)
+        self.bar = tqdm(total=self.total, desc="train", disable=not (progress and self.accelerator.is_main_process))
+        self.step, self.mean_loss, self.best = 0, math.nan, -math.inf
 
-def _loss(config: TrainConfig, teacher: nn.Module | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The loss of (logits, images, labels or mixed targets), with the teacher's part."""
-    hard = LabelSmoothingCrossEntropy(config.smoothing) if config.smoothing else nn.CrossEntropyLoss()
-    soft = SoftTargetCrossEntropy()
+    # ── before and after ──────────────────────────────────────────────────────────────────────────
 
-    def loss(logits: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        base: Tensor = (soft if targets.ndim > 1 else hard)(logits, targets)
-        if teacher is None:
-            return base
-        with torch.no_grad():
-            guide = teacher(images)
-        if config.distillation == "hard":
-            taught = nn.functional.cross_entropy(logits, guide.argmax(-1))
-        else:
-            t = config.temperature
-            taught = t * t * nn.functional.kl_div(
-                (logits / t).log_softmax(-1), (guide / t).log_softmax(-1), reduction="batchmean", log_target=True
-            )  # fmt: skip
-        return (1 - config.distill_weight) * base + config.distill_weight * taught
+    def resume(self) -> None:
+        """Make optimiser, schedule and average, now that it is known what is frozen; resume if there is a run."""
+        config, model = self.config, self.model
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(model, config)
+        self.scheduler = make_scheduler(optimizer, config, self.steps_per_epoch)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay is not None else None
+        last = self.store.last if self.store is not None else None
+        if self.store is None or last is None:
+            if config.resume is True:
+                raise FileNotFoundError(f"there is no checkpoint in {config.output!r} to resume: use resume='auto'.")
+            return
+        if not config.resume:
+            raise ValueError(
+                f"there is a run already, {str(last)!r}: set resume='auto' to continue it, or another output."
+            )
+        state = self.store.load(last) or {}
+        check_same(state["run"], self._values(), self.store.folder)
+        model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.meter.epoch.copy_(state["epoch_losses"])
+        self.step, self.best, self.mean_loss = state["step"], state["best"], state["mean_loss"]
+        self.bar.update(self.step)
 
-    return loss
+    def save(self, best: bool = False) -> None:
+        """Write a checkpoint; a network that is no longer finite is none."""
+        average_statistics(self.model)
+        if self.ema is not None:
+            average_statistics(self.ema.module)
+        bad = check_finite(self.model.state_dict())
+        if bad is not None:
+            raise self._not_finite(f"the weights {bad!r} are")
+        if self.store is None:
+            return
+        losses = self.accelerator.reduce(self.meter.epoch, "mean")
+        if self.accelerator.is_main_process:
+            state = {
+                "run": self._values(),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.module.state_dict() if self.ema is not None else None,
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+                "epoch_losses": losses,
+                "best": self.best,
+                "mean_loss": self.mean_loss,
+            }
+            self.store.save(self.step, state, best)
+
+    def _values(self) -> dict[str, Any]:
+        """What a run that continues this one must have equal."""
+        values = {k: v for k, v in asdict(self.config).items() if k not in FREE}
+        return values | {"images": len(self.data), "stitches of the network": len(self.model.plan)}
+
+    def _not_finite(self, what: str) -> FloatingPointError:
+        last = self.store.last if self.store is not None else None
+        epoch = max(self.step - 1, 0) // self.steps_per_epoch + 1
+        kept = f"The last good checkpoint is {str(last)!r}" if last else "There is no good checkpoint"
+        return FloatingPointError(
+            f"{what} no longer finite (step {self.step}, epoch {epoch}). {kept}. "
+            f"Lower lr={self.config.lr}, set clip_grad, or use precision='bf16' instead of 'fp16'."
+        )
+
+    # ── the steps ─────────────────────────────────────────────────────────────────────────────────
+
+    def go(self) -> None:
+        """Train to the end."""
+        while self.step < self.total:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            self.order.begin(epoch, done)
+            if hasattr(self.loader, "iteration"):
+                self.loader.iteration = epoch
+            for part, (images, labels) in enumerate(self._batches()):
+                self.part(part % self.config.accumulate, images.to(self.device), labels.to(self.device))
+                if (part + 1) % self.config.accumulate == 0:
+                    self.finish_step()
+                    if self.step == self.total:
+                        break
+            if self.step % self.steps_per_epoch == 0:
+                self.finish_epoch(epoch + 1)
+        if self.meter.epoch.any():
+            self.mean_loss = self.meter.finish_epoch()
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.loader:
+            yield batch[0], batch[1]
+
+    def part(self, number: int, images: Tensor, labels: Tensor) -> None:
+        """Forward and backward of one part of a step; all parts of a step train the same stitches."""
+        config, ids = self.config, self.rule(self.step)
+        seed_all(derive(config.seed, "step", self.step, number, self.accelerator.process_index))
+        targets = labels
+        if self.mixup is not None:
+            images, targets = self.mixup(images, labels)
+        with self.accelerator.autocast():
+            guide = self.loss.guide(images)
+            if len(ids) == 1:
+                logits = {ids[0]: self.model(images, stitch_id=ids[0])}
+            else:
+                logits = dict(self.model.forward_each(images, ids))
+        losses = self.loss.each(logits, targets, guide, self.largest)
+        total = torch.stack(list(losses.values())).mean()
+        self.accelerator.backward(total / config.accumulate)
+        self.meter.add(losses)
+
+    def finish_step(self) -> None:
+        """Average, clip, step; now and then look at the losses and write a checkpoint."""
+        if self.scheduler is not None:
+            self.scheduler.step_update(self.step)
+        average_gradients(self.parameters)
+        finish_step(self.accelerator, self.optimizer, self.parameters, self.config)
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self.step += 1
+        self.bar.update()
+        every = self.config.checkpoint_steps
+        due = bool(every) and self.step % every == 0  # type: ignore[operator]
+        ends = self.step % self.steps_per_epoch == 0 or self.step == self.total
+        if due or ends or self.step % LOOK_EVERY == 0:
+            self.look()
+        if (due or ends) and self.step % self.steps_per_epoch:  # at an epoch's end `finish_epoch` saves
+            self.save()
+
+    def look(self) -> None:
+        """Show the losses since the last look, and stop if they are not finite."""
+        loss, groups = self.meter.read()
+        if not math.isfinite(loss):
+            raise self._not_finite("the loss is")
+        self.bar.set_postfix(loss=f"{loss:.3f}", **{name: f"{value:.2f}" for name, value in groups.items()})
+        if getattr(self.accelerator, "trackers", None):
+            rates = {f"lr/{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
+            values = {"loss/all": loss, **{f"loss/{name}": value for name, value in groups.items()}, **rates}
+            self.accelerator.log(values, step=self.step)
+
+    def finish_epoch(self, number: int) -> None:
+        """Mean loss, evaluation if it is due, and a checkpoint."""
+        self.mean_loss = self.meter.finish_epoch()
+        best, every = False, self.config.evaluate_every
+        if every and (number % every == 0 or self.step == self.total):
+            score = self.score()
+            best, self.best = score > self.best, max(score, self.best)
+            if not self.bar.disable:
+                self.bar.write(f"epoch {number}: frontier area {score:.2f}{' (best)' if best else ''}")
+            if getattr(self.accelerator, "trackers", None):
+                self.accelerator.log({"frontier_area": score}, step=self.step)
+        self.save(best)
+
+    def score(self) -> float:
+        """The frontier area (top-1 over the log of the macs) of the weights that the run would give now."""
+        if self.val_data is None:
+            self.val_data = build_dataset(self.config, self.model, training=False)
+        average_statistics(self.model)
+        size = max(self.config.batch_size // (self.config.accumulate * self.accelerator.num_processes), 1)
+        loader: DataLoader[Any] = DataLoader(self.val_data, batch_size=size, num_workers=self.config.workers)
+        rows = evaluate(self.ema.module if self.ema is not None else self.model, loader)
+        low, high = min(self.macs.values()), max(self.macs.values())
+        return frontier_area(rows, low, high)

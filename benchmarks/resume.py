@@ -1,0 +1,94 @@
+"""kill -9 at ten random moments, every other one while a checkpoint is being written: the weights stay the same.
+
+    python benchmarks/resume.py [--kills 10] [--processes 1]
+
+A small network trains with mixup, drop-path, EMA, accumulation, random augmentation and two loader workers, with a
+checkpoint after each step. It is killed (all its processes at once), resumed, and so on, until it is left to end; its
+weights are compared, bit for bit, with those of a run left alone. Prints one JSON line.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TESTS = Path(__file__).parent.parent / "tests"
+VALUES = {
+    "epochs": 8, "batch_size": 16, "images": 96, "lr": 1e-3, "augmented": True, "checkpoint_steps": 1, "keep": 2,
+    "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.2, "ema_decay": 0.9, "accumulate": 2, "workers": 2,
+}  # fmt: skip
+
+
+def start(values, result, processes):
+    """All processes of a run."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "ACCELERATE_USE_CPU": "true"}
+        env |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    command = [sys.executable, "-W", "ignore", str(TESTS / "training_run.py"), json.dumps(values), str(result)]
+    ranks = range(processes) if processes > 1 else (None,)
+    own = [{} if rank is None else {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks]
+    # Sessions of their own, so that each can be killed with its loader's workers.
+    return [subprocess.Popen(command, env=env | more, start_new_session=True) for more in own]
+
+
+def finish(run):
+    codes = [process.wait() for process in run]
+    if any(codes):
+        raise SystemExit("the run failed.")
+
+
+def alive(run):
+    return all(process.poll() is None for process in run)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args()
+    rng, writing, steps = random.Random(0), 0, []
+    with tempfile.TemporaryDirectory() as root:
+        root = Path(root)
+        folder = root / "run" / "checkpoints"
+        finish(start(VALUES | {"checkpoint_steps": None}, root / "alone.json", options.processes))
+        began = time.monotonic()
+        for number in range(options.kills):
+            run = start(
+                VALUES | {"output": str(root / "run"), "resume": "auto"}, root / "result.json", options.processes
+            )
+            before = {path.name for path in folder.glob("step-*")}
+            while alive(run) and {path.name for path in folder.glob("step-*")} == before:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.2))
+            if number % 2:  # wait for the next checkpoint to be under way
+                while alive(run) and not any(name.startswith(".step") for name in os.listdir(folder)):
+                    pass
+            ended = not alive(run)
+            for process in run:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if ended:
+                raise SystemExit(f"the run ended before kill {number + 1}: give it more epochs.")
+            writing += any(folder.glob(".step-*"))
+            steps.append(max(int(path.stem.split("-")[1]) for path in folder.glob("step-*")))
+        finish(start(VALUES | {"output": str(root / "run"), "resume": "auto"}, root / "result.json", options.processes))
+        seconds = time.monotonic() - began
+        alone, resumed = (json.loads((root / name).read_text())["weights"] for name in ("alone.json", "result.json"))
+    row = {"kills": options.kills, "while_writing": writing, "at_steps": steps, "processes": options.processes}
+    print(json.dumps(row | {"seconds": round(seconds), "equal": alone == resumed, "weights": resumed}))
+    return int(alone != resumed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

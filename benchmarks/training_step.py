@@ -1,0 +1,115 @@
+"""A training step's time against timm-style training of a plain network of the same macs.
+
+    python benchmarks/training_step.py [--rounds 15] [--images 64] [--batch-size 16]
+
+Both sides run the same modules: the plain side trains one stitch extracted from the network as a module
+of its own, in the loop of timm's train.py (loader, Mixup, loss, backward, AdamW, schedule). Ours trains
+the same stitch inside the whole network through `timm_stitch.train`'s own step. Rounds are interleaved,
+and the medians are compared. The last rows are what the options cost.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import time
+
+import timm
+import torch
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch.utils.data import DataLoader, TensorDataset
+
+import timm_stitch
+from timm_stitch.optimization import tuning
+from timm_stitch.training import _Run
+
+ANCHORS = ("deit_tiny_patch16_224", "deit_small_patch16_224")
+
+
+def network(size):
+    torch.manual_seed(0)
+    return timm.create_model(
+        "snnet", anchors=[{"architecture": n, "img_size": size, "num_classes": 10} for n in ANCHORS]
+    )
+
+
+def ours(model, data, stitch_id, **values):
+    """A function that does one step of `timm_stitch.train`."""
+    config = timm_stitch.TrainConfig(epochs=10_000, workers=0, trackers=None, **values)
+    run = _Run(model, config, data, None, None, progress=False)
+    run.tuned = tuning(model, "all")
+    run.tuned.__enter__()
+    run.resume()
+    run.rule = lambda step: (stitch_id,)
+
+    def batches():
+        for epoch in itertools.count():
+            run.order.begin(epoch)
+            yield from run._batches()
+
+    source = batches()
+
+    def step():
+        run.part(0, *next(source))
+        run.finish_step()
+
+    return step
+
+
+def plain(model, data, batch_size):
+    """A function that does one step as timm's train.py does."""
+    model.train()
+    loader = DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=True)
+    mixup, loss_fn = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=10), SoftTargetCrossEntropy()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
+    scheduler, _ = create_scheduler_v2(
+        optimizer, num_epochs=10_000, step_on_epochs=False, updates_per_epoch=len(loader)
+    )
+    numbers, source = itertools.count(), itertools.chain.from_iterable(iter(lambda: loader, None))
+
+    def step():
+        scheduler.step_update(next(numbers))
+        images, labels = mixup(*next(source))
+        loss_fn(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--images", type=int, default=64, help="pixels along a side")
+    parser.add_argument("--batch-size", type=int, default=16)
+    options = parser.parse_args()
+    data = TensorDataset(torch.randn(256, 3, options.images, options.images), torch.arange(256) % 10)
+    table = network(options.images).stitch_table()
+    for row in (table[0], table[len(table) // 2], table[1]):
+        k, b = row["stitch_id"], options.batch_size
+        steps = {
+            "plain": plain(network(options.images).extract(k, copy=True), data, b),
+            "ours": ours(network(options.images), data, k, batch_size=b),
+            "ours, ema": ours(network(options.images), data, k, batch_size=b, ema_decay=0.999),
+            "ours, dense": ours(network(options.images), data, k, batch_size=b, dense_updates=True),
+        }
+        times = {name: [] for name in steps}
+        for number in range(options.rounds + 2):
+            for name in random.Random(number).sample(sorted(steps), len(steps)):
+                began = time.perf_counter()
+                steps[name]()
+                if number >= 2:
+                    times[name].append(time.perf_counter() - began)
+        medians = {name: statistics.median(taken) for name, taken in times.items()}
+        found = {"stitch_id": k, "macs": row["macs"], "plain_ms": round(1e3 * medians["plain"], 1)}
+        for name in list(steps)[1:]:
+            found[f"{name}: overhead %"] = round(100 * (medians[name] / medians["plain"] - 1), 1)
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Two gloo processes equal one process at the same global batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_run import go
+
+RUN = Path(__file__).parent / "training_run.py"
+BASE = {"epochs": 1, "batch_size": 16, "images": 96, "lr": 1e-3, "augmented": True, "double": True}
+
+
+def two(values, path):
+    """Run on two processes; the result that the first one wrote."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    env |= {"PYTHONPATH": os.pathsep.join([str(RUN.parent.parent), str(RUN.parent)])}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(RUN), json.dumps(values), str(path)],
+            env=os.environ | env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
+    return json.loads(path.read_text()), torch.load(f"{path}.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"accumulate": 2, "stitches": 3, "clip_grad": 0.5, "ema_decay": 0.5, "dense_updates": True}],
+    ids=["plain", "accumulated"],
+)
+def test_two_processes_equal_one(more, tmp_path):
+    import timm_stitch
+
+    values = BASE | more
+    result, weights = two(values, tmp_path / "two.json")
+    model, log = go(values)
+    assert result["log"]["steps"] == log["steps"] == 6
+    assert result["log"]["loss"] == pytest.approx(log["loss"], rel=1e-6)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-9)
+    # exact counts of an odd number of images, shared out to two processes
+    from torch.utils.data import DataLoader
+    from training_run import Noisy
+
+    model.load_state_dict(weights)
+    alone = timm_stitch.evaluate(model, DataLoader(Noisy(61, double=True), batch_size=61), [0, 1, 2])
+    assert result["prepared"] == result["rows"]  # whether or not Accelerate shared them out before
+    for row, other in zip(result["rows"], alone, strict=True):
+        assert row.pop("loss") == pytest.approx(other.pop("loss"), rel=1e-6)
+        assert row == other
+
+
+def test_accumulation_changes_nothing_but_rounding():
+    one, _ = go(BASE)
+    parts, _ = go(BASE | {"accumulate": 4})
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0, atol=1e-9)
+
+
+def test_batches_that_cannot_be_shared_out():
+    with pytest.raises(ValueError, match="batch_size=16 cannot be shared out to 1 processes in accumulate=3 parts"):
+        go(BASE | {"accumulate": 3})
+    with pytest.raises(ValueError, match="pair images, but a process has 1 at a time"):
+        go(BASE | {"accumulate": 16, "mixup": 0.5})

@@ -1,0 +1,66 @@
+"""A small training run in a process of its own: python training_run.py '{"epochs": 2, …}' [result file].
+
+Fields of `TrainConfig`, and `drop_path`, `seed_weights`, `double`, `images`, `augmented` for the network and the data.
+"""
+
+import json
+import sys
+
+import timm
+import torch
+from accelerate import Accelerator
+from conftest import anchor_specs
+
+import timm_stitch
+from timm_stitch.evaluation import fingerprint
+
+BASE_QUIET = {"mixup": 0, "cutmix": 0, "workers": 0, "warmup_epochs": 0, "trackers": None}
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Ten classes that differ in brightness, with noise from the process's own random numbers."""
+
+    def __init__(self, count=64, augmented=False, double=False):
+        self.count, self.augmented, self.dtype = count, augmented, torch.double if double else torch.float
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        label = index % 10
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randn(3, 32, 32, generator=generator) * 0.1 + label / 5 - 1
+        return (image + 0.1 * torch.randn(image.shape) if self.augmented else image).to(self.dtype), label
+
+
+def network(drop_path=0.0, seed_weights=0):
+    torch.manual_seed(seed_weights)
+    return timm.create_model("snnet", anchors=anchor_specs(depth=3), drop_path_rate=drop_path)
+
+
+def go(values):
+    values = dict(values)
+    model = network(values.pop("drop_path", 0.0), values.pop("seed_weights", 0))
+    data = Noisy(values.pop("images", 64), values.pop("augmented", False), values.get("double", False))
+    if values.pop("double", False):
+        model.double()
+    config = timm_stitch.TrainConfig.from_dict(BASE_QUIET | values)
+    log = timm_stitch.train(model, config, train_data=data, val_data=data, progress=False)
+    return model, log
+
+
+if __name__ == "__main__":
+    values = json.loads(sys.argv[1])
+    model, log = go(values)
+    from timm_stitch.distributed import rank
+
+    odd = torch.utils.data.DataLoader(Noisy(61, double=values.get("double", False)), batch_size=8)
+    rows = timm_stitch.evaluate(model, odd, [0, 1, 2])
+    prepared = timm_stitch.evaluate(model, Accelerator().prepare_data_loader(odd), [0, 1, 2])
+    if rank() == 0:
+        result = {"log": log, "weights": fingerprint(model), "rows": rows, "prepared": prepared}
+        with open(sys.argv[2], "w") as file:
+            json.dump(result, file)
+        torch.save(model.state_dict(), sys.argv[2] + ".pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

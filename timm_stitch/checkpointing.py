@@ -1,0 +1,142 @@
+"""Checkpoints of a training run: whole files or none, the last few and the best.
+
+A checkpoint is one file, written beside its place, flushed to the disk and renamed. All randomness
+of a run is a function of its seed and the step, so no state of random numbers is kept.
+
+Imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints in one folder.
+
+    Args:
+        folder: where they are; made if it is not there.
+        keep: how many of the last to keep.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
+        self.folder, self.keep = Path(folder), keep
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def all(self) -> list[Path]:
+        """The files of all steps that there are, earliest first."""
+        return sorted(self.folder.glob("step-*.pt"))
+
+    @property
+    def last(self) -> Path | None:
+        """The latest one, if there is one."""
+        return next(reversed(self.all), None)
+
+    def save(self, step: int, state: Mapping[str, Any], best: bool = False) -> Path:
+        """Write one, then remove those that are no longer kept.
+
+        Args:
+            step: how many steps are done.
+            state: plain values and tensors.
+            best: keep it as `best.pt` too.
+
+        Raises:
+            OSError: if it cannot be written; nothing else is lost then, and no part of it stays.
+        """
+        path = self.folder / f"step-{step:09d}.pt"
+        if not self.folder.is_dir():
+            raise OSError(f"the folder {str(self.folder)!r} has vanished: no checkpoint of step {step} was written.")
+        beside = self.folder / f".{path.name}.{os.getpid()}"
+        try:
+            with beside.open("wb") as file:
+                torch.save({"format": FORMAT, "step": step, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            if best:
+                _copy(path, beside)
+                beside.replace(self.folder / "best.pt")
+            _flush(self.folder)
+        except (OSError, RuntimeError) as error:  # torch's writer turns what the disk says into a RuntimeError
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            kept = f"the last good checkpoint is {str(self.last)!r}" if self.last else "there is no earlier checkpoint"
+            raise OSError(
+                f"could not write the checkpoint of step {step} to {str(self.folder)!r} "
+                f"({str(reason).splitlines()[0]:.160}): {kept}."
+            ) from error
+        finally:
+            beside.unlink(missing_ok=True)
+        for old in self.all[: -self.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any] | None:
+        """Read one, by default the latest; None if there is none.
+
+        Raises:
+            ValueError: if the file is not a checkpoint of this form.
+        """
+        found = Path(path) if path is not None else self.last
+        if found is None:
+            return None
+        try:
+            state = torch.load(found, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, KeyError) as error:
+            raise ValueError(
+                f"{str(found)!r} cannot be read ({str(error).splitlines()[0]:.120}): remove it."
+            ) from error
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise ValueError(f"{str(found)!r} is no checkpoint of format {FORMAT}: train anew into another output.")
+        return state
+
+    def clean(self) -> None:
+        """Remove what processes that were killed while writing left behind."""
+        for path in self.folder.glob(".step-*"):
+            path.unlink(missing_ok=True)
+
+
+def check_same(kept: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to continue a run with other values.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    names = [name for name in dict.fromkeys([*kept, *now]) if kept.get(name) != now.get(name)]
+    if names:
+        what = ", ".join(f"{name}={now.get(name)!r} (was {kept.get(name)!r})" for name in names)
+        raise ValueError(
+            f"the run in {str(folder)!r} was begun with other values: {what}. Give those, or another output."
+        )
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds a number that is not finite, if there is one."""
+    return next((k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())), None)
+
+
+def _copy(path: Path, beside: Path) -> None:
+    """A second name for a file, or a copy where the disk knows no such thing."""
+    try:
+        os.link(path, beside)
+    except OSError:
+        shutil.copyfile(path, beside)
+
+
+def _flush(folder: Path) -> None:
+    """Flush the renaming itself; systems without that go without."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,121 @@
+"""What a step's stitches learn from: labels, a teacher, and the largest anchor.
+
+Sources: SN-Net (arXiv:2302.06586, hard labels of a teacher as in DeiT); universally slimmable networks
+(arXiv:1903.05134, in-place distillation). Imports torch, timm and `config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import timm
+import torch
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from .config import TrainConfig
+
+
+class Teacher(nn.Module):
+    """A frozen classifier that sees the student's images, normalised as it is used to.
+
+    Args:
+        network: any classifier of images (B, C, H, W).
+        student_cfg: the student's `pretrained_cfg`, for the mean and std of its images.
+    """
+
+    def __init__(self, network: nn.Module, student_cfg: Mapping[str, object] | None = None) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        own, theirs = student_cfg or {}, getattr(network, "pretrained_cfg", None) or {}
+        self.scale: Tensor | None
+        self.register_buffer("scale", None)
+        if own.get("mean") and theirs.get("mean") and any(tuple(own[k]) != tuple(theirs[k]) for k in ("mean", "std")):
+            mean, std, to_mean, to_std = (
+                torch.tensor(c[k])[:, None, None] for c in (own, theirs) for k in ("mean", "std")
+            )
+            self.scale = std / to_std
+            self.register_buffer("shift", (mean - to_mean) / to_std)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        if self.scale is not None:
+            images = images * self.scale + self.shift
+        return self.network(images)
+
+
+def find_teacher(config: TrainConfig, network: nn.Module | None, student: nn.Module) -> Teacher | None:
+    """The teacher that was given, or the one that a configuration names; None without distillation.
+
+    Raises:
+        ValueError: if there is distillation but no teacher, or one of other classes.
+    """
+    if config.distillation == "none":
+        return None
+    if network is None:
+        if not config.teacher:
+            raise ValueError(f"distillation={config.distillation!r} needs a teacher: name a timm model.")
+        network = timm.create_model(config.teacher, pretrained=True)
+        if network.num_classes != student.num_classes:
+            raise ValueError(
+                f"the teacher {config.teacher!r} knows {network.num_classes} classes, the network "
+                f"{student.num_classes}: give train(..., teacher=MODULE) one of the "
+                "same classes, or set distillation='none'."
+            )
+    return Teacher(network, getattr(student, "pretrained_cfg", None))
+
+
+class StitchLoss:
+    """The loss of a part of a step: of one stitch, or the mean of several.
+
+    Args:
+        config: smoothing, and how to distil.
+        teacher: what to distil from, or None.
+    """
+
+    def __init__(self, config: TrainConfig, teacher: Teacher | None) -> None:
+        self.config, self.teacher = config, teacher
+        self.hard = LabelSmoothingCrossEntropy(config.smoothing) if config.smoothing else nn.CrossEntropyLoss()
+        self.soft = SoftTargetCrossEntropy()
+
+    def guide(self, images: Tensor) -> Tensor | None:
+        """What the teacher says of these images, once for all stitches of the step."""
+        return None if self.teacher is None else _precise(self.teacher(images))
+
+    def each(
+        self, logits: Mapping[int, Tensor], targets: Tensor, guide: Tensor | None, largest: int
+    ) -> dict[int, Tensor]:
+        """The loss of every stitch.
+
+        Args:
+            logits: of each stitch, (B, classes).
+            targets: labels (B,) or mixed targets (B, classes).
+            guide: from the teacher.
+            largest: from which the others learn, if they do.
+        """
+        found = {}
+        for stitch_id, given in logits.items():
+            given = _precise(given)
+            if self.config.inplace_distillation and stitch_id != largest:
+                found[stitch_id] = self.soft(given, _precise(logits[largest]).detach().softmax(-1))
+            else:
+                found[stitch_id] = self._one(given, targets, guide)
+        return found
+
+    def _one(self, logits: Tensor, targets: Tensor, guide: Tensor | None) -> Tensor:
+        base: Tensor = (self.soft if targets.ndim > 1 else self.hard)(logits, targets)
+        if guide is None:
+            return base
+        weight, t = self.config.distill_weight, self.config.temperature
+        if self.config.distillation == "hard":
+            taught = nn.functional.cross_entropy(logits, guide.argmax(-1))
+        else:
+            taught = t * t * nn.functional.kl_div(
+                (logits / t).log_softmax(-1), (guide / t).log_softmax(-1), reduction="batchmean", log_target=True
+            )  # fmt: skip
+        return (1 - weight) * base + weight * taught
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """In float32 at least."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
