@@ -42,7 +42,7 @@ def names_by_size(cache: Path) -> list[tuple[int, str]]:
             with torch.device("meta"):
                 try:
                     counts[name] = sum(p.numel() for p in timm.create_model(name).parameters())
-                except Exception:  # noqa: BLE001 - what cannot be built on meta comes last
+                except Exception:
                     counts[name] = 10**12
         cache.write_text(json.dumps(counts))
     return sorted((count, name) for name, count in counts.items())
@@ -64,7 +64,7 @@ def build(name: str, size: int | None = None) -> tuple[nn.Module, tuple[int, int
             with torch.no_grad():
                 model.eval()(torch.zeros(1, cfg.input_size[0], *side))
             return shaken(model), side
-        except Exception as error:  # noqa: BLE001 - the next larger size may do
+        except Exception as error:
             problem = error
     raise RuntimeError(f"the model itself does not run: {problem!r:.150}")
 
@@ -182,7 +182,7 @@ def pair(name: str, model: nn.Module, part: View, side: tuple[int, int], others:
                 if out.shape[0] != 1 or not torch.isfinite(out).all():
                     raise ValueError("logits are not finite")
             return f"{other}: {joints}"
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             reason = f"{other}: {type(error).__name__}: {str(error)[:120]}"
     return f"no ({reason})"
 
@@ -209,13 +209,13 @@ def examine(name: str, count: int, others: list[str], max_params: int, pair_para
             row["cuts"] = cuts(part, torch.randn(1, model.pretrained_cfg["input_size"][0], *side))
         try:
             row["gradients"] = gradients_agree(model, part, side)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             row.update(gradients=None, reason=f"training: {type(error).__name__}: {str(error)[:150]}")
         row["keys"] = list(model.state_dict()) == keys
         if count <= pair_params:
             with torch.no_grad():
                 row["pair"] = pair(name, model.eval(), part, side, others)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         row.update(exact=row.get("exact", False), reason=f"{type(error).__name__}: {str(error)[:200]}")
     row["seconds"] = round(time.time() - started, 1)
     return row

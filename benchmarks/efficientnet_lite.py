@@ -145,7 +145,8 @@ def report(model, totals, count, residuals, pool, output):
                         f"{kind}_right": int(one["right"])}  # fmt: skip
             file.write(json.dumps(row) + "\n")
     print(
-        f"{pool} crops initialise each fold; {len(residuals)} layers, mean residual {sum(residuals.values()) / len(residuals):.3f}"
+        f"{pool} crops initialise each fold; {len(residuals)} layers, "
+        f"mean residual {sum(residuals.values()) / len(residuals):.3f}"
     )
     for stitch in model.plan:
         if stitch.is_anchor:

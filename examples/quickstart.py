@@ -141,8 +141,8 @@ def report(model, before, after, stitch_id, budget, small, agree) -> None:
     print(f"Rank correlation of cost and accuracy over {len(after)} stitches: {np.corrcoef(*ranks)[0, 1]:.2f}")
     held, whole = (sum(p.numel() for p in m.parameters()) for m in (small, model))
     print(
-        f"Budget {budget / 1e6:.1f} MMACs: stitch {stitch_id}. Extracted it holds {held:,} of {whole:,} parameters; its "
-        f"outputs on the test images {'equal' if agree else 'DIFFER FROM'} the whole network's."
+        f"Budget {budget / 1e6:.1f} MMACs: stitch {stitch_id}. Extracted it holds {held:,} of {whole:,} parameters; "
+        f"its outputs on the test images {'equal' if agree else 'DIFFER FROM'} the whole network's."
     )
 
 

@@ -206,7 +206,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(
                 200,
                 {"id": repo_id, "modelId": repo_id, "sha": commit["oid"], "private": repo["private"],
-                 "siblings": siblings, "tags": card.get("tags", []), "cardData": card, "library_name": card.get("library_name"),
+                 "siblings": siblings, "tags": card.get("tags", []), "cardData": card,
+                 "library_name": card.get("library_name"),
                  "pipeline_tag": card.get("pipeline_tag"), "downloads": 0, "likes": 0, "gated": False,
                  "disabled": False},
             )  # fmt: skip

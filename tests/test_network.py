@@ -62,7 +62,7 @@ def test_a_mixed_batch_carries_gradients(model, images):
 
 
 def test_extract_is_bit_equal_and_holds_what_it_uses(model, images):
-    own = {name: tensor for name, tensor in model.named_parameters()}
+    own = dict(model.named_parameters())
     for stitch_id in model.stitch_ids:
         small = model.extract(stitch_id)
         assert torch.equal(small(images), model(images, stitch_id=stitch_id))

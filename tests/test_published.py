@@ -138,7 +138,7 @@ def test_base_to_large_adds_up_like_the_other_two_way_networks():
 def test_layers_of_unpaired_stages_are_shared_as_in_the_released_weights():
     """In the authors' files 5 of the 17 Swin-Ti to -S stitches of stage 2 use the block before's layer."""
     plan = timm.create_model("snnet_swin_tsb", device="meta").plan
-    ti_s = [k for k in range(7, 24)]
+    ti_s = list(range(7, 24))
     first = min(plan[k].layers[0] for k in ti_s)
     used = {k: plan[k].layers[0] - first for k in ti_s}
     assert [used[k] for k in (9, 12, 15, 18, 21)] == [0, 1, 2, 3, 4]

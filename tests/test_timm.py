@@ -206,7 +206,7 @@ def test_unreadable_and_foreign_weights_are_refused(small, tmp_path):
     with pytest.raises(ValueError, match=r"wrong.safetensors' is no readable weights file"):
         load(wrong)
     torch.save(timm.create_model("resnet10t").state_dict(), whole)
-    with pytest.raises(ValueError, match="these weights are not those of this network: .*are missing.*are unknown"):
+    with pytest.raises(ValueError, match=r"these weights are not those of this network: .*are missing.*are unknown"):
         load(whole)
     torch.save({"epoch": 3}, whole)
     with pytest.raises(ValueError, match="no weights found"):

@@ -188,7 +188,7 @@ def test_a_model_on_the_meta_device_opens() -> None:
 
 
 def test_what_cannot_be_cut_says_why() -> None:
-    with pytest.raises(TypeError, match="cannot be an anchor.*crosses"):
+    with pytest.raises(TypeError, match=r"cannot be an anchor.*crosses"):
         view(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
     with pytest.raises(TypeError, match="must be a timm model"):
         view("resnet18")  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ class View:
         is_part: whether the anchor is a shallow copy that shares modules with another.
     """
 
-    anchor: nn.Module
+    anchor: Any
     depth: int
     widths: tuple[int, ...]
     reductions: tuple[int, ...]

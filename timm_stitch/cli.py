@@ -6,6 +6,7 @@ Each verb is a thin layer over one public function. Errors are one line and a no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -33,6 +34,7 @@ from .network import SNNet
 from .plotting import plot_curve
 from .recipes import read_recipe, shipped_recipes
 from .saving import save_pretrained
+from .sharing import from_hub, push_to_hub
 from .stitching import meeting_points
 from .training import train
 
@@ -111,7 +113,8 @@ def _list(options: argparse.Namespace) -> None:
         if name != "snnet":
             model = timm.create_model(name, device="meta")
             tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
-            rows.append({"name": name, "stitches": model.num_stitches, "anchors": " + ".join(model.plan.anchor_names), "weights": ", ".join(tags)})  # fmt: skip
+            anchors, weights = " + ".join(model.plan.anchor_names), ", ".join(tags)
+            rows.append({"name": name, "stitches": model.num_stitches, "anchors": anchors, "weights": weights})
     _print(rows, options.json)
 
 
@@ -182,10 +185,8 @@ def _overrides(rest: Sequence[str]) -> dict[str, Any]:
     values = {}
     for flag, text in zip(rest[::2], rest[1::2], strict=True):
         value = yaml.safe_load(text)
-        try:
+        with contextlib.suppress(ValueError):
             value = float(text) if isinstance(value, str) else value  # YAML reads 1e-4 as text
-        except ValueError:
-            pass
         values[flag[2:].replace("-", "_")] = value
     return values
 
@@ -236,6 +237,25 @@ def _convert(options: argparse.Namespace) -> None:
     model = timm.create_model(options.name, **args)
     model.load_state_dict(state)
     print(save_pretrained(model, options.output))
+
+
+def _push(options: argparse.Namespace) -> None:
+    model = _load(options)
+    rows = read_rows(options.results) if options.results else None
+    url = push_to_hub(
+        model, options.repo, results=rows, dataset=options.dataset, split=options.split, private=options.private,
+        revision=options.revision, create_pr=options.create_pr, commit_message=options.message,
+    )  # fmt: skip
+    print(json.dumps({"url": str(url)}) if options.json else url)
+
+
+def _pull(options: argparse.Namespace) -> None:
+    if options.stitch_id is not None:
+        small = from_hub(options.repo, extract=options.stitch_id, revision=options.revision)
+        save_file(small.state_dict(), options.output)
+        print(f"{options.output}: {small.plan.stitches[0].name}")
+    else:
+        print(save_pretrained(from_hub(options.repo, revision=options.revision), options.output))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -304,11 +324,29 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(f"--{name}", type=float)
     sub = verb("frontier", _frontier, "the rows that no other beats at its cost", "frontier results.jsonl")
     sub.add_argument("results")
-    sub = verb("extract", _extract, "one stitch's weights to a safetensors file", "extract net --stitch-id 24 --output 24.safetensors", model=True)  # fmt: skip
+    sub = verb("extract", _extract, "one stitch's weights to a safetensors file",
+               "extract net --stitch-id 24 --output 24.safetensors", model=True)  # fmt: skip
     sub.add_argument("--stitch-id", type=int, required=True)
     sub.add_argument("--output", required=True)
-    sub = verb("convert", _convert, "one of the authors' checkpoints to a folder in our layout", "convert snnet_deit.pth snnet_deit_tsb --output net")  # fmt: skip
+    sub = verb("convert", _convert, "one of the authors' checkpoints to a folder in our layout",
+               "convert snnet_deit.pth snnet_deit_tsb --output net")  # fmt: skip
     sub.add_argument("checkpoint")
     sub.add_argument("name")
+    sub.add_argument("--output", required=True)
+    sub = verb("push", _push, "put a network on the Hub; the token is huggingface_hub's own",
+               "push net --repo user/name --results results.jsonl", model=True)  # fmt: skip
+    sub.add_argument("--repo", required=True, help="user/name")
+    sub.add_argument("--results", help="JSON lines of eval")
+    sub.add_argument("--dataset", help="that they were evaluated on, e.g. imagenet-1k")
+    sub.add_argument("--split", help="of that dataset")
+    sub.add_argument("--private", action="store_true", default=None)
+    sub.add_argument("--revision", help="branch")
+    sub.add_argument("--create-pr", action="store_true")
+    sub.add_argument("--message", help="commit message")
+    sub = verb("pull", _pull, "fetch a network from the Hub to a folder, or one stitch to a safetensors file",
+               "pull user/name --stitch-id 24 --output 24.safetensors")  # fmt: skip
+    sub.add_argument("repo", help="user/name")
+    sub.add_argument("--stitch-id", type=int, help="fetch only what this stitch uses")
+    sub.add_argument("--revision", help="branch, tag or commit")
     sub.add_argument("--output", required=True)
     return parser

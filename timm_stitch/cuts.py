@@ -82,7 +82,7 @@ class Cuts:
     @property
     def needs_sizes(self) -> bool:
         """Whether there are side inputs that depend on sizes that arise inside the model."""
-        return bool(self._all_sizes) and self.image_size is None or self._sized_by_batch
+        return (bool(self._all_sizes) and self.image_size is None) or self._sized_by_batch
 
     @property
     def _sized_by_batch(self) -> bool:

@@ -1,4 +1,7 @@
-"""What huggingface_hub raises, in one line: what happened, what was left behind, what to do. Imports huggingface_hub."""
+"""What huggingface_hub raises, in one line: what happened, what was left behind, what to do.
+
+Imports huggingface_hub.
+"""
 
 from __future__ import annotations
 

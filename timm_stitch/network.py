@@ -732,8 +732,9 @@ def _check_anchors(views: Sequence[View], plan: StitchPlan) -> None:
     for part, anchor in zip(views, plan.anchors, strict=True):
         if (part.widths, part.reductions) != (anchor.widths, anchor.reductions):
             raise ValueError(
-                f"the plan's anchor {anchor.name!r} has {anchor.depth} blocks of {sorted(set(anchor.widths))} channels; "
-                f"the model given has {part.depth} of {sorted(set(part.widths))}. Make the plan from these models."
+                f"the plan's anchor {anchor.name!r} has {anchor.depth} blocks of {sorted(set(anchor.widths))} "
+                f"channels; the model given has {part.depth} of {sorted(set(part.widths))}. "
+                "Make the plan from these models."
             )
     tensors = [next(part.anchor.parameters()) for part in views]
     if len({(t.dtype, t.device) for t in tensors}) > 1:

@@ -213,8 +213,9 @@ class StitchPlan:
                 )
             if front.reductions[before.stop] != back.reductions[after.start]:
                 raise ValueError(
-                    f"{what} cannot join {front.name!r} after block {before.stop - 1} (1/{front.reductions[before.stop]} "
-                    f"of the image) to {back.name!r} before block {after.start} (1/{back.reductions[after.start]}): "
+                    f"{what} cannot join {front.name!r} after block {before.stop - 1} "
+                    f"(1/{front.reductions[before.stop]} of the image) to {back.name!r} "
+                    f"before block {after.start} (1/{back.reductions[after.start]}): "
                     "join blocks of equal spatial size."
                 )
 

@@ -7,6 +7,7 @@ needs it. Imports the standard library and `plan` only.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class Turn:
 def schedule(stitches: Iterable[Stitch]) -> list[Turn]:
     """Order stitches so that shared first steps run once and few activations are kept."""
     stitches = sorted(stitches, key=lambda stitch: stitch.steps)
-    shared = [_common(a, b) for a, b in zip(stitches, stitches[1:], strict=False)] + [0]
+    shared = [_common(a, b) for a, b in itertools.pairwise(stitches)] + [0]
     turns, resume = [], 0
     for i, stitch in enumerate(stitches):
         keep, lowest = set(), len(stitch.steps)

@@ -114,7 +114,8 @@ def merged(evaluating: Program, training: Program) -> Program:
         return evaluating
     steps: list[Step | None] = [None]
     for a, b in zip(evaluating.steps[1:], training.steps[1:], strict=True):
-        assert a is not None and b is not None
+        assert a is not None
+        assert b is not None
         if (a.kind, a.target) != (b.kind, b.target):
             return evaluating
         both = _both((a.args, a.kwargs), (b.args, b.kwargs))
@@ -131,6 +132,7 @@ def _both(a: Any, b: Any) -> Any:
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply a function to the leaves of nested tuples and the like."""
     if isinstance(tree, tuple):
         return tuple([map_leaves(function, x) for x in tree])
     if isinstance(tree, list):

@@ -78,8 +78,8 @@ def recalibrate(
                 norm.running_var.copy_(var)
                 norm.num_batches_tracked.copy_(counted[name])
             norm.eval()
-        for module in was_training:
-            module.training = True
+        for mode in was_training:
+            mode.training = True
     if not batches:
         raise ValueError("there is nothing to measure on: the loader gave no images.")
     average_statistics(model)

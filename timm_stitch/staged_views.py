@@ -80,7 +80,7 @@ class SwinView(StagedView):
 
     layout = "NHWC"
 
-    def __init__(self, anchor: nn.Module) -> None:
+    def __init__(self, anchor: Any) -> None:
         first = anchor.feature_info[0]
         stages = [
             (_blocks("layers", stage, i), info["num_chs"], info["reduction"])
@@ -89,7 +89,7 @@ class SwinView(StagedView):
         super().__init__(anchor, first["num_chs"], first["reduction"], stages)
 
     @staticmethod
-    def fits(model: nn.Module) -> bool:
+    def fits(model: Any) -> bool:
         """Whether a model has the shape that this view needs."""
         children = {"patch_embed", "layers", "norm", "head"}
         return (
@@ -122,7 +122,7 @@ class SwinView(StagedView):
 class LevitView(StagedView):
     """timm's `Levit`: a convolutional stem, tokens without a class token, no final norm."""
 
-    def __init__(self, anchor: nn.Module) -> None:
+    def __init__(self, anchor: Any) -> None:
         first = anchor.feature_info[0]
         stages = [
             (_blocks("stages", stage, i), info["num_chs"], info["reduction"])
@@ -137,7 +137,7 @@ class LevitView(StagedView):
         self.image_size = (grid[0] * self._stride, grid[1] * self._stride) if grid else None
 
     @staticmethod
-    def fits(model: nn.Module) -> bool:
+    def fits(model: Any) -> bool:
         """Whether a model has the shape that this view needs."""
         return (
             set(model._modules) in ({"stem", "stages", "head"}, {"stem", "stages", "head", "head_dist"})
@@ -175,16 +175,16 @@ class ResNetView(StagedView):
     layout = "NCHW"
     _STEM = ("conv1", "bn1", "act1", "maxpool")
 
-    def __init__(self, anchor: nn.Module) -> None:
+    def __init__(self, anchor: Any) -> None:
         infos = {info["module"]: info for info in anchor.feature_info if info["module"].startswith("layer")}
-        stages = [
+        stages: list[Any] = [
             ([(f"{layer}.{name}",) for name in inner(anchor, layer)._modules], info["num_chs"], info["reduction"])  # type: ignore[union-attr]
             for layer, info in infos.items()
         ]
         super().__init__(anchor, anchor.feature_info[0]["num_chs"], infos["layer1"]["reduction"], stages)
 
     @staticmethod
-    def fits(model: nn.Module) -> bool:
+    def fits(model: Any) -> bool:
         """Whether a model has the shape that this view needs."""
         layers = {name for name in model._modules if name.startswith("layer")}
         return (

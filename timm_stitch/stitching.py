@@ -19,7 +19,8 @@ from .views import View, view
 
 # What a network takes over from its largest anchor's configuration.
 _IMAGE_FIELDS = (
-    "num_classes", "input_size", "fixed_input_size", "pool_size", "crop_pct", "crop_mode", "interpolation", "mean", "std",
+    "num_classes", "input_size", "fixed_input_size", "pool_size", "crop_pct", "crop_mode", "interpolation",
+    "mean", "std",
 )  # fmt: skip
 
 

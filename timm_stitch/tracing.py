@@ -59,7 +59,7 @@ def record(
     try:
         recorder = _Recorder(lambda m: opens(m) and type(m) not in closed)
         return merged(program, recorder.record(twin.train(), channels, size, batch))
-    except Exception:  # noqa: BLE001 - whatever the model raises; its glue is then closed
+    except Exception:
         return program
 
 
@@ -271,7 +271,10 @@ class _Recorder(fx.Tracer):
         kinds = {"call_module": "module", "get_attr": "attribute", "call_function": "function", "call_method": "method"}
         nodes = [n for n in graph.nodes if n.op != "output"]
         order = {node: i for i, node in enumerate(nodes)}
-        to_ref = lambda leaf: Ref(order[leaf]) if isinstance(leaf, fx.Node) else leaf
+
+        def to_ref(leaf: Any) -> Any:
+            return Ref(order[leaf]) if isinstance(leaf, fx.Node) else leaf
+
         steps: list[Step | None] = [None]
         for node in nodes[1:]:
             args, kwargs = map_leaves(to_ref, node.meta["args"])

@@ -7,6 +7,8 @@ Imports torch and timm.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ class TransformerView(View):
 
     _STEM = ("patch_embed", "cls_token", "reg_token", "dist_token", "pos_embed", "pos_drop", "patch_drop", "norm_pre")
 
-    def __init__(self, anchor: nn.Module) -> None:
+    def __init__(self, anchor: Any) -> None:
         self.anchor = anchor
         self.depth = sum(1 for _ in anchor.blocks.children())
         patch = anchor.patch_embed.patch_size
@@ -38,7 +40,7 @@ class TransformerView(View):
         self._blocks = tuple(f"blocks.{name}" for name in anchor.blocks._modules)
 
     @staticmethod
-    def fits(model: nn.Module) -> bool:
+    def fits(model: Any) -> bool:
         """Whether a model has the shape that this view needs."""
         same = getattr(type(model), "forward_features", None) is VisionTransformer.forward_features
         return same and hasattr(model.patch_embed, "patch_size") and hasattr(model.patch_embed, "dynamic_feat_size")
