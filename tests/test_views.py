@@ -10,7 +10,15 @@ from torch import nn
 from timm_stitch.views import View, view
 from timm_stitch.views_graph import GraphView
 
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small models run faster so; the tests after these get their threads back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 # name, arguments of create_model, image size
 MODELS = {
