@@ -84,8 +84,8 @@ def main() -> None:
     """Run all of it and end with a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("quickstart-output"))
-    parser.add_argument("--anchor-epochs", type=int, default=14)
-    parser.add_argument("--epochs", type=int, default=18, help="of training the stitched network")
+    parser.add_argument("--anchor-epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=16, help="of training the stitched network")
     options = parser.parse_args()
     began = time.monotonic()
     train_images, train_labels, test_images, test_labels = load_images(
