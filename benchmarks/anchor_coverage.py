@@ -25,7 +25,7 @@ import torch
 from timm.models._registry import _model_to_module
 from torch import nn
 
-from timm_stitch.enumeration import enumerate_stitches
+from timm_stitch.stitching import stitch
 from timm_stitch.tracing import Macs
 from timm_stitch.views import View, view
 
@@ -48,7 +48,7 @@ def names_by_size(cache: Path) -> list[tuple[int, str]]:
     return sorted((count, name) for name, count in counts.items())
 
 
-def build(name: str, size: int | None = None) -> tuple[nn.Module, tuple[int, int]]:
+def build(name: str, size: int | None = None, **kwargs: Any) -> tuple[nn.Module, tuple[int, int]]:
     """The model with random weights that let every path matter, and the smallest image size that it takes."""
     cfg = timm.get_pretrained_cfg(name)
     native = tuple(cfg.input_size[-2:])
@@ -58,9 +58,9 @@ def build(name: str, size: int | None = None) -> tuple[nn.Module, tuple[int, int
         try:
             torch.manual_seed(0)
             try:
-                model = timm.create_model(name, img_size=side)
+                model = timm.create_model(name, img_size=side, **kwargs)
             except TypeError:
-                model = timm.create_model(name)
+                model = timm.create_model(name, **kwargs)
             with torch.no_grad():
                 model.eval()(torch.zeros(1, cfg.input_size[0], *side))
             return shaken(model), side
@@ -136,52 +136,25 @@ def cuts(part: View, x: torch.Tensor) -> int:
     return sum(0.1 <= macs / (counter.total or 1) <= 0.9 for macs in before)
 
 
-def prefix_at(part: View, boundary: int) -> int:
-    """How many tokens come before the patch tokens at a boundary."""
-    return part._prefixes[boundary] if hasattr(part, "_prefixes") else part.prefix_tokens
-
-
-def crossed(h: torch.Tensor, a: View, stop: int, b: View, start: int, spec: Any, side: tuple[int, int]) -> torch.Tensor:
-    """A random linear map of channels, with the layout changed where the two differ."""
-    weight = torch.randn(spec.in_width, spec.out_width) * spec.in_width**-0.5
-    layouts = a.layout_at(stop), b.layout_at(start)
-    if layouts == ("NLC", "NLC"):  # a class token that the back adds later is left out
-        h = h[:, max(0, prefix_at(a, stop) - prefix_at(b, start)) :]
-    if layouts[0] == layouts[1]:
-        return (h.movedim(1, -1) @ weight).movedim(-1, 1) if layouts[0] == "NCHW" else h @ weight
-    spatial = a.as_map(h, side, stop).movedim(1, -1) @ weight
-    prefix = a.prefix(h, stop)
-    return b.from_map(spatial.movedim(-1, 1), None if prefix is None else prefix @ weight, start)
-
-
-def pair(name: str, model: nn.Module, part: View, side: tuple[int, int], others: list[str]) -> str:
-    """Stitch with the first other model whose boundaries meet, and run every stitch once."""
+def pair(model: nn.Module, side: tuple[int, int], others: list[str]) -> str:
+    """Stitch with the first other model that it meets, and run every stitch once."""
     reason = "no other member"
     for other in others[:6]:
         try:
-            second, other_side = build(other, side[0])
+            second, other_side = build(other, side[0], num_classes=model.num_classes)
             if other_side != side:
                 reason = f"{other} needs {other_side[0]} pixels"
                 continue
-            parts = [part, view(second)]
-            described = [parts[0].describe("a"), parts[1].describe("b")]
+            fastest_first = sorted((model, second), key=lambda m: sum(p.numel() for p in m.parameters()))
             try:
-                plan = enumerate_stitches(described)
+                network = stitch(fastest_first)
             except ValueError:  # a window of two does not fit levels of one block
-                plan = enumerate_stitches(described, kernel_size=1)
-            joints = sum(not s.is_anchor for s in plan)
+                network = stitch(fastest_first, kernel_size=1)
             x = torch.randn(1, model.pretrained_cfg["input_size"][0], *side)
-            for stitch in plan:
-                h = parts[stitch.front].stem(x)
-                for i, segment in enumerate(stitch.segments):
-                    if i:
-                        spec, last = plan.layers[stitch.layers[i - 1]], stitch.segments[i - 1]
-                        h = crossed(h, parts[last.anchor], last.stop, parts[segment.anchor], segment.start, spec, side)
-                    h = parts[segment.anchor].run(h, segment.start, segment.stop, x)
-                out = parts[stitch.back].head(parts[stitch.back].norm(h))
-                if out.shape[0] != 1 or not torch.isfinite(out).all():
-                    raise ValueError("logits are not finite")
-            return f"{other}: {joints}"
+            logits = dict(network.eval().forward_each(x))
+            if set(logits) != set(network.stitch_ids) or not all(torch.isfinite(y).all() for y in logits.values()):
+                raise ValueError("a stitch gives no finite logits")
+            return f"{other}: {sum(not s.is_anchor for s in network.plan)}"
         except Exception as error:
             reason = f"{other}: {type(error).__name__}: {str(error)[:120]}"
     return f"no ({reason})"
@@ -214,7 +187,7 @@ def examine(name: str, count: int, others: list[str], max_params: int, pair_para
         row["keys"] = list(model.state_dict()) == keys
         if count <= pair_params:
             with torch.no_grad():
-                row["pair"] = pair(name, model.eval(), part, side, others)
+                row["pair"] = pair(model.eval(), side, others)
     except Exception as error:
         row.update(exact=row.get("exact", False), reason=f"{type(error).__name__}: {str(error)[:200]}")
     row["seconds"] = round(time.time() - started, 1)
@@ -289,7 +262,7 @@ def main() -> None:
     parser.add_argument("--limit-seconds", type=float, default=300, help="for one name")
     parser.add_argument("--memory", type=int, default=12, help="GiB of address space for one name")
     parser.add_argument("--max-params", type=int, default=400_000_000, help="larger models are not run")
-    parser.add_argument("--pair-params", type=int, default=30_000_000, help="larger models are not stitched")
+    parser.add_argument("--pair-params", type=int, default=150_000_000, help="larger models are not stitched")
     args = parser.parse_args()
     done = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
     if not args.summary:
