@@ -139,10 +139,11 @@ class _Run:
         table = model.costs()
         self.macs = {stitch.stitch_id: table.cost(stitch).macs for stitch in model.plan}
         learns = model.stitch_ids if config.tune == "all" else [s.stitch_id for s in model.plan if not s.is_anchor]
-        self.largest = model.plan.anchor_id(len(model.plan.anchors) - 1)
+        ends = [s.stitch_id for s in model.plan if s.is_anchor] or model.stitch_ids  # an extracted stitch has no anchor
+        smallest, self.largest = min(ends, key=self.macs.__getitem__), max(ends, key=self.macs.__getitem__)
         self.rule = make_rule(
             config.sampling, {i: self.macs[i] for i in learns}, config.seed,
-            largest=self.largest, smallest=model.plan.anchor_id(0), stitches=config.stitches,
+            largest=self.largest, smallest=smallest, stitches=config.stitches,
             group_width=config.group_width, groups=config.groups, bias=config.group_bias, scores=config.scores,
         )  # fmt: skip
         self.store = Checkpoints(Path(config.output) / "checkpoints", config.keep) if config.output else None
