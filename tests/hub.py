@@ -132,6 +132,16 @@ class Handler(BaseHTTPRequestHandler):
             repo = REPOS[repo_id] = {"private": private, "commits": {}, "refs": {}}
             self.new_commit(repo, "main", {".gitattributes": (b"*.safetensors filter=lfs\n", None)}, "initial commit")
             return self.send(200, answer)
+        if path == "/api/models":
+            asked = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+            found = []
+            for repo_id, repo in REPOS.items():
+                card = self.commit_of(repo, "main")["files"].get("README.md", (b"",))[0].decode()
+                tagged = all(f"- {tag}" in card for tag in asked.get("filter", []))
+                visible = not repo["private"] or self.headers.get("Authorization")
+                if tagged and visible and asked.get("search", [""])[0] in repo_id:
+                    found.append({"id": repo_id, "downloads": 0, "likes": 0, "private": repo["private"]})
+            return self.send(200, found)
         if found := re.match(r"^/api/models/([^/]+/[^/]+)(?:/(.*))?$", path):
             repo = REPOS.get(found[1])
             return self.api(repo, found[1], found[2] or "", body) if repo else self.error(404, "RepoNotFound", "none")

@@ -15,6 +15,8 @@ from conftest import anchor_specs
 from huggingface_hub import HfApi, constants, hf_hub_download
 
 import timm_stitch
+from timm_stitch import cli
+from timm_stitch.sharing import list_hub
 
 SERVER = os.environ["HF_ENDPOINT"]
 SECRET = "hf_this_must_not_be_shown"
@@ -60,6 +62,18 @@ def rows(model):
 def repo(model, rows):
     timm_stitch.push_to_hub(model, "acme/net", results=rows, dataset="acme/squares", split="test", token=SECRET)
     return "acme/net"
+
+
+def test_the_hub_lists_networks_by_their_tag(repo, capsys):
+    HfApi().create_repo("acme/other", exist_ok=True, token=SECRET)
+    assert [row["repo_id"] for row in list_hub()] == [repo]
+    assert cli.main(["list", "--hub", "net", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["repo_id"] == repo
+    assert cli.main(["list", "--hub", "nothing-like-this"]) == 0
+    assert capsys.readouterr().out == "the Hub lists none.\n"
+    fault("GET /api/models", 500)
+    assert cli.main(["list", "--hub"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def head(repo_id="acme/net"):

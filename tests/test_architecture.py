@@ -8,7 +8,7 @@ import pytest
 import timm_stitch
 
 ROOT = Path(timm_stitch.__file__).parent
-STANDARD_ONLY = {"plan", "enumeration", "costs", "prefixes", "sampling", "frontier", "published"}
+STANDARD_ONLY = {"plan", "enumeration", "costs", "prefixes", "sampling", "frontier", "published", "card_template"}
 TRAINING = {"config", "recipes", "distributed", "loading", "distillation", "optimization", "checkpointing", "progress"}
 LEVELS = [
     STANDARD_ONLY,
@@ -18,7 +18,7 @@ LEVELS = [
     },
     {
         *("least_squares", "data", "evaluation", "plotting", "choosing", "training", "recalibration", *TRAINING),
-        *("saved_files", "card_template", "cards", "saving"),
+        *("saved_files", "cards", "saving"),
     },
     {
         *("ranges", "hub_errors", "sharing", "trainer_callback", "authors", "checkpoints", "snnet"),

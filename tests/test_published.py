@@ -6,9 +6,11 @@ Source: the result files of github.com/ziplab/SN-Net (c2dcf30) and github.com/zi
 
 import pytest
 import timm
+from official_cards import CARDS, official_card
 
 import timm_stitch
-from timm_stitch.published import published_rows
+from timm_stitch import pareto_frontier
+from timm_stitch.published import NETWORKS, published_table
 
 # fmt: off
 MACS = {
@@ -157,7 +159,7 @@ def test_layers_of_unpaired_stages_are_shared_as_in_the_released_weights():
     ],
 )
 def test_published_accuracies_come_with_the_package(name, known):
-    rows = {row["stitch_id"]: row for row in published_rows(name)}
+    rows = {row["stitch_id"]: row for row in published_table(name)["stitches"]}
     assert {k: rows[k]["top1"] for k in known} == known
     table = {row["stitch_id"]: row for row in timm.create_model(name, device="meta").stitch_table()}
     assert {k: table[k]["published_top1"] for k in known} == known
@@ -168,3 +170,14 @@ def test_select_goes_by_what_the_authors_published():
     model = timm.create_model("snnet_deit_tsb", device="meta")
     assert timm_stitch.select(model, macs=3e9) == 19
     assert timm_stitch.select(timm.create_model("snnet_swin", device="meta"), macs=8e9) == 13
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_card_in_the_repository_is_the_one_that_is_rendered(name):
+    card = official_card(name)
+    assert card == (CARDS / name / "README.md").read_text(encoding="utf-8"), "run python tests/official_cards.py"
+    table = published_table(name)
+    assert table["source"].split(".")[0] in card  # whose figures they are
+    for row in pareto_frontier(row for row in table["stitches"] if row.get("top1") is not None):
+        assert f"| {row['stitch_id']} |" in card
+        assert f"{row['top1']:.2f}" in card

@@ -222,6 +222,12 @@ def test_what_cannot_be_made_again_is_refused(tmp_path, anchors):
     assert not (tmp_path / "net").exists()
 
 
+def test_a_stitch_taken_out_is_not_saved_as_a_network(tmp_path, model):
+    with pytest.raises(ValueError, match=r"a part of a larger network \(stitch 9\)[^\n]*save_file"):
+        timm_stitch.save_pretrained(model.extract(9), tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
 def test_a_full_disk_leaves_the_folder_as_it_was(net, folder):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -20,7 +20,8 @@ from .card_template import card_file
 from .frontier import pareto_frontier
 from .plan import StitchPlan
 
-TAGS = ("image-classification", "timm", "transformers", "stitchable-neural-networks")
+TAG = "stitchable-neural-networks"  # by which networks are found on the Hub
+TAGS = ("image-classification", "timm", "transformers", TAG)
 _BLOCK = r"<!-- timm_stitch {name}:.*?<!-- end of timm_stitch {name} -->"
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
@@ -38,7 +39,8 @@ def render_card(
     """Write the card of a network from what is saved beside it.
 
     Args:
-        stitches: what is in `stitches.json`.
+        stitches: what is in `stitches.json`; of a network that its authors published (`published_table`, with its
+            `plan`) the card says whose figures they are.
         config: what is in `config.json`.
         repo_id: `"user/name"`, as far as known.
         base_models: Hub ids whose weights this network began with.
@@ -66,6 +68,7 @@ def render_card(
         model_name=name,
         eval_results=_eval_results(rows, {row["stitch_id"] for row in [*frontier, *alone]}) or None,
     )
+    source = [stitches[key] for key in ("source", "caveat", "note") if stitches.get(key)]
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters.update(big=_big, cell=_cell)
     text = environment.from_string(card_file("template.md").read_text(encoding="utf-8")).render(
@@ -75,13 +78,14 @@ def render_card(
         architecture=config["architecture"],
         count=len(plan),
         layers=len(plan.layers),
-        weights=stitches["weights"],
+        weights=stitches.get("weights"),
+        published=bool(source),
         rows=rows,
         evaluated=len(rows),
         frontier=frontier,
         anchors_alone=alone,
         has_top5=bool(frontier) and all(isinstance(row.get("top5"), (int, float)) for row in frontier),
-        conditions=_conditions(rows),
+        conditions=" ".join(map(_cell, source)) or _conditions(rows),
         picture=picture,
         example_id=example["stitch_id"],
         example_macs=example.get("macs"),

@@ -34,7 +34,7 @@ from .network import SNNet
 from .plotting import plot_curve
 from .recipes import read_recipe, shipped_recipes
 from .saving import save_pretrained
-from .sharing import from_hub, push_to_hub
+from .sharing import from_hub, list_hub, push_to_hub
 from .stitching import meeting_points
 from .training import train
 
@@ -108,6 +108,13 @@ def _cell(value: Any) -> str:
 
 
 def _list(options: argparse.Namespace) -> None:
+    if options.hub is not None:
+        rows = list_hub(options.hub or None, author=options.author, limit=options.limit)
+        if not rows and not options.json:
+            print("the Hub lists none.")
+            return
+        _print(rows, options.json)
+        return
     rows = []
     for name in timm.list_models("snnet*"):
         if name != "snnet":
@@ -280,7 +287,10 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--workers", type=int, default=0)
         return sub
 
-    verb("list", _list, "the registered networks", "list")
+    sub = verb("list", _list, "the registered networks, or those on the Hub", "list --hub deit --author timm")
+    sub.add_argument("--hub", nargs="?", const="", metavar="SEARCH", help="those on the Hub, whose names hold SEARCH")
+    sub.add_argument("--author", help="on the Hub: a user or an organisation")
+    sub.add_argument("--limit", type=int, default=50, help="on the Hub: the most to list (default: 50)")
     sub = verb("plan", _plan, "what stitches there are, and what each costs; needs no weights",
                "plan deit_tiny_patch16_224 deit_small_patch16_224", model=True)  # fmt: skip
     sub.add_argument("--meet", action="store_true", help="of two models: where they can meet")

@@ -3,7 +3,7 @@
 Facts of the public code (github.com/ziplab/SN-Net, github.com/ziplab/SN-Netv2) that their weights depend
 on and that the papers do not say. Plans that we make ourselves (`enumeration`) share none of the oddities.
 
-Sources: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports the standard library and `plan`.
+Sources: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports `card_template` and `plan`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+from .card_template import card_file
 from .plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan, stitch_name
 
 
@@ -129,16 +128,14 @@ def plan_by_stages(anchors: Sequence[Anchor], stages: Sequence[int]) -> StitchPl
     return StitchPlan(anchors, tuple(layers), tuple(stitches))
 
 
-def published_rows(name: str) -> list[dict[str, Any]]:
-    """What the authors published of each stitch of a network, as `hub_cards/NAME/stitches.json` holds it.
-
-    The file lies inside the package where it was installed from a wheel, and beside it in a checkout.
+def published_table(name: str) -> dict[str, Any]:
+    """What the authors published of a network, as `hub_cards/NAME/stitches.json` holds it.
 
     Returns:
-        Dicts with `stitch_id`, and `top1` where it is known; none if there is no such file.
+        A dict with `stitches`, rows of `stitch_id` and of `top1` where it is known, and with `source`, `dataset`
+        and what is to be said of them; an empty one if there is no such file.
     """
-    for folder in (files(__package__) / "hub_cards", Path(__file__).parent.parent / "hub_cards"):
-        file = folder / name / "stitches.json"
-        if file.is_file():
-            return list(json.loads(file.read_text(encoding="utf-8"))["stitches"])
-    return []
+    try:
+        return dict(json.loads(card_file(f"{name}/stitches.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}

@@ -173,6 +173,12 @@ def rebuild_args(model: SNNet) -> dict[str, Any]:
         ValueError: if an anchor is not one that timm can make by name, or making it again by name gives
             another network.
     """
+    if any(part.is_part for part in model.views):
+        raise ValueError(
+            f"this is a part of a larger network (stitch {model.stitch_id}), and timm cannot make it again by name: save "
+            "the larger one, from which from_hub(folder, extract=…) loads this stitch alone; or keep this one's "
+            "weights with safetensors.torch.save_file(model.state_dict(), path)."
+        )
     args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _RUNTIME}
     args.update(stitch_id=model.stitch_id, stitched_norm=model.norms_stitched)
     name = str(model.pretrained_cfg["architecture"])  # type: ignore[index]

@@ -30,6 +30,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import HFValidationError, build_hf_headers
 from huggingface_hub.utils._validators import validate_repo_id
 
+from .cards import TAG
 from .checkpoints import check_keys
 from .evaluation import fingerprint_of
 from .hub_errors import explained
@@ -109,6 +110,39 @@ def push_to_hub(
                 commit_description=commit_description,
             )  # fmt: skip
     return str(commit.pr_url or commit.commit_url)
+
+
+def list_hub(
+    search: str | None = None, *, author: str | None = None, limit: int = 50, token: str | bool | None = None
+) -> list[dict[str, Any]]:
+    """The stitchable networks on the Hub, by the tag that their cards have; most downloaded first.
+
+    Args:
+        search: a part of their names.
+        author: a user or an organisation.
+        limit: the most to list.
+        token: as huggingface_hub takes it; default the one that is logged in.
+
+    Returns:
+        Dicts of `repo_id`, `downloads`, `likes`, `updated` (a date) and `private`.
+
+    Raises:
+        OSError: if the Hub refuses or cannot be reached.
+    """
+    with explained("list the networks on the Hub", "nothing was fetched"):
+        found = HfApi(token=token, library_name="timm_stitch").list_models(
+            filter=TAG, search=search, author=author, sort="downloads", limit=limit
+        )
+        return [
+            {
+                "repo_id": info.id,
+                "downloads": info.downloads,
+                "likes": info.likes,
+                "updated": str(info.last_modified.date()) if info.last_modified else None,
+                "private": info.private,
+            }
+            for info in found
+        ]
 
 
 def from_hub(

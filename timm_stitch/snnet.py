@@ -27,7 +27,7 @@ from .compat import resolve_pretrained_cfg
 from .lean import buildable, finish
 from .network import SNNet
 from .plan import StitchPlan
-from .published import NETWORKS, PublishedCount, published_rows
+from .published import NETWORKS, PublishedCount, published_table
 from .saved_files import check_arguments, recall
 from .stitching import stitch
 
@@ -191,7 +191,7 @@ def create_snnet(
 
 def _attach(model: SNNet, name: str, as_released: bool) -> None:
     """Note what the authors published of each stitch, and as its accuracy if these are their weights."""
-    for row in published_rows(name):
+    for row in published_table(name).get("stitches", ()):
         top1 = row.get("top1")
         if top1 is not None and row["stitch_id"] in model.plan:
             own = {"published_top1": top1, **({"top1": top1} if as_released else {})}

@@ -1,0 +1,31 @@
+"""The cards of the authors' networks: `python tests/official_cards.py` writes them into hub_cards/."""
+
+from pathlib import Path
+
+import timm
+
+from timm_stitch.cards import render_card
+from timm_stitch.published import NETWORKS, published_table
+
+CARDS = Path(__file__).parent.parent / "hub_cards"
+
+
+def official_card(name: str) -> str:
+    """The card of a published network, from what hub_cards/ has of it."""
+    model = timm.create_model(name, device="meta")
+    table = published_table(name)
+    where = {"dataset": "ILSVRC/imagenet-1k", "split": "validation"}
+    rows = [row | where for row in table["stitches"]]
+    config = {
+        "architecture": name,
+        "pretrained_cfg": model.pretrained_cfg,
+        "model_args": {"stitched_norm": NETWORKS[name].count.stitched_norm},
+    }
+    base_models = [timm.get_pretrained_cfg(anchor).hf_hub_id for anchor in NETWORKS[name].anchors]
+    stitches = table | {"plan": model.plan.to_dict(), "stitches": rows}
+    return render_card(stitches, config, base_models=[b if "/" in b else f"timm/{b}" for b in base_models])
+
+
+if __name__ == "__main__":
+    for network in NETWORKS:
+        (CARDS / network / "README.md").write_text(official_card(network), encoding="utf-8")
