@@ -175,7 +175,7 @@ def rebuild_args(model: SNNet) -> dict[str, Any]:
     """
     if any(part.is_part for part in model.views):
         raise ValueError(
-            f"this is a part of a larger network (stitch {model.stitch_id}), and timm cannot make it again by name: save "
+            f"this is a part of a larger network (stitch {model.stitch_id}), which timm cannot make again: save "
             "the larger one, from which from_hub(folder, extract=…) loads this stitch alone; or keep this one's "
             "weights with safetensors.torch.save_file(model.state_dict(), path)."
         )
