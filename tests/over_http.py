@@ -295,7 +295,7 @@ def test_from_somebodys_network_to_ones_own(repo, tmp_path, monkeypatch):
             folder.mkdir(parents=True)
             for n in range(2):
                 Image.new("RGB", (40, 40), (label * 80, n, 0)).save(folder / f"{n}.png")
-    example = Path(timm_stitch.__file__).parents[1] / "examples/transfer.py"
+    example = Path(__file__).parents[1] / "examples/transfer.py"
     arguments = {"--from": repo, "--images": tmp_path / "squares", "--to": "acme/ours", "--output": tmp_path / "out"}
     arguments |= {"--epochs": 1, "--batch-size": 6, "--workers": 0}
     monkeypatch.setattr(sys, "argv", ["transfer.py", *(str(word) for pair in arguments.items() for word in pair)])

@@ -14,7 +14,7 @@ LEVELS = [
     STANDARD_ONLY,
     {
         *("compat", "lean", "cuts", "cutting", "forms", "openings", "program", "tracing", "views"),
-        *("layers", "counting", "network", "stitching"),
+        *("layers", "counting", "network", "stitching", "stitched"),
     },
     {
         *("least_squares", "data", "evaluation", "plotting", "choosing", "training", "recalibration", *TRAINING),

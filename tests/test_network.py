@@ -56,6 +56,41 @@ def test_one_id_per_image(model, images):
         torch.testing.assert_close(model(images, stitch_id=given), rows, rtol=0, atol=1e-5)
 
 
+def test_a_mixed_batch_runs_what_its_stitches_share_once(model):
+    ids = [k for k in (0, 5, 9, 14, 24, 30) for _ in range(2)]
+    calls = []
+    for a, anchor in enumerate(model.anchors):
+        for b, block in enumerate(anchor.blocks):
+            block.register_forward_pre_hook(lambda module, args, at=(a, b): calls.append((at, len(args[0]))))
+    x = torch.randn(len(ids), 3, 32, 32)
+    out = model(x, stitch_id=ids)
+    steps = {
+        s.steps[: n + 1] for k in ids for s in [model.plan[k]] for n, step in enumerate(s.steps) if step[0] == "block"
+    }
+    assert len(calls) == len(steps) < sum(len(model.plan[k].steps) - 2 for k in set(ids))
+    assert max(images for _, images in calls) == sum(model.plan[k].front == 0 for k in ids)
+    assert torch.equal(
+        torch.cat([model(x[i : i + 1], stitch_id=k) for i, k in enumerate(ids)]).argmax(1), out.argmax(1)
+    )
+
+
+def test_a_hook_tells_which_stitches_ran(model, images):
+    ran = []
+    handle = model.register_stitch_hook(lambda network, stitch_id, count: ran.append((stitch_id, count)))
+    model.set_stitch(9)(images)
+    model(images, stitch_id=4)
+    model(images, stitch_id=[4, 4, 9, 4, 2, 9])
+    assert ran[:2] == [(9, 6), (4, 6)]
+    assert sorted(ran[2:]) == [(2, 1), (4, 3), (9, 2)]
+    del ran[:]
+    dict(model.forward_each(images, [1, 2]))
+    model.extract(3)(images)  # a network of its own
+    assert sorted(ran) == [(1, 6), (2, 6)]
+    handle.remove()
+    model(images)
+    assert len(ran) == 2
+
+
 def test_a_mixed_batch_carries_gradients(model, images):
     model(images, stitch_id=[24, 5, 5, 2, 24, 0]).sum().backward()
     assert model.stitching_layers[model.plan[24].layers[0]].weight.grad is not None

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .authors import is_authors, rename
 from .network import SNNet
+from .stitching import stems_and_heads
 
 
 def convert_checkpoint(
@@ -158,20 +159,12 @@ def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | Non
         if stitched_norm is not None and "stitched_norm" in weights:
             weights["stitched_norm"] = torch.tensor(stitched_norm)
     # Classifiers and first convolutions may differ: timm adapts them to num_classes and in_chans.
-    loose = {f"{name}.{leaf}" for name in _named(model, "classifier") for leaf in ("weight", "bias")}
-    loose |= {f"{name}.weight" for name in _named(model, "first_conv")}
+    named = stems_and_heads([getattr(anchor, "pretrained_cfg", None) or {} for anchor in model.anchors])
+    loose = {f"{name}.{leaf}" for name in named["classifier"] or () for leaf in ("weight", "bias")}
+    loose |= {f"{name}.weight" for name in named["first_conv"] or ()}
     own = {k: v for k, v in model.state_dict().items() if k not in loose}
     check_keys({k: v for k, v in weights.items() if k not in loose}, own, "this network")
     return weights
-
-
-def _named(model: SNNet, field: str) -> tuple[str, ...]:
-    """What timm's configuration of each anchor names as its `"classifier"` or `"first_conv"`."""
-    found: list[str] = []
-    for number, anchor in enumerate(model.anchors):
-        names = (getattr(anchor, "pretrained_cfg", None) or {}).get(field) or ()
-        found.extend(f"anchors.{number}.{name}" for name in ((names,) if isinstance(names, str) else names))
-    return tuple(found)
 
 
 def _by_family(weights: Mapping[str, Tensor], model: SNNet) -> dict[str, Tensor]:

@@ -29,20 +29,17 @@ from .network import SNNet
 from .plan import StitchPlan
 from .published import NETWORKS, PublishedCount, published_table
 from .saved_files import check_arguments, recall
-from .stitching import stitch
+from .stitching import stems_and_heads, stitch
 
 _logger = logging.getLogger(__name__)
 
 AnchorSpec = str | Mapping[str, Any]
 
 
-def _names(anchors: Sequence[str], field: str) -> tuple[str, ...]:
-    """What timm's configuration of each anchor names as its `"classifier"` or `"first_conv"`."""
-    found: list[str] = []
-    for i, anchor in enumerate(anchors):
-        value = getattr(timm.get_pretrained_cfg(anchor), field)
-        found.extend(f"anchors.{i}.{name}" for name in ((value,) if isinstance(value, str) else value))
-    return tuple(found)
+def _timm_cfg(anchor: AnchorSpec) -> dict[str, Any]:
+    """timm's own configuration of an anchor; empty for a name that it does not know."""
+    name = anchor if isinstance(anchor, str) else str(anchor.get("architecture"))
+    return dataclasses.asdict(timm.get_pretrained_cfg(name)) if timm.is_model(name.split(".")[0]) else {}
 
 
 def _cfg(anchors: Sequence[str], **kwargs: Any) -> dict[str, Any]:
@@ -58,8 +55,7 @@ def _cfg(anchors: Sequence[str], **kwargs: Any) -> dict[str, Any]:
         "fixed_input_size": any(timm.get_pretrained_cfg(anchor).fixed_input_size for anchor in anchors),
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": _names(anchors, "first_conv"),
-        "classifier": _names(anchors, "classifier"),
+        **stems_and_heads([_timm_cfg(anchor) for anchor in anchors]),
         "paper_ids": "arXiv:2302.06586",
         "paper_name": "Stitchable Neural Networks",
         "origin_url": "https://github.com/ziplab/SN-Net",
@@ -425,8 +421,7 @@ def _cfg_of(anchors: Sequence[AnchorSpec]) -> dict[str, Any]:
     """What the largest anchor's own configuration says of images, with its arguments applied."""
     spec = anchors[-1]
     own = {"architecture": spec} if isinstance(spec, str) else dict(spec)
-    name = str(own.get("architecture"))
-    cfg = dataclasses.asdict(timm.get_pretrained_cfg(name)) if timm.is_model(name.split(".")[0]) else {}
+    cfg = _timm_cfg(spec)
     fields = ("input_size", "crop_pct", "interpolation", "mean", "std", "num_classes", "fixed_input_size", "pool_size")
     found = {field: cfg[field] for field in fields if cfg.get(field) is not None}
     channels, *size = found.get("input_size", (3, 224, 224))
@@ -434,12 +429,4 @@ def _cfg_of(anchors: Sequence[AnchorSpec]) -> dict[str, Any]:
     img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     found["input_size"] = (own.get("in_chans", channels), *img_size)
     found["num_classes"] = own.get("num_classes", found.get("num_classes", 1000))
-    for field in ("first_conv", "classifier"):
-        names: list[str] = []
-        for i, anchor in enumerate(anchors):
-            name = anchor if isinstance(anchor, str) else str(anchor.get("architecture"))
-            own_cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
-            value = getattr(own_cfg, field, None) or ()
-            names += [f"anchors.{i}.{part}" for part in ((value,) if isinstance(value, str) else value)]
-        found[field] = tuple(names) or None
-    return found
+    return found | stems_and_heads([_timm_cfg(anchor) for anchor in anchors])

@@ -6,7 +6,7 @@ Imports the layers below.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -63,7 +63,7 @@ def stitch(
         plan = enumerate_stitches(_describe(views), direction, nearest, kernel_size, stride, rank)
     elif not isinstance(plan, StitchPlan):
         plan = plan(_describe(views))
-    network = SNNet(models, plan, stitched_norm=stitched_norm, stitch_id=stitch_id)
+    network = SNNet(views, plan, stitched_norm=stitched_norm, stitch_id=stitch_id)
     config = _config(models) | {
         "num_classes": network.num_classes,
         "input_size": (network.in_chans, *network.image_size),
@@ -105,14 +105,23 @@ def _config(models: Sequence[nn.Module]) -> dict[str, Any]:
     """timm's configuration for the network: the largest anchor's, with the names of all stems and heads."""
     cfgs = [dict(getattr(model, "pretrained_cfg", None) or {}) for model in models]
     config = {k: v for k, v in cfgs[-1].items() if k in _IMAGE_FIELDS}
-    config["architecture"] = "snnet"
+    return {**config, "architecture": "snnet", **stems_and_heads(cfgs)}
+
+
+def stems_and_heads(cfgs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...] | None]:
+    """The `first_conv` and `classifier` of a network: what timm's configurations of its anchors name, all together.
+
+    Args:
+        cfgs: of each anchor; an empty one names nothing.
+    """
+    found: dict[str, tuple[str, ...] | None] = {}
     for field in ("first_conv", "classifier"):
         names: list[str] = []
         for i, cfg in enumerate(cfgs):
             value = cfg.get(field) or ()
             names += [f"anchors.{i}.{name}" for name in ((value,) if isinstance(value, str) else value)]
-        config[field] = tuple(names) or None
-    return config
+        found[field] = tuple(names) or None
+    return found
 
 
 def _describe(views: Sequence[View]) -> list[Anchor]:
