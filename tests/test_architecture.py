@@ -8,16 +8,36 @@ import pytest
 import timm_stitch
 
 ROOT = Path(timm_stitch.__file__).parent
-STANDARD_ONLY = {"plan", "enumeration", "costs", "prefixes", "sampling", "frontier", "published", "card_template"}
+STANDARD_ONLY = {
+    "plan",
+    "enumeration",
+    "costs",
+    "prefixes",
+    "sampling",
+    "frontier",
+    "controlling",
+    "published",
+    "card_template",
+}
 TRAINING = {"config", "recipes", "distributed", "loading", "distillation", "optimization", "checkpointing", "progress"}
 LEVELS = [
     STANDARD_ONLY,
     {
         *("compat", "lean", "cuts", "cutting", "forms", "openings", "program", "tracing", "views"),
-        *("layers", "counting", "network", "stitching", "stitched"),
+        *("layers", "counting", "network", "stitching", "stitched", "choosing", "fingerprints", "modes"),
     },
     {
-        *("least_squares", "data", "evaluation", "plotting", "choosing", "training", "recalibration", *TRAINING),
+        *(
+            "least_squares",
+            "data",
+            "evaluation",
+            "plotting",
+            "training",
+            "profiling",
+            "cascading",
+            "recalibration",
+            *TRAINING,
+        ),
         *("saved_files", "cards", "saving"),
     },
     {

@@ -9,7 +9,8 @@ from conftest import anchor_specs
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_stitch
-from timm_stitch.evaluation import fingerprint, read_rows, write_rows
+from timm_stitch.evaluation import read_rows, write_rows
+from timm_stitch.fingerprints import fingerprint
 from timm_stitch.frontier import best_within, frontier_area
 from timm_stitch.plotting import plot_curve
 from timm_stitch.sampling import uniform

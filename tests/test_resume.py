@@ -14,7 +14,7 @@ import torch
 from training_run import go
 
 from timm_stitch.checkpointing import Checkpoints
-from timm_stitch.evaluation import fingerprint
+from timm_stitch.fingerprints import fingerprint
 
 RUN = Path(__file__).parent / "training_run.py"
 BASE = {"epochs": 2, "batch_size": 16, "images": 96, "lr": 1e-3, "augmented": True, "checkpoint_steps": 2}

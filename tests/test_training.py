@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from training_run import BASE_QUIET, Noisy, go, network
 
 import timm_stitch
-from timm_stitch.evaluation import fingerprint, read_rows, write_rows
+from timm_stitch.evaluation import read_rows, write_rows
+from timm_stitch.fingerprints import fingerprint
 from timm_stitch.loading import EpochBatches, build_loader
 from timm_stitch.optimization import make_optimizer, make_scheduler, parameter_groups
 from timm_stitch.sampling import uniform

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from conftest import anchor_specs
 
 import timm_stitch
-from timm_stitch.evaluation import fingerprint
+from timm_stitch.fingerprints import fingerprint
 
 BASE_QUIET = {"mixup": 0, "cutmix": 0, "workers": 0, "warmup_epochs": 0, "trackers": None}
 

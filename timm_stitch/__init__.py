@@ -5,14 +5,17 @@ Importing this package registers the `snnet_*` models with timm.
 
 from typing import TYPE_CHECKING, Any
 
+from .cascading import Cascade, find_cascade
 from .checkpoints import convert_checkpoint
 from .choosing import select
 from .config import TrainConfig
+from .controlling import LatencyController
 from .evaluation import evaluate
 from .frontier import pareto_frontier
 from .least_squares import least_squares_init
 from .network import SNNet
 from .plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
+from .profiling import profile
 from .recalibration import recalibrate
 from .saving import save_pretrained
 from .sharing import from_hub, push_to_hub
@@ -27,6 +30,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Anchor",
+    "Cascade",
+    "LatencyController",
     "LayerSpec",
     "SNNet",
     "Segment",
@@ -37,9 +42,11 @@ __all__ = [
     "convert_checkpoint",
     "create_snnet",
     "evaluate",
+    "find_cascade",
     "from_hub",
     "least_squares_init",
     "pareto_frontier",
+    "profile",
     "push_to_hub",
     "recalibrate",
     "save_pretrained",

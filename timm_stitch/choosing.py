@@ -1,13 +1,15 @@
-"""Which stitch to run within a budget. Imports the layers below."""
+"""Which stitch to run within a budget. Imports `frontier` and `fingerprints`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .evaluation import fingerprint_again
+from .fingerprints import fingerprint_again
 from .frontier import best_within
-from .network import SNNet
+
+if TYPE_CHECKING:
+    from .network import SNNet
 
 
 def select(

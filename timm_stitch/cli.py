@@ -32,6 +32,7 @@ from .frontier import pareto_frontier
 from .least_squares import METHODS, least_squares_init
 from .network import SNNet
 from .plotting import plot_curve
+from .profiling import PRECISIONS, profile
 from .recipes import read_recipe, shipped_recipes
 from .saving import save_pretrained
 from .sharing import from_hub, list_hub, push_to_hub
@@ -227,6 +228,27 @@ def _select(options: argparse.Namespace) -> None:
     _print([row | known.get(chosen, {})], options.json)
 
 
+def _profile(options: argparse.Namespace) -> None:
+    model = _load(options)
+    if options.compile:
+        model.compile()
+    rows = profile(
+        model, options.batch_size, options.device, stitch_ids=options.stitch_ids, precision=options.precision,
+        repeats=options.repeats, quick=options.quick, progress=not options.json,
+    )  # fmt: skip
+    if options.output:
+        write_rows(options.output, rows)
+    if options.save:
+        save_pretrained(model, options.model[0])
+    if options.json:
+        _print(rows, True)
+        return
+    hidden = ("batch_size", "precision", "profiled_on", "weights", "latency_error")
+    _print([{k: v for k, v in row.items() if k not in hidden} for row in rows], False)
+    print(f"batch {options.batch_size}, {options.precision}, on {rows[0]['profiled_on']}", end="")
+    print(f"; sums of parts, off by {rows[0]['latency_error']:.1%} (median)" if options.quick else "")
+
+
 def _frontier(options: argparse.Namespace) -> None:
     _print([dict(row) for row in pareto_frontier(read_rows(options.results))], options.json)
 
@@ -332,6 +354,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--results", help="JSON lines of eval; default what the network's own table knows")
     for name in ("macs", "params", "latency-ms", "memory-mb"):
         sub.add_argument(f"--{name}", type=float)
+    sub = verb("profile", _profile, "latency, throughput and memory of every stitch on this device",
+               "profile net --batch-size 8 --save", model=True)  # fmt: skip
+    sub.add_argument("--batch-size", type=int, default=1)
+    sub.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    sub.add_argument("--repeats", type=int, default=10, help="rounds; each figure is their median (default: 10)")
+    sub.add_argument("--quick", action="store_true", help="time parts and add them up")
+    sub.add_argument("--compile", action="store_true", help="measure it compiled")
+    sub.add_argument("--stitch-ids", type=int, nargs="+")
+    sub.add_argument("--output", help="JSON lines file")
+    sub.add_argument("--save", action="store_true", help="keep the figures in the network's folder, for select")
     sub = verb("frontier", _frontier, "the rows that no other beats at its cost", "frontier results.jsonl")
     sub.add_argument("results")
     sub = verb("extract", _extract, "one stitch's weights to a safetensors file",

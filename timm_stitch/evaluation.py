@@ -8,7 +8,6 @@ Imports torch and the layers below.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,43 +21,12 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from tqdm.auto import tqdm
 
 from .distributed import rank, summed, world_size
+from .fingerprints import fingerprint
+from .modes import evaluating
 from .network import SNNet
 from .prefixes import schedule
 
 Rows = list[dict[str, Any]]
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A digest of a network's weights: 16 hexadecimal digits, equal for equal names and values."""
-    return fingerprint_of(model.state_dict())
-
-
-def fingerprint_of(state_dict: Mapping[str, Tensor]) -> str:
-    """The `fingerprint` of weights by name."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(state_dict.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def fingerprint_again(model: nn.Module) -> str:
-    """The `fingerprint`, from memory while no tensor has changed.
-
-    Whether one has is told from where each lies, torch's count of its changes, and sixteen of its values.
-    """
-    glance = []
-    for name, tensor in model.state_dict().items():
-        flat = tensor.detach().reshape(-1)
-        few = flat[:: max(1, flat.numel() // 16)].double().sum().item() if flat.numel() else 0.0
-        version = 0 if tensor.is_inference() else tensor._version
-        glance.append((name, tensor.data_ptr(), version, few))
-    kept = model.__dict__.get("_fingerprint")
-    if kept is None or kept[0] != glance:
-        kept = glance, fingerprint(model)
-        model.__dict__["_fingerprint"] = kept
-    return kept[1]
 
 
 @torch.inference_mode()
@@ -123,16 +91,11 @@ def _one_pass(model: SNNet, batches: Iterable[Any], ids: Sequence[int], mark: st
     device = next(model.parameters()).device
     sums = torch.zeros(len(ids), 4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     number = {stitch_id: i for i, stitch_id in enumerate(ids)}
-    was_training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
+    with evaluating(model):
         for batch, labels, *_ in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
             batch, labels = batch.to(device), labels.to(device)
             for stitch_id, logits in model.forward_each(batch, ids):
                 sums[number[stitch_id]] += _scores(logits, labels).to(sums)
-    finally:
-        for module in was_training:
-            module.training = True
     sums = summed(sums)
     if not sums[0, 3]:
         raise ValueError("there is nothing to evaluate on: the loader gave no images.")

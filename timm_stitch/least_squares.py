@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .modes import evaluating
 from .network import SNNet
 
 METHODS = ("joint", "average")
@@ -161,16 +162,11 @@ def least_squares_init(
         raise ValueError("this network holds only some of its anchors' blocks: initialise the whole one, then extract.")
     systems = _systems(model, method)
     like = next(model.parameters())
-    was_training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in tqdm(_batches(images, batch_size), desc="least squares", unit="batch", disable=not progress):
             for stitch in model.plan:
                 model.check_images(batch, stitch)
             _accumulate(model, batch.to(like.device, like.dtype), systems)
-    finally:
-        for module in was_training:
-            module.training = True
     solved = {
         number: [equations.solve() for _, equations in parts] for number, parts in systems.items()
     }  # all of them before any layer changes

@@ -35,7 +35,7 @@ class Turn:
 def schedule(stitches: Iterable[Stitch]) -> list[Turn]:
     """Order stitches so that shared first steps run once and few activations are kept."""
     stitches = sorted(stitches, key=lambda stitch: stitch.steps)
-    shared = [_common(a, b) for a, b in itertools.pairwise(stitches)] + [0]
+    shared = [common_steps(a, b) for a, b in itertools.pairwise(stitches)] + [0]
     turns, resume = [], 0
     for i, stitch in enumerate(stitches):
         keep, lowest = set(), len(stitch.steps)
@@ -54,7 +54,7 @@ def shared_macs(stitches: Iterable[Stitch], costs: PlanCosts) -> int:
     return sum(costs.step(step) for turn in schedule(stitches) for step in turn.stitch.steps[turn.resume :])
 
 
-def _common(a: Stitch, b: Stitch) -> int:
+def common_steps(a: Stitch, b: Stitch) -> int:
     """How many first steps two stitches share."""
     n = 0
     for x, y in zip(a.steps, b.steps, strict=False):

@@ -22,7 +22,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from .cards import render_card
-from .evaluation import fingerprint
+from .fingerprints import fingerprint
 from .network import SNNet
 from .plotting import plot_curve
 from .saved_files import CONFIG_FILE, STITCHES_FILE, check_arguments, measured

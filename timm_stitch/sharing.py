@@ -32,7 +32,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from .cards import TAG
 from .checkpoints import check_keys
-from .evaluation import fingerprint_of
+from .fingerprints import fingerprint_of
 from .hub_errors import explained
 from .lean import finish
 from .network import SNNet

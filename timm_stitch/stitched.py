@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
+from .choosing import select
 from .compat import update_model_args
 from .costs import PlanCosts
 from .counting import measure
@@ -107,6 +108,23 @@ class Stitched(nn.Module):
         self.stitch_id = self._stitch(stitch_id).stitch_id
         update_model_args(self, stitch_id=self.stitch_id)
         return self
+
+    def set_budget(
+        self,
+        *,
+        macs: float | None = None,
+        params: float | None = None,
+        latency_ms: float | None = None,
+        memory_mb: float | None = None,
+    ) -> Self:
+        """Choose the best stitch known within all given budgets, as `select` does; returns the network itself.
+
+        Raises:
+            ValueError: as `select`: if no budget is given, nothing fits, or something is not known.
+        """
+        return self.set_stitch(
+            select(self, macs=macs, params=params, latency_ms=latency_ms, memory_mb=memory_mb)  # type: ignore[arg-type]
+        )
 
     def _stitch(self, stitch_id: Any) -> Stitch:
         if stitch_id is None or isinstance(stitch_id, torch.fx.Proxy):
@@ -210,13 +228,13 @@ class Stitched(nn.Module):
             h = kept[turn.resume] if turn.resume else x
             kept = {n: kept[n] for n in kept if n <= turn.drop}
             for n in range(turn.resume, len(stitch.steps)):
-                h = self._step(stitch, n, h, x)
+                h = self.step(stitch, n, h, x)
                 if n + 1 in turn.keep:
                     kept[n + 1] = h
             yield stitch.stitch_id, h
             del h
 
-    def _step(self, stitch: Stitch, n: int, h: Tensor, image: Tensor) -> Tensor:
+    def step(self, stitch: Stitch, n: int, h: Tensor, image: Tensor) -> Tensor:
         """Run step `n` of a stitch on what the step before gave."""
         kind, number, which = stitch.steps[n]
         if kind == "stem":
@@ -257,7 +275,7 @@ class Stitched(nn.Module):
             n, start, stop, h = pending.pop()
             first, last = stitches[start], stitches[stop - 1]
             while first.steps[n] == last.steps[n]:
-                h = self._step(first, n, h, image[start:stop])
+                h = self.step(first, n, h, image[start:stop])
                 n += 1
                 if n == len(first.steps):
                     self._tell(first, stop - start)
