@@ -19,7 +19,17 @@ STANDARD_ONLY = {
     "published",
     "card_template",
 }
-TRAINING = {"config", "recipes", "distributed", "loading", "distillation", "optimization", "checkpointing", "progress"}
+TRAINING = {
+    "sharding",
+    "config",
+    "recipes",
+    "distributed",
+    "loading",
+    "distillation",
+    "optimization",
+    "checkpointing",
+    "progress",
+}
 LEVELS = [
     STANDARD_ONLY,
     {

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from training_run import go
 
@@ -15,13 +16,13 @@ RUN = Path(__file__).parent / "training_run.py"
 BASE = {"epochs": 1, "batch_size": 16, "images": 96, "lr": 1e-3, "augmented": True, "double": True}
 
 
-def two(values, path):
+def two(values, path, **more):
     """Run on two processes; the result that the first one wrote."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} | more
     env |= {"PYTHONPATH": os.pathsep.join([str(RUN.parent.parent), str(RUN.parent)])}
     started = [
         subprocess.Popen(
@@ -32,7 +33,7 @@ def two(values, path):
     ]  # fmt: skip
     errors = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
-    return json.loads(path.read_text()), torch.load(f"{path}.pt")
+    return (json.loads(path.read_text()), torch.load(f"{path}.pt")) if path.exists() else None
 
 
 @pytest.mark.slow
@@ -75,3 +76,24 @@ def test_batches_that_cannot_be_shared_out():
         go(BASE | {"accumulate": 3})
     with pytest.raises(ValueError, match="pair images, but a process has 1 at a time"):
         go(BASE | {"accumulate": 16, "mixup": 0.5})
+
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"accumulate": 2, "stitches": 3, "clip_grad": 0.5}], ids=["plain", "accumulated"])
+def test_a_sharded_run_equals_one_process_and_resumes(more, tmp_path):
+    values = BASE | more | {"output": str(tmp_path / "net"), "sharded": True}
+    two(values | {"max_steps": 4}, tmp_path / "none.json", **FSDP)
+    two(values | {"resume": True}, tmp_path / "none.json", **FSDP)
+    model, _ = go(BASE | more)
+    kept = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(kept.state_dict()[name].to(tensor), tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_what_does_not_go_with_sharding_is_refused(tmp_path):
+    with pytest.raises(AssertionError, match=r"ema_decay=0\.5 does not go together with FSDP2"):
+        two(BASE | {"ema_decay": 0.5, "sharded": True}, tmp_path / "none.json", **FSDP)

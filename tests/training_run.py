@@ -51,7 +51,11 @@ def go(values):
 
 if __name__ == "__main__":
     values = json.loads(sys.argv[1])
+    sharded = values.pop("sharded", False)
     model, log = go(values)
+    if sharded:  # what is whole is in the output
+        torch.distributed.destroy_process_group()
+        sys.exit()
     from timm_stitch.distributed import rank
 
     odd = torch.utils.data.DataLoader(Noisy(61, double=values.get("double", False)), batch_size=8)

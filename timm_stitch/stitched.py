@@ -234,6 +234,10 @@ class Stitched(nn.Module):
             yield stitch.stitch_id, h
             del h
 
+    def forward_several(self, x: Tensor, stitch_ids: Sequence[int]) -> dict[int, Tensor]:
+        """All that `forward_each` yields, by stitch_id."""
+        return dict(self.forward_each(x, stitch_ids))
+
     def step(self, stitch: Stitch, n: int, h: Tensor, image: Tensor) -> Tensor:
         """Run step `n` of a stitch on what the step before gave."""
         kind, number, which = stitch.steps[n]

@@ -40,6 +40,7 @@ from .optimization import finish_step, make_optimizer, make_scheduler, tuning
 from .progress import GROUPS, LossMeter, finish_trackers, start_trackers, tracker_names
 from .sampling import derive, groups_by_macs, make_rule
 from .saving import save_pretrained
+from .sharding import anywhere, hollow, is_sharded, load_optimizer, own_parts, shard, whole_states
 
 __all__ = ["TrainConfig", "train"]
 
@@ -59,7 +60,7 @@ def train(
 
     Args:
         model: the network, initialised (`least_squares_init`); trained in place. With `ema_decay` it ends
-            with the averaged weights.
+            with the averaged weights; launched with FSDP2 it stays sharded, and `output` has the whole.
         config: how.
         train_data: a dataset of (image (C, H, W), label), instead of the one that `config` names.
         val_data: the same for `evaluate_every`.
@@ -85,6 +86,11 @@ def train(
             finish_trackers(run.accelerator)
     if run.ema is not None:
         model.load_state_dict(run.ema.module.state_dict())
+    if run.sharded:
+        weights, _ = whole_states(model, run.optimizer)
+        model = run.hollow
+        if run.accelerator.is_main_process:
+            model.load_state_dict(weights, assign=True)
     note_run(model, config, run.step)
     if config.output and run.accelerator.is_main_process:
         save_pretrained(model, Path(config.output))
@@ -123,6 +129,7 @@ class _Run:
             log_with=tracker_names(config) or None,
             project_dir=config.output,
         )
+        self.sharded = is_sharded(self.accelerator, config)
         self.data = train_data if train_data is not None else build_dataset(config, model, training=True)
         self.val_data = val_data
         processes = self.accelerator.num_processes
@@ -162,23 +169,24 @@ class _Run:
         """Make optimiser, schedule and average, now that it is known what is frozen; resume if there is a run."""
         config, model = self.config, self.model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        state = self._kept()
+        if state is not None:
+            model.load_state_dict(state["model"])
         optimizer = make_optimizer(model, config)
         self.scheduler = make_scheduler(optimizer, config, self.steps_per_epoch)
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        if self.sharded:
+            self.hollow = hollow(model)
+            self.optimizer = shard(self.accelerator, model, optimizer)
+            self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        else:
+            self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay is not None else None
-        last = self.store.last if self.store is not None else None
-        if self.store is None or last is None:
-            if config.resume is True:
-                raise FileNotFoundError(f"there is no checkpoint in {config.output!r} to resume: use resume='auto'.")
+        if state is None:
             return
-        if not config.resume:
-            raise ValueError(
-                f"there is a run already, {str(last)!r}: set resume='auto' to continue it, or another output."
-            )
-        state = self.store.load(last) or {}
-        check_same(state["run"], self._values(), self.store.folder)
-        model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.sharded:
+            load_optimizer(model, self.optimizer, state["optimizer"])
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         if self.accelerator.scaler is not None:
@@ -187,22 +195,44 @@ class _Run:
         self.step, self.best, self.mean_loss = state["step"], state["best"], state["mean_loss"]
         self.bar.update(self.step)
 
+    def _kept(self) -> dict[str, Any] | None:
+        """The last checkpoint, if this run is to continue it."""
+        last = self.store.last if self.store is not None else None
+        if self.store is None or last is None:
+            if self.config.resume is True:
+                raise FileNotFoundError(
+                    f"there is no checkpoint in {self.config.output!r} to resume: use resume='auto'."
+                )
+            return None
+        if not self.config.resume:
+            raise ValueError(
+                f"there is a run already, {str(last)!r}: set resume='auto' to continue it, or another output."
+            )
+        state = self.store.load(last) or {}
+        check_same(state["run"], self._values(), self.store.folder)
+        return state
+
     def save(self, best: bool = False) -> None:
         """Write a checkpoint; a network that is no longer finite is none."""
         average_statistics(self.model)
         if self.ema is not None:
             average_statistics(self.ema.module)
-        bad = check_finite(self.model.state_dict())
+        bad = check_finite(own_parts(self.model))
+        if self.sharded:
+            bad = anywhere(bad, self.device)
         if bad is not None:
             raise self._not_finite(f"the weights {bad!r} are")
         if self.store is None:
             return
         losses = self.accelerator.reduce(self.meter.epoch, "mean")
+        weights, moments = whole_states(self.model, self.optimizer) if self.sharded else (
+            self.model.state_dict(), self.optimizer.state_dict(),
+        )  # fmt: skip
         if self.accelerator.is_main_process:
             state = {
                 "run": self._values(),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "model": weights,
+                "optimizer": moments,
                 "ema": self.ema.module.state_dict() if self.ema is not None else None,
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
                 "epoch_losses": losses,
@@ -261,7 +291,7 @@ class _Run:
             if len(ids) == 1:
                 logits = {ids[0]: self.model(images, stitch_id=ids[0])}
             else:
-                logits = dict(self.model.forward_each(images, ids))
+                logits = self.model.forward_several(images, ids)
         losses = self.loss.each(logits, targets, guide, self.largest)
         total = torch.stack(list(losses.values())).mean()
         self.accelerator.backward(total / config.accumulate)
@@ -271,7 +301,8 @@ class _Run:
         """Average, clip, step; now and then look at the losses and write a checkpoint."""
         if self.scheduler is not None:
             self.scheduler.step_update(self.step)
-        average_gradients(self.parameters)
+        if not self.sharded:  # FSDP has averaged them
+            average_gradients(self.parameters)
         finish_step(self.accelerator, self.optimizer, self.parameters, self.config)
         if self.ema is not None:
             self.ema.update(self.model)

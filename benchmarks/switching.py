@@ -1,0 +1,153 @@
+"""What switching costs: an SN-Net at one of its anchors against the bare timm model, and what a mixed batch shares.
+
+    python benchmarks/switching.py                  # snnet_deit_tsb: minutes eager
+    python benchmarks/switching.py --compiled       # and compiled by inductor; needs a C++ compiler
+
+Times are medians of interleaved runs, and ratios are medians of the ratios of neighbours, with their quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+from torch import nn
+
+import timm_stitch  # noqa: F401  registers the models
+from timm_stitch.network import SNNet
+from timm_stitch.prefixes import shared_macs
+
+
+class ByHand(nn.Module):
+    """One stitch of two DeiTs, written out: what somebody would write who wanted this network alone."""
+
+    def __init__(self, model: SNNet, stitch_id: int) -> None:
+        super().__init__()
+        stitch = model.plan[stitch_id]
+        first, last = stitch.segments
+        front, back = model.anchors[first.anchor], model.anchors[last.anchor]
+        self.patch_embed, self.cls_token, self.pos_embed = front.patch_embed, front.cls_token, front.pos_embed
+        self.front = nn.Sequential(*front.blocks[: first.stop])
+        self.stitch = model.stitching_layers[stitch.layers[0]]
+        self.back = nn.Sequential(*back.blocks[last.start :])
+        self.norm, self.head = back.norm if model.norms_stitched else nn.Identity(), back.head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch_embed(x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        return self.head(self.norm(self.back(self.stitch(self.front(x))))[:, 0])
+
+
+def ratio(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> str:
+    """Median of the ratios of neighbouring runs, in an order that alternates."""
+    for _ in range(3):
+        ours(), theirs()
+    found, spent = [], []
+    for turn in range(rounds):
+        times = {}
+        for name, call in (("ours", ours), ("theirs", theirs))[:: 1 if turn % 2 else -1]:
+            began = time.perf_counter()
+            call()
+            times[name] = time.perf_counter() - began
+        found.append(times["ours"] / times["theirs"])
+        spent.append(1e3 * times["theirs"])
+    low, middle, high = statistics.quantiles(found, n=4)
+    return f"{middle:.3f} ({low:.3f} to {high:.3f}) of {statistics.median(spent):.1f} ms"
+
+
+def against_bare(model: SNNet, batch: int, rounds: int, label: str, whole: str | None = None) -> None:
+    """Each anchor's stitch against the bare model, and an extracted stitch against one written by hand.
+
+    With `whole`, a backend of torch.compile, both are compiled whole, ours as an extracted stitch.
+    """
+    x = torch.randn(batch, 3, *model.image_size)
+    pairs = [(f"anchor {k} against the bare model", k, model.anchors[k]) for k in range(len(model.anchors))]
+    middle = 24
+    pairs += [(f"stitch {middle} extracted against one by hand", middle, ByHand(model, middle))]
+    for name, k, bare in pairs:
+        bare.eval()
+        ours: nn.Module = model.set_stitch(k) if k != middle and whole is None else model.extract(k)
+        if whole is not None:
+            torch._dynamo.reset()
+            ours, bare = torch.compile(ours, backend=whole), torch.compile(bare, backend=whole)
+        torch.testing.assert_close(ours(x), bare(x), rtol=1e-4, atol=1e-4)
+        found = ratio(lambda ours=ours: ours(x), lambda bare=bare: bare(x), rounds)
+        print(f"{label}, batch {batch}, {name}: {found}", flush=True)
+
+
+def switches(model: SNNet, count: int) -> None:
+    """Random switches among all stitches after one pass over them: graphs compiled, and fall-backs to eager."""
+    from torch._dynamo.utils import counters
+
+    x = torch.randn(1, 3, *model.image_size)
+    began = time.perf_counter()
+    for k in model.stitch_ids:
+        model(x, stitch_id=k)
+    first, graphs = time.perf_counter() - began, counters["stats"]["unique_graphs"]
+    frames = dict(counters["frames"])
+    rng = random.Random(0)
+    for _ in range(count):
+        model.set_stitch(rng.choice(model.stitch_ids))(x)
+    more = counters["stats"]["unique_graphs"] - graphs
+    fallen = sum(counters["graph_break"].values()) + (frames.get("total", 0) - frames.get("ok", 0))
+    print(f"first pass over {model.num_stitches} stitches: {graphs} graphs, {first:.0f} s")
+    print(f"{count} random switches: {more} recompilations, {fallen} fall-backs", flush=True)
+
+
+def mixed(model: SNNet, batch: int, distinct: int, rounds: int) -> None:
+    """A batch with an id for each image, and all ids on all images, against one call for each id."""
+    x = torch.randn(batch, 3, *model.image_size)
+    rng, costs = random.Random(0), model.costs()
+    for name, pool in (("any", model.stitch_ids), ("of one front", [s.stitch_id for s in model.plan if s.front == 0])):
+        chosen = rng.sample(list(pool), distinct)
+        ids = [chosen[i % distinct] for i in range(batch)]
+        rows = {k: torch.tensor([i for i, own in enumerate(ids) if own == k]) for k in chosen}
+        found = ratio(
+            lambda ids=ids: model(x, stitch_id=ids),
+            lambda rows=rows: [model(x[own], stitch_id=k) for k, own in rows.items()],
+            rounds,
+        )
+        print(f"batch {batch}, {distinct} ids {name}, one an image, against {distinct} calls: {found}; macs 1.00")
+        stitches = [model.plan[k] for k in chosen]
+        allowed = shared_macs(stitches, costs) / sum(costs.cost(s).macs for s in stitches)
+        found = ratio(
+            lambda chosen=chosen: list(model.forward_each(x, chosen)),
+            lambda chosen=chosen: [model(x, stitch_id=k) for k in chosen],
+            rounds,
+        )
+        print(f"batch {batch}, all {distinct} ids {name} on all images: {found}; macs {allowed:.2f}", flush=True)
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="snnet_deit_tsb")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--mixed-rounds", type=int, default=4)
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--backend", default="inductor")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    model = timm.create_model(options.model).eval()
+    for batch in options.batches:
+        against_bare(model, batch, options.rounds, "eager")
+    mixed(model, 64, 8, options.mixed_rounds)
+    if options.compiled:
+        for batch in options.batches:
+            against_bare(model, batch, options.rounds, "compiled whole", options.backend)
+        torch._dynamo.reset()
+        model.compile(backend=options.backend)
+        switches(model, 200)
+        for batch in options.batches:  # the bare models share the compiled blocks
+            against_bare(model, batch, options.rounds, "compiled blocks")
+
+
+if __name__ == "__main__":
+    main()
