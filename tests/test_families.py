@@ -153,3 +153,17 @@ def test_an_extract_leaves_the_whole_as_it_was_when_its_head_changes(images):
     model = timm_stitch.stitch([build("swin"), copy.deepcopy(build("swin"))]).eval()
     model.extract(0).reset_classifier(3)
     assert model(images, stitch_id=0).shape == (2, 5)
+
+
+def test_a_layer_that_enters_blocks_of_different_layouts():
+    """GCViT goes between channels first and last, so what a window's one layer gives differs from block to block."""
+    torch.manual_seed(0)
+    names = ("gcvit_xxtiny", "gcvit_xtiny")
+    model = timm_stitch.stitch([timm.create_model(name, img_size=64, num_classes=5) for name in names]).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        found = dict(model.forward_each(x))
+        assert all(torch.equal(logits, model(x, stitch_id=k)) for k, logits in found.items())
+        ids = [k for k in model.stitch_ids if not model.plan[k].is_anchor][:4]
+        mixed = model(x.expand(4, -1, -1, -1), stitch_id=ids)
+        torch.testing.assert_close(mixed, torch.cat([found[k] for k in ids]), rtol=0, atol=1e-5)

@@ -126,14 +126,14 @@ class Stitch:
     def steps(self) -> tuple[tuple[str, int, int], ...]:
         """What runs, one part at a time; stitches with equal first steps can share that work.
 
-        `("stem", anchor, 0)`, `("block", anchor, index)`, `("layer", number, anchor)` where `anchor`
-        is the one that is entered, and last `("head", anchor, number of segments)`: a head after
+        `("stem", anchor, 0)`, `("block", anchor, index)`, `("layer", number, start)` where `start` is
+        the block that is entered, and last `("head", anchor, number of segments)`: a head after
         stitching may leave out the final norm, so the two kinds are told apart.
         """
         steps: list[tuple[str, int, int]] = [("stem", self.front, 0)]
         for i, segment in enumerate(self.segments):
             if i:
-                steps.append(("layer", self.layers[i - 1], segment.anchor))
+                steps.append(("layer", self.layers[i - 1], segment.start))
             steps.extend(("block", segment.anchor, block) for block in range(segment.start, segment.stop))
         steps.append(("head", self.back, min(len(self.segments), 2)))
         return tuple(steps)
