@@ -78,8 +78,11 @@ class Viewer:
         # What the slider moves along, cheapest first.
         self.steps = pareto_frontier(self.known) if self.known else sorted(table, key=lambda row: row["macs"])
         shape = (model.in_chans, *model.image_size)
-        config = resolve_data_config({"input_size": shape}, model=model)
-        self.transform = create_transform(**{**config, "input_size": shape})
+        config = resolve_data_config({"input_size": shape}, model=model) | {"input_size": shape}
+        for key in ("mean", "std"):  # of colours, for a grey network: their average, as in timm's loader
+            if len(config[key]) != model.in_chans:
+                config[key] = (statistics.fmean(config[key]),) * model.in_chans
+        self.transform = create_transform(**config)
         self.mode = "L" if model.in_chans == 1 else "RGB"
         self._svg, self._place = curve_svg(self.known) if self.known else ("", None)
 
