@@ -25,7 +25,7 @@ from timm_stitch.evaluation import write_rows
 from timm_stitch.plotting import plot_curve
 
 MEAN, STD = 0.2860, 0.3530
-CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
+CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 SMALL_DEIT = {"img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10, "depth": 6}
 SIZES = {
     "deit_tiny_patch16_224": {"embed_dim": 32, "num_heads": 1},

@@ -106,9 +106,7 @@ def test_users_do_not_meet(net, pictures):
 def test_the_mark_is_on_the_point_that_was_drawn(net):
     pytest.importorskip("matplotlib")
     viewer = Viewer(net)
-    drawn = {
-        (float(x), float(y)) for x, y in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', viewer.curve(0))
-    }
+    drawn = {(float(x), float(y)) for x, y in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', viewer.curve(0))}
     assert len(drawn) > net.num_stitches / 2
     places = set()
     for n, row in enumerate(viewer.steps):
@@ -143,7 +141,7 @@ def test_grey_images_sizes_and_names():
     viewer = Viewer(grey)
     x = viewer.prepare(Image.new("RGBA", (50, 40), (200, 30, 90, 255)))
     assert x.shape == (1, 1, 32, 32)
-    assert list(viewer.look(x, 0).top)[0].startswith("class ")
+    assert next(iter(viewer.look(x, 0).top)).startswith("class ")
     assert viewer.prepare(None) is None
     assert Viewer(grey, ["a"] * 10).labels == [f"a ({i})" for i in range(10)]
     big = timm.create_model("snnet", anchors=anchor_specs(num_classes=1000)).eval()
@@ -212,8 +210,9 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("needs a Chromium on the path")
     with playwright.sync_playwright() as driver:
-        with contextlib.closing(driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])) as opened:
-            yield opened
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 def drop(page, picture):

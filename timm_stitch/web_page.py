@@ -184,14 +184,15 @@ def make_page(
         raise ImportError(f"the page needs {error.name}: pip install 'timm_stitch[demo]'.") from error
     viewer = Viewer(model, labels)
     last, examples = len(viewer.steps) - 1, [[str(path)] for path in examples]
-    title = title or str(model.trained.get("pulled_from") or (model.pretrained_cfg or {}).get("architecture"))  # type: ignore[operator]
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    title = title or str(model.trained.get("pulled_from") or config.get("architecture") or "SN-Net")
     along = "on the frontier" if viewer.known else "by cost"
     measured = f" Accuracy on {viewer.images}." if viewer.images else ""
 
     def show(x: Tensor | None, step: float) -> tuple[dict[str, float] | None, str, str]:
         step = min(max(int(step), 0), last)
         look = None if x is None else viewer.look(x, step)
-        return look and look.top, viewer.facts(step, look), viewer.curve(step)
+        return look.top if look else None, viewer.facts(step, look), viewer.curve(step)
 
     with gr.Blocks(title=f"{title} – timm_stitch", analytics_enabled=False) as page:
         gr.HTML(_STYLE, padding=False)
