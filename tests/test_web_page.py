@@ -125,7 +125,7 @@ def test_accuracy_that_is_not_known_is_not_shown(net):
     assert len(viewer.steps) == net.num_stitches
     assert [row["macs"] for row in viewer.steps] == sorted(row["macs"] for row in net.stitch_table())
     assert "not known" in viewer.curve(3)
-    assert '<div class="top1"><small>top-1 accuracy</small><b>not known</b>' in viewer.facts(3)
+    assert '<div class="top1"><small>top-1 accuracy</small><b>unknown</b>' in viewer.facts(3)
     assert viewer.images == ""
 
 

@@ -84,7 +84,7 @@ class Viewer:
                 config[key] = (statistics.fmean(config[key]),) * model.in_chans
         self.transform = create_transform(**config)
         self.mode = "L" if model.in_chans == 1 else "RGB"
-        self._svg, self._place = curve_svg(self.known) if self.known else ("", None)
+        self._drawn = curve_svg(self.known) if self.known else None
 
     def prepare(self, image: Any) -> Tensor | None:
         """An image (PIL) as the network takes it, shape (1, C, H, W); of none, None."""
@@ -124,7 +124,7 @@ class Viewer:
         where = f"{threads} CPU thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
         tiles = [
             (f"stitch {row['stitch_id']}", row["name"], "stitch"),
-            ("top-1 accuracy", f"{row['top1']:.2f} %" if self.known else "not known", "top1"),
+            ("top-1 accuracy", f"{row['top1']:.2f} %" if self.known else "unknown", "top1"),
             ("multiply-adds", _short(row["macs"]), "macs"),
             ("parameters", _short(row["params"]), "params"),
             (f"latency on {where}, median of {look.calls}", f"{look.latency_ms:.2f} ms", "latency")
@@ -136,18 +136,18 @@ class Viewer:
 
     def curve(self, step: int) -> str:
         """The curve with the stitch of a step marked, as HTML; or that there is none."""
-        if self._place is None:
+        if self._drawn is None:
             return (
                 '<div class="curve">The accuracy of these stitches is not known, so the slider goes through all of '
                 "them by cost. <code>timm-stitch eval</code> measures it.</div>"
             )
-        row = self.steps[step]
-        x, y = self._place(row)
+        row, (svg, place) = self.steps[step], self._drawn
+        x, y = place(row)
         mark = (
             f'<circle class="here" data-stitch-id="{row["stitch_id"]}" cx="{x:.2f}" cy="{y:.2f}" r="9" '
             'fill="#f2a541" fill-opacity=".85" stroke="#222" stroke-width="1.5"/></svg>'
         )
-        return f'<div class="curve">{mark.join(self._svg.rsplit("</svg>", 1))}</div>'
+        return f'<div class="curve">{mark.join(svg.rsplit("</svg>", 1))}</div>'
 
     @property
     def images(self) -> str:
@@ -186,7 +186,7 @@ def make_page(
     last, examples = len(viewer.steps) - 1, [[str(path)] for path in examples]
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     title = title or str(model.trained.get("pulled_from") or config.get("architecture") or "SN-Net")
-    along = "on the frontier" if viewer.known else "by cost"
+    along = f", {len(viewer.steps)} of them on the frontier" if viewer.known else ""
     measured = f" Accuracy on {viewer.images}." if viewer.images else ""
 
     def show(x: Tensor | None, step: float) -> tuple[dict[str, float] | None, str, str]:
@@ -197,8 +197,8 @@ def make_page(
     with gr.Blocks(title=f"{title} – timm_stitch", analytics_enabled=False) as page:
         gr.HTML(_STYLE, padding=False)
         gr.Markdown(
-            f"# {escape(title)}\n{model.num_stitches} networks in one set of weights; {len(viewer.steps)} of them "
-            f"{along}. Drop an image and move the slider.{escape(measured)}"
+            f"# {escape(title)}\n{model.num_stitches} networks in one set of weights{along}. Drop an image and move the "
+            f"slider.{escape(measured)}"
         )
         seen = gr.State()
         with gr.Row():
