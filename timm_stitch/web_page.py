@@ -197,8 +197,8 @@ def make_page(
     with gr.Blocks(title=f"{title} – timm_stitch", analytics_enabled=False) as page:
         gr.HTML(_STYLE, padding=False)
         gr.Markdown(
-            f"# {escape(title)}\n{model.num_stitches} networks in one set of weights{along}. Drop an image and move the "
-            f"slider.{escape(measured)}"
+            f"# {escape(title)}\n{model.num_stitches} networks in one set of weights{along}. "
+            f"Drop an image and move the slider.{escape(measured)}"
         )
         seen = gr.State()
         with gr.Row():
