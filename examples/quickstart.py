@@ -25,6 +25,7 @@ from timm_stitch.evaluation import write_rows
 from timm_stitch.plotting import plot_curve
 
 MEAN, STD = 0.2860, 0.3530
+CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 SMALL_DEIT = {"img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10, "depth": 6}
 SIZES = {
     "deit_tiny_patch16_224": {"embed_dim": 32, "num_heads": 1},
@@ -62,7 +63,7 @@ def load_images(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def train_anchor(name: str, args: dict, data: Dataset, epochs: int) -> nn.Module:
     """Train one small DeiT from scratch with timm's optimiser and schedule."""
     torch.manual_seed(0)
-    images = {"mean": (MEAN,), "std": (STD,), "input_size": (1, 28, 28), "num_classes": 10}
+    images = {"mean": (MEAN,), "std": (STD,), "input_size": (1, 28, 28), "num_classes": 10, "crop_pct": 1.0}
     model = timm.create_model(name, pretrained_cfg_overlay=images, **SMALL_DEIT, **args)
     loader = DataLoader(data, batch_size=200, shuffle=True, drop_last=True)
     optimizer = create_optimizer_v2(model, "adamw", lr=2e-3, weight_decay=0.05)
@@ -112,7 +113,7 @@ def main() -> None:
     print("4. Draw the curve, save the network, load it back as any timm model.")
     write_rows(options.output / "results.jsonl", after)
     plot_curve(after, options.output / "curve.png", title="One SN-Net on Fashion-MNIST (8,000 training images)")
-    folder = timm_stitch.save_pretrained(model, options.output / "snnet", results=after)
+    folder = timm_stitch.save_pretrained(model, options.output / "snnet", results=after, label_names=CLASSES)
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
     print("5. The best stitch within half the cost of the largest anchor, as a network of its own.")

@@ -125,7 +125,9 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             wanted = json.loads(body)
             repo_id = f"{wanted.get('organization') or 'acme'}/{wanted['name']}"
-            answer = {"url": f"{host}/{repo_id}", "name": repo_id, "id": repo_id}
+            kind = "spaces/" if wanted.get("type") == "space" else ""
+            answer = {"url": f"{host}/{kind}{repo_id}", "name": repo_id, "id": repo_id}
+            repo_id = kind + repo_id
             if repo_id in REPOS:
                 return self.send(409, {"error": "exists", **answer})
             private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
@@ -142,10 +144,11 @@ class Handler(BaseHTTPRequestHandler):
                 if tagged and visible and asked.get("search", [""])[0] in repo_id:
                     found.append({"id": repo_id, "downloads": 0, "likes": 0, "private": repo["private"]})
             return self.send(200, found)
-        if found := re.match(r"^/api/models/([^/]+/[^/]+)(?:/(.*))?$", path):
-            repo = REPOS.get(found[1])
-            return self.api(repo, found[1], found[2] or "", body) if repo else self.error(404, "RepoNotFound", "none")
-        if found := re.match(r"^/([^/]+/[^/]+?)(?:\.git)?/info/lfs/objects/batch$", path):
+        if found := re.match(r"^/api/(?:models/|(spaces/))([^/]+/[^/]+)(?:/(.*))?$", path):
+            name = (found[1] or "") + found[2]
+            repo = REPOS.get(name)
+            return self.api(repo, name, found[3] or "", body) if repo else self.error(404, "RepoNotFound", "none")
+        if found := re.match(r"^/((?:spaces/)?[^/]+/[^/]+?)(?:\.git)?/info/lfs/objects/batch$", path):
             out = []
             for wanted in json.loads(body)["objects"]:
                 entry = {"oid": wanted["oid"], "size": wanted["size"]}
@@ -162,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
                 OBJECTS[path[6:]] = body
                 return self.send(200)
             return self.file(OBJECTS[path[6:]], {"ETag": f'"{path[6:]}"'})
-        if found := re.match(r"^/([^/]+/[^/]+)/resolve/([^/]+)/(.+)$", path):
+        if found := re.match(r"^/((?:spaces/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)$", path):
             repo = REPOS.get(found[1])
             if repo is None:
                 return self.error(404, "RepoNotFound", "none")

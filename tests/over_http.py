@@ -4,6 +4,10 @@ import json
 import logging
 import os
 import re
+import socket
+import subprocess
+import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -12,11 +16,14 @@ import pytest
 import timm
 import torch
 from conftest import anchor_specs
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, RepoCard, constants, hf_hub_download, snapshot_download
+from PIL import Image
 
 import timm_stitch
 from timm_stitch import cli
 from timm_stitch.sharing import list_hub
+from timm_stitch.spaces import push_space
+from timm_stitch.web_page import Viewer
 
 SERVER = os.environ["HF_ENDPOINT"]
 SECRET = "hf_this_must_not_be_shown"
@@ -285,9 +292,6 @@ def test_offline_from_the_cache(repo, monkeypatch):
 
 def test_from_somebodys_network_to_ones_own(repo, tmp_path, monkeypatch):
     import runpy
-    import sys
-
-    from PIL import Image
 
     for split in ("train", "validation"):
         for label in range(3):
@@ -308,3 +312,53 @@ def test_from_somebodys_network_to_ones_own(repo, tmp_path, monkeypatch):
     assert info.card_data["base_model"] == ["acme/net"]
     config = json.loads(Path(hf_hub_download("acme/ours", "config.json")).read_text())
     assert config["label_names"] == ["class0", "class1", "class2"]
+
+
+def test_the_page_as_a_space_that_runs(repo, tmp_path):
+    gradio_client = pytest.importorskip("gradio_client", reason="a Space needs gradio")
+    picture = tmp_path / "grey.png"
+    Image.new("RGB", (40, 30), (90, 120, 40)).save(picture)
+    with pytest.raises(FileNotFoundError, match="cannot find acme/none: there is no such repository"):
+        push_space("acme/none", "acme/page", token=SECRET)
+    HfApi().create_repo("acme/other", exist_ok=True, token=SECRET)
+    with pytest.raises(ValueError, match=r"acme/other has no stitches\.json"):
+        push_space("acme/other", "acme/page", token=SECRET)
+    fault("POST .*/commit/", 403)
+    with pytest.raises(PermissionError, match=r"cannot push to acme/page: the token may not do that .*nothing was"):
+        push_space(repo, "acme/page", token=SECRET)
+    ask("/_reset", {})
+    for _ in range(2):  # and again over what is there
+        assert push_space(repo, "acme/page", examples=[picture], token=SECRET) == f"{SERVER}/spaces/acme/page"
+    space = Path(snapshot_download("acme/page", repo_type="space", local_dir=tmp_path / "space"))
+    front = RepoCard.load(space / "README.md", ignore_metadata_errors=False).data
+    assert (front.sdk, front.app_file, front.models) == ("gradio", "app.py", [repo])
+    assert any(line.startswith("timm>=") for line in (space / "requirements.txt").read_text().splitlines())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # As on the Hub: nothing of this repository but what is in the Space.
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    env |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_CACHE": str(tmp_path / "cache")}
+    app = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 120
+        while True:
+            if app.poll() is not None or time.monotonic() > until:
+                app.kill()
+                pytest.fail(app.stderr.read())
+            try:
+                client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
+                break
+            except Exception:
+                threading.Event().wait(0.5)
+        client.predict(gradio_client.handle_file(str(picture)), api_name="/prepare")
+        top, facts, curve = client.predict(0, api_name="/show_1")
+    finally:
+        app.kill()
+        app.communicate()
+    viewer = Viewer(timm_stitch.from_hub(repo))
+    look = viewer.look(viewer.prepare(Image.open(picture)), 0)
+    assert {row["label"]: row["confidence"] for row in top["confidences"]} == pytest.approx(look.top)
+    assert viewer.steps[0]["name"] in facts
+    mark = re.search("<circle.*?>", viewer.curve(0))[0]
+    assert mark in curve

@@ -56,10 +56,10 @@ def select(
                 f"no stitch of this network has a known {score}, so none can be called the best: evaluate it, "
                 "select(model, timm_stitch.evaluate(model, loader), macs=...)."
             )
-        _check_weights(model, rows, "what is known of this network")
+        check_weights(model, rows, "what is known of this network")
         return int(best_within(rows, given, score)["stitch_id"])
     measured = list(results)
-    _check_weights(model, measured, "these results")
+    check_weights(model, measured, "these results")
     own = {row["stitch_id"]: row for row in rows}
     unknown = [row.get("stitch_id") for row in measured if row.get("stitch_id") not in own]
     if unknown or not measured:
@@ -67,7 +67,12 @@ def select(
     return int(best_within([own[row["stitch_id"]] | dict(row) for row in measured], given, score)["stitch_id"])
 
 
-def _check_weights(model: SNNet, rows: Iterable[Mapping[str, Any]], what: str) -> None:
+def check_weights(model: SNNet, rows: Iterable[Mapping[str, Any]], what: str) -> None:
+    """Refuse rows that are of other weights than the network has.
+
+    Raises:
+        ValueError: naming `what` they are.
+    """
     marks = {row["weights"] for row in rows if row.get("weights")}
     if marks and marks != {fingerprint_again(model)}:
         belong = "belong" if what.endswith("s") else "belongs"

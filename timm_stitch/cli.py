@@ -36,8 +36,10 @@ from .profiling import PRECISIONS, profile
 from .recipes import read_recipe, shipped_recipes
 from .saving import save_pretrained
 from .sharing import from_hub, list_hub, push_to_hub
+from .spaces import push_space
 from .stitching import meeting_points
 from .training import train
+from .web_page import make_page
 
 _MODEL = "a registered name, a folder, hf-hub:USER/NAME, or several timm names to stitch (fastest first)"
 
@@ -287,6 +289,21 @@ def _pull(options: argparse.Namespace) -> None:
         print(save_pretrained(from_hub(options.repo, revision=options.revision), options.output))
 
 
+def _demo(options: argparse.Namespace) -> None:
+    if options.push:
+        url = push_space(options.model[0], options.push, examples=options.examples, private=options.private)
+        print(json.dumps({"url": url}) if options.json else url)
+        return
+    title = " + ".join(Path(name).name if Path(name).is_dir() else name for name in options.model)
+    page = make_page(_load(options), title=title, examples=options.examples)
+    _, url, shared = page.launch(
+        server_port=options.port, share=options.share, quiet=options.json, prevent_thread_lock=True
+    )
+    if options.json:
+        print(json.dumps({"url": url, "shared": shared}), flush=True)
+    page.block_thread()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="timm-stitch", description="Stitchable neural networks for timm.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -391,4 +408,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--stitch-id", type=int, help="fetch only what this stitch uses")
     sub.add_argument("--revision", help="branch, tag or commit")
     sub.add_argument("--output", required=True)
+    sub = verb("demo", _demo, "a web page with an image, a slider along the frontier, and what changes",
+               "demo net --examples cat.jpg dog.jpg", model=True)  # fmt: skip
+    sub.add_argument("--port", type=int, help="default: the first free one from 7860")
+    sub.add_argument("--share", action="store_true", help="also at a public address, through gradio's servers")
+    sub.add_argument("--examples", nargs="+", default=[], metavar="IMAGE", help="images to choose from on the page")
+    sub.add_argument("--push", metavar="USER/SPACE", help="instead put the page of hf-hub:USER/NAME on the Hub")
+    sub.add_argument("--private", action="store_true", default=None, help="of a Space that is made now")
     return parser
