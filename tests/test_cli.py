@@ -32,7 +32,22 @@ def run(*argv):
 
 
 def test_help_has_an_example(capsys):
-    for verb in ("list", "plan", "init", "train", "eval", "plot", "select", "extract", "convert"):
+    for verb in (
+        "list",
+        "plan",
+        "init",
+        "train",
+        "eval",
+        "plot",
+        "select",
+        "profile",
+        "frontier",
+        "extract",
+        "convert",
+        "push",
+        "pull",
+        "demo",
+    ):
         with pytest.raises(SystemExit) as stop:
             run(verb, "--help")
         assert stop.value.code == 0

@@ -37,7 +37,11 @@ def build_dataset(config: TrainConfig, model: SNNet, training: bool) -> Any:
         seed=config.seed,
         input_img_mode="L" if model.in_chans == 1 else "RGB",
     )
-    shape = {"input_size": (model.in_chans, *model.image_size), "mean": data["mean"], "std": data["std"]}
+    shape: dict[str, Any] = {"input_size": (model.in_chans, *model.image_size)}
+    for name in ("mean", "std"):  # of colours for a grey network: their average, as timm's own loader has it
+        values = tuple(data[name])
+        same = len(values) == model.in_chans
+        shape[name] = values if same else (sum(values) / len(values),) * model.in_chans
     if training:
         dataset.transform = create_transform(
             **shape,
