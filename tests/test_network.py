@@ -251,3 +251,17 @@ def test_a_plan_of_ones_own(anchors, images):
     assert model(images, stitch_id=three.stitch_id).shape == (6, 10)
     with pytest.raises(ValueError, match="the plan has 3 anchors"):
         timm_stitch.stitch(anchors[:2], plan=plan)
+
+
+def test_backbones_of_one_network_share_its_weights(model, images):
+    small, large = model.backbone(9), model.backbone(2, out_indices=(1, 5))
+    maps = large(images)
+    assert [tuple(m.shape) for m in maps] == [(6, 96, 4, 4)] * 2
+    assert large.feature_info.channels() == [96, 96]
+    assert large.feature_info.reduction() == [8, 8]
+    expected = model.forward_intermediates(images, [1, 5], intermediates_only=True, stitch_id=2)
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+    own = {id(p) for p in model.parameters()}
+    assert {id(p) for backbone in (small, large) for p in backbone.parameters()} <= own
+    model.set_stitch(0)  # a backbone keeps its stitch
+    assert torch.equal(large(images)[1], maps[1])

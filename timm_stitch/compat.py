@@ -1,11 +1,12 @@
 """What we need of timm beyond its public names, in one place, so that a new timm breaks one file."""
 
 from timm.models._builder import resolve_pretrained_cfg
-from timm.models._features import feature_take_indices
+from timm.models._features import FeatureGetterNet, feature_take_indices
 from timm.models._input import update_model_args, update_model_input_size
 from timm.models._manipulate import reinit_non_persistent_buffers
 
 __all__ = [
+    "FeatureGetterNet",
     "feature_take_indices",
     "reinit_non_persistent_buffers",
     "resolve_pretrained_cfg",

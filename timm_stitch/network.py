@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .compat import feature_take_indices, update_model_input_size
+from .compat import FeatureGetterNet, feature_take_indices, update_model_input_size
 from .plan import Stitch, StitchPlan
 from .stitched import Stitched, blocks_of
 from .views import anchor_name
@@ -182,6 +182,21 @@ class SNNet(Stitched):
         if prune_head:
             self.num_classes = 0
         return take
+
+    def backbone(self, stitch_id: int | None = None, out_indices: int | Sequence[int] = 3) -> FeatureGetterNet:
+        """The feature maps of one stitch, for a detection or segmentation head; as timm's `features_only`.
+
+        Several backbones of one network share its weights.
+
+        Args:
+            stitch_id: which, for good; default the one that is set.
+            out_indices: entries of the stitch's `feature_info`, or how many of the last.
+
+        Returns:
+            A module from images (B, C, H, W) to a list of maps (B, channels, H', W'), with timm's `feature_info`
+            (`channels()`, `reduction()`).
+        """
+        return FeatureGetterNet(self.extract(stitch_id), out_indices)  # type: ignore[arg-type]
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         """The classifiers of all anchors, fastest first; of an anchor with two heads (distilled) both."""
