@@ -32,7 +32,7 @@ def run(*argv):
 
 
 def test_help_has_an_example(capsys):
-    for verb in ("list", "plan", "init", "train", "eval", "plot", "select", "extract", "convert"):
+    for verb in ("list", "plan", "init", "train", "eval", "plot", "select", "extract", "export", "convert"):
         with pytest.raises(SystemExit) as stop:
             run(verb, "--help")
         assert stop.value.code == 0

@@ -49,13 +49,14 @@ def export(
     format: str = "onnx",
     quantize: str | None = None,
     images: Tensor | None = None,
+    image_size: int | tuple[int, int] | None = None,
     tolerance: float = 1e-4,
 ) -> dict[str, Any]:
     """Write stitches as files that run without this package, with one copy of the weights that they share.
 
     The folder holds `stitch-ID.onnx` (or `.pt2`) for each stitch, the weights file, and `manifest.json`: which
     file is which stitch, what it costs, the shapes, and how images are prepared. The batch is dynamic, the image
-    size is the network's. All is in evaluation mode and float32, whatever the network is in now.
+    size is not. All is in evaluation mode and float32, whatever the network is in now.
 
     ONNX files refer to one `weights.bin`. The programs of `torch.export` know no such reference: one alone holds
     its weights, several are written without, beside one `weights.safetensors` to load into them
@@ -69,6 +70,7 @@ def export(
         quantize: `"int8"` for 8-bit weights of linear layers, whose inputs are quantised as they come (dynamic
             quantisation by onnxruntime, so for ONNX alone). Convolutions stay in float32.
         images: prepared images, shape (N, C, H, W), on which int8 is compared with float32.
+        image_size: of the images that the files take, one number or (height, width); default the network's.
         tolerance: the most by which a logit in float32 may differ from PyTorch's.
 
     Returns:
@@ -78,8 +80,8 @@ def export(
         `union_bytes` those of all tensors that these stitches have, each counted once.
 
     Raises:
-        ValueError: if there is no such id, format or quantisation, int8 would leave most of a stitch in float32,
-            or an output differs from PyTorch's by more than `tolerance`.
+        ValueError: if there is no such id, format or quantisation, the images or their size do not fit, int8 would
+            leave most of a stitch in float32, or an output differs from PyTorch's by more than `tolerance`.
         OSError: if the folder holds something or cannot be written.
         ImportError: for ONNX without onnx, onnxscript and onnxruntime.
     """
@@ -88,13 +90,15 @@ def export(
     ids = [model.plan[k].stitch_id for k in dict.fromkeys(given)]
     if not ids:
         raise ValueError("stitch_ids is empty: give one id or more, or leave it out for the stitch that is set.")
-    whole = copy.deepcopy(model).cpu().float().eval()
+    whole = _prepared(model, image_size)
     parts = {k: whole.extract(k) for k in ids}
     shape = (whole.in_chans, *whole.image_size)
     noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).split([1, 3])
     batches = noise if quantize is None or images is None else images.cpu().float().split(32)
+    if batches[0].shape[1:] != shape:
+        raise ValueError(f"images of shape {tuple(batches[0].shape[1:])} do not fit files for {shape}: resize them.")
     files = {k: f"stitch-{k}.{'onnx' if format == 'onnx' else 'pt2'}" for k in ids}
-    rows = {row["stitch_id"]: row for row in model.stitch_table() if row["stitch_id"] in parts}
+    rows = {row["stitch_id"]: row for row in whole.stitch_table() if row["stitch_id"] in parts}
     with _appearing(Path(folder)) as beside:
         programs = {beside / files[k]: _program(part, shape) for k, part in parts.items()}
         if format == "onnx":
@@ -107,7 +111,7 @@ def export(
             rows[k].update(file=files[k], max_difference=difference)
             if quantize:
                 rows[k].update(agreement=agreement, compared_images=sum(map(len, batches)))
-            elif not difference <= tolerance:  # NaN too
+            if not difference <= (float("inf") if quantize else tolerance):  # NaN neither
                 raise ValueError(
                     f"stitch {k} as {format} differs from PyTorch by up to {difference:.1e}, more than "
                     f"tolerance={tolerance:.0e}: nothing was written. Give a larger tolerance if that will do."
@@ -125,8 +129,9 @@ def export(
             "union_bytes": sum(tensor.nbytes for tensor in union.values()),
             "stitches": [rows[k] for k in ids],
         }
-        (beside / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return manifest
+        text = json.dumps(manifest, indent=1)
+        (beside / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    return json.loads(text)
 
 
 def _check_arguments(format: str, quantize: str | None, images: Tensor | None) -> None:
@@ -144,6 +149,21 @@ def _check_arguments(format: str, quantize: str | None, images: Tensor | None) -
             import_module(package)
     except ImportError as error:
         raise ImportError(f"ONNX needs {', '.join(_PACKAGES)}: pip install 'timm_stitch[export]'.") from error
+
+
+def _prepared(model: SNNet, image_size: int | tuple[int, int] | None) -> SNNet:
+    """A copy in float32 and evaluation mode, on the CPU, for images of that size."""
+    whole = copy.deepcopy(model).cpu().float().eval()
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size or whole.image_size)
+    if size != whole.image_size:
+        cfg = getattr(whole, "pretrained_cfg", None) or {}
+        whole.pretrained_cfg = {**cfg, "input_size": (whole.in_chans, *size)}  # type: ignore[assignment]
+        whole.known.clear()  # it was measured at the other size
+    if size != whole.image_size:
+        raise ValueError(
+            f"image_size={size} does not fit: these anchors take {whole.image_size}. Call model.set_input_size first."
+        )
+    return whole
 
 
 @contextmanager
