@@ -273,7 +273,7 @@ def _export(options: argparse.Namespace) -> None:
         images = torch.cat(list(_first(_loader(options, model, training=True), options.images)))
     manifest = export(
         model, options.output, options.stitch_ids, format=options.format, quantize=options.quantize, images=images,
-        image_size=options.image_size,
+        image_size=options.image_size, progress=not options.json,
     )  # fmt: skip
     if options.json:
         print(json.dumps(manifest))

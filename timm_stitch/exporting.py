@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from tqdm.auto import tqdm
 
 from .network import SNNet
 
@@ -39,6 +40,7 @@ _INLINE = 256  # bytes below which a tensor stays in its graph: a reference to i
 _BATCH = {0: torch.export.Dim("batch", max=2**20)}  # torch 2.6 wants a bound
 
 Run = Callable[[Tensor], Tensor]
+Programs = Iterable[tuple[Path, ExportedProgram]]
 
 
 def export(
@@ -51,6 +53,7 @@ def export(
     images: Tensor | None = None,
     image_size: int | tuple[int, int] | None = None,
     tolerance: float = 1e-4,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Write stitches as files that run without this package, with one copy of the weights that they share.
 
@@ -72,6 +75,7 @@ def export(
         images: prepared images, shape (N, C, H, W), on which int8 is compared with float32.
         image_size: of the images that the files take, one number or (height, width); default the network's.
         tolerance: the most by which a logit in float32 may differ from PyTorch's.
+        progress: show a bar.
 
     Returns:
         What `manifest.json` holds. The row of each stitch has `max_difference`, the largest difference of a logit
@@ -100,11 +104,12 @@ def export(
     files = {k: f"stitch-{k}.{'onnx' if format == 'onnx' else 'pt2'}" for k in ids}
     rows = {row["stitch_id"]: row for row in whole.stitch_table() if row["stitch_id"] in parts}
     with _appearing(Path(folder)) as beside:
-        programs = {beside / files[k]: _program(part, shape) for k, part in parts.items()}
+        steps = tqdm(parts.items(), desc="export", unit="stitch", disable=not progress)
+        programs = ((beside / files[k], _program(part, shape)) for k, part in steps)
         if format == "onnx":
-            _write_onnx(programs, quantize)
+            _write_onnx(programs, beside / ONNX_WEIGHTS, quantize)
         else:
-            _write_programs(programs)
+            _write_programs(programs, beside / PROGRAM_WEIGHTS if len(parts) > 1 else None)
         for k, part in parts.items():
             run = (_open_onnx if format == "onnx" else _open_program)(beside / files[k])
             difference, agreement = _compare(run, part, batches)
@@ -202,18 +207,18 @@ def _program(part: nn.Module, shape: tuple[int, ...]) -> ExportedProgram:
 # ── torch.export ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _write_programs(programs: Mapping[Path, ExportedProgram]) -> None:
-    """One file a stitch; if there are several, without their weights, which are in one file beside."""
+def _write_programs(programs: Programs, shared: Path | None) -> None:
+    """One file a stitch; where there is to be a shared file, all weights in that."""
     weights: dict[str, Tensor] = {}
-    for path, program in programs.items():
-        if len(programs) > 1:
+    for path, program in programs:
+        if shared:
             for name, tensor in program.state_dict.items():
                 weights[name] = tensor.detach().contiguous()
                 empty = tensor.detach().to("meta")
                 program.state_dict[name] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
         torch.export.save(program, path)
-    if weights:
-        save_file(weights, path.with_name(PROGRAM_WEIGHTS))
+    if shared:
+        save_file(weights, shared)
 
 
 def _open_program(path: Path) -> Run:
@@ -228,8 +233,8 @@ def _open_program(path: Path) -> Run:
 # ── ONNX ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _write_onnx(programs: Mapping[Path, ExportedProgram], quantize: str | None) -> None:
-    """One file a stitch, all with their weights in one, where equal tensors are written once.
+def _write_onnx(programs: Programs, shared: Path, quantize: str | None) -> None:
+    """One file a stitch, and the weights of all in the shared one, where equal tensors are written once.
 
     Equal in content: the exporter folds what is done to a weight alone (a transposition, a BatchNorm after a
     convolution) and so names and stores another tensor, but the same one for every stitch.
@@ -238,7 +243,7 @@ def _write_onnx(programs: Mapping[Path, ExportedProgram], quantize: str | None) 
 
     kept: dict[tuple[Any, ...], ir.TensorProtocol] = {}
     graphs = {}
-    for path, program in programs.items():
+    for path, program in programs:
         graph = graphs[path] = _int8(_onnx(program), path.stem) if quantize else _onnx(program)
         for value in graph.graph.initializers.values():
             tensor = value.const_value
@@ -246,7 +251,7 @@ def _write_onnx(programs: Mapping[Path, ExportedProgram], quantize: str | None) 
                 key = tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
                 value.const_value = kept.setdefault(key, tensor)
     tensors = list(kept.values())
-    written = ir.external_data.convert_tensors_to_external(tensors, path.parent, ONNX_WEIGHTS)
+    written = ir.external_data.convert_tensors_to_external(tensors, shared.parent, shared.name)
     places = {id(tensor): place for tensor, place in zip(tensors, written, strict=True)}
     for path, graph in graphs.items():
         for value in graph.graph.initializers.values():
@@ -263,8 +268,9 @@ def _onnx(program: ExportedProgram) -> ir.Model:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     found = torch.onnx.export(
-        program, dynamo=True, dynamic_shapes=(_BATCH,), input_names=["images"], output_names=["logits"], verbose=False
-    )
+        program, dynamo=True, dynamic_shapes=(_BATCH,), input_names=["images"], output_names=["logits"],
+        optimize=True, verbose=False,
+    )  # fmt: skip
     ClearMetadataAndDocStringPass()(found.model)  # type: ignore[union-attr]
     return found.model  # type: ignore[union-attr]
 
