@@ -122,20 +122,18 @@ def export(
                     f"tolerance={tolerance:.0e}: nothing was written. Give a larger tolerance if that will do."
                 )
         union = {name: tensor for part in parts.values() for name, tensor in part.state_dict().items()}
-        data = resolve_data_config({}, model=whole)
         manifest = {
             "version": 1,
             "format": format,
             "precision": quantize or "float32",
             "input": {"name": "images", "dtype": "float32", "shape": ["batch", *shape]},
             "output": {"name": "logits", "dtype": "float32", "shape": ["batch", whole.num_classes]},
-            "preprocessing": {key: data[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")},
+            "preprocessing": {k: v for k, v in resolve_data_config({}, model=whole).items() if k != "input_size"},
             "bytes": sum(file.stat().st_size for file in beside.iterdir()),
             "union_bytes": sum(tensor.nbytes for tensor in union.values()),
             "stitches": [rows[k] for k in ids],
         }
-        text = json.dumps(manifest, indent=1)
-        (beside / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+        (beside / MANIFEST_FILE).write_text(text := json.dumps(manifest, indent=1), encoding="utf-8")
     return json.loads(text)
 
 
