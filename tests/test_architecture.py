@@ -52,7 +52,7 @@ LEVELS = [
     },
     {
         *("ranges", "hub_errors", "sharing", "trainer_callback", "authors", "checkpoints", "snnet"),
-        *("web_page", "spaces"),
+        *("web_page", "spaces", "exporting"),
         *("run", "cli", "__main__", "__init__"),
     },
 ]

@@ -32,7 +32,7 @@ def run(*argv):
 
 
 def test_help_has_an_example(capsys):
-    for verb in (
+    verbs = (
         "list",
         "plan",
         "init",
@@ -43,11 +43,10 @@ def test_help_has_an_example(capsys):
         "profile",
         "frontier",
         "extract",
+        "export",
         "convert",
-        "push",
-        "pull",
-        "demo",
-    ):
+    )
+    for verb in (*verbs, "push", "pull", "demo"):
         with pytest.raises(SystemExit) as stop:
             run(verb, "--help")
         assert stop.value.code == 0

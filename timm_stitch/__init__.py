@@ -11,6 +11,7 @@ from .choosing import select
 from .config import TrainConfig
 from .controlling import LatencyController
 from .evaluation import evaluate
+from .exporting import export
 from .frontier import pareto_frontier
 from .least_squares import least_squares_init
 from .network import SNNet
@@ -42,6 +43,7 @@ __all__ = [
     "convert_checkpoint",
     "create_snnet",
     "evaluate",
+    "export",
     "find_cascade",
     "from_hub",
     "least_squares_init",

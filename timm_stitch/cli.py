@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .config import TrainConfig
 from .data import build_dataset
 from .distributed import leave, rank
 from .evaluation import evaluate, read_rows, write_rows
+from .exporting import FORMATS, export
 from .frontier import pareto_frontier
 from .least_squares import METHODS, least_squares_init
 from .network import SNNet
@@ -157,15 +158,17 @@ def _init(options: argparse.Namespace) -> None:
 
 
 def _initialise(model: SNNet, loader: DataLoader[Any], count: int, method: str = "joint") -> None:
-    def limited() -> Any:
-        seen = 0
-        for images, _ in loader:
-            yield images[: count - seen]
-            seen += len(images)
-            if seen >= count:
-                return
+    least_squares_init(model, _first(loader, count), method=method, progress=True)
 
-    least_squares_init(model, limited(), method=method, progress=True)
+
+def _first(loader: DataLoader[Any], count: int) -> Iterator[torch.Tensor]:
+    """The first images of a loader, in batches."""
+    seen = 0
+    for images, _ in loader:
+        yield images[: count - seen]
+        seen += len(images)
+        if seen >= count:
+            return
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -261,6 +264,26 @@ def _extract(options: argparse.Namespace) -> None:
     print(
         f"{options.output}: {sum(p.numel() for p in small.parameters()):,} parameters of {small.plan.stitches[0].name}"
     )
+
+
+def _export(options: argparse.Namespace) -> None:
+    model, images = _load(options), None
+    if options.data_dir or options.dataset:
+        torch.manual_seed(0)
+        images = torch.cat(list(_first(_loader(options, model, training=True), options.images)))
+    manifest = export(
+        model, options.output, options.stitch_ids, format=options.format, quantize=options.quantize, images=images,
+        image_size=options.image_size, progress=not options.json,
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps(manifest))
+        return
+    shown = ("stitch_id", "name", "macs", "params", "file", "agreement")
+    rows = [{k: row[k] for k in shown if k in row} for row in manifest["stitches"]]
+    for row, full in zip(rows, manifest["stitches"], strict=True):
+        row["max_difference"] = f"{full['max_difference']:.1e}"
+    _print(rows, False)
+    print(f"{options.output}: {manifest['bytes']:,} bytes for tensors of {manifest['union_bytes']:,}.")
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -387,6 +410,14 @@ def _parser() -> argparse.ArgumentParser:
                "extract net --stitch-id 24 --output 24.safetensors", model=True)  # fmt: skip
     sub.add_argument("--stitch-id", type=int, required=True)
     sub.add_argument("--output", required=True)
+    sub = verb("export", _export, "stitches as ONNX files or torch.export programs that share their weights",
+               "export net --stitch-ids 3 24 56 --output deploy", model=True, data=True)  # fmt: skip
+    sub.add_argument("--stitch-ids", type=int, nargs="+", help="default: the stitch that is set")
+    sub.add_argument("--output", required=True, help="a new or empty folder")
+    sub.add_argument("--format", choices=FORMATS, default="onnx")
+    sub.add_argument("--quantize", choices=["int8"], help="needs images (--data-dir) to measure what it changes")
+    sub.add_argument("--images", type=int, default=256, help="how many of them (default: 256)")
+    sub.add_argument("--image-size", type=int, help="default: the network's")
     sub = verb("convert", _convert, "one of the authors' checkpoints to a folder in our layout",
                "convert snnet_deit.pth snnet_deit_tsb --output net")  # fmt: skip
     sub.add_argument("checkpoint")
