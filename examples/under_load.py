@@ -7,6 +7,7 @@ controller's stitch and some fixed ones take every request in turn, so all of th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import time
@@ -78,7 +79,7 @@ def main() -> None:
     for who in ("controller", *fixed):
         name = "controller" if who == "controller" else f"stitch {who} ({latency[who]:.1f} ms idle)"
         print(f"  {name:<26} within the target {within[who] / options.requests:6.1%}   top-1 {right[who] / seen:6.1%}")
-    print(f"the controller changed stitch {sum(a != b for a, b in zip(levels, levels[1:], strict=False))} times")
+    print(f"the controller changed stitch {sum(a != b for a, b in itertools.pairwise(levels))} times")
     if options.trace:
         options.trace.write_text(json.dumps(trace))
 
