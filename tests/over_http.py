@@ -71,6 +71,20 @@ def repo(model, rows):
     return "acme/net"
 
 
+def test_transformers_by_id(model, repo):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(repo).eval()
+    with torch.inference_mode():
+        assert torch.equal(theirs(IMAGES, stitch_id=9).logits, model(IMAGES, stitch_id=9))
+        pipe = transformers.pipeline("image-classification", model=repo, top_k=10)
+        pipe.model.timm_model.set_stitch(20)
+        picture = Image.new("RGB", (40, 40), (200, 30, 90))
+        pixels = transformers.AutoImageProcessor.from_pretrained(repo)(picture, return_tensors="pt")["pixel_values"]
+        expected = model(pixels, stitch_id=20).softmax(-1)[0]
+    scores = {row["label"]: row["score"] for row in pipe(picture)}
+    assert [scores[f"LABEL_{i}"] for i in range(10)] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
 def test_the_hub_lists_networks_by_their_tag(repo, capsys):
     HfApi().create_repo("acme/other", exist_ok=True, token=SECRET)
     assert [row["repo_id"] for row in list_hub()] == [repo]
