@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,9 +40,12 @@ from timm_stitch.plotting import plot_curve
 from timm_stitch.prefixes import shared_macs
 from timm_stitch.sampling import make_rule
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from quickstart import MEAN, STD, Augmented
+
 WIDTHS = {"deit_fmnist_t": (32, 1), "deit_fmnist_s": (64, 2), "deit_fmnist_b": (128, 4)}
 ANCHOR_EPOCHS = {"deit_fmnist_t": 6, "deit_fmnist_s": 6, "deit_fmnist_b": 5}
-MEAN, STD, BATCH = 0.2860, 0.3530, 250
+BATCH = 250
 COMMON: dict[str, Any] = {
     "batch_size": BATCH, "weight_decay": 0.05, "mixup": 0, "cutmix": 0, "smoothing": 0.1, "workers": 0,
     "trackers": None,
@@ -95,21 +99,6 @@ COMPARISONS = [
     ("long", "base"), ("long", "authors' code, none"), ("long, sandwich", "long"), ("best", "long"), ("best", "alone"),
 ]  # fmt: skip
 LOW, HIGH = 1_425_120, 20_740_992  # multiply-adds of the smallest and the largest anchor
-
-
-class Augmented(Dataset):
-    """Images with random flips and shifts of up to two pixels."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.padded, self.labels = nn.functional.pad(images, (2, 2, 2, 2), value=-MEAN / STD), labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        top, left, flip = torch.randint(0, 50, (3,)).tolist()
-        image = self.padded[index, :, top % 5 : top % 5 + 28, left % 5 : left % 5 + 28]
-        return (image.flip(-1) if flip % 2 else image), self.labels[index]
 
 
 def read_images(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
