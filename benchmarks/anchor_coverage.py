@@ -17,6 +17,7 @@ import multiprocessing
 import resource
 import time
 from collections import Counter, defaultdict
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,11 @@ def cuts(part: View, x: torch.Tensor) -> int:
     return sum(0.1 <= macs / (counter.total or 1) <= 0.9 for macs in before)
 
 
-def pair(model: nn.Module, side: tuple[int, int], others: list[str]) -> str:
-    """Stitch with the first other model that it meets, and run every stitch once."""
+def pair(name: str, model: nn.Module, side: tuple[int, int], others: list[str]) -> str:
+    """Stitch with the first model that it meets, of the smallest and the most alike, and run every stitch once."""
     reason = "no other member"
-    for other in others[:6]:
+    alike = sorted(others, key=lambda other: -SequenceMatcher(None, name, other).ratio())
+    for other in dict.fromkeys([*others[:3], *alike[:6]]):
         try:
             second, other_side = build(other, side[0], num_classes=model.num_classes)
             if other_side != side:
@@ -187,7 +189,7 @@ def examine(name: str, count: int, others: list[str], max_params: int, pair_para
         row["keys"] = list(model.state_dict()) == keys
         if count <= pair_params:
             with torch.no_grad():
-                row["pair"] = pair(model.eval(), side, others)
+                row["pair"] = pair(name, model.eval(), side, others)
     except Exception as error:
         row.update(exact=row.get("exact", False), reason=f"{type(error).__name__}: {str(error)[:200]}")
     row["seconds"] = round(time.time() - started, 1)

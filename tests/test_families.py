@@ -167,3 +167,11 @@ def test_a_layer_that_enters_blocks_of_different_layouts():
         ids = [k for k in model.stitch_ids if not model.plan[k].is_anchor][:4]
         mixed = model(x.expand(4, -1, -1, -1), stitch_id=ids)
         torch.testing.assert_close(mixed, torch.cat([found[k] for k in ids]), rtol=0, atol=1e-5)
+
+
+def test_a_class_token_that_nobody_can_make_is_refused():
+    names = ("vit_srelpos_small_patch16_224", "vit_relpos_base_patch16_cls_224")
+    anchors = [timm.create_model(name, img_size=64, device="meta") for name in names]
+    with pytest.raises(ValueError, match="the second has class or register tokens that the first lacks"):
+        timm_stitch.stitch(anchors)
+    assert timm_stitch.stitch(anchors[::-1]).num_stitches > 2
