@@ -65,9 +65,9 @@ class Stitched(nn.Module):
             if self.borrows(number) and not self.views[spec.back].prefix_names():
                 front, back = plan.anchor_names[spec.front], plan.anchor_names[spec.back]
                 raise ValueError(
-                    f"cannot stitch {front!r} to {back!r}: the second has class or register tokens that the first lacks, "
-                    "and how it makes them is not known apart from its patches. Use anchors that both have them or both "
-                    "have none."
+                    f"cannot stitch {front!r} to {back!r}: the second has class or register tokens that the first "
+                    "lacks, and how it makes them is not known apart from its patches. Use anchors that both have them "
+                    "or both have none."
                 )
         self.register_buffer("stitched_norm", torch.tensor(bool(stitched_norm), device=like.device))
         self._norms_stitched = bool(stitched_norm)
