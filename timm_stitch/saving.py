@@ -124,7 +124,7 @@ def _rows(
     if unknown:
         raise ValueError(f"the results hold stitches that the plan does not have: {unknown[:6]}.")
     remembered = {k: row for k, row in model.known.items() if row.get("weights") == mark}
-    if len(remembered) < len(model.known):
+    if any(row.get("weights") not in (None, mark) for row in model.known.values()):
         _logger.warning("what was known of this network's weights before they changed is not saved: evaluate it again.")
     fresh = {row["stitch_id"]: {**images, **measured(row), "weights": mark} for row in given}
     known = remembered | {k: {**remembered.get(k, {}), **row} for k, row in fresh.items()}
