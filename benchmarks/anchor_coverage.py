@@ -107,6 +107,9 @@ def gradients_agree(model: nn.Module, part: View, side: tuple[int, int]) -> bool
         for rate in ("drop_prob", "p", "prob", "drop_rate", "drop"):
             if isinstance(getattr(module, rate, None), float):
                 setattr(module, rate, 0.0)
+        for jitter in ("shift_coords", "jitter_coords", "rescale_coords"):  # of rotary embeddings
+            if getattr(module, jitter, None) is not None:
+                setattr(module, jitter, None)
     x = torch.randn(2, model.pretrained_cfg["input_size"][0], *side)
     found = []
     for run in (model, lambda image: whole(part, image)):
