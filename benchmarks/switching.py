@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--model", default="snnet_deit_tsb")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--mixed-rounds", type=int, default=4)
+    parser.add_argument("--mixed-rounds", type=int, default=4, help="0 leaves the mixed batches out")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--backend", default="inductor")
     options = parser.parse_args()
@@ -138,7 +138,8 @@ def main() -> None:
     model = timm.create_model(options.model).eval()
     for batch in options.batches:
         against_bare(model, batch, options.rounds, "eager")
-    mixed(model, 64, 8, options.mixed_rounds)
+    if options.mixed_rounds:
+        mixed(model, 64, 8, options.mixed_rounds)
     if options.compiled:
         for batch in options.batches:
             against_bare(model, batch, options.rounds, "compiled whole", options.backend)
