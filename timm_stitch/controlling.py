@@ -28,7 +28,8 @@ class LatencyController:
         target_ms: how long one request may take, in milliseconds.
         rows: dicts of `stitch_id`, `latency_ms` and `top1`; default what the network's table knows.
         window: how many of the last requests the slowdown is judged by.
-        quantile: which of them counts, 0.5 to 1: 0.9 forgives one slow request in ten.
+        quantile: which of them counts, 0.5 to 1. A busy machine stalls now and then whatever runs; the median
+            forgives that, 1 does not.
         margin: the part of the target that is to stay free before going up, 0 to 1.
         patience: requests in a row before going up.
 
@@ -42,10 +43,10 @@ class LatencyController:
         target_ms: float,
         *,
         rows: Iterable[Row] | None = None,
-        window: int = 10,
-        quantile: float = 0.9,
+        window: int = 5,
+        quantile: float = 0.6,
         margin: float = 0.1,
-        patience: int = 10,
+        patience: int = 5,
     ) -> None:
         if not (target_ms > 0 and window >= 1 and 0.5 <= quantile <= 1 and 0 <= margin < 1 and patience >= 1):
             raise ValueError(
@@ -87,13 +88,13 @@ class LatencyController:
     def observe(self, latency_ms: float) -> int:
         """Take the latency of a request of the present stitch into account; returns the next stitch."""
         self._slowdowns.append(latency_ms / self.frontier[self._level]["latency_ms"])
-        fits = self._within(self.target_ms)
+        fits, comfortably = self._within(self.target_ms), self._within(self.target_ms * (1 - self.margin))
         if fits < self._level:
             self._level, self._waited = fits, 0
-        elif self._within(self.target_ms * (1 - self.margin)) > self._level:
+        elif comfortably > self._level:
             self._waited += 1
             if self._waited >= self.patience:
-                self._level, self._waited = self._level + 1, 0
+                self._level, self._waited = comfortably, 0
         else:
             self._waited = 0
         return self.stitch_id
