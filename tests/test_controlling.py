@@ -108,5 +108,7 @@ def test_what_is_not_known_is_said():
         LatencyController(Clockless(), 20, rows=[{"stitch_id": 0, "latency_ms": 3.0}])
     with pytest.raises(ValueError, match=r"no latency_ms .*timm_stitch\.profile"):
         LatencyController(Clockless(), 20, rows=[{"stitch_id": 0, "top1": 70.0}])
+    with pytest.raises(ValueError, match="rows is empty"):
+        LatencyController(Clockless(), 20, rows=[])
     with pytest.raises(ValueError, match="target_ms=-1"):
         LatencyController(Clockless(), -1)

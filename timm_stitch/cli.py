@@ -234,6 +234,8 @@ def _select(options: argparse.Namespace) -> None:
 
 
 def _profile(options: argparse.Namespace) -> None:
+    if options.save and not (len(options.model) == 1 and Path(options.model[0]).is_dir()):
+        raise ValueError(f"--save keeps figures in a network's folder, and {options.model[0]!r} is none: use --output.")
     model = _load(options)
     if options.compile:
         model.compile()

@@ -54,6 +54,8 @@ class LatencyController:
                 "expected a positive target, window and patience of 1 or more, 0.5 <= quantile <= 1, 0 <= margin < 1."
             )
         known = model.stitch_table() if rows is None else list(rows)
+        if not known:
+            raise ValueError("rows is empty: give rows of stitch_id, latency_ms and top1, or leave it out.")
         known = [row for row in known if row.get("latency_ms") is not None] or known[:1]
         self.model, self.target_ms = model, target_ms
         self.frontier = pareto_frontier(known, cost="latency_ms")

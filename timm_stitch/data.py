@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from timm.data import create_dataset, create_transform, resolve_data_config
@@ -9,6 +10,18 @@ from timm.data import create_dataset, create_transform, resolve_data_config
 if TYPE_CHECKING:
     from .config import TrainConfig
     from .network import SNNet
+
+
+def image_config(model: SNNet) -> dict[str, Any]:
+    """How images are prepared for a network, as timm's `resolve_data_config` has it, at the network's own size.
+
+    For a grey network with the mean and std of colours it is their average, as in timm's own loader.
+    """
+    config = resolve_data_config({}, model=model) | {"input_size": (model.in_chans, *model.image_size)}
+    for key in ("mean", "std"):
+        if len(config[key]) != model.in_chans:
+            config[key] = (statistics.fmean(config[key]),) * model.in_chans
+    return config
 
 
 def build_dataset(config: TrainConfig, model: SNNet, training: bool) -> Any:
@@ -27,7 +40,7 @@ def build_dataset(config: TrainConfig, model: SNNet, training: bool) -> Any:
         raise ValueError(
             "the recipe names no images: set data_dir to a folder of class folders, or dataset as for timm."
         )
-    data = resolve_data_config({}, model=model)
+    data = image_config(model)
     dataset = create_dataset(
         config.dataset or "",
         root=config.data_dir,
@@ -37,11 +50,7 @@ def build_dataset(config: TrainConfig, model: SNNet, training: bool) -> Any:
         seed=config.seed,
         input_img_mode="L" if model.in_chans == 1 else "RGB",
     )
-    shape: dict[str, Any] = {"input_size": (model.in_chans, *model.image_size)}
-    for name in ("mean", "std"):  # of colours for a grey network: their average, as timm's own loader has it
-        values = tuple(data[name])
-        same = len(values) == model.in_chans
-        shape[name] = values if same else (sum(values) / len(values),) * model.in_chans
+    shape = {key: data[key] for key in ("input_size", "mean", "std")}
     if training:
         dataset.transform = create_transform(
             **shape,

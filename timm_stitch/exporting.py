@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from tqdm.auto import tqdm
 
+from .data import image_config
 from .network import SNNet
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def export(
             "precision": quantize or "float32",
             "input": {"name": "images", "dtype": "float32", "shape": ["batch", *shape]},
             "output": {"name": "logits", "dtype": "float32", "shape": ["batch", whole.num_classes]},
-            "preprocessing": {k: v for k, v in resolve_data_config({}, model=whole).items() if k != "input_size"},
+            "preprocessing": {k: v for k, v in image_config(whole).items() if k != "input_size"},
             "bytes": sum(file.stat().st_size for file in beside.iterdir()),
             "union_bytes": sum(tensor.nbytes for tensor in union.values()),
             "stitches": [rows[k] for k in ids],

@@ -13,10 +13,11 @@ from html import escape
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import Tensor
 
 from .choosing import check_weights
+from .data import image_config
 from .frontier import Row, pareto_frontier
 from .network import SNNet
 from .plotting import curve_svg
@@ -77,12 +78,7 @@ class Viewer:
         check_weights(model, self.known, "what is known of this network")
         # What the slider moves along, cheapest first.
         self.steps = pareto_frontier(self.known) if self.known else sorted(table, key=lambda row: row["macs"])
-        shape = (model.in_chans, *model.image_size)
-        config = resolve_data_config({"input_size": shape}, model=model) | {"input_size": shape}
-        for key in ("mean", "std"):  # of colours, for a grey network: their average, as in timm's loader
-            if len(config[key]) != model.in_chans:
-                config[key] = (statistics.fmean(config[key]),) * model.in_chans
-        self.transform = create_transform(**config)
+        self.transform = create_transform(**image_config(model))
         self.mode = "L" if model.in_chans == 1 else "RGB"
         self._drawn = curve_svg(self.known) if self.known else None
 
