@@ -53,7 +53,7 @@ LEVELS = [
     {
         *("ranges", "hub_errors", "sharing", "trainer_callback", "authors", "checkpoints", "snnet"),
         *("web_page", "spaces", "exporting"),
-        *("run", "cli", "__main__", "__init__"),
+        *("run", "verbs", "cli", "__main__", "__init__"),
     },
 ]
 

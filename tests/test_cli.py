@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from conftest import anchor_specs
+from safetensors.torch import load_file
 
 import timm_stitch
 from timm_stitch.cli import main
@@ -38,6 +39,7 @@ def test_help_has_an_example(capsys):
         "init",
         "train",
         "eval",
+        "recalibrate",
         "plot",
         "select",
         "profile",
@@ -84,7 +86,35 @@ def test_the_way_from_init_to_extract(folder, capsys):
     assert json.loads(capsys.readouterr().out)["stitch_id"] in (0, 1, 2, 9)
     assert run("plot", rows, "--output", folder / "curve.png") == 0
     assert (folder / "curve.png").exists()
+    beside = ("snnet_deit_tsb", folder / "trained")
+    assert run("plot", rows, "--beside", beside[0], "--output", folder / "both.png", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["path"] == str(folder / "both.png")
+    assert run("plot", "snnet_swin_tsb", "--output", folder / "published.png") == 0
+    assert run("plot", rows, "--beside", beside[1], "--output", folder / "no.png") == 1
+    assert "has no row with a top1" in capsys.readouterr().err
     assert run("extract", folder / "trained", "--stitch-id", 9, "--output", folder / "9.safetensors") == 0
+
+
+def test_recalibrate_for_all_or_for_one(folder, capsys):
+    specs = [{"architecture": name, "num_classes": 10} for name in ("resnet18", "resnet34")]
+    torch.manual_seed(0)
+    model = timm.create_model("snnet", anchors=specs)
+    timm_stitch.save_pretrained(model, folder / "resnets")
+    images = ("--data-dir", folder / "images", "--split", "train", "--images", 8, "--batch-size", 4)
+    assert run("recalibrate", folder / "resnets", *images, "--output", folder / "again") == 0
+    again = timm.create_model(f"local-dir:{folder / 'again'}", pretrained=True).state_dict()
+    before = model.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], again[key])}
+    assert changed
+    assert all(key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for key in changed)
+    one = ("--stitch-id", model.stitch_ids[-1], "--output", folder / "one.safetensors", "--json")
+    assert run("recalibrate", folder / "resnets", *images, *one) == 0
+    capsys.readouterr()
+    alone = load_file(folder / "one.safetensors")
+    assert alone.keys() == model.extract(model.stitch_ids[-1]).state_dict().keys()
+    assert any(not torch.equal(alone[key], again[key]) for key in alone if key in changed)
+    assert run("recalibrate", folder / "net", *images, "--output", folder / "none") == 1
+    assert "has no BatchNorm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
