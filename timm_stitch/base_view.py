@@ -72,10 +72,13 @@ class View:
             image: the images (B, C, H, W) that it comes from, for side inputs that depend on their size.
             checkpointed: recompute activations in the backward pass instead of keeping them.
         """
-        for index in range(start, stop):
-            for module in self.modules(index):
-                h = checkpoint(module, h) if checkpointed else module(h)
+        for module in self.row(start, stop):
+            h = checkpoint(module, h) if checkpointed else module(h)
         return h
+
+    def row(self, start: int, stop: int) -> list[nn.Module]:
+        """The modules that are blocks `start:stop` one after another."""
+        return [module for index in range(start, stop) for module in self.modules(index)]
 
     def modules(self, index: int) -> tuple[nn.Module, ...]:
         """The modules that are block `index` one after another; a downsampling before it is one of them."""

@@ -61,6 +61,10 @@ class TransformerView(View):
     def block(self, index: int) -> nn.Module:
         return self.anchor.blocks._modules[str(index)]  # type: ignore[return-value]
 
+    def row(self, start: int, stop: int) -> list[nn.Module]:
+        blocks = self.anchor.blocks._modules  # looked up once: this is in every forward pass
+        return [blocks[str(index)] for index in range(start, stop)]
+
     def _norm(self, h: Tensor) -> Tensor:
         return self.anchor.norm(h)
 
