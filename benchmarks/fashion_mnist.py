@@ -1,7 +1,7 @@
 """The paper's claims on all of Fashion-MNIST: three small DeiTs, stitched and trained in many ways.
 
     python benchmarks/fashion_mnist.py OUT                        # every comparison, two seeds: hours on two cores
-    python benchmarks/fashion_mnist.py OUT --only base kaiming    # some of them
+    python benchmarks/fashion_mnist.py OUT --only plain kaiming   # some of them
     python benchmarks/fashion_mnist.py OUT --report               # what the rows say: tables and plots
 
 Each run is one line of OUT/runs.jsonl, and what is there is not run again. Images: the Debian package
@@ -60,20 +60,24 @@ class Variant:
         stitch: arguments of `timm_stitch.stitch`.
         init_images: for least squares; 0 leaves the stitching layers with Kaiming's random weights.
         trained_anchors: else they have random weights.
-        taught: learn from the frozen largest anchor too.
-        config: fields of `TrainConfig` that differ from SN-Net's run on these anchors.
+        augmented: train on flipped and shifted images, as the authors' code did here and as the anchors were trained.
+        config: fields of `TrainConfig` that differ from `OURS`.
+        short: one of the runs of one epoch, evaluated on the first half of the test images only.
     """
 
     stitch: dict[str, Any] = field(default_factory=dict)
     init_images: int = 100
     trained_anchors: bool = True
-    taught: bool = False
+    augmented: bool = False
     config: dict[str, Any] = field(default_factory=dict)
+    short: bool = True
 
 
-BETTER = {"sampling": "sandwich", "stitches": 2, "inplace_distillation": True}
+AUTHORS = {"batch_size": 250, "lr": 1.5e-4, "stitch_lr_scale": 1.0}  # and augmented images
+OURS = {"batch_size": 50, "lr": 1e-3, "stitch_lr_scale": 2.0}
+SANDWICH = {"sampling": "sandwich", "stitches": 1, "inplace_distillation": True}
 VARIANTS: dict[str, Variant] = {
-    "base": Variant(),
+    "plain": Variant(),
     "kaiming": Variant(init_images=0),
     "images 1000": Variant(init_images=1000),
     "slow to fast": Variant(stitch={"direction": "slow_to_fast"}),
@@ -81,22 +85,26 @@ VARIANTS: dict[str, Variant] = {
     "kernel 1": Variant(stitch={"kernel_size": 1}),
     "kernel 3": Variant(stitch={"kernel_size": 3}),
     "stitches only": Variant(config={"tune": "stitches"}),
-    "dense updates": Variant(config={"dense_updates": True}),
-    "four a step": Variant(config={"stitches": 4}),
-    "sandwich": Variant(config=BETTER),
-    "random anchors": Variant(trained_anchors=False, init_images=0, config={"lr": 1e-3}),
-    "long": Variant(config={"epochs": 4}),
-    "long, higher rate": Variant(config={"epochs": 4, "lr": 1e-3}),
-    "long, sandwich": Variant(config={**BETTER, "epochs": 4}),
-    "best": Variant(taught=True, config={**BETTER, "epochs": 4, "lr": 1e-3, "distillation": "soft"}),
+    "two a step": Variant(config={"stitches": 2}),
+    "sandwich": Variant(config=SANDWICH),
+    "random anchors": Variant(trained_anchors=False, init_images=0),
+    "authors' recipe, 4 epochs": Variant(augmented=True, config={**AUTHORS, "epochs": 4}, short=False),
+    "plain, 4 epochs": Variant(config={"epochs": 4}, short=False),
+    "sandwich, 4 epochs": Variant(config={**SANDWICH, "epochs": 4}, short=False),
+    "sandwich, augmented, 4 epochs": Variant(augmented=True, config={**SANDWICH, "epochs": 4}, short=False),
 }
-
+BESIDE = ["anchors trained on", "alone"]  # what is no SN-Net
 
 COMPARISONS = [
-    ("base", "kaiming"), ("images 1000", "base"), ("base", "slow to fast"), ("base", "all pairs"),
-    ("base", "kernel 1"), ("base", "kernel 3"), ("base", "stitches only"), ("dense updates", "base"),
-    ("four a step", "base"), ("sandwich", "base"), ("sandwich", "four a step"), ("base", "random anchors"),
-    ("long", "base"), ("long", "authors' code, none"), ("long, sandwich", "long"), ("best", "long"), ("best", "alone"),
+    ("plain", "kaiming"), ("images 1000", "plain"), ("plain", "slow to fast"), ("plain", "all pairs"),
+    ("plain", "kernel 1"), ("kernel 3", "plain"), ("plain", "stitches only"), ("two a step", "plain"),
+    ("sandwich", "plain"), ("sandwich", "two a step"), ("plain", "random anchors"),
+    ("plain, 4 epochs", "plain"), ("sandwich, 4 epochs", "sandwich"),
+    ("authors' recipe, 4 epochs", "authors' code, none"), ("plain, 4 epochs", "authors' recipe, 4 epochs"),
+    ("sandwich, 4 epochs", "plain, 4 epochs"),
+    ("sandwich, augmented, 4 epochs", "authors' recipe, 4 epochs"),
+    ("plain, 4 epochs", "anchors trained on"), ("sandwich, 4 epochs", "anchors trained on"),
+    ("plain, 4 epochs", "alone"), ("sandwich, 4 epochs", "alone"),
 ]  # fmt: skip
 LOW, HIGH = 1_425_120, 20_740_992  # multiply-adds of the smallest and the largest anchor
 
@@ -149,18 +157,33 @@ def schedule(epochs: float, steps: int, lr: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def train_alone(network: SNNet, data: Dataset, epochs: float, lr: float, seed: int) -> None:
+def train_alone(network: SNNet, data: Dataset, epochs: float, lr: float, seed: int, batch: int = BATCH) -> None:
     """Train one extracted stitch, in place, as a plain network."""
-    config = timm_stitch.TrainConfig(
-        **COMMON, seed=seed, **schedule(epochs, steps=round(epochs * len(data) / BATCH), lr=lr)
-    )
-    timm_stitch.train(network, config, train_data=data, progress=False)
+    values = {**COMMON, "batch_size": batch, **schedule(epochs, steps=round(epochs * len(data) / batch), lr=lr)}
+    timm_stitch.train(network, timm_stitch.TrainConfig(**values, seed=seed), train_data=data, progress=False)
+
+
+def evaluated(model: SNNet, tests: Sequence[DataLoader]) -> dict[str, Any]:
+    """Accuracy of every stitch on all of these equal parts of the test images, and on the first alone."""
+    parts = [{r["stitch_id"]: r["top1"] for r in timm_stitch.evaluate(model, test)} for test in tests]
+    whole = {k: round(statistics.fmean(part[k] for part in parts), 2) for k in parts[0]}
+    return {"final": whole, "first": {k: round(v, 2) for k, v in parts[0].items()}}
+
+
+def described(model: SNNet) -> dict[str, Any]:
+    """What the stitches of a network are and cost."""
+    table = model.stitch_table()
+    return {
+        "params": sum(p.numel() for p in model.parameters()),
+        "names": {row["stitch_id"]: row["name"] for row in table},
+        "macs": {row["stitch_id"]: row["macs"] for row in table},
+    }
 
 
 def run(variant: Variant, seed: int, folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     """Stitch, initialise, train, evaluate: one row."""
     if variant.trained_anchors:
-        anchors = read_anchors(folder, data["train"])
+        anchors = read_anchors(folder, data["augmented"])
     else:
         anchors = [make_anchor(name, seed) for name in WIDTHS]
     torch.manual_seed(seed)
@@ -168,26 +191,22 @@ def run(variant: Variant, seed: int, folder: Path, data: Mapping[str, Any]) -> d
     if variant.init_images:
         chosen = torch.randperm(len(data["images"]), generator=torch.Generator().manual_seed(seed))
         timm_stitch.least_squares_init(model, data["images"][chosen[: variant.init_images]])
-    changed = variant.stitch or not variant.trained_anchors or variant.init_images != 100
-    before = timm_stitch.evaluate(model, data["test"]) if changed or variant == Variant() else []  # else as in "base"
-    fields = {"epochs": 1, "lr": 1.5e-4, **variant.config}
-    steps = fields["epochs"] * len(data["train"]) // BATCH
-    config = timm_stitch.TrainConfig(
-        **{**COMMON, "seed": seed, **fields, **schedule(fields["epochs"], steps, fields["lr"])}
-    )
-    teacher = read_anchors(folder, data["train"])[-1] if variant.taught else None
-    done = timm_stitch.train(model, config, train_data=data["train"], teacher=teacher, progress=False)
-    after = timm_stitch.evaluate(model, data["test"])
+    tests = data["tests"][:1] if variant.short else data["tests"]
+    begins = variant in (Variant(init_images=n) for n in (0, 100, 1000))  # the others begin as the second
+    before = evaluated(model, tests)["first"] if begins else {}
+    fields = {**COMMON, "epochs": 1, **OURS, "seed": seed, **variant.config}
+    train_data = data["augmented" if variant.augmented else "plain"]
+    steps = fields["epochs"] * len(train_data) // fields["batch_size"]
+    config = timm_stitch.TrainConfig(**{**fields, **schedule(fields["epochs"], steps, fields["lr"])})
+    done = timm_stitch.train(model, config, train_data=train_data, progress=False)
     return {
         "steps": done["steps"],
         "images": done["images"],
         "seconds": round(done["seconds"], 1),
         "macs_an_image": macs_an_image(model, config, done["steps"]),
-        "params": sum(p.numel() for p in model.parameters()),
-        "names": {row["stitch_id"]: row["name"] for row in after},
-        "macs": {row["stitch_id"]: row["macs"] for row in after},
-        "init": {row["stitch_id"]: round(row["top1"], 2) for row in before},
-        "final": {row["stitch_id"]: round(row["top1"], 2) for row in after},
+        **described(model),
+        "init": before,
+        **evaluated(model, tests),
     }
 
 
@@ -202,27 +221,50 @@ def macs_an_image(model: SNNet, config: timm_stitch.TrainConfig, steps: int) -> 
     return statistics.fmean(shared_macs([model.plan[i] for i in rule(step)], costs) for step in range(steps))
 
 
+def run_trained_on(seed: int, folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The anchors, each trained on alone for as many images as the long runs see: three times their images together."""
+    model = timm_stitch.stitch(read_anchors(folder, data["augmented"]))
+    row: dict[str, Any] = {"images": 3 * 4 * len(data["plain"]), "init": {}, "final": {}, "first": {}}
+    row |= {"params": sum(p.numel() for p in model.anchors.parameters()), "names": {}, "macs": {}}
+    began = time.monotonic()
+    for i in range(3):
+        network = model.extract(i, copy=True)
+        train_alone(network, data["plain"], 4, lr=OURS["lr"], seed=seed, batch=OURS["batch_size"])
+        add_alone(row, i, network, data["tests"])
+    costs = model.costs()
+    row["macs_an_image"] = statistics.fmean(costs.cost(model.plan[i]).macs for i in range(3))
+    return row | {"seconds": round(time.monotonic() - began, 1)}
+
+
 def run_alone(seed: int, folder: Path, data: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Networks of seven costs along the frontier, trained alone at the total cost of anchors and SN-Net."""
+    """Networks of seven costs along the frontier, trained alone at the total cost of anchors and SN-Net.
+
+    From scratch, on plain images, equal epochs each.
+    """
     model = timm_stitch.stitch([make_anchor(name, seed) for name in WIDTHS])
-    table = {row["stitch_id"]: row for row in model.stitch_table()}
-    low, high = table[0]["macs"], table[2]["macs"]
-    targets = [low * (high / low) ** (i / 6) for i in range(1, 6)]
-    between = [min(range(3, len(table)), key=lambda i: abs(math.log(table[i]["macs"] / t))) for t in targets]
+    macs = {row["stitch_id"]: row["macs"] for row in model.stitch_table()}
+    targets = [LOW * (HIGH / LOW) ** (i / 6) for i in range(1, 6)]
+    between = [min(range(3, len(macs)), key=lambda i: abs(math.log(macs[i] / t))) for t in targets]
     chosen = [0, *between, 2]
-    total = sum(ANCHOR_EPOCHS[n] * table[i]["macs"] for i, n in enumerate(WIDTHS)) + 4 * base["macs_an_image"]
-    epochs = total / sum(table[i]["macs"] for i in chosen)
-    row: dict[str, Any] = {"epochs_each": epochs, "names": {}, "macs": {}, "init": {}, "final": {}, "params": 0}
-    started = time.monotonic()
+    total = sum(ANCHOR_EPOCHS[n] * macs[i] for i, n in enumerate(WIDTHS)) + 4 * base["macs_an_image"]
+    epochs = total / sum(macs[i] for i in chosen)
+    row: dict[str, Any] = {"epochs_each": epochs, "init": {}, "final": {}, "first": {}, "names": {}, "macs": {}}
+    row |= {"images": round(epochs * len(chosen) * len(data["plain"])), "params": 0}
+    began = time.monotonic()
     for i in chosen:
         fresh = timm_stitch.stitch([make_anchor(name, seed) for name in WIDTHS])
         network = fresh.extract(i, copy=True)
-        train_alone(network, data["train"], epochs, lr=2e-3, seed=seed)
-        (result,) = timm_stitch.evaluate(network, data["test"])
-        row["names"][i], row["macs"][i], row["final"][i] = result["name"], result["macs"], round(result["top1"], 2)
+        train_alone(network, data["plain"], epochs, lr=2e-3, seed=seed, batch=100)
+        add_alone(row, i, network, data["tests"])
         row["params"] += sum(p.numel() for p in network.parameters())
-    row["seconds"] = round(time.monotonic() - started, 1)
-    return row
+    return row | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def add_alone(row: dict[str, Any], number: int, network: SNNet, tests: Sequence[DataLoader]) -> None:
+    """Add one network's figures to a row."""
+    for key, values in (described(network) | evaluated(network, tests)).items():
+        if key != "params":
+            row[key][number] = values[number]
 
 
 def area(row: Mapping[str, Any], which: str = "final") -> float:
@@ -233,9 +275,11 @@ def area(row: Mapping[str, Any], which: str = "final") -> float:
 
 def anchor_row(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     """The anchors as they are, before any stitching."""
-    model = timm_stitch.stitch(read_anchors(folder, data["train"]))
-    rows = timm_stitch.evaluate(model, data["test"], [0, 1, 2])
-    return {key: {r["stitch_id"]: r[name] for r in rows} for key, name in (("macs", "macs"), ("final", "top1"))}
+    model = timm_stitch.stitch(read_anchors(folder, data["augmented"]))
+    row: dict[str, Any] = {"init": {}, "final": {}, "first": {}, "names": {}, "macs": {}}
+    for i in range(3):
+        add_alone(row, i, model.extract(i), data["tests"])
+    return row
 
 
 def straight_line(row: Mapping[str, Any]) -> float:
@@ -257,54 +301,67 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean:.2f}" + (f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else "")
 
 
+def is_short(row: Mapping[str, Any]) -> bool:
+    """Whether a row was evaluated on the first half of the test images only."""
+    return row["final"] == row.get("first")
+
+
+def areas(rows: Sequence[Mapping[str, Any]], first: bool) -> list[float]:
+    """The area of each row, on all test images or on the first half."""
+    return [area(row, "first" if first else "final") for row in rows]
+
+
 def report(out: Path, official: Path | None) -> str:
     """Tables of all runs, comparisons, and a plot for each variant."""
-    runs = read_runs(out / "runs.jsonl")
     groups: dict[str, list[dict[str, Any]]] = {}
-    for (name, _), row in sorted(runs.items(), key=lambda item: (list(VARIANTS).index(item[0][0]), item[0][1])
-                                 if item[0][0] in VARIANTS else (99, 0)):  # fmt: skip
-        groups.setdefault(name, []).append(row)
+    runs = read_runs(out / "runs.jsonl")
+    order = ["anchors", *VARIANTS, *BESIDE]
+    for name, seed in sorted(runs, key=lambda key: (order.index(key[0]), key[1])):
+        groups.setdefault(name, []).append(runs[name, seed])
     anchors = groups.pop("anchors")[0]
     theirs = json.loads(official.read_text())["runs"] if official else []
     for row in theirs:
         groups.setdefault(f"authors' code, {row['variant']}", []).append(row)
     lines = [
-        f"Anchors left alone: area {area(anchors):.2f}; straight lines between them {straight_line(anchors):.2f}.",
+        f"Anchors left alone: area {area(anchors):.2f}, on the first half of the test images "
+        f"{area(anchors, 'first'):.2f}; straight lines between them {straight_line(anchors):.2f}. Rows marked * are "
+        "of the first half.",
         "",
-        "| variant | seeds | stitches | images seen | cost | area at init | area | anchors' change (T, S, B) |",
+        "| variant | seeds | stitches | images | MMACs an image | at init | area | anchors' change (T, S, B) |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    cost = statistics.fmean(r["macs_an_image"] for r in groups["base"]) if "base" in groups else math.nan
     for name, rows in groups.items():
-        first = rows[0]
-        change = [statistics.fmean(r["final"].get(i, math.nan) - anchors["final"][i] for r in rows) for i in "012"]
-        seen = f"{first['images']:,}" if "images" in first else f"{first.get('epochs', 0) * 60000:,}"
-        paid = f"{first['macs_an_image'] / cost:.2f}" if "macs_an_image" in first else ""
-        begin = spread([area(r, "init") for r in rows]) if first["init"] else ""
+        row, short = rows[0], is_short(rows[0])
+        bare = anchors["first" if short else "final"]
+        change = [statistics.fmean(r["final"].get(i, math.nan) - bare[i] for r in rows) for i in "012"]
+        seen = f"{row['images']:,}" if "images" in row else f"{row.get('epochs', 0) * 60000:,}"
+        paid = f"{row['macs_an_image'] / 1e6:.1f}" if "macs_an_image" in row else ""
+        begin = spread([area(r, "init") for r in rows]) if "images" in row and row["init"] else ""
         lines.append(
-            f"| {name} | {len(rows)} | {len(first['final'])} | {seen} | {paid} | {begin} "
-            f"| {spread([area(r) for r in rows])} | {', '.join(f'{c:+.2f}' for c in change)} |"
+            f"| {name}{' *' if short else ''} | {len(rows)} | {len(row['final'])} | {seen} | {paid} | {begin} "
+            f"| {spread(areas(rows, False))} | {', '.join(f'{c:+.2f}' for c in change)} |"
         )
     lines += ["", "| comparison | difference of areas | seeds differ by | found |", "|---|---|---|---|"]
     for a, b in COMPARISONS:
         if a in groups and b in groups:
-            left, right = ([area(r) for r in groups[name]] for name in (a, b))
+            short = is_short(groups[a][0]) or is_short(groups[b][0])
+            left, right = areas(groups[a], short), areas(groups[b], short)
             difference = statistics.fmean(left) - statistics.fmean(right)
             noise = max(max(v) - min(v) for v in (left, right))
             found = "none" if abs(difference) <= noise else a if difference > 0 else b
             lines.append(f"| {a} against {b} | {difference:+.2f} | {noise:.2f} | {found} |")
-    for name, rows in groups.items():
-        if name.startswith("authors"):
-            continue
-        points = [
-            {"macs": rows[0]["macs"][i], "top1": rows[0]["final"][i], "name": rows[0]["names"][i]}
-            for i in rows[0]["final"]
-        ]
-        others = {"anchors before": [{"macs": anchors["macs"][i], "top1": anchors["final"][i]} for i in "012"]}
-        if theirs:
-            plain = next(r for r in theirs if r["variant"] == "none")
-            others["authors' code"] = [{"macs": plain["macs"][i], "top1": t} for i, t in plain["final"].items()]
-        plot_curve(points, out / f"{name.replace(' ', '_').replace(',', '')}.png", title=name, others=others)
+    others = {"anchors before": [{"macs": anchors["macs"][i], "top1": anchors["final"][i]} for i in "012"]}
+    plain = [row for row in theirs if row["variant"] == "none"][:1]
+    for row in plain:
+        others["authors' code"] = [{"macs": row["macs"][i], "top1": t} for i, t in row["final"].items()]
+    for name in VARIANTS:
+        if name in groups:
+            row = groups[name][0]
+            points = [
+                {"macs": row["macs"][i], "top1": top1, "name": row["names"][i]} for i, top1 in row["final"].items()
+            ]
+            file = "".join(c if c.isalnum() else "_" for c in name.replace(",", "").replace("'", ""))
+            plot_curve(points, out / f"{file}.png", title=name, others=others)
     return "\n".join(lines)
 
 
@@ -314,7 +371,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--images", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--anchors", type=Path, help="default: OUT/anchors")
-    parser.add_argument("--only", nargs="+", default=[*VARIANTS, "alone"], choices=[*VARIANTS, "alone"])
+    parser.add_argument("--only", nargs="+", default=[*VARIANTS, *BESIDE], choices=[*VARIANTS, *BESIDE])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--official", type=Path, help="rows of the authors' code on the same anchors")
@@ -327,8 +384,12 @@ def main() -> None:
         found = read_images(options.images)
         data = {
             "images": found["train"][0],
-            "train": Augmented(*found["train"]),
-            "test": DataLoader(TensorDataset(*found["test"]), batch_size=500),
+            "plain": TensorDataset(*found["train"]),
+            "augmented": Augmented(*found["train"]),
+            "tests": [
+                DataLoader(TensorDataset(*half), batch_size=250)
+                for half in zip(*(part.chunk(2) for part in found["test"]), strict=True)
+            ],
         }
         for seed in options.seeds:
             for name in ["anchors", *options.only]:
@@ -337,8 +398,10 @@ def main() -> None:
                     continue
                 if name == "anchors":
                     row = anchor_row(folder, data)
+                elif name == "anchors trained on":
+                    row = run_trained_on(seed, folder, data)
                 elif name == "alone":
-                    row = run_alone(seed, folder, data, done["base", seed])
+                    row = run_alone(seed, folder, data, done["plain", seed])
                 else:
                     row = run(VARIANTS[name], seed, folder, data)
                 with kept.open("a") as file:
