@@ -34,7 +34,7 @@ LEVELS = [
     STANDARD_ONLY,
     {
         *("compat", "lean", "cuts", "cutting", "forms", "openings", "program", "tracing", "views"),
-        *("layers", "counting", "network", "stitching", "stitched", "choosing", "fingerprints", "modes"),
+        *("layers", "counting", "network", "stitching", "stitched", "paths", "choosing", "fingerprints", "modes"),
     },
     {
         *(
