@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from .card_template import card_file
+from .costs import short
 from .frontier import pareto_frontier
 from .plan import StitchPlan
 
@@ -70,7 +71,7 @@ def render_card(
     )
     source = [stitches[key] for key in ("source", "caveat", "note") if stitches.get(key)]
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
-    environment.filters.update(big=_big, cell=_cell)
+    environment.filters.update(big=short, cell=_cell)
     text = environment.from_string(card_file("template.md").read_text(encoding="utf-8")).render(
         card_data=data.to_yaml(),
         model_name=name,
@@ -200,13 +201,6 @@ def _run(run: Any) -> str:
     """One training run in a line."""
     values = dict(run) if isinstance(run, Mapping) else {}
     return _cell(", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, "")))
-
-
-def _big(value: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return str(value)
 
 
 def _cell(text: Any) -> str:

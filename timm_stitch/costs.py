@@ -116,3 +116,11 @@ class PlanCosts:
             return layer.macs if layer else 0
         costs = self._anchor(number)
         return costs.head.macs + (costs.norm.macs if which == 1 or self.stitched_norm else 0)
+
+
+def short(count: float) -> str:
+    """A count for people: 4608338304 as 4.61 G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)

@@ -14,6 +14,7 @@ from accelerate.utils import is_tensorboard_available
 from torch import Tensor
 
 from .config import TrainConfig
+from .costs import short
 from .distributed import summed
 
 GROUPS = 4
@@ -30,7 +31,7 @@ class LossMeter:
 
     def __init__(self, groups: Sequence[Sequence[int]], macs: Mapping[int, int], device: torch.device) -> None:
         self.number = {stitch_id: i for i, group in enumerate(groups) for stitch_id in group}
-        self.names = [f"≤{_short(max(macs[i] for i in group))}" for group in groups]
+        self.names = [f"≤{short(max(macs[i] for i in group)).replace(' ', '')}" for group in groups]
         self.epoch = torch.zeros(2, len(groups), device=device)
         self.recent = torch.zeros(2, len(groups), device=device)
 
@@ -75,10 +76,3 @@ def finish_trackers(accelerator: Accelerator) -> None:
     """Close the trackers; the process group stays (`end_training` would take it down)."""
     for tracker in getattr(accelerator, "trackers", []):
         tracker.finish()
-
-
-def _short(macs: int) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if macs >= size:
-            return f"{macs / size:.3g}{unit}"
-    return str(macs)

@@ -17,6 +17,7 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import Tensor
 
 from .choosing import check_weights
+from .costs import short
 from .data import image_config
 from .frontier import Row, pareto_frontier
 from .network import SNNet
@@ -121,8 +122,8 @@ class Viewer:
         tiles = [
             (f"stitch {row['stitch_id']}", row["name"], "stitch"),
             ("top-1 accuracy", f"{row['top1']:.2f} %" if self.known else "unknown", "top1"),
-            ("multiply-adds", _short(row["macs"]), "macs"),
-            ("parameters", _short(row["params"]), "params"),
+            ("multiply-adds", short(row["macs"]), "macs"),
+            ("parameters", short(row["params"]), "params"),
             (f"latency on {where}, median of {look.calls}", f"{look.latency_ms:.2f} ms", "latency")
             if look
             else ("latency", "–", "latency"),
@@ -231,11 +232,3 @@ def _labels(model: SNNet, labels: Sequence[str] | None) -> list[str]:
         names = list(ImageNetInfo(subset).label_descriptions()) if subset else [f"class {i}" for i in range(count)]
     alike = {name for name in names if names.count(name) > 1} if len(set(names)) < count else set()
     return [f"{name} ({i})" if name in alike else str(name) for i, name in enumerate(names)]
-
-
-def _short(count: int) -> str:
-    """4627453952 as 4.63 G."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:#.3g}".rstrip(".") + f" {unit}"
-    return str(count)
