@@ -34,21 +34,6 @@ SIZES = {
 }
 
 
-class Augmented(Dataset):
-    """Fashion-MNIST with random flips and shifts of up to two pixels."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.padded, self.labels = nn.functional.pad(images, (2, 2, 2, 2), value=-MEAN / STD), labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        top, left = torch.randint(0, 5, (2,)).tolist()
-        image = self.padded[index, :, top : top + 28, left : left + 28]
-        return (image.flip(-1) if torch.rand(()) < 0.5 else image), self.labels[index]
-
-
 def load_images(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training and test images (N, 1, 28, 28), normalised, with their labels."""
     data = np.load(path)
@@ -86,17 +71,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("quickstart-output"))
     parser.add_argument("--anchor-epochs", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=16, help="of training the stitched network")
+    parser.add_argument("--epochs", type=int, default=12, help="of training the stitched network")
     options = parser.parse_args()
     began = time.monotonic()
     train_images, train_labels, test_images, test_labels = load_images(
         Path(__file__).parent / "data/fashion_mnist_10k.npz"
     )
-    augmented = Augmented(train_images, train_labels)
+    train = TensorDataset(train_images, train_labels)
     test = DataLoader(TensorDataset(test_images, test_labels), batch_size=500)
 
     print("1. Three anchors, as if they had come pretrained.")
-    anchors = [train_anchor(name, args, augmented, options.anchor_epochs) for name, args in SIZES.items()]
+    anchors = [train_anchor(name, args, train, options.anchor_epochs) for name, args in SIZES.items()]
 
     print("2. Stitch them, and initialise the stitching layers by least squares on 500 images.")
     model = timm_stitch.stitch(anchors)
@@ -105,9 +90,10 @@ def main() -> None:
 
     print(f"3. Train all {model.num_stitches} stitches together, a random one each step.")
     config = timm_stitch.TrainConfig(
-        epochs=options.epochs, batch_size=200, lr=5e-4, warmup_epochs=1, mixup=0, cutmix=0, workers=0
-    )
-    timm_stitch.train(model, config, train_data=augmented)
+        epochs=options.epochs, batch_size=50, lr=1e-3, min_lr=1e-5, warmup_epochs=1, stitch_lr_scale=2,
+        mixup=0, cutmix=0, workers=0,
+    )  # fmt: skip
+    timm_stitch.train(model, config, train_data=train)
     after = timm_stitch.evaluate(model, test, progress=True)
 
     print("4. Draw the curve, save the network, load it back as any timm model.")

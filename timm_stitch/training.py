@@ -321,7 +321,7 @@ class _Run:
         loss, groups = self.meter.read()
         if not math.isfinite(loss):
             raise self._not_finite("the loss is")
-        self.bar.set_postfix(loss=f"{loss:.3f}", **{name: f"{value:.2f}" for name, value in groups.items()})
+        self.bar.set_postfix({"loss": f"{loss:.3f}", **{name: f"{value:.2f}" for name, value in groups.items()}})
         if getattr(self.accelerator, "trackers", None):
             rates = {f"lr/{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
             values = {"loss/all": loss, **{f"loss/{name}": value for name, value in groups.items()}, **rates}
