@@ -93,7 +93,7 @@ VARIANTS: dict[str, Variant] = {
     "sandwich, 4 epochs": Variant(config={**SANDWICH, "epochs": 4}, short=False),
     "sandwich, augmented, 4 epochs": Variant(augmented=True, config={**SANDWICH, "epochs": 4}, short=False),
 }
-BESIDE = ["anchors trained on", "alone"]  # what is no SN-Net
+BESIDE = ["anchors trained on", "alone, anchors free", "alone"]  # what is no SN-Net
 
 COMPARISONS = [
     ("plain", "kaiming"), ("images 1000", "plain"), ("plain", "slow to fast"), ("plain", "all pairs"),
@@ -104,7 +104,7 @@ COMPARISONS = [
     ("sandwich, 4 epochs", "plain, 4 epochs"),
     ("sandwich, augmented, 4 epochs", "authors' recipe, 4 epochs"),
     ("plain, 4 epochs", "anchors trained on"), ("sandwich, 4 epochs", "anchors trained on"),
-    ("plain, 4 epochs", "alone"), ("sandwich, 4 epochs", "alone"),
+    ("plain, 4 epochs", "alone, anchors free"), ("plain, 4 epochs", "alone"), ("sandwich, 4 epochs", "alone"),
 ]  # fmt: skip
 LOW, HIGH = 1_425_120, 20_740_992  # multiply-adds of the smallest and the largest anchor
 
@@ -253,17 +253,19 @@ def run_trained_on(seed: int, folder: Path, data: Mapping[str, Any]) -> dict[str
     return row | {"seconds": round(time.monotonic() - began, 1)}
 
 
-def run_alone(seed: int, folder: Path, data: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Networks of seven costs along the frontier, trained alone at the total cost of anchors and SN-Net.
+def run_alone(seed: int, data: Mapping[str, Any], base: Mapping[str, Any], anchors_too: bool) -> dict[str, Any]:
+    """Networks of seven costs along the frontier, trained alone from scratch, on plain images, equal epochs each.
 
-    From scratch, on plain images, equal epochs each.
+    In total they cost as much as the SN-Net's run `base`, and with `anchors_too` what its anchors cost besides.
     """
     model = timm_stitch.stitch([make_anchor(name, seed) for name in WIDTHS])
     macs = {row["stitch_id"]: row["macs"] for row in model.stitch_table()}
     targets = [LOW * (HIGH / LOW) ** (i / 6) for i in range(1, 6)]
     between = [min(range(3, len(macs)), key=lambda i: abs(math.log(macs[i] / t))) for t in targets]
     chosen = [0, *between, 2]
-    total = sum(ANCHOR_EPOCHS[n] * macs[i] for i, n in enumerate(WIDTHS)) + 4 * base["macs_an_image"]
+    total = base["images"] / len(data["plain"]) * base["macs_an_image"]
+    if anchors_too:
+        total += sum(ANCHOR_EPOCHS[n] * macs[i] for i, n in enumerate(WIDTHS))
     epochs = total / sum(macs[i] for i in chosen)
     row: dict[str, Any] = {"epochs_each": epochs, "init": {}, "final": {}, "first": {}, "names": {}, "macs": {}}
     row |= {"images": round(epochs * len(chosen) * len(data["plain"])), "params": 0}
@@ -417,8 +419,8 @@ def main() -> None:
                     row = anchor_row(folder, data)
                 elif name == "anchors trained on":
                     row = run_trained_on(seed, folder, data)
-                elif name == "alone":
-                    row = run_alone(seed, folder, data, done["plain", seed])
+                elif name.startswith("alone"):
+                    row = run_alone(seed, data, done["plain, 4 epochs", seed], anchors_too=name == "alone")
                 else:
                     row = run(VARIANTS[name], seed, folder, data)
                 with kept.open("a") as file:

@@ -1,7 +1,8 @@
 """What switching costs: an SN-Net at one of its anchors against the bare timm model, and what a mixed batch shares.
 
-    python benchmarks/switching.py                  # snnet_deit_tsb: minutes eager
-    python benchmarks/switching.py --compiled       # and compiled by inductor; needs a C++ compiler
+    python benchmarks/switching.py                         # snnet_deit_tsb, eager
+    python benchmarks/switching.py --only mixed            # batches with an id for each image
+    python benchmarks/switching.py --only blocks whole     # compiled by inductor; needs a C++ compiler
 
 Times are medians of interleaved runs, and ratios are medians of the ratios of neighbours, with their quartiles.
 """
@@ -130,19 +131,20 @@ def main() -> None:
     parser.add_argument("--model", default="snnet_deit_tsb")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--mixed-rounds", type=int, default=4, help="0 leaves the mixed batches out")
-    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--only", nargs="+", default=["eager"], choices=["eager", "mixed", "blocks", "whole"])
     parser.add_argument("--backend", default="inductor")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = timm.create_model(options.model).eval()
-    for batch in options.batches:
-        against_bare(model, batch, options.rounds, "eager")
-    if options.mixed_rounds:
-        mixed(model, 64, 8, options.mixed_rounds)
-    if options.compiled:
+    if "eager" in options.only:
+        for batch in options.batches:
+            against_bare(model, batch, options.rounds, "eager")
+    if "mixed" in options.only:
+        mixed(model, 64, 8, options.rounds)
+    if "whole" in options.only:
         for batch in options.batches:
             against_bare(model, batch, options.rounds, "compiled whole", options.backend)
+    if "blocks" in options.only:
         torch._dynamo.reset()
         model.compile(backend=options.backend)
         switches(model, 200)
