@@ -1,6 +1,7 @@
 """What switching costs: an SN-Net at one of its anchors against the bare timm model, and what a mixed batch shares.
 
     python benchmarks/switching.py                         # snnet_deit_tsb, eager
+    python benchmarks/switching.py --only overhead         # microseconds that a call adds, on tiny networks
     python benchmarks/switching.py --only mixed            # batches with an id for each image
     python benchmarks/switching.py --only blocks whole     # compiled by inductor; needs a C++ compiler
 
@@ -17,9 +18,10 @@ from collections.abc import Callable
 
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-import timm_stitch  # noqa: F401  registers the models
+import timm_stitch
 from timm_stitch.network import SNNet
 from timm_stitch.prefixes import shared_macs
 
@@ -81,6 +83,24 @@ def against_bare(model: SNNet, batch: int, rounds: int, label: str, whole: str |
         print(f"{label}, batch {batch}, {name}: {found}", flush=True)
 
 
+def overhead(calls: int = 3000) -> None:
+    """What a call adds to the bare model's, in microseconds: anchors of twelve blocks that compute next to nothing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    sizes = {"img_size": 16, "patch_size": 16, "depth": 12, "num_heads": 1}
+    anchors = [VisionTransformer(embed_dim=width, **sizes).eval() for width in (8, 16)]
+    model, x = timm_stitch.stitch(anchors).eval().set_stitch(0), torch.randn(1, 3, 16, 16)
+    times: dict[str, list[float]] = {"ours": [], "bare": []}
+    for turn in range(calls):
+        for name, call in (("ours", model), ("bare", anchors[0]))[:: 1 if turn % 2 else -1]:
+            began = time.perf_counter()
+            call(x)
+            times[name].append(1e6 * (time.perf_counter() - began))
+    torch.set_num_threads(threads)
+    ours, bare = (statistics.median(found) for found in times.values())
+    print(f"a call of a stitch adds {ours - bare:.0f} microseconds to {bare:.0f} of the bare model", flush=True)
+
+
 def switches(model: SNNet, count: int) -> None:
     """Random switches among all stitches after one pass over them: graphs compiled, and fall-backs to eager."""
     from torch._dynamo.utils import counters
@@ -131,7 +151,9 @@ def main() -> None:
     parser.add_argument("--model", default="snnet_deit_tsb")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--only", nargs="+", default=["eager"], choices=["eager", "mixed", "blocks", "whole"])
+    parser.add_argument(
+        "--only", nargs="+", default=["eager"], choices=["eager", "overhead", "mixed", "blocks", "whole"]
+    )
     parser.add_argument("--backend", default="inductor")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -139,6 +161,8 @@ def main() -> None:
     if "eager" in options.only:
         for batch in options.batches:
             against_bare(model, batch, options.rounds, "eager")
+    if "overhead" in options.only:
+        overhead()
     if "mixed" in options.only:
         mixed(model, 64, 8, options.rounds)
     if "whole" in options.only:
