@@ -1,6 +1,6 @@
 """Hold a latency target on a machine whose load changes: `make quickstart`, then `python examples/under_load.py`.
 
-A second process loads one core in some phases and none in others. Each request is a batch of test images. The
+A second process loads every core in some phases and none in others. Each request is a batch of test images. The
 controller's stitch and some fixed ones take every request in turn, so all of them meet the same load.
 """
 
@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -21,8 +22,8 @@ import timm_stitch
 
 
 def burn(busy: multiprocessing.Event) -> None:
-    """Load one core while told to."""
-    torch.set_num_threads(1)
+    """Load every core while told to."""
+    torch.set_num_threads(os.cpu_count() or 1)
     a = torch.randn(1024, 1024)
     while True:
         if busy.wait(timeout=60):
@@ -36,9 +37,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--phase", type=int, default=100, help="requests between two changes of the load")
+    parser.add_argument("--threads", type=int, default=1, help="on shared cores several wait for the slowest of them")
     parser.add_argument("--target", type=float, help="ms; default 1.25 times the largest anchor's on the idle machine")
     parser.add_argument("--trace", type=Path, help="write each request's slowdown here")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     _, _, images, labels = load_images(Path(__file__).parent / "data/fashion_mnist_10k.npz")
     model = timm.create_model(options.model, pretrained=True).eval()
     rows = timm_stitch.profile(model, options.batch_size, repeats=30)
