@@ -330,6 +330,12 @@ def areas(rows: Sequence[Mapping[str, Any]], first: bool) -> list[float]:
     return [area(row, "first" if first else "final") for row in rows]
 
 
+def points(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row's stitches as `plot_curve` takes them."""
+    names = row.get("names", {})
+    return [{"macs": row["macs"][i], "top1": top1, "name": names.get(i, "")} for i, top1 in row["final"].items()]
+
+
 def report(out: Path, official: Path | None) -> str:
     """Tables of all runs, comparisons, and a plot for each variant."""
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -369,18 +375,17 @@ def report(out: Path, official: Path | None) -> str:
             noise = max(max(v) - min(v) for v in (left, right))
             found = "none" if abs(difference) <= noise else a if difference > 0 else b
             lines.append(f"| {a} against {b} | {difference:+.2f} | {noise:.2f} | {found} |")
-    others = {"anchors before": [{"macs": anchors["macs"][i], "top1": anchors["final"][i]} for i in "012"]}
-    plain = [row for row in theirs if row["variant"] == "none"][:1]
-    for row in plain:
-        others["authors' code"] = [{"macs": row["macs"][i], "top1": t} for i, t in row["final"].items()]
-    for name in VARIANTS:
-        if name in groups:
-            row = groups[name][0]
-            points = [
-                {"macs": row["macs"][i], "top1": top1, "name": row["names"][i]} for i, top1 in row["final"].items()
-            ]
-            file = "".join(c if c.isalnum() else "_" for c in name.replace(",", "").replace("'", ""))
-            plot_curve(points, out / f"{file}.png", title=name, others=others)
+    others = {"anchors before": points(anchors)}
+    for row in [row for row in theirs if row["variant"] == "none"][:1]:
+        others["authors' code"] = points(row)
+    for name in [name for name in VARIANTS if name in groups]:
+        file = "".join(c if c.isalnum() else "_" for c in name.replace(",", "").replace("'", ""))
+        plot_curve(points(groups[name][0]), out / f"{file}.png", title=name, others=others)
+    long = {name: points(groups[name][0]) for name in ("anchors trained on", "plain, 4 epochs") if name in groups}
+    if "sandwich, 4 epochs" in groups:
+        best = points(groups["sandwich, 4 epochs"][0])
+        title = "Fashion-MNIST, 240,000 images seen; stitches of the sandwich rule"
+        plot_curve(best, out / "overview.png", title=title, others={**others, **long})
     return "\n".join(lines)
 
 

@@ -108,5 +108,5 @@ def _figure(rows: list[Mapping[str, Any]], title: str, others: Mapping[str, Iter
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_title(title)
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    axes.legend(loc="lower right")  # where curves that rise leave room
     return figure, scale
