@@ -364,7 +364,7 @@ def report(out: Path, official: Path | None) -> str:
         begin = spread([area(r, "init") for r in rows]) if "images" in row and row["init"] else ""
         lines.append(
             f"| {name}{' *' if short else ''} | {len(rows)} | {len(row['final'])} | {seen} | {paid} | {begin} "
-            f"| {spread(areas(rows, False))} | {', '.join(f'{c:+.2f}' for c in change)} |"
+            f"| {spread(areas(rows, False))} | {', '.join(f'{c:+.2f}' if c == c else '–' for c in change)} |"
         )
     lines += ["", "| comparison | difference of areas | seeds differ by | found |", "|---|---|---|---|"]
     for a, b in COMPARISONS:
