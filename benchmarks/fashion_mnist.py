@@ -253,6 +253,13 @@ def run_trained_on(seed: int, folder: Path, data: Mapping[str, Any]) -> dict[str
     return row | {"seconds": round(time.monotonic() - began, 1)}
 
 
+def even_in_cost(macs: Mapping[int, int]) -> list[int]:
+    """Seven stitches, the smallest and the largest anchor among them, about even in log MACs."""
+    targets = [macs[0] * (macs[2] / macs[0]) ** (i / 6) for i in range(1, 6)]
+    between = [min(range(3, len(macs)), key=lambda i: abs(math.log(macs[i] / t))) for t in targets]
+    return [0, *between, 2]
+
+
 def run_alone(seed: int, data: Mapping[str, Any], base: Mapping[str, Any], anchors_too: bool) -> dict[str, Any]:
     """Networks of seven costs along the frontier, trained alone from scratch, on plain images, equal epochs each.
 
@@ -260,9 +267,7 @@ def run_alone(seed: int, data: Mapping[str, Any], base: Mapping[str, Any], ancho
     """
     model = timm_stitch.stitch([make_anchor(name, seed) for name in WIDTHS])
     macs = {row["stitch_id"]: row["macs"] for row in model.stitch_table()}
-    targets = [LOW * (HIGH / LOW) ** (i / 6) for i in range(1, 6)]
-    between = [min(range(3, len(macs)), key=lambda i: abs(math.log(macs[i] / t))) for t in targets]
-    chosen = [0, *between, 2]
+    chosen = even_in_cost(macs)
     total = base["images"] / len(data["plain"]) * base["macs_an_image"]
     if anchors_too:
         total += sum(ANCHOR_EPOCHS[n] * macs[i] for i, n in enumerate(WIDTHS))

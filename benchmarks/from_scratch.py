@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from pathlib import Path
@@ -43,9 +42,7 @@ def main() -> None:
     saved = timm.create_model(f"local-dir:{options.quickstart / 'snnet'}", pretrained=True)
     macs = {row["stitch_id"]: row["macs"] for row in rows}
     low, high = macs[0], macs[2]
-    targets = [low * (high / low) ** (i / 6) for i in range(1, 6)]
-    between = [min(range(3, len(macs)), key=lambda i: abs(math.log(macs[i] / t))) for t in targets]
-    chosen = [0, *between, 2]
+    chosen = full.even_in_cost(macs)
     total = ANCHOR_EPOCHS * sum(macs[i] for i in range(3)) + EPOCHS * statistics.fmean(macs.values())
     epochs = total / sum(macs[i] for i in chosen)
     params = sum(p.numel() for p in saved.parameters())
