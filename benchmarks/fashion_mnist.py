@@ -60,6 +60,7 @@ class Variant:
         stitch: arguments of `timm_stitch.stitch`.
         init_images: for least squares; 0 leaves the stitching layers with Kaiming's random weights.
         trained_anchors: else they have random weights.
+        anchors_first: epochs in which the anchors alone are trained on, a random one each step, before least squares.
         augmented: train on flipped and shifted images, as the authors' code did here and as the anchors were trained.
         config: fields of `TrainConfig` that differ from `OURS`.
         short: one of the runs of one epoch, evaluated on the first half of the test images only.
@@ -68,6 +69,7 @@ class Variant:
     stitch: dict[str, Any] = field(default_factory=dict)
     init_images: int = 100
     trained_anchors: bool = True
+    anchors_first: int = 0
     augmented: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     short: bool = True
@@ -76,6 +78,7 @@ class Variant:
 AUTHORS = {"batch_size": 250, "lr": 1.5e-4, "stitch_lr_scale": 1.0}  # and augmented images
 OURS = {"batch_size": 50, "lr": 1e-3, "stitch_lr_scale": 2.0}
 SANDWICH = {"sampling": "sandwich", "stitches": 1, "inplace_distillation": True}
+ALL_ANCHORS = {**SANDWICH, "sampling": "anchors"}
 VARIANTS: dict[str, Variant] = {
     "plain": Variant(),
     "kaiming": Variant(init_images=0),
@@ -87,10 +90,13 @@ VARIANTS: dict[str, Variant] = {
     "stitches only": Variant(config={"tune": "stitches"}),
     "two a step": Variant(config={"stitches": 2}),
     "sandwich": Variant(config=SANDWICH),
+    "all anchors": Variant(config=ALL_ANCHORS),
     "random anchors": Variant(trained_anchors=False, init_images=0),
     "authors' recipe, 4 epochs": Variant(augmented=True, config={**AUTHORS, "epochs": 4}, short=False),
     "plain, 4 epochs": Variant(config={"epochs": 4}, short=False),
+    "anchors first, 2 + 2 epochs": Variant(anchors_first=2, config={"epochs": 2}, short=False),
     "sandwich, 4 epochs": Variant(config={**SANDWICH, "epochs": 4}, short=False),
+    "all anchors, 4 epochs": Variant(config={**ALL_ANCHORS, "epochs": 4}, short=False),
     "sandwich, augmented, 4 epochs": Variant(augmented=True, config={**SANDWICH, "epochs": 4}, short=False),
 }
 BESIDE = ["anchors trained on", "alone, anchors free", "alone"]  # what is no SN-Net
@@ -98,10 +104,12 @@ BESIDE = ["anchors trained on", "alone, anchors free", "alone"]  # what is no SN
 COMPARISONS = [
     ("plain", "kaiming"), ("images 1000", "plain"), ("plain", "slow to fast"), ("plain", "all pairs"),
     ("plain", "kernel 1"), ("kernel 3", "plain"), ("plain", "stitches only"), ("two a step", "plain"),
-    ("sandwich", "plain"), ("sandwich", "two a step"), ("plain", "random anchors"),
+    ("sandwich", "plain"), ("sandwich", "two a step"), ("all anchors", "sandwich"), ("plain", "random anchors"),
     ("plain, 4 epochs", "plain"), ("sandwich, 4 epochs", "sandwich"),
     ("authors' recipe, 4 epochs", "authors' code, none"), ("plain, 4 epochs", "authors' recipe, 4 epochs"),
-    ("sandwich, 4 epochs", "plain, 4 epochs"),
+    ("sandwich, 4 epochs", "plain, 4 epochs"), ("all anchors, 4 epochs", "sandwich, 4 epochs"),
+    ("anchors first, 2 + 2 epochs", "plain, 4 epochs"), ("anchors first, 2 + 2 epochs", "sandwich, 4 epochs"),
+    ("anchors first, 2 + 2 epochs", "anchors trained on"),
     ("sandwich, augmented, 4 epochs", "authors' recipe, 4 epochs"),
     ("plain, 4 epochs", "anchors trained on"), ("sandwich, 4 epochs", "anchors trained on"),
     ("plain, 4 epochs", "alone, anchors free"), ("plain, 4 epochs", "alone"), ("sandwich, 4 epochs", "alone"),
@@ -205,35 +213,46 @@ def run(variant: Variant, seed: int, folder: Path, data: Mapping[str, Any]) -> d
         anchors = [make_anchor(name, seed) for name in WIDTHS]
     torch.manual_seed(seed)
     model = timm_stitch.stitch(anchors, **variant.stitch)
+    train_data, runs = data["augmented" if variant.augmented else "plain"], []
+    if variant.anchors_first:
+        scores = {s.stitch_id: float(s.is_anchor) for s in model.plan}
+        first = {"epochs": variant.anchors_first, "sampling": "importance", "scores": scores}
+        runs.append(train_stitches(model, train_data, {**OURS, **first, "seed": seed}))
     if variant.init_images:
         chosen = torch.randperm(len(data["images"]), generator=torch.Generator().manual_seed(seed))
         timm_stitch.least_squares_init(model, data["images"][chosen[: variant.init_images]])
     tests = data["tests"][:1] if variant.short else data["tests"]
     begins = variant in (Variant(init_images=n) for n in (0, 100, 1000))  # the others begin as the second
     before = evaluated(model, tests)["first"] if begins else {}
-    fields = {**COMMON, "epochs": 1, **OURS, "seed": seed, **variant.config}
-    train_data = data["augmented" if variant.augmented else "plain"]
-    steps = fields["epochs"] * len(train_data) // fields["batch_size"]
-    config = timm_stitch.TrainConfig(**{**fields, **schedule(fields["epochs"], steps, fields["lr"])})
-    done = timm_stitch.train(model, config, train_data=train_data, progress=False)
+    runs.append(train_stitches(model, train_data, {"epochs": 1, **OURS, **variant.config, "seed": seed}))
+    images = sum(r["images"] for r in runs)
     return {
-        "steps": done["steps"],
-        "images": done["images"],
-        "seconds": round(done["seconds"], 1),
-        "macs_an_image": macs_an_image(model, config, done["steps"]),
+        "steps": sum(r["steps"] for r in runs),
+        "images": images,
+        "seconds": round(sum(r["seconds"] for r in runs), 1),
+        "macs_an_image": sum(r["images"] * r["macs_an_image"] for r in runs) / images,
         **described(model),
         "init": before,
         **evaluated(model, tests),
     }
 
 
+def train_stitches(model: SNNet, data: Dataset, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Train with the fields given, and say what it took."""
+    fields = {**COMMON, **values}
+    steps = fields["epochs"] * len(data) // fields["batch_size"]
+    config = timm_stitch.TrainConfig(**{**fields, **schedule(fields["epochs"], steps, fields["lr"])})
+    done = timm_stitch.train(model, config, train_data=data, progress=False)
+    return {**done, "macs_an_image": macs_an_image(model, config, done["steps"])}
+
+
 def macs_an_image(model: SNNet, config: timm_stitch.TrainConfig, steps: int) -> float:
     """Multiply-adds of the forward passes for one training image, on average over the steps."""
     costs = model.costs()
-    anchors = [s.stitch_id for s in model.plan if s.is_anchor]
+    anchors = [s.stitch_id for s in model.plan if s.is_anchor][::-1]
     macs = {s.stitch_id: costs.cost(s).macs for s in model.plan if config.tune == "all" or not s.is_anchor}
     rule = make_rule(
-        config.sampling, macs, config.seed, largest=anchors[-1], smallest=anchors[0], stitches=config.stitches
+        config.sampling, macs, config.seed, anchors=anchors, stitches=config.stitches, scores=config.scores
     )
     return statistics.fmean(shared_macs([model.plan[i] for i in rule(step)], costs) for step in range(steps))
 

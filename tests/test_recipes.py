@@ -17,7 +17,7 @@ PAPERS = {  # SN-Net and SN-Netv2: epochs, batch, optimiser, learning rate, weig
     "swin_tsb": (50, 1024, "adamw", 1e-3, 0.05, "hard"),
     "resnet_18_50": (30, 1024, "sgd", 0.05, 2e-5, "hard"),
     "resnet18_swin_t": (30, 1024, "sgd", 0.05, 2e-5, "hard"),
-    "levit_192_256": (100, 1024, "adamw", 1e-4, 0.05, "hard"),
+    "levit_192_256": (100, 1024, "adamw", 1e-4, 0.025, "hard"),
     "deit3_v2_sb": (50, 512, "lamb", 3e-5, 0.02, "none"),
     "deit3_v2_sl": (50, 512, "lamb", 3e-5, 0.02, "none"),
     "deit3_v2_bl": (50, 512, "lamb", 3e-5, 0.02, "none"),
@@ -47,7 +47,13 @@ def test_shipped_values_are_those_of_the_papers():
         assert recipe.model_args.get("drop_path_rate") == DROP_PATH.get(name, 0.1 if "deit_tsb" in name else None)
     swin, levit, v2 = (read_recipe(name).config for name in ("swin_tsb", "levit_192_256", "deit3_v2_sl"))
     assert (swin.anchor_lr_scale, swin.stitch_lr_scale, swin.clip_grad) == (0.1, 1.0, 5.0)
+    assert (swin.warmup_lr, swin.min_lr) == (1e-6, 1e-5)  # 5e-7 and 5e-6 for 512 images, scaled to 1024
     assert (levit.clip_mode, levit.clip_grad) == ("agc", 0.01)
+    for name in ("resnet_18_50", "resnet18_swin_t"):
+        c = read_recipe(name).config
+        assert (c.anchor_lr_scale, c.warmup, c.erase, c.train_interpolation) == (0.1, 5, 0.6, "random")
+        assert c.auto_augment == "rand-m9-mstd0.5-inc1"
+    assert v2.min_lr == 1e-5
     assert (v2.sampling, v2.group_width, v2.mixup, v2.cutmix, v2.auto_augment) == ("resource", 1e9, 0, 1, "3a")
 
 
@@ -81,13 +87,13 @@ def test_a_paper_recipe_distils_from_a_timm_teacher(folder, monkeypatch):
         )
 
     model = create("snnet", anchors=anchor_specs(depth=2))
-    other = create("snnet", anchors=anchor_specs(depth=2, num_classes=7))
+    other = create("snnet", anchors=anchor_specs(depth=2, num_classes=12))
     monkeypatch.setattr("timm_stitch.distillation.timm.create_model", stand_in)
     config = timm_stitch.TrainConfig.from_dict({**vars(config), "data_dir": str(folder)})
     log = timm_stitch.train(model, config, progress=False)
     assert log["steps"] == 2
     assert asked == [("regnety_160.deit_in1k", True)]
-    with pytest.raises(ValueError, match="knows 10 classes, the network 7"):
+    with pytest.raises(ValueError, match="knows 10 classes, the network 12"):
         timm_stitch.train(other, config, progress=False)
 
 
@@ -105,7 +111,15 @@ def test_a_paper_recipe_distils_from_a_timm_teacher(folder, monkeypatch):
         ("- 3\n", ValueError, "is no recipe: expected a YAML file"),
         ("a: [\n", ValueError, "is no YAML"),
         ("model: snnet\ndistillation: hard\n", ValueError, "distillation='hard' has no teacher"),
-        ("model: snnet\nepochs: 3\n", ValueError, "warmup_epochs=5 takes all of epochs=3"),
+        ("model: snnet\nepochs: 3\nwarmup_epochs: 5\n", ValueError, "warmup_epochs=5 takes all of epochs=3"),
+        ("model: snnet\nsched: step\n", ValueError, "sched='step' is unknown: expected one of .*'cosine'"),
+        ("model: snnet\ndistill_weight: 0.9\n", ValueError, "distill_weight=0.9 has nothing to do: set distillation"),
+        ("model: snnet\nkeep: 5\n", ValueError, "keep=5 has nothing to do: set output"),
+        (
+            "model: snnet\ndataset_args: {trust_remote_code: true}\n",
+            ValueError,
+            "dataset_args has trust_remote_code: expected some of download",
+        ),
         ("model: snnet\ngroups: 3\n", ValueError, "groups=3 has nothing to do: set sampling='resource'"),
         (
             "model: snnet\nsampling: resource\ngroups: 3\ngroup_width: 3\n",

@@ -77,7 +77,7 @@ def test_several_stitches_in_a_step_have_the_mean_of_their_gradients():
     )
     fresh = network().train()
     rule = timm_stitch.sampling.make_rule(
-        "uniform", dict.fromkeys(fresh.stitch_ids, 1), 0, largest=2, smallest=0, stitches=3
+        "uniform", dict.fromkeys(fresh.stitch_ids, 1), 0, anchors=(2, 1, 0), stitches=3
     )
     drawn = rule(0)
     order = EpochBatches(Noisy(), 64, 1, 0).order(0)
@@ -90,10 +90,11 @@ def test_several_stitches_in_a_step_have_the_mean_of_their_gradients():
         torch.testing.assert_close(model.get_parameter(name), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_sandwich_teaches_in_place():
+@pytest.mark.parametrize("sampling", ["sandwich", "anchors"])
+def test_the_largest_anchor_teaches_in_place(sampling):
     """Labels reach the largest anchor only: the stem of the smallest learns what the largest says."""
     model, log = go(
-        {"epochs": 6, "batch_size": 16, "lr": 3e-3, "sampling": "sandwich", "stitches": 2, "inplace_distillation": True}
+        {"epochs": 6, "batch_size": 16, "lr": 3e-3, "sampling": sampling, "stitches": 2, "inplace_distillation": True}
     )
     assert log["steps"] == 24
     data = Noisy()

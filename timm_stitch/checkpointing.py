@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoints:

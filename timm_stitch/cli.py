@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         OSError,
         ImportError,
         RuntimeError,
+        LookupError,
         AssertionError,
         ArithmeticError,
         yaml.YAMLError,
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="timm-stitch", description="Stitchable neural networks for timm.")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, run: Any, about: str, example: str, model: bool = False, data: bool = False) -> Any:
+    def verb(name: str, run: Any, about: str, example: str, model: bool = False, data: str = "") -> Any:
         sub = subparsers.add_parser(
             name, help=about, description=about, epilog=f"example: timm-stitch {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -68,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         if data:
             sub.add_argument("--data-dir", help="a folder of class folders, or the reader's root")
             sub.add_argument("--dataset", help="a timm reader: torch/…, hfds/…, wds/…, tfds/…")
-            sub.add_argument("--split", default="validation", help="default: validation")
+            sub.add_argument("--split", default=data, help=f"default: {data}")
+            sub.add_argument("--dataset-args", default="null", metavar="YAML",
+                             help="of the reader, e.g. '{input_key: img, target_key: fine_label}'")  # fmt: skip
             sub.add_argument("--batch-size", type=int, default=64)
             sub.add_argument("--workers", type=int, default=0)
         return sub
@@ -81,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
                "plan deit_tiny_patch16_224 deit_small_patch16_224", model=True)  # fmt: skip
     sub.add_argument("--meet", action="store_true", help="of two models: where they can meet")
     sub = verb("init", verbs.run_init, "initialise stitching layers by least squares and save the network",
-               "init deit_tiny_patch16_224 deit_small_patch16_224 --data-dir images --split train --output net",
-               model=True, data=True)  # fmt: skip
+               "init deit_tiny_patch16_224 deit_small_patch16_224 --data-dir images --output net",
+               model=True, data="train")  # fmt: skip
     sub.add_argument("--images", type=int, default=100)
     sub.add_argument("--method", choices=METHODS, default="joint")
     sub.add_argument("--seed", type=int, default=0)
@@ -100,15 +103,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
     sub = verb("eval", verbs.run_eval, "accuracy of every stitch", "eval net --data-dir images --output results.jsonl",
-               model=True, data=True)  # fmt: skip
+               model=True, data="validation")  # fmt: skip
     sub.add_argument("--stitch-ids", type=int, nargs="+")
-    sub.add_argument("--resume", action="store_true", help="take the rows of these weights that --output has already")
+    sub.add_argument(
+        "--resume", action="store_true", help="take the rows of these weights and images that --output has already"
+    )
     sub.add_argument(
         "--passes", type=int, default=1, help="spread the stitches over so many passes, each kept when done"
     )
     sub.add_argument("--output", help="JSON lines file")
     sub = verb("recalibrate", verbs.run_recalibrate, "measure BatchNorm's statistics again, for all or one",
-               "recalibrate net --data-dir images --split train --output net2", model=True, data=True)  # fmt: skip
+               "recalibrate net --data-dir images --output net2", model=True, data="train")  # fmt: skip
     sub.add_argument("--images", type=int, default=1024)
     sub.add_argument("--stitch-id", type=int, help="for this one alone: its weights to a safetensors file")
     sub.add_argument("--seed", type=int, default=0)
@@ -147,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--stitch-id", type=int, required=True)
     sub.add_argument("--output", required=True)
     sub = verb("export", verbs.run_export, "stitches as ONNX files or torch.export programs that share their weights",
-               "export net --stitch-ids 3 24 56 --output deploy", model=True, data=True)  # fmt: skip
+               "export net --stitch-ids 3 24 56 --output deploy", model=True, data="validation")  # fmt: skip
     sub.add_argument("--stitch-ids", type=int, nargs="+", help="default: the stitch that is set")
     sub.add_argument("--output", required=True, help="a new or empty folder")
     sub.add_argument("--format", choices=FORMATS, default="onnx")

@@ -34,7 +34,9 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "crop_mode": ("rrc", "rkrc", "rkrr"),
     "erase_mode": ("const", "rand", "pixel"),
     "resume": (False, True, "auto"),
+    "sched": ("cosine", "tanh", "poly", "constant", "wsd", "rsqrt", "none"),
 }
+DATASET_ARGS = ("download", "input_key", "target_key", "class_map", "num_samples")
 
 # A resumed run may differ in these from the one that wrote the checkpoint.
 FREE = frozenset(
@@ -49,19 +51,21 @@ class TrainConfig:
     Args:
         output: folder for the trained network and the run's checkpoints; None keeps it in memory only.
         dataset, data_dir, train_split, val_split: the images, named as timm's scripts name them.
+        dataset_args: further arguments of timm's reader, `{name: value}`: `download` (for `torch/`, `tfds/`),
+            `input_key` and `target_key` (columns of `hfds/`, `wds/`), `class_map`, `num_samples`.
         epochs: passes over the images.
         max_steps: stop after so many steps; the schedule is still that of all epochs.
         batch_size: images in one step, over all processes and accumulated parts together.
         accumulate: parts in which a step is worked off, to save memory; it changes nothing else.
         sampling: which stitches a step trains: `"uniform"` (SN-Net), `"resource"` (SN-Netv2: a group of
-            like macs, then one of it), `"sandwich"` (largest and smallest anchor and some at random) or
-            `"importance"` (by `scores`).
-        stitches: how many a step trains, on the same images; for `"sandwich"` besides the two anchors.
+            like macs, then one of it), `"sandwich"` (largest and smallest anchor and some at random),
+            `"anchors"` (all anchors and some at random) or `"importance"` (by `scores`).
+        stitches: how many a step trains, on the same images; for `"sandwich"` and `"anchors"` besides those.
         group_width, groups, group_bias: of `"resource"`: a group's width in macs (default 1e9) or how
             many groups; from -1 to 1, how much dearer groups are preferred.
         scores: of `"importance"`: `{stitch_id: score}`.
-        inplace_distillation: of `"sandwich"`: the other stitches learn from the largest anchor's outputs
-            instead of the labels.
+        inplace_distillation: of `"sandwich"` and `"anchors"`: the other stitches learn from the largest anchor's
+            outputs instead of the labels.
         tune: `"all"`, or `"stitches"` for the stitching layers alone (anchors alone are not drawn then).
         anchor_lr_scale, stitch_lr_scale: of the learning rate, for the anchors' parameters and for the
             stitching layers'.
@@ -69,7 +73,8 @@ class TrainConfig:
             keep moving, as in the authors' runs (torch 1.12). Otherwise such a step leaves them alone.
         opt, lr, weight_decay, momentum: timm's optimiser by name and its values.
         clip_grad, clip_mode: the largest gradient `"norm"` or `"value"`, or the ratio of `"agc"`; None for none.
-        sched, warmup_epochs, warmup_lr, min_lr: timm's schedule by name and its values.
+        sched, warmup_epochs, warmup_lr, min_lr: timm's schedule by name and its values; the warm-up is by
+            default a tenth of the epochs, and 5 at most.
         ema_decay: of an average of the weights, which is then what the run gives; None for none.
         smoothing: of the labels.
         mixup, cutmix: their alphas; 0 for none.
@@ -100,6 +105,7 @@ class TrainConfig:
     data_dir: str | None = None
     train_split: str = "train"
     val_split: str = "validation"
+    dataset_args: dict[str, bool | int | str] | None = None
     epochs: int = 50
     max_steps: int | None = None
     batch_size: int = 1024
@@ -122,7 +128,7 @@ class TrainConfig:
     clip_grad: float | None = None
     clip_mode: str = "norm"
     sched: str = "cosine"
-    warmup_epochs: float = 5
+    warmup_epochs: float | None = None
     warmup_lr: float = 1e-7
     min_lr: float = 1e-6
     ema_decay: float | None = None
@@ -168,19 +174,22 @@ class TrainConfig:
 
     def _check_pairs(self) -> None:
         """Refuse fields that contradict each other, by name."""
-        sandwich = self.sampling == "sandwich"
+        guided = self.sampling in ("sandwich", "anchors")
         for name, needs, holds in (
             ("teacher", "distillation to 'hard' or 'soft'", self.teacher is None or self.distillation != "none"),
             ("temperature", "distillation='soft'", self.temperature == 1 or self.distillation == "soft"),
+            ("distill_weight", "distillation to 'hard' or 'soft'",
+             self.distill_weight == 0.5 or self.distillation != "none"),
             ("group_width", "sampling='resource'", self.group_width is None or self.sampling == "resource"),
             ("groups", "sampling='resource'", self.groups is None or self.sampling == "resource"),
             ("group_bias", "sampling='resource'", self.group_bias == 0 or self.sampling == "resource"),
             ("scores", "sampling='importance'", self.scores is None or self.sampling == "importance"),
-            ("inplace_distillation", "sampling='sandwich'", not self.inplace_distillation or sandwich),
+            ("inplace_distillation", "sampling='sandwich' or 'anchors'", not self.inplace_distillation or guided),
             ("anchor_lr_scale", "tune='all'", self.anchor_lr_scale == 1 or self.tune == "all"),
             ("clip_mode", "clip_grad", self.clip_mode == "norm" or self.clip_grad is not None),
             ("resume", "output", not self.resume or self.output is not None),
             ("checkpoint_steps", "output", self.checkpoint_steps is None or self.output is not None),
+            ("keep", "output", self.keep == 2 or self.output is not None),
         ):  # fmt: skip
             if not holds:
                 raise ValueError(f"{name}={getattr(self, name)!r} has nothing to do: set {needs}, or leave {name} out.")
@@ -190,10 +199,23 @@ class TrainConfig:
             raise ValueError("sampling='importance' needs scores: set scores to {stitch_id: score} of every stitch.")
         if self.sched != "none" and self.min_lr > self.lr:
             raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}: lower it.")
+        if self.sched != "none" and self.warmup >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup} takes all of epochs={self.epochs}, so that lr={self.lr} is never "
+                "reached: lower warmup_epochs."
+            )
+        unknown = sorted(set(self.dataset_args or ()) - set(DATASET_ARGS))
+        if unknown:
+            raise ValueError(f"dataset_args has {', '.join(unknown)}: expected some of {', '.join(DATASET_ARGS)}.")
         for name in ("crop_scale", "crop_ratio"):
             pair = getattr(self, name)
             if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
                 raise ValueError(f"{name}={pair} is no range: expected two numbers, the smaller first, above 0.")
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up."""
+        return min(5, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -213,6 +235,10 @@ class TrainConfig:
 @cache
 def _hints() -> dict[str, Any]:
     return get_type_hints(TrainConfig)
+
+
+# What is text even where it looks like a number.
+TEXTS = frozenset(name for name, hint in get_type_hints(TrainConfig).items() if hint in (str, str | None))
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:

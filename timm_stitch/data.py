@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from timm.data import create_dataset, create_transform, resolve_data_config
 
+from .distributed import world_size
+
 if TYPE_CHECKING:
     from .config import TrainConfig
     from .network import SNNet
@@ -24,17 +26,22 @@ def image_config(model: SNNet) -> dict[str, Any]:
     return config
 
 
-def build_dataset(config: TrainConfig, model: SNNet, training: bool) -> Any:
+def build_dataset(config: TrainConfig, model: SNNet, training: bool, augment: bool = True) -> Any:
     """The images that a configuration names, transformed as the network's own configuration asks.
+
+    A reader of timm's that is an iterable shares its training images out to the processes by itself; of its
+    validation images every process reads all, and `evaluate` shares them out.
 
     Args:
         config: names the data as timm's scripts do: `data_dir` is a folder of class folders, or
             `dataset` names a reader (`"torch/cifar10"`, `"hfds/user/name"`, `"wds/…"`, `"tfds/…"`).
         model: says image size, mean, std and evaluation crop.
-        training: the training split, augmented; else the validation split.
+        training: the training split, in random order where a reader has an order of its own; else the
+            validation split.
+        augment: the training images; else they are prepared as for evaluation.
 
     Raises:
-        ValueError: if the configuration names no data.
+        ValueError: if the configuration names no data, or they have more classes than the network.
     """
     if not config.dataset and not config.data_dir:
         raise ValueError(
@@ -46,12 +53,22 @@ def build_dataset(config: TrainConfig, model: SNNet, training: bool) -> Any:
         root=config.data_dir,
         split=config.train_split if training else config.val_split,
         is_training=training,
-        batch_size=config.batch_size,
+        batch_size=max(config.batch_size // (config.accumulate * world_size()), 1),
         seed=config.seed,
         input_img_mode="L" if model.in_chans == 1 else "RGB",
+        **(config.dataset_args or {}),
     )
+    reader = getattr(dataset, "reader", None)
+    if not training and hasattr(reader, "dist_num_replicas"):
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
+    classes = getattr(dataset, "classes", None) or getattr(reader, "class_to_idx", None) or ()
+    if len(classes) > model.num_classes:
+        raise ValueError(
+            f"the images have {len(classes)} classes, the network {model.num_classes}: make it with "
+            f"num_classes={len(classes)} (in a recipe, model_args: {{num_classes: {len(classes)}}})."
+        )
     shape = {key: data[key] for key in ("input_size", "mean", "std")}
-    if training:
+    if training and augment:
         dataset.transform = create_transform(
             **shape,
             is_training=True,

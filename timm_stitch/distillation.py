@@ -17,7 +17,7 @@ from .config import TrainConfig
 
 
 class Teacher(nn.Module):
-    """A frozen classifier that sees the student's images, normalised as it is used to.
+    """A frozen classifier that sees the student's images, normalised and, if it takes one size only, resized.
 
     Args:
         network: any classifier of images (B, C, H, W).
@@ -36,11 +36,15 @@ class Teacher(nn.Module):
             )
             self.scale = std / to_std
             self.register_buffer("shift", (mean - to_mean) / to_std)
+        size = getattr(getattr(network, "patch_embed", None), "img_size", None) or theirs.get("input_size", ())[1:]
+        self.size = tuple(size) if theirs.get("fixed_input_size") else None
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         if self.scale is not None:
             images = images * self.scale + self.shift
+        if self.size is not None and self.size != images.shape[-2:]:
+            images = nn.functional.interpolate(images, self.size, mode="bicubic", antialias=True)
         return self.network(images)
 
 
@@ -48,7 +52,7 @@ def find_teacher(config: TrainConfig, network: nn.Module | None, student: nn.Mod
     """The teacher that was given, or the one that a configuration names; None without distillation.
 
     Raises:
-        ValueError: if there is distillation but no teacher, or one of other classes.
+        ValueError: if there is distillation but no teacher, or one of other classes or channels.
     """
     if config.distillation == "none":
         return None
@@ -56,11 +60,12 @@ def find_teacher(config: TrainConfig, network: nn.Module | None, student: nn.Mod
         if not config.teacher:
             raise ValueError(f"distillation={config.distillation!r} needs a teacher: name a timm model.")
         network = timm.create_model(config.teacher, pretrained=True)
-        if network.num_classes != student.num_classes:
+    for name, what in (("num_classes", "classes"), ("in_chans", "channels")):
+        theirs, ours = getattr(network, name, None), getattr(student, name)
+        if theirs not in (None, ours):
             raise ValueError(
-                f"the teacher {config.teacher!r} knows {network.num_classes} classes, the network "
-                f"{student.num_classes}: give train(..., teacher=MODULE) one of the "
-                "same classes, or set distillation='none'."
+                f"the teacher {config.teacher or type(network).__name__!r} knows {theirs} {what}, the network {ours}: "
+                f"give train(..., teacher=MODULE) one of the same {what}, or set distillation='none'."
             )
     return Teacher(network, getattr(student, "pretrained_cfg", None))
 

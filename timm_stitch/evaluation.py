@@ -36,6 +36,7 @@ def evaluate(
     stitch_ids: Sequence[int] | None = None,
     *,
     results: str | os.PathLike[str] | None = None,
+    data: str | None = None,
     passes: int = 1,
     progress: bool = False,
 ) -> Rows:
@@ -51,14 +52,17 @@ def evaluate(
             by image, anything else batch by batch, and must come in the same order everywhere.
         stitch_ids: which stitches; all by default.
         results: a JSON-lines file to which the rows of each pass are added, and from which the rows of
-            these weights (by their fingerprint, on as many images) are taken instead of evaluated again.
+            these weights (by their fingerprint, on as many images, of the same `data`) are taken instead of
+            evaluated again.
+        data: a name or fingerprint of these images, kept in the rows; give one where `results` may hold rows of
+            other images.
         passes: over how many passes to spread the stitches; more of them share less, and lose less if
             interrupted.
         progress: show a bar.
 
     Returns:
         One row a stitch in id order: `stitch_id`, `name`, `top1` and `top5` in per cent, `loss` (mean
-        cross-entropy), `images`, `macs`, `params`, `device`, `weights` (the fingerprint).
+        cross-entropy), `images`, `macs`, `params`, `device`, `weights` (the fingerprint), and `data` if given.
 
     Raises:
         ValueError: if an id is not in the plan, there are no images, or passes is not positive.
@@ -72,13 +76,17 @@ def evaluate(
     done = {
         row["stitch_id"]: row
         for row in kept
-        if row.get("weights") == mark and row.get("stitch_id") in ids and count in (None, row.get("images"))
+        if row.get("weights") == mark
+        and row.get("stitch_id") in ids
+        and count in (None, row.get("images"))
+        and row.get("data") == data
     }
     missing = [turn.stitch.stitch_id for turn in schedule(model.plan[i] for i in dict.fromkeys(ids) if i not in done)]
     batches = _share(loader)
     size = -(-len(missing) // passes)
     for start in range(0, len(missing), size or 1):
-        fresh = _one_pass(model, batches, missing[start : start + size], mark, progress and rank() == 0)
+        marks = {"weights": mark} | ({"data": data} if data is not None else {})
+        fresh = _one_pass(model, batches, missing[start : start + size], marks, progress and rank() == 0)
         done.update({row["stitch_id"]: row for row in fresh})
         kept += fresh
         if results is not None and rank() == 0:
@@ -86,7 +94,9 @@ def evaluate(
     return [done[i] for i in sorted(done)]
 
 
-def _one_pass(model: SNNet, batches: Iterable[Any], ids: Sequence[int], mark: str, progress: bool) -> Rows:
+def _one_pass(
+    model: SNNet, batches: Iterable[Any], ids: Sequence[int], marks: Mapping[str, str], progress: bool
+) -> Rows:
     """The rows of these stitches, from one pass over the images."""
     device = next(model.parameters()).device
     sums = torch.zeros(len(ids), 4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
@@ -114,7 +124,7 @@ def _one_pass(model: SNNet, batches: Iterable[Any], ids: Sequence[int], mark: st
                 "macs": cost.macs,
                 "params": cost.params,
                 "device": device.type,
-                "weights": mark,
+                **marks,
             }
         )
     return rows

@@ -19,6 +19,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from .config import TrainConfig
+from .distributed import rank
 from .sampling import derive
 
 
@@ -92,18 +93,23 @@ class EpochBatches(BatchSampler):
 class Stream:
     """Images that come in an order of their own (timm's `wds/` and `tfds/` readers).
 
-    Resuming within an epoch reads and leaves what was seen; the images are those of the reader's order.
+    Resuming within an epoch reads and leaves what was seen. With workers, what they draw (the reader's order, the
+    augmentation) is a function of the seed and the epoch.
 
     Args:
-        data: an iterable dataset that knows its length and shares itself out to the processes.
+        data: an iterable dataset that shares itself out to the processes.
         batch_size: of one process.
         steps, accumulate: of an epoch.
         workers: processes that read.
+        seed: of the run.
     """
 
-    def __init__(self, data: Any, batch_size: int, steps: int, accumulate: int, workers: int) -> None:
-        self.data, self.steps, self.accumulate = data, steps, accumulate
-        self.loader: DataLoader[Any] = DataLoader(data, batch_size, num_workers=workers, drop_last=True)
+    def __init__(self, data: Any, batch_size: int, steps: int, accumulate: int, workers: int, seed: int) -> None:
+        self.data, self.steps, self.accumulate, self.seed = data, steps, accumulate, seed
+        self.generator = torch.Generator()
+        self.loader: DataLoader[Any] = DataLoader(
+            data, batch_size, num_workers=workers, drop_last=True, generator=self.generator
+        )
         self.epoch, self.start = 0, 0
 
     def begin(self, epoch: int, start: int = 0) -> None:
@@ -114,6 +120,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[Any]:
         wanted, number = self.steps * self.accumulate, 0
+        self.generator.manual_seed(derive(self.seed, "stream", self.epoch, rank()))
         while number < wanted:  # a process may have fewer images than its share: it begins again
             before = number
             for batch in self.loader:
@@ -126,6 +133,14 @@ class Stream:
                 raise ValueError("the images ended before the first batch: lower batch_size, or check the dataset.")
 
 
+def count_images(data: Any, processes: int) -> int:
+    """The images of an epoch over all processes: an iterable dataset says, as timm's do, how many one of them has."""
+    if not isinstance(data, IterableDataset):
+        return len(data)
+    known = getattr(getattr(data, "reader", None), "num_samples", None)
+    return known or len(data) * processes  # type: ignore[arg-type]
+
+
 def build_loader(
     data: Any, batch_size: int, accumulate: int, processes: int, seed: int, repeated_aug: int, workers: int
 ) -> Any:
@@ -136,18 +151,25 @@ def build_loader(
         in an order of their own, a `Stream`, twice.
 
     Raises:
-        ValueError: if the batch cannot be shared out, or there are fewer images than it takes.
+        ValueError: if the batch cannot be shared out, there are fewer images than it takes, or images that come in
+            an order of their own are to be repeated.
     """
     if batch_size % (accumulate * processes):
         raise ValueError(
             f"batch_size={batch_size} cannot be shared out to {processes} processes in accumulate={accumulate} parts: "
             f"give a multiple of {accumulate * processes}."
         )
-    if len(data) < batch_size:
-        raise ValueError(f"batch_size={batch_size} is more than the {len(data)} images: lower it.")
+    images = count_images(data, processes)
+    if images < batch_size:
+        raise ValueError(f"batch_size={batch_size} is more than the {images} images: lower it.")
     if isinstance(data, IterableDataset):
-        steps = len(data) // batch_size  # type: ignore[arg-type]
-        stream = Stream(data, batch_size // (accumulate * processes), steps, accumulate, workers)
+        if repeated_aug > 1:
+            raise ValueError(
+                f"repeated_aug={repeated_aug} needs images that can be read in any order: set it to 1 for wds/, tfds/ "
+                "and hfids/ data."
+            )
+        steps = images // batch_size
+        stream = Stream(data, batch_size // (accumulate * processes), steps, accumulate, workers, seed)
         return stream, stream
     batches = EpochBatches(data, batch_size // accumulate, accumulate, seed, repeated_aug)
     loader: DataLoader[Any] = DataLoader(

@@ -62,7 +62,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps:
     if config.sched == "none":
         return None
     scheduler, _ = create_scheduler_v2(
-        optimizer, config.sched, num_epochs=config.epochs, warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]
+        optimizer, config.sched, num_epochs=config.epochs, warmup_epochs=config.warmup,  # type: ignore[arg-type]
         warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=False, updates_per_epoch=steps,
         warmup_prefix=False,
     )  # fmt: skip

@@ -82,7 +82,7 @@ def _figure(rows: list[Mapping[str, Any]], title: str, others: Mapping[str, Iter
         raise ImportError("drawing needs matplotlib: pip install 'timm_stitch[plot]'.") from error
     frontier = pareto_frontier(rows)
     unit, scale = ("GMACs", 1e9) if max(row["macs"] for row in rows) > 1e9 else ("MMACs", 1e6)
-    anchors = [row for row in rows if "[" not in row["name"]]
+    anchors = [row for row in rows if "[" not in row.get("name", "[")]
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -66,7 +66,15 @@ def tracker_names(config: TrainConfig) -> list[str]:
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Start the trackers with the run's values."""
+    """Start the trackers with the run's values.
+
+    Raises:
+        ImportError: if one that was asked for is not installed.
+    """
+    made = [str(tracker) for tracker in accelerator.log_with]
+    missing = [name for name in tracker_names(config) if name not in (*made, "all")]
+    if missing:
+        raise ImportError(f"trackers={config.trackers!r}: {', '.join(missing)} is not installed here; pip install it.")
     if accelerator.log_with:
         values = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in asdict(config).items()}
         accelerator.init_trackers("timm_stitch", config=values)

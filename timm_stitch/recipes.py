@@ -94,11 +94,6 @@ def read_recipe(recipe: str | os.PathLike[str], overrides: Mapping[str, Any] | N
     config = TrainConfig.from_dict(values)
     if config.distillation != "none" and config.teacher is None:
         raise ValueError(f"distillation={config.distillation!r} has no teacher: set teacher to a timm model's name.")
-    if config.sched != "none" and config.warmup_epochs >= config.epochs:
-        raise ValueError(
-            f"warmup_epochs={config.warmup_epochs} takes all of epochs={config.epochs}, so that lr={config.lr} is "
-            "never reached: lower warmup_epochs."
-        )
     return Recipe(config=config, **own)
 
 

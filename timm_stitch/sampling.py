@@ -15,7 +15,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-RULES = ("uniform", "resource", "sandwich", "importance")
+RULES = ("uniform", "resource", "sandwich", "anchors", "importance")
 GROUP_WIDTH = 1e9  # SN-Netv2 draws from groups one of its GFLOPs wide
 
 Rule = Callable[[int], tuple[int, ...]]
@@ -39,12 +39,13 @@ def uniform(stitch_ids: Sequence[int], seed: int, step: int) -> int:
 def groups_by_macs(
     macs: Mapping[int, int], width: float | None = None, count: int | None = None
 ) -> tuple[tuple[int, ...], ...]:
-    """Stitches in groups of equal width in macs, cheapest first; empty groups are left out.
+    """Stitches in groups of like macs, cheapest first; empty groups are left out.
 
     Args:
         macs: of each stitch, by its id.
-        width: of a group in macs; groups begin at multiples of it, as SN-Netv2's do.
-        count: instead of a width, how many groups between the cheapest and the dearest stitch.
+        width: of a group in macs: the first begins at 0, the next at the cheapest stitch that is more than
+            `width` above the beginning of the last, and so on, as SN-Netv2 has it.
+        count: instead of a width, how many groups of equal width between the cheapest and the dearest stitch.
 
     Raises:
         ValueError: if there are no stitches, neither or both are given, or one is not positive.
@@ -54,12 +55,16 @@ def groups_by_macs(
             f"cannot group {len(macs)} stitches by width={width}, count={count}: expected one or more stitches, and "
             "either a positive width in macs (SN-Netv2: 1e9) or a positive number of groups."
         )
-    low = 0 if width is not None else min(macs.values())
-    step = width if width is not None else (max(macs.values()) - low) / (count or 1) or 1
+    low, number = min(macs.values()), 0
+    start = 0
+    step = (max(macs.values()) - low) / (count or 1) or 1
     found: dict[int, list[int]] = {}
     for stitch_id in sorted(macs, key=lambda i: (macs[i], i)):
-        number = int((macs[stitch_id] - low) // step)
-        found.setdefault(number if count is None else min(number, count - 1), []).append(stitch_id)
+        if count is not None:
+            number = min(int((macs[stitch_id] - low) // step), count - 1)
+        elif macs[stitch_id] - start > (width or 0):
+            number, start = number + 1, macs[stitch_id]
+        found.setdefault(number, []).append(stitch_id)
     return tuple(tuple(found[number]) for number in sorted(found))
 
 
@@ -86,12 +91,12 @@ def importance_weighted(scores: Mapping[int, float], seed: int, step: int) -> in
 
 
 def sandwich(
-    stitch_ids: Sequence[int], largest: int, smallest: int, seed: int, step: int, random_ones: int
+    stitch_ids: Sequence[int], always: Sequence[int], seed: int, step: int, random_ones: int
 ) -> tuple[int, ...]:
-    """The largest anchor, the smallest, and some at random between; the largest comes first."""
-    others = [i for i in stitch_ids if i not in (largest, smallest)]
+    """The stitches that every step trains, in the given order, and some of the others at random."""
+    others = [i for i in stitch_ids if i not in always]
     drawn = random.Random(f"{seed}/{step}").sample(others, min(random_ones, len(others)))
-    return (largest, smallest, *drawn)
+    return (*always, *drawn)
 
 
 def make_rule(
@@ -99,8 +104,7 @@ def make_rule(
     macs: Mapping[int, int],
     seed: int,
     *,
-    largest: int,
-    smallest: int,
+    anchors: Sequence[int],
     stitches: int = 1,
     group_width: float | None = None,
     groups: int | None = None,
@@ -113,23 +117,24 @@ def make_rule(
         name: one of `RULES`.
         macs: of each stitch that may be drawn, by its id.
         seed: of the run.
-        largest: the id of the largest anchor, for the sandwich rule.
-        smallest: that of the smallest.
-        stitches: how many a step trains; for the sandwich rule, how many besides those two.
+        anchors: ids of the anchors, the largest first: `"sandwich"` always trains the first and the last of
+            them, `"anchors"` all.
+        stitches: how many a step trains; for those two rules, how many besides the anchors.
         group_width: of the resource-constrained rule, as `width` in `groups_by_macs`.
         groups: of the same, instead of a width.
         bias: of the same.
         scores: of the importance-weighted rule, one for every stitch.
 
     Returns:
-        A function of the step that gives distinct ids; of the sandwich rule the largest anchor first.
+        A function of the step that gives distinct ids, with the largest anchor first where it always trains.
 
     Raises:
         ValueError: if the rule is unknown, or scores are missing, negative or all zero.
     """
     ids = sorted(macs)
-    if name == "sandwich":
-        return lambda step: sandwich(ids, largest, smallest, seed, step, stitches)
+    if name in ("sandwich", "anchors"):
+        always = tuple(anchors) if name == "anchors" else tuple(dict.fromkeys((anchors[0], anchors[-1])))
+        return lambda step: sandwich(ids, always, seed, step, stitches)
     if name == "uniform":
         draw: Callable[[int, int], int] = lambda run_seed, step: uniform(ids, run_seed, step)  # noqa: E731
     elif name == "resource":

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -34,7 +35,7 @@ from .distillation import StitchLoss, find_teacher
 from .distributed import average_gradients, average_statistics, broadcast_weights
 from .evaluation import evaluate
 from .frontier import frontier_area
-from .loading import Stream, build_loader, make_mixup, seed_all
+from .loading import Stream, build_loader, count_images, make_mixup, seed_all
 from .network import SNNet
 from .optimization import finish_step, make_optimizer, make_scheduler, tuning
 from .progress import GROUPS, LossMeter, finish_trackers, start_trackers, tracker_names
@@ -125,12 +126,15 @@ class _Run:
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
             dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # a launcher's would divide again
             rng_types=[],
             log_with=tracker_names(config) or None,
             project_dir=config.output,
         )
         self.sharded = is_sharded(self.accelerator, config)
         self.data = train_data if train_data is not None else build_dataset(config, model, training=True)
+        if val_data is None and config.evaluate_every:
+            val_data = build_dataset(config, model, training=False)
         self.val_data = val_data
         processes = self.accelerator.num_processes
         loader, self.order = build_loader(
@@ -146,11 +150,12 @@ class _Run:
         table = model.costs()
         self.macs = {stitch.stitch_id: table.cost(stitch).macs for stitch in model.plan}
         learns = model.stitch_ids if config.tune == "all" else [s.stitch_id for s in model.plan if not s.is_anchor]
-        ends = [s.stitch_id for s in model.plan if s.is_anchor] or model.stitch_ids  # an extracted stitch has no anchor
-        smallest, self.largest = min(ends, key=self.macs.__getitem__), max(ends, key=self.macs.__getitem__)
+        whole = [s.stitch_id for s in model.plan if s.is_anchor] or model.stitch_ids  # an extracted stitch has none
+        anchors = sorted(whole, key=self.macs.__getitem__, reverse=True)
+        self.largest = anchors[0]
         self.rule = make_rule(
             config.sampling, {i: self.macs[i] for i in learns}, config.seed,
-            largest=self.largest, smallest=smallest, stitches=config.stitches,
+            anchors=anchors, stitches=config.stitches,
             group_width=config.group_width, groups=config.groups, bias=config.group_bias, scores=config.scores,
         )  # fmt: skip
         self.store = Checkpoints(Path(config.output) / "checkpoints", config.keep) if config.output else None
@@ -161,7 +166,7 @@ class _Run:
         broadcast_weights(model)
         self.meter = LossMeter(groups_by_macs(self.macs, count=GROUPS), self.macs, self.device)
         self.bar = tqdm(total=self.total, desc="train", disable=not (progress and self.accelerator.is_main_process))
-        self.step, self.mean_loss, self.best = 0, math.nan, -math.inf
+        self.step, self.mean_loss, self.best, self.scored = 0, math.nan, -math.inf, 0
 
     # ── before and after ──────────────────────────────────────────────────────────────────────────
 
@@ -192,7 +197,8 @@ class _Run:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.meter.epoch.copy_(state["epoch_losses"])
-        self.step, self.best, self.mean_loss = state["step"], state["best"], state["mean_loss"]
+        self.step, self.mean_loss = state["step"], state["mean_loss"]
+        self.best, self.scored = state["best"], state["scored"]
         self.bar.update(self.step)
 
     def _kept(self) -> dict[str, Any] | None:
@@ -237,6 +243,7 @@ class _Run:
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
                 "epoch_losses": losses,
                 "best": self.best,
+                "scored": self.scored,
                 "mean_loss": self.mean_loss,
             }
             self.store.save(self.step, state, best)
@@ -244,7 +251,8 @@ class _Run:
     def _values(self) -> dict[str, Any]:
         """What a run that continues this one must have equal."""
         values = {k: v for k, v in asdict(self.config).items() if k not in FREE}
-        return values | {"images": len(self.data), "stitches of the network": len(self.model.plan)}
+        images = count_images(self.data, self.accelerator.num_processes)
+        return values | {"images": images, "stitches of the network": len(self.model.plan)}
 
     def _not_finite(self, what: str) -> FloatingPointError:
         last = self.store.last if self.store is not None else None
@@ -259,6 +267,8 @@ class _Run:
 
     def go(self) -> None:
         """Train to the end."""
+        if self.step and self.step % self.steps_per_epoch == 0:
+            self.judge(self.step // self.steps_per_epoch)  # where a run was killed before it did so
         while self.step < self.total:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             self.order.begin(epoch, done)
@@ -328,25 +338,31 @@ class _Run:
             self.accelerator.log(values, step=self.step)
 
     def finish_epoch(self, number: int) -> None:
-        """Mean loss, evaluation if it is due, and a checkpoint."""
+        """Mean loss, a checkpoint, and evaluation if it is due."""
         self.mean_loss = self.meter.finish_epoch()
-        best, every = False, self.config.evaluate_every
-        if every and (number % every == 0 or self.step == self.total):
-            score = self.score()
-            best, self.best = score > self.best, max(score, self.best)
-            if not self.bar.disable:
-                self.bar.write(f"epoch {number}: frontier area {score:.2f}{' (best)' if best else ''}")
-            if getattr(self.accelerator, "trackers", None):
-                self.accelerator.log({"frontier_area": score}, step=self.step)
+        self.save()
+        self.judge(number)
+
+    def judge(self, number: int) -> None:
+        """Evaluate after an epoch if it is due, and keep the checkpoint with its score."""
+        every = self.config.evaluate_every
+        if not every or self.scored == number or (number % every and self.step != self.total):
+            return
+        score = self.score()
+        best, self.best, self.scored = score > self.best, max(score, self.best), number
+        if not self.bar.disable:
+            self.bar.write(f"epoch {number}: frontier area {score:.2f}{' (best)' if best else ''}")
+        if getattr(self.accelerator, "trackers", None):
+            self.accelerator.log({"frontier_area": score}, step=self.step)
         self.save(best)
 
     def score(self) -> float:
         """The frontier area (top-1 over the log of the macs) of the weights that the run would give now."""
-        if self.val_data is None:
-            self.val_data = build_dataset(self.config, self.model, training=False)
         average_statistics(self.model)
         size = max(self.config.batch_size // (self.config.accumulate * self.accelerator.num_processes), 1)
         loader: DataLoader[Any] = DataLoader(self.val_data, batch_size=size, num_workers=self.config.workers)
         rows = evaluate(self.ema.module if self.ema is not None else self.model, loader)
         low, high = min(self.macs.values()), max(self.macs.values())
+        if low == high:  # an extracted stitch has no curve
+            return float(max(row["top1"] for row in rows))
         return frontier_area(rows, low, high)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,13 +19,13 @@ import torch
 import yaml
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from .checkpointing import Checkpoints
 from .checkpoints import convert_checkpoint
 from .choosing import select
-from .config import TrainConfig
-from .data import build_dataset
+from .config import TEXTS, TrainConfig
+from .data import build_dataset, image_config
 from .distributed import rank
 from .evaluation import evaluate, read_rows, write_rows
 from .exporting import export
@@ -114,20 +115,33 @@ def run_plan(options: argparse.Namespace) -> None:
         _print(model.stitch_table(), False)
 
 
-def _loader(options: argparse.Namespace, model: SNNet, training: bool = False) -> DataLoader[Any]:
+def _loader(options: argparse.Namespace, model: SNNet, some: bool = False) -> DataLoader[Any]:
+    """The images that the command line names, prepared as for evaluation; `some` of them are drawn at random."""
     config = TrainConfig(
         dataset=options.dataset, data_dir=options.data_dir, val_split=options.split, train_split=options.split,
-        auto_augment=None, color_jitter=0, hflip=0, erase=0,
+        dataset_args=yaml.safe_load(options.dataset_args), batch_size=options.batch_size,
     )  # fmt: skip
-    data = build_dataset(config, model, training=False)
-    return DataLoader(data, batch_size=options.batch_size, num_workers=options.workers, shuffle=training)
+    data = build_dataset(config, model, training=some, augment=False)
+    return DataLoader(data, options.batch_size, shuffle=some and not _ordered(data), num_workers=options.workers)
+
+
+def _ordered(data: Any) -> bool:
+    """Whether images come in an order of their own."""
+    return isinstance(data, IterableDataset)
+
+
+def _mark(options: argparse.Namespace, model: SNNet) -> str:
+    """A fingerprint of which images these are and how they are prepared; a folder's name stays private in it."""
+    folder = os.path.realpath(options.data_dir) if options.data_dir else None
+    parts = (options.dataset, folder, options.split, options.dataset_args, sorted(image_config(model).items()))
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
 def run_init(options: argparse.Namespace) -> None:
     """Initialise by least squares and save."""
     model = _load(options)
     torch.manual_seed(options.seed)
-    _initialise(model, _loader(options, model, training=True), options.images, options.method)
+    _initialise(model, _loader(options, model, some=True), options.images, options.method)
     save_pretrained(model, options.output)
 
 
@@ -138,7 +152,7 @@ def _initialise(model: SNNet, loader: DataLoader[Any], count: int, method: str =
 def _first(loader: DataLoader[Any], count: int) -> Iterator[torch.Tensor]:
     """The first images of a loader, in batches."""
     seen = 0
-    for images, _ in loader:
+    for images, *_ in loader:
         yield images[: count - seen]
         seen += len(images)
         if seen >= count:
@@ -151,11 +165,10 @@ def run_train(options: argparse.Namespace) -> None:
     options.model, config = [recipe.model], recipe.config
     model = _load(options, pretrained=recipe.pretrained, **recipe.model_args)
     if recipe.init_images and not (config.resume and Checkpoints(Path(str(config.output)) / "checkpoints").last):
-        data = build_dataset(config, model, training=False)
+        data = build_dataset(config, model, training=True, augment=False)
         generator = torch.Generator().manual_seed(config.seed)
-        loader = DataLoader(
-            data, batch_size=min(16, recipe.init_images), shuffle=True, num_workers=0, generator=generator
-        )
+        size = min(16, recipe.init_images)
+        loader = DataLoader(data, size, shuffle=not _ordered(data), generator=generator)
         _initialise(model, loader, recipe.init_images)
     log = train(model, config)
     if rank() == 0:
@@ -172,10 +185,10 @@ def _overrides(rest: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"cannot read {' '.join(rest)}: give fields as --name value, e.g. --lr 1e-4 --epochs 15.")
     values = {}
     for flag, text in zip(rest[::2], rest[1::2], strict=True):
-        value = yaml.safe_load(text)
+        name, value = flag[2:].replace("-", "_"), yaml.safe_load(text)
         with contextlib.suppress(ValueError):
             value = float(text) if isinstance(value, str) else value  # YAML reads 1e-4 as text
-        values[flag[2:].replace("-", "_")] = value
+        values[name] = text if name in TEXTS and value is not None else value
     return values
 
 
@@ -186,7 +199,7 @@ def run_eval(options: argparse.Namespace) -> None:
         model.to(Accelerator().device)
     rows = evaluate(
         model, _loader(options, model), options.stitch_ids, passes=options.passes, progress=not options.json,
-        results=options.output if options.resume else None,
+        results=options.output if options.resume else None, data=_mark(options, model),
     )  # fmt: skip
     if rank() == 0:
         if options.output and not options.resume:
@@ -281,7 +294,7 @@ def run_recalibrate(options: argparse.Namespace) -> None:
     if options.stitch_id is not None:
         model = model.extract(options.stitch_id, copy=True)
     torch.manual_seed(options.seed)
-    images = _first(_loader(options, model, training=True), options.images)
+    images = _first(_loader(options, model, some=True), options.images)
     if not recalibrate(model, images, options.stitch_id, progress=not options.json):
         raise ValueError("this network has no BatchNorm: there is nothing to recalibrate.")
     if options.stitch_id is not None:
@@ -296,7 +309,7 @@ def run_export(options: argparse.Namespace) -> None:
     model, images = _load(options), None
     if options.data_dir or options.dataset:
         torch.manual_seed(0)
-        images = torch.cat(list(_first(_loader(options, model, training=True), options.images)))
+        images = torch.cat(list(_first(_loader(options, model, some=True), options.images)))
     manifest = export(
         model, options.output, options.stitch_ids, format=options.format, quantize=options.quantize, images=images,
         image_size=options.image_size, progress=not options.json,
