@@ -88,7 +88,7 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         go(BASE | {"output": str(tmp_path), "resume": "auto"})
     torch.save({"format": 0}, last)
-    with pytest.raises(ValueError, match="is no checkpoint of format 1"):
+    with pytest.raises(ValueError, match="is no checkpoint of format 2"):
         go(BASE | {"output": str(tmp_path), "resume": "auto"})
 
 
