@@ -238,7 +238,7 @@ def _hints() -> dict[str, Any]:
 
 
 # What is text even where it looks like a number.
-TEXTS = frozenset(name for name, hint in get_type_hints(TrainConfig).items() if hint in (str, str | None))
+TEXTS = frozenset(name for name, hint in _hints().items() if hint in (str, str | None))
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:

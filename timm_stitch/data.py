@@ -1,4 +1,4 @@
-"""Images for training and evaluation, by timm's readers and transforms. Imports timm."""
+"""Images for training and evaluation, by timm's readers and transforms. Imports timm and `distributed`."""
 
 from __future__ import annotations
 

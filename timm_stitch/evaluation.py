@@ -84,8 +84,8 @@ def evaluate(
     missing = [turn.stitch.stitch_id for turn in schedule(model.plan[i] for i in dict.fromkeys(ids) if i not in done)]
     batches = _share(loader)
     size = -(-len(missing) // passes)
+    marks = {"weights": mark} | ({"data": data} if data is not None else {})
     for start in range(0, len(missing), size or 1):
-        marks = {"weights": mark} | ({"data": data} if data is not None else {})
         fresh = _one_pass(model, batches, missing[start : start + size], marks, progress and rank() == 0)
         done.update({row["stitch_id"]: row for row in fresh})
         kept += fresh

@@ -55,17 +55,21 @@ def groups_by_macs(
             f"cannot group {len(macs)} stitches by width={width}, count={count}: expected one or more stitches, and "
             "either a positive width in macs (SN-Netv2: 1e9) or a positive number of groups."
         )
-    low, number = min(macs.values()), 0
-    start = 0
-    step = (max(macs.values()) - low) / (count or 1) or 1
-    found: dict[int, list[int]] = {}
-    for stitch_id in sorted(macs, key=lambda i: (macs[i], i)):
-        if count is not None:
-            number = min(int((macs[stitch_id] - low) // step), count - 1)
-        elif macs[stitch_id] - start > (width or 0):
-            number, start = number + 1, macs[stitch_id]
-        found.setdefault(number, []).append(stitch_id)
-    return tuple(tuple(found[number]) for number in sorted(found))
+    ordered = sorted(macs, key=lambda i: (macs[i], i))
+    found: list[list[int]] = [[] for _ in range(count or 1)]
+    if width is not None:
+        start = 0
+        for stitch_id in ordered:
+            if macs[stitch_id] - start > width:
+                found.append([])
+                start = macs[stitch_id]
+            found[-1].append(stitch_id)
+    else:
+        low, high = macs[ordered[0]], macs[ordered[-1]]
+        step = (high - low) / len(found) or 1
+        for stitch_id in ordered:
+            found[min(int((macs[stitch_id] - low) // step), len(found) - 1)].append(stitch_id)
+    return tuple(tuple(group) for group in found if group)
 
 
 def resource_constrained(groups: Sequence[Sequence[int]], seed: int, step: int, bias: float = 0.0) -> int:

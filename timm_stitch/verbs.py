@@ -122,12 +122,8 @@ def _loader(options: argparse.Namespace, model: SNNet, some: bool = False) -> Da
         dataset_args=yaml.safe_load(options.dataset_args), batch_size=options.batch_size,
     )  # fmt: skip
     data = build_dataset(config, model, training=some, augment=False)
-    return DataLoader(data, options.batch_size, shuffle=some and not _ordered(data), num_workers=options.workers)
-
-
-def _ordered(data: Any) -> bool:
-    """Whether images come in an order of their own."""
-    return isinstance(data, IterableDataset)
+    shuffle = some and not isinstance(data, IterableDataset)  # which has an order of its own
+    return DataLoader(data, options.batch_size, shuffle=shuffle, num_workers=options.workers)
 
 
 def _mark(options: argparse.Namespace, model: SNNet) -> str:
@@ -167,8 +163,8 @@ def run_train(options: argparse.Namespace) -> None:
     if recipe.init_images and not (config.resume and Checkpoints(Path(str(config.output)) / "checkpoints").last):
         data = build_dataset(config, model, training=True, augment=False)
         generator = torch.Generator().manual_seed(config.seed)
-        size = min(16, recipe.init_images)
-        loader = DataLoader(data, size, shuffle=not _ordered(data), generator=generator)
+        size, shuffle = min(16, recipe.init_images), not isinstance(data, IterableDataset)
+        loader = DataLoader(data, size, shuffle=shuffle, generator=generator)
         _initialise(model, loader, recipe.init_images)
     log = train(model, config)
     if rank() == 0:
