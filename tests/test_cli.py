@@ -140,3 +140,37 @@ def test_unknown_fields_and_arguments(folder, capsys):
     assert run("train", recipe, "--learning-rate", "3") == 1
     assert "unknown fields learning_rate" in capsys.readouterr().err
     assert run("list", "--nonsense") == 2
+
+
+def test_rows_of_other_images_are_not_resumed(folder, tmp_path, capsys):
+    """The same files under other labels: as many images, other rows."""
+    for label in range(10):
+        (tmp_path / "other" / f"class{label}").mkdir(parents=True)
+        for n in range(2):
+            source = folder / f"images/validation/class{(label + 1) % 10}/{n}.png"
+            (tmp_path / "other" / f"class{label}" / f"{n}.png").write_bytes(source.read_bytes())
+    kept = tmp_path / "rows.jsonl"
+
+    def losses(images):
+        arguments = ("eval", folder / "net", "--data-dir", images, "--stitch-ids", 0, "--output", kept, "--resume")
+        assert run(*arguments, "--json") == 0
+        return json.loads(capsys.readouterr().out)["loss"]
+
+    first = losses(folder / "images")
+    assert losses(tmp_path / "other") != first
+    assert losses(folder / "images") == first
+    assert len(kept.read_text().splitlines()) == 2  # the third was taken from the file
+
+
+def test_images_of_more_classes_than_the_network_are_refused(folder, tmp_path, capsys):
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs(num_classes=5)), tmp_path / "five")
+    assert run("eval", tmp_path / "five", "--data-dir", folder / "images") == 1
+    error = capsys.readouterr().err
+    assert "the images have 10 classes, the network 5: make it with num_classes=10" in error
+    assert error.count("\n") == 1
+
+
+def test_what_is_text_stays_text(folder, capsys):
+    assert run("train", "deit_tsb", "--data-dir", 2012, "--model", folder / "net", "--model-args", "{}") == 1
+    error = capsys.readouterr().err
+    assert "there is no folder '2012': set data_dir" in error

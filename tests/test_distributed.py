@@ -16,8 +16,8 @@ RUN = Path(__file__).parent / "training_run.py"
 BASE = {"epochs": 1, "batch_size": 16, "images": 96, "lr": 1e-3, "augmented": True, "double": True}
 
 
-def two(values, path, **more):
-    """Run on two processes; the result that the first one wrote."""
+def start_two(*command, **more):
+    """Run a command on two processes of one group; what they print."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -26,13 +26,20 @@ def two(values, path, **more):
     env |= {"PYTHONPATH": os.pathsep.join([str(RUN.parent.parent), str(RUN.parent)])}
     started = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(RUN), json.dumps(values), str(path)],
-            env=os.environ | env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-W", "ignore", *map(str, command)],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]  # fmt: skip
-    errors = [process.communicate(timeout=120)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], errors
+    told = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
+    return [out for out, _ in told]
+
+
+def two(values, path, **more):
+    """Train on two processes; the result that the first one wrote."""
+    start_two(RUN, json.dumps(values), path, **more)
     return (json.loads(path.read_text()), torch.load(f"{path}.pt")) if path.exists() else None
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import anchor_specs
 from PIL import Image
+from test_distributed import start_two
 
 from timm_stitch.cli import main
 
@@ -34,17 +35,31 @@ def shards(tmp_path):
     return tmp_path
 
 
-def test_a_recipe_on_webdataset_shards(shards, capsys):
-    recipe = {
+@pytest.fixture
+def recipe(shards):
+    values = {
         "model": "snnet", "model_args": {"anchors": anchor_specs(depth=2)}, "pretrained": False, "init_images": 8,
-        "dataset": "wds/x", "data_dir": str(shards), "epochs": 2, "batch_size": 10, "workers": 0,
-        "output": str(shards / "out"),
+        "dataset": "wds/x", "data_dir": str(shards), "epochs": 2, "batch_size": 10, "workers": 0, "mixup": 0,
+        "cutmix": 0, "output": str(shards / "out"),
     }  # fmt: skip
-    (shards / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["train", str(shards / "recipe.yaml"), "--json"]) == 0, capsys.readouterr().err
+    (shards / "recipe.yaml").write_text(yaml.safe_dump(values))
+    return str(shards / "recipe.yaml")
+
+
+def test_a_recipe_on_webdataset_shards(shards, recipe, capsys):
+    assert main(["train", recipe, "--json"]) == 0, capsys.readouterr().err
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 4
     data = ["--dataset", "wds/x", "--data-dir", str(shards), "--json"]
     assert main(["eval", str(shards / "out"), *data, "--stitch-ids", "0"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 20
-    assert main(["train", str(shards / "recipe.yaml"), "--repeated-aug", "3", "--output", str(shards / "two")]) == 1
+    assert main(["train", recipe, "--repeated-aug", "3", "--output", str(shards / "two")]) == 1
     assert "repeated_aug=3 needs images that can be read in any order" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_see_every_image_once(shards, recipe):
+    log = json.loads(start_two("-m", "timm_stitch", "train", recipe, "--json")[0])
+    assert (log["steps"], log["images"]) == (4, 40)
+    command = ("-m", "timm_stitch", "eval", shards / "out", "--dataset", "wds/x", "--data-dir", shards, "--json")
+    rows = start_two(*command, "--stitch-ids", "0")[0]
+    assert json.loads(rows)["images"] == 20

@@ -75,6 +75,23 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)["best"] > 0
 
 
+def test_an_evaluation_that_fails_costs_no_epoch(tmp_path, monkeypatch):
+    values = BASE | {"output": str(tmp_path), "evaluate_every": 1, "epochs": 1, "checkpoint_steps": None}
+
+    def fails(*args):
+        raise OSError("no such image")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("timm_stitch.training.evaluate", fails)
+        with pytest.raises(OSError, match="no such image"):
+            go(values)
+    store = Checkpoints(tmp_path / "checkpoints")
+    assert store.last is not None
+    assert not (store.folder / "best.pt").exists()
+    go(values | {"resume": True})  # nothing is trained, and what was not evaluated is
+    assert torch.load(store.folder / "best.pt", weights_only=True)["scored"] == 1
+
+
 def test_what_cannot_be_resumed_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint in .* to resume: use resume='auto'"):
         go(BASE | {"output": str(tmp_path), "resume": True})

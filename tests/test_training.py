@@ -128,6 +128,39 @@ def test_a_teacher_sees_images_as_it_is_used_to():
     assert seen[1] is plain
 
 
+def test_a_teacher_of_one_size_sees_images_of_that_size():
+    from timm_stitch.distillation import Teacher, find_teacher
+
+    small = {"embed_dim": 16, "depth": 1, "num_heads": 1, "num_classes": 10, "patch_size": 16}
+    teacher = timm.create_model("vit_tiny_patch16_224", img_size=48, **small)
+    assert Teacher(teacher)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    grey = timm.create_model("vit_tiny_patch16_224", img_size=32, in_chans=1, **small)
+    with pytest.raises(ValueError, match="knows 1 channels, the network 3"):
+        find_teacher(config(distillation="hard"), grey, network())
+
+
+def test_an_extracted_stitch_is_evaluated_while_it_trains(tmp_path):
+    data, values = Noisy(), {"epochs": 1, "batch_size": 32, "evaluate_every": 1}
+    small = network().extract(5, copy=True)
+    assert timm_stitch.train(small, config(**values), train_data=data, val_data=data, progress=False)["steps"] == 2
+    with pytest.raises(ValueError, match="part of a larger network"):  # and not after the last step
+        timm_stitch.train(small, config(**values, output=str(tmp_path / "out")), train_data=data, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_launcher_does_not_divide_losses_again(monkeypatch):
+    values = ONE | {"opt": "sgd"}
+    alone, _ = go(values)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    launched, _ = go(values)
+    assert fingerprint(launched) == fingerprint(alone)
+
+
+def test_a_tracker_that_is_missing_is_named():
+    with pytest.warns(match="no supported trackers"), pytest.raises(ImportError, match="'clearml': clearml is not"):
+        go(ONE | {"trackers": "clearml"})
+
+
 def test_the_average_of_the_weights_is_what_the_run_gives():
     plain, _ = go(ONE)
     averaged, _ = go(ONE | {"ema_decay": 0.75})

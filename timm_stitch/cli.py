@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ArithmeticError,
         yaml.YAMLError,
     ) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join((str(error) or repr(error)).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +42,15 @@ def build_dataset(config: TrainConfig, model: SNNet, training: bool, augment: bo
         augment: the training images; else they are prepared as for evaluation.
 
     Raises:
+        OSError: if the folder is not there.
         ValueError: if the configuration names no data, or they have more classes than the network.
     """
     if not config.dataset and not config.data_dir:
         raise ValueError(
             "the recipe names no images: set data_dir to a folder of class folders, or dataset as for timm."
         )
+    if not config.dataset and not os.path.exists(str(config.data_dir)):
+        raise FileNotFoundError(f"there is no folder {config.data_dir!r}: set data_dir to a folder of class folders.")
     data = image_config(model)
     dataset = create_dataset(
         config.dataset or "",

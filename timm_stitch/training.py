@@ -40,7 +40,7 @@ from .network import SNNet
 from .optimization import finish_step, make_optimizer, make_scheduler, tuning
 from .progress import GROUPS, LossMeter, finish_trackers, start_trackers, tracker_names
 from .sampling import derive, groups_by_macs, make_rule
-from .saving import save_pretrained
+from .saving import rebuild_args, save_pretrained
 from .sharding import anywhere, hollow, is_sharded, load_optimizer, own_parts, shard, whole_states
 
 __all__ = ["TrainConfig", "train"]
@@ -73,10 +73,13 @@ def train(
 
     Raises:
         ValueError: if the configuration names no images, too few for one batch, or distillation has no
-            teacher; if there is a checkpoint and `resume` is False, or of a run with other values.
+            teacher; if the network could not be saved in `output`; if there is a checkpoint and `resume` is
+            False, or of a run with other values.
         OSError: if a checkpoint cannot be written, or `resume=True` and there is none.
         FloatingPointError: if the loss or a weight is no longer finite.
     """
+    if config.output:
+        rebuild_args(model)  # what could not be saved at the end is refused before the first step
     run = _Run(model, config, train_data, val_data, teacher, progress)
     with tuning(model, config.tune):
         try:
