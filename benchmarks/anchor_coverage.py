@@ -26,9 +26,9 @@ import torch
 from timm.models._registry import _model_to_module
 from torch import nn
 
-from timm_stitch.stitching import stitch
-from timm_stitch.tracing import Macs
-from timm_stitch.views import View, view
+from timm_stitch.anchors.auto import View, view
+from timm_stitch.anchors.tracing.recorder import Macs
+from timm_stitch.network.stitching import stitch
 
 SIZES = (64, 96, 128, 192)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import timm_stitch
-from timm_stitch.prefixes import common_steps
+from timm_stitch.plan.prefix_sharing import common_steps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from quickstart import load_images

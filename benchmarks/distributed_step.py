@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_stitch.distributed import average_gradients, broadcast_weights
-from timm_stitch.sampling import uniform
+from timm_stitch.training.data_parallel import average_gradients, broadcast_weights
+from timm_stitch.training.sampling import uniform
 
 ANCHORS = ("deit_tiny_patch16_224", "deit_small_patch16_224")
 

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_stitch
-from timm_stitch.prefixes import shared_macs
+from timm_stitch.plan.prefix_sharing import shared_macs
 
 
 def main() -> None:

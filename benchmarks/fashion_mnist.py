@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 import timm_stitch
-from timm_stitch.frontier import frontier_area
-from timm_stitch.network import SNNet
-from timm_stitch.plotting import plot_curve
-from timm_stitch.prefixes import shared_macs
-from timm_stitch.sampling import make_rule
+from timm_stitch.evaluation.plotting import plot_curve
+from timm_stitch.network.network import SNNet
+from timm_stitch.plan.frontier import frontier_area
+from timm_stitch.plan.prefix_sharing import shared_macs
+from timm_stitch.training.sampling import make_rule
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from quickstart import MEAN, STD

@@ -54,7 +54,9 @@ def main() -> None:
     if options.server:
         print(json.dumps(count(options.server, options.model, options.stitch_id)))
         return
-    server = subprocess.Popen([sys.executable, TESTS / "hub.py", "0", "--lfs"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, TESTS / "loopback_hub.py", "0", "--lfs"], stdout=subprocess.PIPE, text=True
+    )
     try:
         address = f"http://127.0.0.1:{server.stdout.readline().strip()}"
         with tempfile.TemporaryDirectory() as home:

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 import timm_stitch
-from timm_stitch.ranges import merged, parse_header
+from timm_stitch.hub.safetensors_ranges import merged, parse_header
 
 
 def memory(field):

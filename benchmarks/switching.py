@@ -22,8 +22,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import timm_stitch
-from timm_stitch.network import SNNet
-from timm_stitch.prefixes import shared_macs
+from timm_stitch.network.network import SNNet
+from timm_stitch.plan.prefix_sharing import shared_macs
 
 
 class ByHand(nn.Module):

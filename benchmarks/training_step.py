@@ -24,8 +24,8 @@ from timm.scheduler import create_scheduler_v2
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_stitch
-from timm_stitch.optimization import tuning
-from timm_stitch.training import _Run
+from timm_stitch.training.optimizer import tuning
+from timm_stitch.training.trainer import _Run
 
 ANCHORS = ("deit_tiny_patch16_224", "deit_small_patch16_224")
 

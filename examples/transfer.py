@@ -14,7 +14,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 import timm_stitch
-from timm_stitch.data import build_dataset
+from timm_stitch.data.dataset import build_dataset
 
 
 def main() -> None:

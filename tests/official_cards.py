@@ -4,8 +4,8 @@ from pathlib import Path
 
 import timm
 
-from timm_stitch.cards import render_card
-from timm_stitch.published import NETWORKS, published_table
+from timm_stitch.hub.model_card import render_card
+from timm_stitch.models.published import NETWORKS, published_table
 
 CARDS = Path(__file__).parent.parent / "hub_cards"
 

@@ -21,9 +21,9 @@ from PIL import Image
 
 import timm_stitch
 from timm_stitch import cli
-from timm_stitch.sharing import list_hub
-from timm_stitch.spaces import push_space
-from timm_stitch.web_page import Viewer
+from timm_stitch.deployment.demo import Viewer
+from timm_stitch.deployment.spaces import push_space
+from timm_stitch.hub.push import list_hub
 
 SERVER = os.environ["HF_ENDPOINT"]
 SECRET = "hf_this_must_not_be_shown"

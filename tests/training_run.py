@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from conftest import anchor_specs
 
 import timm_stitch
-from timm_stitch.fingerprints import fingerprint
+from timm_stitch.network.weights import fingerprint
 
 BASE_QUIET = {"mixup": 0, "cutmix": 0, "workers": 0, "warmup_epochs": 0, "trackers": None}
 
@@ -56,7 +56,7 @@ if __name__ == "__main__":
     if sharded:  # what is whole is in the output
         torch.distributed.destroy_process_group()
         sys.exit()
-    from timm_stitch.distributed import rank
+    from timm_stitch.training.data_parallel import rank
 
     odd = torch.utils.data.DataLoader(Noisy(61, double=values.get("double", False)), batch_size=8)
     rows = timm_stitch.evaluate(model, odd, [0, 1, 2])

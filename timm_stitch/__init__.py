@@ -5,27 +5,27 @@ Importing this package registers the `snnet_*` models with timm.
 
 from typing import TYPE_CHECKING, Any
 
-from .cascading import Cascade, find_cascade
-from .checkpoints import convert_checkpoint
-from .choosing import select
-from .config import TrainConfig
-from .controlling import LatencyController
-from .evaluation import evaluate
-from .exporting import export
-from .frontier import pareto_frontier
-from .least_squares import least_squares_init
-from .network import SNNet
-from .plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
-from .profiling import profile
-from .recalibration import recalibrate
-from .saving import save_pretrained
-from .sharing import from_hub, push_to_hub
-from .snnet import create_snnet
-from .stitching import stitch
-from .training import train
+from .deployment.cascade import Cascade, find_cascade
+from .deployment.exporting import export
+from .deployment.latency_controller import LatencyController
+from .evaluation.accuracy import evaluate
+from .evaluation.profiling import profile
+from .evaluation.selection import select
+from .hub.push import from_hub, push_to_hub
+from .hub.saving import save_pretrained
+from .models.checkpoints import convert_checkpoint
+from .models.snnet import create_snnet
+from .network.network import SNNet
+from .network.stitching import stitch
+from .plan.frontier import pareto_frontier
+from .plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
+from .training.config import TrainConfig
+from .training.least_squares import least_squares_init
+from .training.recalibration import recalibrate
+from .training.trainer import train
 
 if TYPE_CHECKING:
-    from .trainer_callback import StitchSamplerCallback
+    from .training.transformers_callback import StitchSamplerCallback
 
 __version__ = "0.1.0"
 
@@ -61,7 +61,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """transformers takes seconds to import, so what needs it waits until it is asked for."""
     if name == "StitchSamplerCallback":
-        from .trainer_callback import StitchSamplerCallback
+        from .training.transformers_callback import StitchSamplerCallback
 
         return StitchSamplerCallback
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """`python -m timm_stitch VERB`."""
 
-from .cli import main
+from .cli.entry import main
 
 raise SystemExit(main())

@@ -1,0 +1,177 @@
+"""What every family of anchors must do: views, crossings between layouts, low-rank layers, two-way plans."""
+
+import copy
+
+import pytest
+import timm
+import torch
+
+import timm_stitch
+from timm_stitch.anchors.auto import view
+from timm_stitch.network.layers import LowRankStitchingLayer, StitchingLayer
+from timm_stitch.plan.stitch_plan import Anchor
+
+BUILD = {
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 64, "window_size": 2, "embed_dim": 16, "num_heads": (1, 2, 2, 2)},
+    ),
+    "resnet": ("resnet18", {"channels": (8, 16, 24, 32)}),
+    "levit": ("levit_128s", {"img_size": 64, "embed_dim": (32, 48, 64), "depth": (2, 2, 2), "num_heads": (2, 2, 2)}),
+    "vit": ("deit_tiny_patch16_224", {"img_size": 64, "embed_dim": 32, "num_heads": 2, "depth": 4}),
+    "plain": (
+        "deit_tiny_patch16_224",
+        {"img_size": 64, "embed_dim": 24, "num_heads": 2, "depth": 4, "class_token": False, "global_pool": "avg"},
+    ),
+}
+
+
+def build(family):
+    name, kwargs = BUILD[family]
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=5, **kwargs).eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", BUILD)
+@torch.no_grad()
+def test_stem_blocks_norm_and_head_are_the_model(family, images):
+    model = build(family)
+    part = view(model)
+    h = part.stem(images)
+    for block in range(part.depth):
+        spatial = part.as_map(h, (64, 64), block)
+        assert spatial.shape[1] == part.widths[block]
+        assert torch.equal(part.from_map(spatial, part.prefix(h, block), block), h)
+        h = part.run(h, block, block + 1, images)
+    assert torch.equal(part.head(part.norm(h)), model(images))
+
+
+@pytest.mark.parametrize(
+    ("front", "back"), [("resnet", "swin"), ("swin", "vit"), ("plain", "vit"), ("vit", "plain"), ("levit", "vit")]
+)
+@torch.no_grad()
+def test_anchors_of_any_layout_meet(front, back, images):
+    model = timm_stitch.stitch([build(front), build(back)]).eval()
+    table = {row["stitch_id"]: row for row in model.stitch_table()}
+    stitched = model.stitch_ids[2:]
+    for stitch_id in (stitched[0], stitched[-1]):
+        part = model.extract(stitch_id)
+        assert torch.equal(part(images), model(images, stitch_id=stitch_id))
+        assert sum(p.numel() for p in part.parameters()) == table[stitch_id]["params"]
+    assert torch.equal(dict(model.forward_each(images))[stitched[-1]], model(images, stitch_id=stitched[-1]))
+
+
+@torch.no_grad()
+def test_a_back_with_a_class_token_brings_its_own(images):
+    model = timm_stitch.stitch([build("plain"), build("vit")]).eval()
+    before = model(images, stitch_id=2)
+    model.anchors[1].cls_token += 1
+    assert not torch.equal(model(images, stitch_id=2), before)
+
+
+@pytest.mark.parametrize(("front", "back"), [("resnet", "swin"), ("plain", "vit"), ("levit", "levit")])
+def test_least_squares_recovers_a_map_between_any_layouts(front, back):
+    images = torch.randn(80, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    model = timm_stitch.stitch([build(front), build(back)], kernel_size=1).eval()
+    residuals = timm_stitch.least_squares_init(model, images)
+    assert set(residuals) == set(range(len(model.stitching_layers)))
+    assert all(residual <= 1 for residual in residuals.values())
+    if front == back:
+        assert max(residuals.values()) < 1  # the very same model on both sides, one block apart
+
+
+def test_features_of_staged_networks_are_one_a_level(images):
+    args = {"anchors": [{"architecture": n, **BUILD[f][1], "num_classes": 5} for f, n in
+                        (("resnet", "resnet18"), ("swin", "swin_tiny_patch4_window7_224"))]}  # fmt: skip
+    whole = timm.create_model("snnet", stitch_id=4, num_classes=5, **{"anchors": args["anchors"]})
+    features = timm.create_model("snnet", features_only=True, out_indices=(0, 1, 2, 3), stitch_id=4, **args).eval()
+    assert features.feature_info.reduction() == [4, 8, 16, 32]
+    widths = [info["num_chs"] for info in whole.feature_info]
+    assert [(f.shape[1], f.shape[-1]) for f in features(images)] == list(zip(widths, (16, 8, 4, 2), strict=True))
+
+
+def test_low_rank_layer_computes_the_merged_map():
+    torch.manual_seed(0)
+    layer = LowRankStitchingLayer(8, 12, rank=4)
+    assert not layer.weight.requires_grad
+    assert layer.bias.requires_grad
+    x = torch.randn(3, 5, 8)
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))  # B starts at zero
+    torch.nn.init.normal_(layer.lora_B)
+    merged = layer.merge()
+    assert type(merged) is StitchingLayer
+    assert torch.equal(merged(x), layer(x))
+    expected = x @ (layer.weight + layer.lora_B @ layer.lora_A / 4).T + layer.bias
+    torch.testing.assert_close(layer(x), expected)
+    maps = x.transpose(1, 2)[..., None]
+    torch.testing.assert_close(layer(maps, True)[..., 0].transpose(1, 2), expected)
+
+
+@torch.no_grad()
+def test_merging_changes_no_logits_and_saves_parameters(images):
+    model = timm_stitch.stitch([build("plain"), build("plain")], direction="two_way", rank=4).eval()
+    for layer in model.stitching_layers:
+        layer.lora_B.normal_()
+    before, params = dict(model.forward_each(images)), [row["params"] for row in model.stitch_table()]
+    macs = [row["macs"] for row in model.stitch_table()]
+    model.merge_low_rank()
+    torch.testing.assert_close(dict(model.forward_each(images)), before)
+    assert [row["macs"] for row in model.stitch_table()] == macs
+    assert all(a < b for a, b in zip([row["params"] for row in model.stitch_table()][2:], params[2:], strict=True))
+
+
+def vit(name, depth, width):
+    return Anchor(name, (width,) * (depth + 1), (16,) * (depth + 1))
+
+
+@pytest.mark.parametrize("deep", [12, 24])
+def test_two_way_is_the_published_plan(deep):
+    plan = timm_stitch.enumeration.enumerate_stitches([vit("s", 12, 8), vit("l", deep, 16)], "two_way")
+    assert plan.stitch_ids == tuple(k for k in range(135) if k != 13)
+    step = deep // 12
+    spans = {k: [(s.anchor, s.start, s.stop) for s in plan[k].segments] for k in plan.stitch_ids}
+    assert spans[2] == [(0, 0, 1), (1, step, deep)]
+    assert spans[12] == [(0, 0, 11), (1, 11 * step, deep)]
+    assert spans[14] == [(1, 0, step), (0, 1, 12)]
+    assert spans[25] == [(1, 0, step), (0, 1, 2), (1, 2 * step, deep)]
+    assert spans[134] == [(0, 0, 10), (1, 10 * step, 11 * step), (0, 11, 12)]
+    assert len(plan.layers) == 22
+
+
+@pytest.mark.parametrize("rank", [-1, 9])
+def test_a_rank_that_does_not_fit_is_refused(rank):
+    with pytest.raises(ValueError, match=f"rank={rank} does not fit anchors of 8 channels: expected 0 .* to 8"):
+        timm_stitch.enumeration.enumerate_stitches([vit("s", 12, 8), vit("l", 12, 16)], "two_way", rank=rank)
+
+
+def test_an_extract_leaves_the_whole_as_it_was_when_its_head_changes(images):
+    model = timm_stitch.stitch([build("swin"), copy.deepcopy(build("swin"))]).eval()
+    model.extract(0).reset_classifier(3)
+    assert model(images, stitch_id=0).shape == (2, 5)
+
+
+def test_a_layer_that_enters_blocks_of_different_layouts():
+    """GCViT goes between channels first and last, so what a window's one layer gives differs from block to block."""
+    torch.manual_seed(0)
+    names = ("gcvit_xxtiny", "gcvit_xtiny")
+    model = timm_stitch.stitch([timm.create_model(name, img_size=64, num_classes=5) for name in names]).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        found = dict(model.forward_each(x))
+        assert all(torch.equal(logits, model(x, stitch_id=k)) for k, logits in found.items())
+        ids = [k for k in model.stitch_ids if not model.plan[k].is_anchor][:4]
+        mixed = model(x.expand(4, -1, -1, -1), stitch_id=ids)
+        torch.testing.assert_close(mixed, torch.cat([found[k] for k in ids]), rtol=0, atol=1e-5)
+
+
+def test_a_class_token_that_nobody_can_make_is_refused():
+    names = ("vit_srelpos_small_patch16_224", "vit_relpos_base_patch16_cls_224")
+    anchors = [timm.create_model(name, img_size=64, device="meta") for name in names]
+    with pytest.raises(ValueError, match="the second has class or register tokens that the first lacks"):
+        timm_stitch.stitch(anchors)
+    assert timm_stitch.stitch(anchors[::-1]).num_stitches > 2

@@ -1,0 +1,65 @@
+"""timm's readers whose images come in an order of their own."""
+
+import io
+import json
+import tarfile
+
+import pytest
+import yaml
+from conftest import anchor_specs
+from PIL import Image
+from test_distributed import start_two
+
+from timm_stitch.cli.entry import main
+
+pytest.importorskip("webdataset")
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards of ten images for each split."""
+    info = {}
+    for split in ("train", "validation"):
+        names = [f"{split}-{shard}.tar" for shard in range(2)]
+        for shard, name in enumerate(names):
+            with tarfile.open(tmp_path / name, "w") as tar:
+                for label in range(10):
+                    file = io.BytesIO()
+                    Image.new("RGB", (40, 40), (label * 20, shard * 40, 0)).save(file, "PNG")
+                    for kind, data in (("png", file.getvalue()), ("cls", str(label).encode())):
+                        entry = tarfile.TarInfo(f"{split}{shard}{label}.{kind}")
+                        entry.size = len(data)
+                        tar.addfile(entry, io.BytesIO(data))
+        info[split] = {"name": split, "num_samples": 20, "filenames": names, "shard_lengths": [10, 10]}
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": info}))
+    return tmp_path
+
+
+@pytest.fixture
+def recipe(shards):
+    values = {
+        "model": "snnet", "model_args": {"anchors": anchor_specs(depth=2)}, "pretrained": False, "init_images": 8,
+        "dataset": "wds/x", "data_dir": str(shards), "epochs": 2, "batch_size": 10, "workers": 0, "mixup": 0,
+        "cutmix": 0, "output": str(shards / "out"),
+    }  # fmt: skip
+    (shards / "recipe.yaml").write_text(yaml.safe_dump(values))
+    return str(shards / "recipe.yaml")
+
+
+def test_a_recipe_on_webdataset_shards(shards, recipe, capsys):
+    assert main(["train", recipe, "--json"]) == 0, capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 4
+    data = ["--dataset", "wds/x", "--data-dir", str(shards), "--json"]
+    assert main(["eval", str(shards / "out"), *data, "--stitch-ids", "0"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 20
+    assert main(["train", recipe, "--repeated-aug", "3", "--output", str(shards / "two")]) == 1
+    assert "repeated_aug=3 needs images that can be read in any order" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_see_every_image_once(shards, recipe):
+    log = json.loads(start_two("-m", "timm_stitch", "train", recipe, "--json")[0])
+    assert (log["steps"], log["images"]) == (4, 40)
+    command = ("-m", "timm_stitch", "eval", shards / "out", "--dataset", "wds/x", "--data-dir", shards, "--json")
+    rows = start_two(*command, "--stitch-ids", "0")[0]
+    assert json.loads(rows)["images"] == 20

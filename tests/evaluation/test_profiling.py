@@ -1,0 +1,91 @@
+"""What is measured of each stitch, kept in the table, and chosen by."""
+
+import pytest
+import timm
+import torch
+from conftest import anchor_specs, small_anchors
+
+import timm_stitch
+from timm_stitch import cli
+from timm_stitch.evaluation.accuracy import read_rows
+
+IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+SOME = [0, 2, 9, 24]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("snnet", anchors=anchor_specs()).train()
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_each_stitch_is_measured_and_kept_in_the_table(model, quick):
+    rows = timm_stitch.profile(model, batch_size=4, stitch_ids=SOME, repeats=3, quick=quick)
+    assert model.training
+    assert [row["stitch_id"] for row in rows] == SOME
+    table = {row["stitch_id"]: row for row in model.stitch_table()}
+    for row in rows:
+        assert row["latency_ms"] > 0
+        assert row["images_per_s"] == pytest.approx(4000 / row["latency_ms"])
+        assert row["batch_size"] == 4
+        assert "threads" in row["profiled_on"]
+        weights = 4 * row["params"] / 1e6  # float32
+        assert weights < row["memory_mb"] < weights + 4
+        assert table[row["stitch_id"]]["latency_ms"] == row["latency_ms"]
+    assert ("latency_error" in rows[0]) == quick
+    assert "latency_ms" not in table[5]
+
+
+def test_memory_grows_with_the_batch_by_activations_alone(model):
+    one, many = (timm_stitch.profile(model, b, stitch_ids=[2], repeats=1)[0]["memory_mb"] for b in (1, 33))
+    width = 32 * 17 * 96 * 4 / 1e6  # images x tokens x channels x bytes
+    assert 8 * width < many - one < 16 * width  # a block's hidden layer is 4 wide, before and after its activation
+
+
+def test_a_latency_budget_chooses_the_most_accurate_within(model):
+    model.eval()
+    results = timm_stitch.evaluate(model, [(IMAGES, torch.arange(8))])
+    with pytest.raises(ValueError, match=r"has no latency_ms .*timm_stitch\.profile"):
+        timm_stitch.select(timm_stitch.stitch(small_anchors()), [{"stitch_id": 0, "top1": 9.0}], latency_ms=1)
+    for row in results:
+        row["latency_ms"], row["top1"] = 1.0 + row["stitch_id"], 50.0 + row["stitch_id"] % 7
+    assert timm_stitch.select(model, results, latency_ms=20) == 6
+    model.known = {row["stitch_id"]: {"top1": row["top1"], "latency_ms": row["latency_ms"]} for row in results}
+    assert model.set_budget(latency_ms=20) is model
+    assert model.stitch_id == 6
+    assert model.set_budget(latency_ms=20, macs=model.stitch_table()[6]["macs"] - 1).stitch_id != 6
+    with pytest.raises(ValueError, match="no stitch fits"):
+        model.set_budget(latency_ms=0.5)
+    with pytest.raises(ValueError, match="memory_mb"):
+        model.set_budget(memory_mb=100)
+
+
+def test_figures_of_other_weights_are_not_taken_for_these(model):
+    model.known = {2: {"top1": 99.0, "weights": "0123456789abcdef"}}
+    timm_stitch.profile(model, stitch_ids=[2], repeats=1)
+    assert "top1" not in model.stitch_table()[2]
+
+
+def test_bad_arguments(model):
+    with pytest.raises(ValueError, match="precision='int4' is unknown"):
+        timm_stitch.profile(model, precision="int4")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        timm_stitch.profile(model, batch_size=0)
+
+
+def test_the_verb_keeps_figures_for_select(model, tmp_path, capsys):
+    model.known = {}
+    model.eval()
+    folder = timm_stitch.save_pretrained(
+        model, tmp_path / "net", timm_stitch.evaluate(model, [(IMAGES, torch.arange(8))])
+    )
+    out = tmp_path / "latency.jsonl"
+    assert cli.main(["profile", str(folder), "--quick", "--repeats", "1", "--save", "--output", str(out)]) == 0
+    assert "off by" in capsys.readouterr().out
+    slowest = max(row["latency_ms"] for row in read_rows(out))
+    assert cli.main(["select", str(folder), "--latency-ms", str(slowest * 2), "--json"]) == 0
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert again.set_budget(latency_ms=slowest * 2).stitch_id == timm_stitch.select(again, macs=1e12)
+    assert cli.main(["profile", "snnet_deit", "--save"]) == 1
+    assert "'snnet_deit' is none: use --output" in capsys.readouterr().err

@@ -1,0 +1,158 @@
+"""Recipes: every shipped one is read and runs two steps; what is wrong in one is refused by name."""
+
+import json
+
+import pytest
+import timm
+from conftest import anchor_specs
+from PIL import Image
+
+import timm_stitch
+from timm_stitch.cli.entry import main
+from timm_stitch.training.recipe import read_recipe, shipped_recipes
+
+PAPERS = {  # SN-Net and SN-Netv2: epochs, batch, optimiser, learning rate, weight decay, distillation
+    "deit_tsb": (50, 1024, "adamw", 1e-4, 0.05, "hard"),
+    "deit_tsb_15": (15, 1024, "adamw", 1e-4, 0.05, "hard"),
+    "swin_tsb": (50, 1024, "adamw", 1e-3, 0.05, "hard"),
+    "resnet_18_50": (30, 1024, "sgd", 0.05, 2e-5, "hard"),
+    "resnet18_swin_t": (30, 1024, "sgd", 0.05, 2e-5, "hard"),
+    "levit_192_256": (100, 1024, "adamw", 1e-4, 0.025, "hard"),
+    "deit3_v2_sb": (50, 512, "lamb", 3e-5, 0.02, "none"),
+    "deit3_v2_sl": (50, 512, "lamb", 3e-5, 0.02, "none"),
+    "deit3_v2_bl": (50, 512, "lamb", 3e-5, 0.02, "none"),
+}
+DROP_PATH = {"deit3_v2_sb": [0.05, 0.15], "deit3_v2_sl": [0.05, 0.4], "deit3_v2_bl": [0.15, 0.4], "swin_tsb": 0.2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    for label in range(10):
+        (root / "train" / f"class{label}").mkdir(parents=True)
+        for n in range(2):
+            Image.new("RGB", (40, 40), (label * 20, n * 30, 0)).save(root / f"train/class{label}/{n}.png")
+    return root
+
+
+def test_shipped_values_are_those_of_the_papers():
+    assert set(shipped_recipes()) == set(PAPERS)
+    for name, values in PAPERS.items():
+        recipe = read_recipe(name)
+        c = recipe.config
+        assert (c.epochs, c.batch_size, c.opt, c.lr, c.weight_decay, c.distillation) == values, name
+        assert c.teacher == ("regnety_160.deit_in1k" if c.distillation == "hard" else None)
+        assert recipe.init_images == 100
+        assert c.precision == "fp16"
+        assert recipe.model_args.get("drop_path_rate") == DROP_PATH.get(name, 0.1 if "deit_tsb" in name else None)
+    swin, levit, v2 = (read_recipe(name).config for name in ("swin_tsb", "levit_192_256", "deit3_v2_sl"))
+    assert (swin.anchor_lr_scale, swin.stitch_lr_scale, swin.clip_grad) == (0.1, 1.0, 5.0)
+    assert (swin.warmup_lr, swin.min_lr) == (1e-6, 1e-5)  # 5e-7 and 5e-6 for 512 images, scaled to 1024
+    assert (levit.clip_mode, levit.clip_grad) == ("agc", 0.01)
+    for name in ("resnet_18_50", "resnet18_swin_t"):
+        c = read_recipe(name).config
+        assert (c.anchor_lr_scale, c.warmup, c.erase, c.train_interpolation) == (0.1, 5, 0.6, "random")
+        assert c.auto_augment == "rand-m9-mstd0.5-inc1"
+    assert v2.min_lr == 1e-5
+    assert (v2.sampling, v2.group_width, v2.mixup, v2.cutmix, v2.auto_augment) == ("resource", 1e9, 0, 1, "3a")
+
+
+@pytest.mark.parametrize("name", sorted(PAPERS))
+def test_every_recipe_runs_two_steps(name, folder, capsys):
+    recipe = read_recipe(name)
+    rate = recipe.model_args.get("drop_path_rate", 0.0)
+    anchors = anchor_specs(depth=2, in_chans=3)
+    anchors = anchors[: len(rate)] if isinstance(rate, list) else anchors
+    overrides = {
+        "model": "snnet", "model-args": json.dumps({"anchors": anchors, "drop_path_rate": rate}), "pretrained": "false",
+        "init-images": 8, "data-dir": folder, "batch-size": 10, "epochs": 1, "warmup-epochs": 0.5, "workers": 0,
+        "precision": "no", "distillation": "none", "teacher": "null",
+    }  # fmt: skip
+    arguments = [part for field, value in overrides.items() for part in (f"--{field}", str(value))]
+    assert main(["train", name, "--json", *arguments]) == 0, capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 2
+
+
+def test_a_paper_recipe_distils_from_a_timm_teacher(folder, monkeypatch):
+    """The teacher is made by its name, with pretrained weights; here a small one stands in for it."""
+    config = read_recipe(
+        "deit_tsb", {"batch_size": 10, "epochs": 1, "warmup_epochs": 0, "workers": 0, "precision": "no"}
+    ).config
+    create, asked = timm.create_model, []
+
+    def stand_in(name, pretrained=False, **kwargs):
+        asked.append((name, pretrained))
+        return create(
+            "vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=16, embed_dim=16, depth=1, num_heads=1
+        )
+
+    model = create("snnet", anchors=anchor_specs(depth=2))
+    other = create("snnet", anchors=anchor_specs(depth=2, num_classes=12))
+    monkeypatch.setattr("timm_stitch.training.distillation.timm.create_model", stand_in)
+    config = timm_stitch.TrainConfig.from_dict({**vars(config), "data_dir": str(folder)})
+    log = timm_stitch.train(model, config, progress=False)
+    assert log["steps"] == 2
+    assert asked == [("regnety_160.deit_in1k", True)]
+    with pytest.raises(ValueError, match="knows 10 classes, the network 12"):
+        timm_stitch.train(other, config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("model: snnet\nlearning_rate: 3\n", ValueError, "unknown fields learning_rate"),
+        ("model: snnet\nlr: 1e-3\nlr: 1e-4\n", ValueError, "fields given twice: lr"),
+        ("model: snnet\nepochs: ten\n", TypeError, "epochs='ten' is a str: expected int"),
+        ("model: snnet\nepochs: 3.5\n", TypeError, "epochs=3.5 is a float: expected int"),
+        ("model: snnet\nlr: true\n", TypeError, "lr=True is a bool: expected float"),
+        ("model: snnet\ninit_images: -1\n", TypeError, "init_images=-1 does not fit"),
+        ("model: snnet\nmodel_args: 3\n", TypeError, "model_args=3 does not fit"),
+        ("lr: 1e-3\n", ValueError, "names no model"),
+        ("- 3\n", ValueError, "is no recipe: expected a YAML file"),
+        ("a: [\n", ValueError, "is no YAML"),
+        ("model: snnet\ndistillation: hard\n", ValueError, "distillation='hard' has no teacher"),
+        ("model: snnet\nepochs: 3\nwarmup_epochs: 5\n", ValueError, "warmup_epochs=5 takes all of epochs=3"),
+        ("model: snnet\nsched: step\n", ValueError, "sched='step' is unknown: expected one of .*'cosine'"),
+        ("model: snnet\ndistill_weight: 0.9\n", ValueError, "distill_weight=0.9 has nothing to do: set distillation"),
+        ("model: snnet\nkeep: 5\n", ValueError, "keep=5 has nothing to do: set output"),
+        (
+            "model: snnet\ndataset_args: {trust_remote_code: true}\n",
+            ValueError,
+            "dataset_args has trust_remote_code: expected some of download",
+        ),
+        ("model: snnet\ngroups: 3\n", ValueError, "groups=3 has nothing to do: set sampling='resource'"),
+        (
+            "model: snnet\nsampling: resource\ngroups: 3\ngroup_width: 3\n",
+            ValueError,
+            "group_width=3.* and groups=3 contradict",
+        ),
+        ("model: snnet\nsampling: importance\n", ValueError, "needs scores"),
+        ("model: snnet\ninplace_distillation: true\n", ValueError, "inplace_distillation=True has nothing to do"),
+        ("model: snnet\nclip_mode: agc\n", ValueError, "clip_mode='agc' has nothing to do: set clip_grad"),
+        ("model: snnet\ntune: stitches\nanchor_lr_scale: 0.1\n", ValueError, "anchor_lr_scale=0.1 has nothing to do"),
+        ("model: snnet\nresume: auto\n", ValueError, "resume='auto' has nothing to do: set output"),
+        ("model: snnet\ntemperature: 2\n", ValueError, "temperature=2.* has nothing to do: set distillation='soft'"),
+        ("model: snnet\nmin_lr: 0.1\n", ValueError, "min_lr=0.1 is above lr"),
+        ("model: snnet\ncrop_scale: [1, 0.5]\n", ValueError, r"crop_scale=\(1.*, 0.5\) is no range"),
+        ("model: snnet\ntune: heads\n", ValueError, "tune='heads' is unknown: expected one of"),
+    ],
+)
+def test_bad_recipes_are_refused_by_name(tmp_path, text, error, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(error, match=message):
+        read_recipe(tmp_path / "recipe.yaml")
+
+
+def test_an_unknown_recipe_names_the_shipped_ones(capsys):
+    with pytest.raises(FileNotFoundError, match=r"there is no recipe 'deit_xl': expected a YAML file, or deit3_v2_bl"):
+        read_recipe("deit_xl")
+    assert main(["train", "deit_xl"]) == 1
+    assert "there is no recipe 'deit_xl'" in capsys.readouterr().err
+
+
+def test_values_are_read_as_people_write_them(tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        "model: snnet\nlr: 1e-4\ncrop_scale: [0.5, 1]\nsampling: importance\nscores: {0: 1, 3: 2.5}\n"
+    )
+    config = read_recipe(tmp_path / "r.yaml", {"epochs": 7}).config
+    assert (config.lr, config.crop_scale, config.scores, config.epochs) == (1e-4, (0.5, 1.0), {0: 1, 3: 2.5}, 7)

@@ -1,0 +1,211 @@
+"""Views of timm models in stages of falling resolution: Swin, LeViT and ResNet.
+
+A block is numbered through all stages. timm puts the downsampling at the start of a stage; here it
+belongs to the first block of that stage, so that every boundary lies after a block or the stem.
+
+Imports torch and timm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .view import View, inner
+
+
+class StagedView(View):
+    """A model whose blocks lie in stages. What remains is the stem, the norm and the head.
+
+    Args:
+        anchor: the model.
+        stem_width, stem_reduction: what crosses boundary 0.
+        stages: for each stage the names of its blocks' modules, and the channels and reduction it gives.
+    """
+
+    def __init__(
+        self,
+        anchor: nn.Module,
+        stem_width: int,
+        stem_reduction: int,
+        stages: list[tuple[list[tuple[str, ...]], int, int]],
+    ) -> None:
+        self.anchor = anchor
+        self._parts = [block for blocks, _, _ in stages for block in blocks]
+        self.depth = len(self._parts)
+        self.widths = (stem_width, *(width for blocks, width, _ in stages for _ in blocks))
+        self.reductions = (stem_reduction, *(reduction for blocks, _, reduction in stages for _ in blocks))
+
+    def modules(self, index: int) -> tuple[nn.Module, ...]:
+        return tuple(self.anchor.get_submodule(name) for name in self._parts[index])
+
+    def block(self, index: int) -> nn.Module:
+        return self.anchor.get_submodule(self.block_name(index))
+
+    def block_names(self, index: int) -> tuple[str, ...]:
+        return self._parts[index]
+
+    def block_name(self, index: int) -> str:
+        return self._parts[index][-1]
+
+    def transition(self, index: int) -> nn.Module | None:
+        return inner(self.anchor, self._parts[index][0]) if len(self._parts[index]) > 1 else None
+
+    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
+        return None
+
+    def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
+        return self.anchor.forward_head(h, pre_logits=pre_logits)  # type: ignore[operator]
+
+
+def _blocks(root: str, stage: nn.Module, index: int) -> list[tuple[str, ...]]:
+    """The names of the blocks of a stage that has `downsample` and `blocks`."""
+    names: list[tuple[str, ...]] = [(f"{root}.{index}.blocks.{name}",) for name in stage.blocks._modules]
+    if not isinstance(stage.downsample, nn.Identity):
+        names[0] = (f"{root}.{index}.downsample", *names[0])
+    return names
+
+
+def _has_stages(stages: Any) -> bool:
+    """Whether these are stages of `downsample`, then `blocks` in a row."""
+    return isinstance(stages, nn.Sequential) and all(
+        set(stage._modules) == {"downsample", "blocks"} and isinstance(stage.blocks, (nn.Sequential, nn.ModuleList))
+        for stage in stages
+    )
+
+
+class SwinView(StagedView):
+    """timm's `SwinTransformer` and models built like it: maps of (B, H, W, C) between blocks."""
+
+    layout = "NHWC"
+
+    def __init__(self, anchor: Any) -> None:
+        first = anchor.feature_info[0]
+        stages = [
+            (_blocks("layers", stage, i), info["num_chs"], info["reduction"])
+            for i, (stage, info) in enumerate(zip(anchor.layers, anchor.feature_info, strict=True))
+        ]
+        super().__init__(anchor, first["num_chs"], first["reduction"], stages)
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether a model has the shape that this view needs."""
+        children = {"patch_embed", "layers", "norm", "head"}
+        return (
+            set(model._modules) == children
+            and getattr(model, "output_fmt", None) == "NHWC"
+            and _has_stages(model.layers)
+            and not model._parameters
+        )
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:  # type: ignore[override]
+        return self._embed_size()
+
+    def stem(self, x: Tensor) -> Tensor:
+        return self.anchor.patch_embed(x)  # type: ignore[no-any-return,operator]
+
+    def _norm(self, h: Tensor) -> Tensor:
+        return self.anchor.norm(h)  # type: ignore[no-any-return,operator]
+
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        return h.permute(0, 3, 1, 2).contiguous()
+
+    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
+        return spatial.permute(0, 2, 3, 1).contiguous()
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        return {"stem": ("patch_embed",), "embeddings": (), "norm": ("norm",)}
+
+
+class LevitView(StagedView):
+    """timm's `Levit`: a convolutional stem, tokens without a class token, no final norm."""
+
+    def __init__(self, anchor: Any) -> None:
+        first = anchor.feature_info[0]
+        stages = [
+            (_blocks("stages", stage, i), info["num_chs"], info["reduction"])
+            for i, (stage, info) in enumerate(zip(anchor.stages, anchor.feature_info, strict=True))
+        ]
+        super().__init__(anchor, first["num_chs"], first["reduction"], stages)
+        self.layout = "NCHW" if anchor.use_conv else "NLC"
+        self._stride: int = anchor.stem.stride
+        # The attention biases fix the grid; only a downsampling keeps it under a name.
+        downs = [stage.downsample for stage in anchor.stages if not isinstance(stage.downsample, nn.Identity)]
+        grid = downs[0].attn_downsample.resolution if downs else None
+        self.image_size = (grid[0] * self._stride, grid[1] * self._stride) if grid else None
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether a model has the shape that this view needs."""
+        return (
+            set(model._modules) in ({"stem", "stages", "head"}, {"stem", "stages", "head", "head_dist"})
+            and hasattr(model, "use_conv")
+            and hasattr(model.stem, "stride")
+            and _has_stages(model.stages)
+            and not model._parameters
+        )
+
+    def stem(self, x: Tensor) -> Tensor:
+        h = self.anchor.stem(x)  # type: ignore[operator]
+        return h.flatten(2).transpose(1, 2) if self.layout == "NLC" else h  # type: ignore[no-any-return]
+
+    def _norm(self, h: Tensor) -> Tensor:
+        return h
+
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        if self.layout == "NCHW":
+            return h
+        height, width = (-(-side // self._stride) for side in image_size)
+        while height * width > h.shape[1]:  # each downsampling rounds up
+            height, width = (height + 1) // 2, (width + 1) // 2
+        return h.transpose(1, 2).reshape(h.shape[0], h.shape[2], height, width)
+
+    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
+        return spatial.flatten(2).transpose(1, 2) if self.layout == "NLC" else spatial
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        return {"stem": ("stem",), "embeddings": (), "norm": ()}
+
+
+class ResNetView(StagedView):
+    """timm's `ResNet` (also ResNeXt, SE-ResNet): maps of (B, C, H, W), no final norm, any image size."""
+
+    layout = "NCHW"
+    _STEM = ("conv1", "bn1", "act1", "maxpool")
+
+    def __init__(self, anchor: Any) -> None:
+        infos = {info["module"]: info for info in anchor.feature_info if info["module"].startswith("layer")}
+        stages: list[Any] = [
+            ([(f"{layer}.{name}",) for name in inner(anchor, layer)._modules], info["num_chs"], info["reduction"])  # type: ignore[union-attr]
+            for layer, info in infos.items()
+        ]
+        super().__init__(anchor, anchor.feature_info[0]["num_chs"], infos["layer1"]["reduction"], stages)
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether a model has the shape that this view needs."""
+        layers = {name for name in model._modules if name.startswith("layer")}
+        return (
+            {"layer1", "layer2"} <= layers
+            and set(model._modules) == {*ResNetView._STEM, *layers, "global_pool", "fc"}
+            and all(isinstance(model._modules[name], nn.Sequential) for name in layers)
+            and layers == {info["module"] for info in model.feature_info[1:]}
+        )
+
+    def stem(self, x: Tensor) -> Tensor:
+        model: Any = self.anchor
+        return model.maxpool(model.act1(model.bn1(model.conv1(x))))  # type: ignore[no-any-return]
+
+    def _norm(self, h: Tensor) -> Tensor:
+        return h
+
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        return h
+
+    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
+        return spatial
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        return {"stem": self._STEM, "embeddings": (), "norm": ()}

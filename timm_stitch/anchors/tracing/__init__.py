@@ -1,0 +1,1 @@
+"""Any model's forward pass, recorded once and cut where one tensor crosses."""

@@ -1,0 +1,297 @@
+"""A model's forward pass as a list of steps, recorded once on the meta device.
+
+A twin without storage runs one forward pass under torch.fx while every value keeps an example beside it.
+So sizes stay symbolic where the model computes with them, control flow goes where it goes for images of
+this size, and the shape of each value is known. Blocks and layers are single steps; what is between them
+(the model's own glue) is recorded operation by operation. The steps hold names, no modules: they run on
+the model itself, or on a part of it.
+
+Imports torch and `program`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .recording import DEVICE, Program, Ref, Step, map_leaves, merged
+
+
+def record(
+    model: nn.Module,
+    channels: int,
+    size: tuple[int, int],
+    opens: Callable[[nn.Module], bool],
+    batch: int = 2,
+    training: bool = True,
+) -> Program:
+    """Record a model's forward pass in evaluation, with the arguments that differ in training marked.
+
+    Args:
+        model: on any device; neither run nor changed.
+        channels, size, batch: of the images.
+        opens: whether a module is recorded operation by operation, or as one step.
+        training: whether to look at training mode, too.
+
+    Raises:
+        Exception: whatever the model raises when its glue cannot be recorded.
+    """
+    twin = meta_model(model)
+    closed: set[type] = set()
+    while True:
+        recorder = _Recorder(lambda m: opens(m) and type(m) not in closed)
+        try:
+            program = recorder.record(twin.eval(), channels, size, batch)
+            break
+        except Exception:
+            if recorder.inside is None:
+                raise
+            closed.add(recorder.inside)
+    if not training:
+        return program
+    try:
+        recorder = _Recorder(lambda m: opens(m) and type(m) not in closed)
+        return merged(program, recorder.record(twin.train(), channels, size, batch))
+    except Exception:
+        return program
+
+
+def meta_model(model: nn.Module) -> nn.Module:
+    """A copy without storage: parameters, buffers and other tensors on the meta device."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        loose = [t for v in module.__dict__.values() for t in (v if isinstance(v, (list, tuple)) else (v,))]
+        for tensor in (*module._buffers.values(), *loose):
+            if isinstance(tensor, Tensor):
+                memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        if getattr(module, "grad_checkpointing", False):
+            module.grad_checkpointing = False  # type: ignore[assignment]
+        module._compiled_call_impl = None
+    return twin
+
+
+class _Shadow(fx.Proxy):
+    """A recorded value with its example; where Python needs a number, the example's is given."""
+
+    def __init__(self, node: fx.Node, tracer: _Recorder, example: Any) -> None:
+        super().__init__(node, tracer)
+        self.__dict__["example"] = example
+
+    def __getattr__(self, name: str) -> Any:
+        example = self.__dict__["example"]
+        if name.startswith("__") or (name in ("ndim", "requires_grad", "is_cuda", "is_sparse", "layout")):
+            return getattr(example, name)
+        value = getattr(example, name)
+        if callable(value) and not isinstance(value, Tensor):
+            if name in ("dim", "is_floating_point", "ndimension", "is_contiguous"):
+                return value
+            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def __iter__(self) -> Any:
+        return iter([self[i] for i in range(len(self.example))])  # type: ignore[index]
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    def _force(self) -> Any:
+        self.tracer.forced = True  # type: ignore[attr-defined]
+        return self.example
+
+    def __bool__(self) -> bool:
+        return bool(self._force())
+
+    def __int__(self) -> int:
+        return int(self._force())
+
+    def __float__(self) -> float:
+        return float(self._force())
+
+    def __index__(self) -> int:
+        return self._force().__index__()
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._force()
+
+
+class _Images(nn.Module):
+    """Calls a model with images alone, whatever else its forward would take."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Any) -> Any:
+        return self.model(image)
+
+
+class Macs(TorchDispatchMode):
+    """Counts multiply-adds of matrix products and convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) // 2
+        return out
+
+
+class _Loose(TorchFunctionMode):
+    """Records calls that make tensors out of no recorded value (`torch.arange(7)`)."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.recorder.busy or any(issubclass(t, fx.Proxy) for t in types):
+            return func(*args, **kwargs)
+        self.recorder.busy = True
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.recorder.busy = False
+        if isinstance(result, Tensor) and getattr(func, "__name__", "") not in ("__get__", "__set__"):
+            return self.recorder.create_proxy("call_function", func, args, kwargs)
+        return result
+
+
+class _Recorder(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(self, opens: Callable[[nn.Module], bool]) -> None:
+        super().__init__()
+        self.opens = opens
+        self.inside: type | None = None
+        self.busy = self.forced = False
+        self.found: dict[fx.Node, tuple[Any, int, int | None]] = {}
+        self.counter = Macs()
+        self.heads: list[tuple[Any, int]] = []
+
+    def record(self, twin: nn.Module, channels: int, size: tuple[int, int], batch: int) -> Program:
+        self.image = torch.empty(batch, channels, *size, device="meta")
+        self.batch, self.size = batch, size
+        dtypes = [p.dtype for p in twin.parameters() if p.is_floating_point()]
+        self.image = self.image.to(dtypes[0]) if dtypes else self.image
+        root = _Images(twin)
+        loose = ((name, k, v) for name, m in root.named_modules() for k, v in m.__dict__.items())
+        self.names = {id(v): f"{name}.{k}" for name, k, v in loose if isinstance(v, Tensor)}
+        head = getattr(twin, "forward_head", None)
+        if head is not None:
+
+            def noted(*args: Any, **kwargs: Any) -> Any:
+                self.heads.append((args[0] if len(args) == 1 and not kwargs else None, len(self.graph.nodes)))
+                result = head(*args, **kwargs)
+                self.heads.append((result, -1))
+                return result
+
+            twin.__dict__["forward_head"] = noted
+        try:
+            with torch.no_grad(), self.counter, _Loose(self):
+                graph = self.trace(root)
+        finally:
+            twin.__dict__.pop("forward_head", None)
+        return self._program(graph)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.busy:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        if path != "model" and not self.opens(m):
+            return self.create_proxy("call_module", path, args, kwargs)
+        result = _not_recorded = object()
+        try:
+            result = forward(*args, **kwargs)
+        finally:
+            if result is _not_recorded and self.inside is None and path != "model":
+                self.inside = type(m)
+        return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.busy else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and id(a) in self.names:
+            return self.create_proxy("get_attr", self.names[id(a)], (), {}).node
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not any(a is b for b in self.root.buffers()):
+            raise TypeError("its forward pass makes a tensor that cannot be recorded")
+        if isinstance(a, torch.device):
+            return DEVICE
+        if a is DEVICE or a is torch.strided or isinstance(a, type):
+            return a
+        return super().create_arg(a)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
+        before = self.counter.total
+        self.busy = True
+        try:
+            example = self._example(kind, target, *map_leaves(_example, (args, kwargs)))
+        finally:
+            self.busy = False
+        version = example._version if isinstance(example, Tensor) else None
+        self.found[node] = (example, self.counter.total - before, version)
+        return None if example is None else _Shadow(node, self, example)
+
+    def _example(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "placeholder":
+            return self.image
+        if kind == "get_attr":
+            owner, _, name = target.rpartition(".")
+            return getattr(self.root.get_submodule(owner), name)
+        if kind == "call_module":
+            return self.root.get_submodule(target)(*args, **kwargs)
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> fx.Node:
+        # Arguments stay outside the node: fx would want constants of its own types only.
+        node = self.graph.create_node(kind, target, (), {})
+        node.meta["args"] = (args, kwargs)
+        return node
+
+    def _program(self, graph: fx.Graph) -> Program:
+        kinds = {"call_module": "module", "get_attr": "attribute", "call_function": "function", "call_method": "method"}
+        nodes = [n for n in graph.nodes if n.op != "output"]
+        order = {node: i for i, node in enumerate(nodes)}
+
+        def to_ref(leaf: Any) -> Any:
+            return Ref(order[leaf]) if isinstance(leaf, fx.Node) else leaf
+
+        steps: list[Step | None] = [None]
+        for node in nodes[1:]:
+            args, kwargs = map_leaves(to_ref, node.meta["args"])
+            target = node.target.removeprefix("model.") if node.op in ("call_module", "get_attr") else node.target
+            steps.append(Step(kinds[node.op], target, args, kwargs))
+        last = next(n for n in graph.nodes if n.op == "output")
+        output = map_leaves(to_ref, last.meta["args"][0])[0]
+        examples, macs, versions = zip(*(self.found[n] for n in nodes), strict=True)
+        stable = tuple(v is None or e._version == v for e, v in zip(examples, versions, strict=True))
+        head = None
+        ends = [value.node for value, _ in self.heads if isinstance(value, fx.Proxy)]
+        if len(self.heads) == len(ends) == 2 and output == Ref(order[ends[1]]):
+            head = order[ends[0]]
+        return Program(tuple(steps), output, examples, macs, stable, head, self.forced, self.size, self.batch)
+
+
+def _example(leaf: Any) -> Any:
+    if isinstance(leaf, _Shadow):
+        return leaf.example
+    return torch.device("meta") if leaf is DEVICE or isinstance(leaf, torch.device) else leaf

@@ -1,0 +1,243 @@
+"""What every view of a timm model can do: stem, blocks and head, with the activations between them.
+
+A view calls the model's own modules and methods in the model's own order, so that stem, all blocks,
+norm and head in a row give exactly the model's output. It copies nothing and changes nothing; state-dict
+keys stay as they are. Views are the only code that touches timm's internals. Families differ in these
+points, each of which a view reconciles:
+
+- what the stem is made of, and what comes before the first block besides a patch embedding;
+- what a block needs besides the activation (side inputs);
+- how an activation is laid out: `"NLC"` tokens, some of them no patches, `"NHWC"` or `"NCHW"` maps;
+- where the resolution changes: a downsampling that comes before a block belongs to that block.
+
+Imports torch and timm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from timm.models import checkpoint
+from torch import Tensor, nn
+
+from ..plan.stitch_plan import Anchor
+
+
+class View:
+    """A model as stem, blocks, norm and head.
+
+    Attributes:
+        anchor: the model itself.
+        depth: the number of blocks.
+        widths, reductions: at each of the `depth + 1` boundaries, as in `plan.Anchor`.
+        layout: of the activation at every boundary: `"NLC"`, `"NHWC"` or `"NCHW"`.
+        prefix_tokens: tokens before the patch tokens at every boundary.
+        image_size: (height, width) that the model insists on, or None.
+        has_norm, has_head: False where they were pruned; then they pass the activation on.
+        is_part: whether the anchor is a shallow copy that shares modules with another.
+    """
+
+    anchor: Any
+    depth: int
+    widths: tuple[int, ...]
+    reductions: tuple[int, ...]
+    layout: str = "NLC"
+    prefix_tokens: int = 0
+    image_size: tuple[int, int] | None = None
+    has_norm: bool = True
+    has_head: bool = True
+    is_part: bool = False
+    _kept_size: tuple[int, int] | None = None  # of the images, for a part without the stem that knows it
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens cross a boundary, where that is fixed."""
+        return None
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the activation at boundary 0."""
+        raise NotImplementedError
+
+    def block(self, index: int) -> nn.Module:
+        """Block number `index`: a module from boundary `index` to boundary `index + 1`."""
+        raise NotImplementedError
+
+    def run(self, h: Tensor, start: int, stop: int, image: Tensor, checkpointed: bool = False) -> Tensor:
+        """Run blocks `start:stop`, from boundary `start` to boundary `stop`.
+
+        Args:
+            h: the activation at boundary `start`.
+            image: the images (B, C, H, W) that it comes from, for side inputs that depend on their size.
+            checkpointed: recompute activations in the backward pass instead of keeping them.
+        """
+        for module in self.row(start, stop):
+            h = checkpoint(module, h) if checkpointed else module(h)
+        return h
+
+    def row(self, start: int, stop: int) -> list[nn.Module]:
+        """The modules that are blocks `start:stop` one after another."""
+        return [module for index in range(start, stop) for module in self.modules(index)]
+
+    def modules(self, index: int) -> tuple[nn.Module, ...]:
+        """The modules that are block `index` one after another; a downsampling before it is one of them."""
+        return (self.block(index),)
+
+    def block_names(self, index: int) -> tuple[str, ...]:
+        """The names of these modules inside the anchor."""
+        return (self.block_name(index),)
+
+    def transition(self, index: int) -> nn.Module | None:
+        """What changes the resolution before block `index`, where the model has a module of its own for it."""
+        return None
+
+    def norm(self, h: Tensor) -> Tensor:
+        """The final norm, on the activation at the last boundary."""
+        return self._norm(h) if self.has_norm else h
+
+    def head(self, h: Tensor, pre_logits: bool = False) -> Tensor:
+        """Normed activation to logits (B, num_classes), or to what enters the classifier."""
+        return self._head(h, pre_logits) if self.has_head else h
+
+    def _norm(self, h: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
+        raise NotImplementedError
+
+    def layout_at(self, boundary: int) -> str:
+        """How the activation at one boundary is laid out."""
+        return self.layout
+
+    def prefix_at(self, boundary: int) -> int:
+        """Tokens before the patch tokens at one boundary."""
+        return self.prefix_tokens
+
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        """The spatial part of the activation at a boundary as (B, C, H, W)."""
+        raise NotImplementedError
+
+    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
+        """The tokens before the patch tokens as (B, prefix_tokens, C), or None."""
+        raise NotImplementedError
+
+    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
+        """What `as_map` and `prefix` took apart, put together again; missing prefix tokens are the anchor's own."""
+        raise NotImplementedError
+
+    def prefix_names(self) -> tuple[str, ...]:
+        """The names of children and parameters that the anchor's own prefix tokens need."""
+        return ()
+
+    def block_name(self, index: int) -> str:
+        """The name of a block inside the anchor."""
+        raise NotImplementedError
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """The names of children and parameters that `"stem"`, `"embeddings"` and `"norm"` need.
+
+        Embeddings are the stem's parameters that the authors' count leaves out of stitched rows.
+        What is neither there nor a block belongs to the head.
+        """
+        raise NotImplementedError
+
+    def _embed_size(self) -> tuple[int, int] | None:
+        """The image size that timm's patch embedding insists on."""
+        embed: Any = self.anchor._modules.get("patch_embed")
+        if embed is None:
+            return self._kept_size
+        return tuple(embed.img_size) if getattr(embed, "strict_img_size", True) and embed.img_size else None
+
+    def describe(self, name: str | None = None) -> Anchor:
+        """The anchor as the plan sees it."""
+        return Anchor(name or anchor_name(self.anchor), self.widths, self.reductions)
+
+    def part(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> View:
+        """A view of a shallow copy of the anchor that holds, and shares, only what is asked for."""
+        names = self.names()
+        heads: set[str] = set()
+        every_block = {name for i in range(self.depth) for name in self.block_names(i)}
+        keep = {name for i in blocks for name in self.block_names(i)}
+        if prefix:
+            keep.update(self.prefix_names())
+        if stem:
+            keep.update(names["stem"])
+        if norm:
+            keep.update(names["norm"])
+        if head:
+            apart = {*names["stem"], *names["norm"], *(block.split(".")[0] for block in every_block)}
+            own = {*self.anchor._modules, *self.anchor._parameters, *self.anchor._buffers}
+            heads = own - apart
+            keep.update(heads)
+        twin = copy.copy(self)
+        twin._kept_size, twin.is_part = self.image_size, True
+        twin.anchor = shallow(self.anchor, keep)
+        for name in heads & set(twin.anchor._modules):  # heads are changed in place: Swin's, by reset_classifier
+            twin.anchor._modules[name] = _own_shell(twin.anchor._modules[name])
+        twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
+        return twin
+
+    def like_last(self, index: int) -> bool:
+        """Whether what leaves block `index` has the channels and the resolution of the last block."""
+        end = self.widths[-1], self.reductions[-1]
+        return (self.widths[index + 1], self.reductions[index + 1]) == end
+
+    def refresh(self) -> None:
+        """Look at the anchor again, after its input size was changed."""
+
+    def cut_off(self, depth: int) -> None:
+        """End after `depth` blocks."""
+        self.depth = depth
+        self.widths, self.reductions = self.widths[: depth + 1], self.reductions[: depth + 1]
+
+    def holds(self, index: int) -> bool:
+        """Whether block `index` is there, not pruned."""
+        return all(inner(self.anchor, name) is not None for name in self.block_names(index))
+
+
+def anchor_name(model: nn.Module) -> str:
+    """What people call a model: timm's architecture name, or else its class."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return cfg.get("architecture") or type(model).__name__
+
+
+def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
+    """Copy a module without what is not kept; kept parameters and submodules are the same objects."""
+    twin = copy.copy(module)
+    own_hooks(twin)
+    twin._parameters = {k: v for k, v in module._parameters.items() if v is None or k in keep}
+    twin._buffers = {k: v for k, v in module._buffers.items() if v is None or k in keep}
+    twin._modules = {}
+    for name, child in module._modules.items():
+        inner = {k[len(name) + 1 :] for k in keep if k.startswith(name + ".")}
+        if child is None or name in keep:
+            twin._modules[name] = child
+        elif inner:
+            twin._modules[name] = shallow(child, inner)
+    return twin
+
+
+def own_hooks(module: nn.Module) -> None:
+    """Give a shallow copy no hooks instead of those of the module that it was copied from."""
+    for name, value in module.__dict__.items():
+        if "_hooks" in name and isinstance(value, dict):
+            module.__dict__[name] = type(value)()
+
+
+def _own_shell(module: nn.Module | None) -> nn.Module | None:
+    """A module with submodules of its own and the same tensors."""
+    if module is None:
+        return None
+    twin = copy.copy(module)
+    own_hooks(twin)
+    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    twin._modules = {name: _own_shell(child) for name, child in module._modules.items()}
+    return twin
+
+
+def inner(module: nn.Module | None, name: str) -> nn.Module | None:
+    """The submodule of a dotted name, or None if it is not there or was pruned."""
+    for part in name.split("."):
+        module = module._modules.get(part) if module is not None else None
+    return module

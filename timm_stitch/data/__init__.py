@@ -1,0 +1,1 @@
+"""Images, in an order and with an augmentation that the seed decides."""

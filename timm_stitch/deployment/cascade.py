@@ -1,0 +1,135 @@
+"""A cascade: a cheap stitch for every image, a dearer one for those it is unsure of.
+
+Where the two begin alike, the dearer one goes on from what the cheap one left. Imports torch and the layers below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..network.modes import evaluating
+from ..network.network import SNNet
+from ..plan.prefix_sharing import common_steps, shared_macs
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Two stitches and a threshold: `cascade(images)` gives logits, each image's from one of the two.
+
+    Args:
+        model: the network, in eval mode.
+        cheap, dear: stitch ids.
+        threshold: an image goes on to the dear stitch if the cheap one's largest probability is below.
+        top1, macs: what was measured when the threshold was set: accuracy in per cent, and multiply-adds of an
+            image on average.
+    """
+
+    model: SNNet
+    cheap: int
+    dear: int
+    threshold: float
+    top1: float | None = None
+    macs: float | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, C, H, W)."""
+        return self.run(images)[0]
+
+    def run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, num_classes), and which images went on to the dear stitch, a (B,) of bool."""
+        model = self.model
+        first, second = model.plan[self.cheap], model.plan[self.dear]
+        shared = common_steps(first, second)
+        kept = h = images
+        for n in range(len(first.steps)):
+            h = model.step(first, n, h, images)
+            if n + 1 == shared:
+                kept = h
+        unsure = h.softmax(-1).amax(-1) < self.threshold
+        if bool(unsure.any()):
+            rest, some = images[unsure], kept[unsure]
+            for n in range(shared, len(second.steps)):
+                some = model.step(second, n, some, rest)
+            h = h.index_put((unsure.nonzero()[:, 0],), some)
+        return h, unsure
+
+
+@torch.inference_mode()
+def find_cascade(
+    model: SNNet,
+    loader: Iterable[Any],
+    macs: float,
+    *,
+    stitch_ids: Sequence[int] | None = None,
+    thresholds: int = 100,
+    progress: bool = False,
+) -> Cascade:
+    """The cascade of two stitches that is right most often at a cost, by a validation set.
+
+    Args:
+        model: the network.
+        loader: batches of (images (B, C, H, W), labels (B,)) that were not trained on.
+        macs: the most multiply-adds for an image on average.
+        stitch_ids: between which to look; all by default.
+        thresholds: how many to try for each pair, at even parts of the images.
+        progress: show a bar.
+
+    Returns:
+        The best cascade, with its accuracy and average cost on these images. Choosing on them flatters it a
+        little: measure it on others.
+
+    Raises:
+        ValueError: if not even the cheapest stitch is within `macs`, or there are no images.
+    """
+    ids = [model.plan[i].stitch_id for i in (model.stitch_ids if stitch_ids is None else stitch_ids)]
+    sure, right = _answers(model, loader, ids, progress)
+    costs = model.costs()
+    alone = {k: costs.cost(model.plan[k]).macs for k in ids}
+    images = sure.shape[1]
+    best: Cascade | None = None
+    # How many images go on, from none to all.
+    counts = sorted({round(i * images / thresholds) for i in range(thresholds + 1)})
+    for i, cheap in enumerate(ids):
+        if alone[cheap] > macs:
+            continue
+        order = sure[i].argsort()
+        confidence = sure[i][order]
+        for j, dear in enumerate(ids):
+            if alone[dear] < alone[cheap] or (dear == cheap and len(ids) > 1):
+                continue
+            more = shared_macs([model.plan[cheap], model.plan[dear]], costs) - alone[cheap]
+            gained = torch.cat([torch.zeros(1), (right[j] - right[i])[order].cumsum(0)]) + right[i].sum()
+            for count in counts:
+                # Images of equal confidence stay together.
+                if 0 < count < images and confidence[count] == confidence[count - 1]:
+                    continue
+                spent, top1 = alone[cheap] + more * count / images, 100 * float(gained[count]) / images
+                if spent <= macs and (best is None or (top1, -spent) > (best.top1, -(best.macs or 0.0))):
+                    threshold = float(confidence[count]) if count < images else 2.0
+                    best = Cascade(model, cheap, dear, threshold, top1, spent)
+    if best is None:
+        raise ValueError(f"no stitch is within macs={macs:,.0f}: the cheapest takes {min(alone.values()):,}.")
+    return best
+
+
+def _answers(model: SNNet, loader: Iterable[Any], ids: Sequence[int], progress: bool) -> tuple[Tensor, Tensor]:
+    """Of each stitch and image: the largest probability, and 1 where it is right; both (stitches, images)."""
+    device = next(model.parameters()).device
+    place = {stitch_id: i for i, stitch_id in enumerate(ids)}
+    sure: list[list[Tensor]] = [[] for _ in ids]
+    right: list[list[Tensor]] = [[] for _ in ids]
+    with evaluating(model):
+        for batch, labels, *_ in tqdm(loader, desc="cascade", unit="batch", disable=not progress):
+            for stitch_id, logits in model.forward_each(batch.to(device), ids):
+                top = logits.softmax(-1).max(-1)
+                sure[place[stitch_id]].append(top.values.float().cpu())
+                right[place[stitch_id]].append((top.indices.cpu() == labels.cpu()).float())
+    if not sure[0]:
+        raise ValueError("there is nothing to choose by: the loader gave no images.")
+    return torch.stack([torch.cat(s) for s in sure]), torch.stack([torch.cat(r) for r in right])

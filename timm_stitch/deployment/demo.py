@@ -1,0 +1,234 @@
+"""A web page on Gradio to see a network at work: an image, a slider along its frontier, and what changes.
+
+Needs gradio and matplotlib (`pip install 'timm_stitch[demo]'`). Imports timm and the layers below.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import torch
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
+from torch import Tensor
+
+from ..data.dataset import image_config
+from ..evaluation.plotting import curve_svg
+from ..evaluation.selection import check_weights
+from ..network.network import SNNet
+from ..plan.costs import short
+from ..plan.frontier import Row, pareto_frontier
+
+_CALLS, _PATIENCE = 7, 0.5  # of a timing: at most so many calls, no further one after so many seconds
+
+_STYLE = """<style>
+.facts {display: grid; grid-template-columns: repeat(4, 1fr); gap: .6rem}
+.facts div {background: var(--background-fill-secondary); border-radius: 8px; padding: .55rem .8rem; min-width: 0}
+.facts .stitch {grid-column: 1 / -1}
+.facts small {display: block; color: var(--body-text-color-subdued)}
+.facts b {font-size: 1.2rem; font-variant-numeric: tabular-nums; color: var(--body-text-color)}
+.facts .stitch b {font-family: var(--font-mono); font-size: .95rem; font-weight: 500; overflow-wrap: anywhere}
+.curve svg {width: 100%; height: auto; border-radius: 8px; background: white; padding: 6px}
+#image img {width: 100%; height: 100%; object-fit: contain}
+@media (max-width: 640px) {.facts {grid-template-columns: repeat(2, 1fr)}}
+</style>"""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One image seen through one stitch.
+
+    Args:
+        top: the (at most) five likeliest classes and their probabilities, likeliest first.
+        latency_ms: of one call with this image, the median of `calls` after one to warm up.
+        calls: how many were timed.
+    """
+
+    top: dict[str, float]
+    latency_ms: float
+    calls: int
+
+
+class Viewer:
+    """What the page asks of a network. It keeps nothing of a user, and sets nothing in the network.
+
+    Args:
+        model: the network; put in eval mode.
+        labels: one name for each class; default those in its configuration, ImageNet's if it has the number of
+            classes of one of its subsets, else numbers.
+
+    Raises:
+        ValueError: if the network does not classify or takes no ordinary images, the labels do not fit, or its
+            known accuracies belong to other weights.
+    """
+
+    def __init__(self, model: SNNet, labels: Sequence[str] | None = None) -> None:
+        if model.num_classes < 1 or model.in_chans not in (1, 3):
+            raise ValueError(
+                f"the page shows classifiers of grey or colour images; this network has {model.num_classes} classes "
+                f"and takes {model.in_chans} channels."
+            )
+        self.model = model.eval()
+        self.labels = _labels(model, labels)
+        table = model.stitch_table()
+        self.known: list[Row] = [row for row in table if row.get("top1") is not None]
+        check_weights(model, self.known, "what is known of this network")
+        # What the slider moves along, cheapest first.
+        self.steps = pareto_frontier(self.known) if self.known else sorted(table, key=lambda row: row["macs"])
+        self.transform = create_transform(**image_config(model))
+        self.mode = "L" if model.in_chans == 1 else "RGB"
+        self._drawn = curve_svg(self.known) if self.known else None
+
+    def prepare(self, image: Any) -> Tensor | None:
+        """An image (PIL) as the network takes it, shape (1, C, H, W); of none, None."""
+        if image is None:
+            return None
+        x: Tensor = self.transform(image.convert(self.mode))
+        return x[None]
+
+    @torch.inference_mode()
+    def look(self, x: Tensor, step: int) -> Look:
+        """Classify an image through a stitch, and time that.
+
+        Args:
+            x: from `prepare`.
+            step: which of `steps`.
+        """
+        like = next(self.model.parameters())
+        x = x.to(like.device, like.dtype)
+
+        def call() -> Tensor:
+            out = self.model(x, stitch_id=self.steps[step]["stitch_id"])
+            return out[0].float().cpu()  # which waits for the device
+
+        logits, times, began = call(), list[float](), time.perf_counter()
+        while len(times) < _CALLS and (not times or time.perf_counter() - began < _PATIENCE):
+            at = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - at)
+        values, classes = logits.softmax(0).topk(min(5, len(logits)))
+        top = {self.labels[i]: p for i, p in zip(classes.tolist(), values.tolist(), strict=True)}
+        return Look(top, 1000 * statistics.median(times), len(times))
+
+    def facts(self, step: int, look: Look | None = None) -> str:
+        """What the stitch of a step is, as HTML."""
+        row = self.steps[step]
+        device, threads = next(self.model.parameters()).device, torch.get_num_threads()
+        where = f"{threads} CPU thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
+        tiles = [
+            (f"stitch {row['stitch_id']}", row["name"], "stitch"),
+            ("top-1 accuracy", f"{row['top1']:.2f} %" if self.known else "unknown", "top1"),
+            ("multiply-adds", short(row["macs"]), "macs"),
+            ("parameters", short(row["params"]), "params"),
+            (f"latency on {where}, median of {look.calls}", f"{look.latency_ms:.2f} ms", "latency")
+            if look
+            else ("latency", "–", "latency"),
+        ]
+        cells = "".join(f'<div class="{c}"><small>{escape(s)}</small><b>{escape(b)}</b></div>' for s, b, c in tiles)
+        return f'<div class="facts" data-stitch-id="{row["stitch_id"]}">{cells}</div>'
+
+    def curve(self, step: int) -> str:
+        """The curve with the stitch of a step marked, as HTML; or that there is none."""
+        if self._drawn is None:
+            return (
+                '<div class="curve">The accuracy of these stitches is not known, so the slider goes through all of '
+                "them by cost. <code>timm-stitch eval</code> measures it.</div>"
+            )
+        row, (svg, place) = self.steps[step], self._drawn
+        x, y = place(row)
+        mark = (
+            f'<circle class="here" data-stitch-id="{row["stitch_id"]}" cx="{x:.2f}" cy="{y:.2f}" r="9" '
+            'fill="#f2a541" fill-opacity=".85" stroke="#222" stroke-width="1.5"/></svg>'
+        )
+        return f'<div class="curve">{mark.join(svg.rsplit("</svg>", 1))}</div>'
+
+    @property
+    def images(self) -> str:
+        """On what images the accuracies were measured, as far as the rows say."""
+        found = {", ".join(str(row[k]) for k in ("dataset", "split") if row.get(k)) for row in self.known} - {""}
+        return "; ".join(sorted(found))
+
+
+def make_page(
+    model: SNNet, labels: Sequence[str] | None = None, *, title: str = "", examples: Iterable[str] = ()
+) -> Any:
+    """The page of a network, to `launch()` or to mount in another app.
+
+    Any number of users may look at once: each call names its stitch and none sets one. Calls run one after another,
+    so that one's latency is not another's load.
+
+    Args:
+        model: the network, on the device where it is to run; put in eval mode.
+        labels: one name for each class; default those in its configuration, ImageNet's, or numbers.
+        title: of the page; default where the network was pulled from, or its name.
+        examples: paths of images to choose from.
+
+    Returns:
+        A `gradio.Blocks`.
+
+    Raises:
+        ImportError: without gradio or matplotlib.
+        ValueError: as `Viewer`.
+    """
+    try:
+        import gradio as gr
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"the page needs {error.name}: pip install 'timm_stitch[demo]'.") from error
+    viewer = Viewer(model, labels)
+    last, examples = len(viewer.steps) - 1, [[str(path)] for path in examples]
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    title = title or str(model.trained.get("pulled_from") or config.get("architecture") or "SN-Net")
+    along = f", {len(viewer.steps)} of them on the frontier" if viewer.known else ""
+    measured = f" Accuracy on {viewer.images}." if viewer.images else ""
+
+    def show(x: Tensor | None, step: float) -> tuple[dict[str, float] | None, str, str]:
+        step = min(max(int(step), 0), last)
+        look = None if x is None else viewer.look(x, step)
+        return look.top if look else None, viewer.facts(step, look), viewer.curve(step)
+
+    with gr.Blocks(title=f"{title} – timm_stitch", analytics_enabled=False) as page:
+        gr.HTML(_STYLE, padding=False)
+        gr.Markdown(
+            f"# {escape(title)}\n{model.num_stitches} networks in one set of weights{along}. "
+            f"Drop an image and move the slider.{escape(measured)}"
+        )
+        seen = gr.State()
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                image = gr.Image(type="pil", image_mode=viewer.mode, label="image", height=280, elem_id="image")
+                top = gr.Label(num_top_classes=5, label="prediction", elem_id="prediction")
+            with gr.Column(scale=3, min_width=320):
+                step = gr.Slider(
+                    0, max(last, 1), last, step=1, label="cheapest ← stitch → dearest", interactive=last > 0,
+                    elem_id="slider",
+                )  # fmt: skip
+                facts = gr.HTML(viewer.facts(last), elem_id="facts")
+                curve = gr.HTML(viewer.curve(last), elem_id="curve")
+        if examples:
+            gr.Examples(examples, image)
+        # One at a time over all users; of one user's many moves of the slider the last.
+        how = {"show_progress": "hidden", "concurrency_id": "network", "concurrency_limit": 1}
+        shown = {"fn": show, "inputs": [seen, step], "outputs": [top, facts, curve], **how}
+        image.change(viewer.prepare, image, seen, **how).then(**shown)
+        step.change(**shown, trigger_mode="always_last")
+    return page
+
+
+def _labels(model: SNNet, labels: Sequence[str] | None) -> list[str]:
+    """One name for each class, no two alike."""
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    names, count = list(labels or config.get("label_names") or ()), model.num_classes
+    if labels is not None and len(names) != count:
+        raise ValueError(f"there are {len(names)} labels for {count} classes: give one for each.")
+    if len(names) == count and labels is None:
+        names = [(config.get("label_descriptions") or {}).get(name, name) for name in names]
+    elif len(names) != count:
+        subset = infer_imagenet_subset(model)
+        names = list(ImageNetInfo(subset).label_descriptions()) if subset else [f"class {i}" for i in range(count)]
+    alike = {name for name in names if names.count(name) > 1} if len(set(names)) < count else set()
+    return [f"{name} ({i})" if name in alike else str(name) for i, name in enumerate(names)]

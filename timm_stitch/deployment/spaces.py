@@ -1,0 +1,114 @@
+"""The web page of a network as a Space of the Hub.
+
+Imports huggingface_hub and the layers below; that gradio is there is only looked up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from ..hub.errors import explained
+from ..hub.json_files import STITCHES_FILE
+
+_APP = '''"""The page of {repo_id}, as timm_stitch writes it."""
+
+from pathlib import Path
+
+import timm_stitch
+from timm_stitch.deployment.demo import make_page
+
+model = timm_stitch.from_hub({repo_id!r})
+demo = make_page(model, examples=sorted(map(str, Path(__file__).parent.glob("examples/*"))))
+
+if __name__ == "__main__":
+    demo.launch()
+'''
+
+
+def push_space(
+    model_repo: str,
+    space_id: str,
+    *,
+    examples: Iterable[str | os.PathLike[str]] = (),
+    private: bool | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Put the page of a network that is on the Hub there as a Space, in one commit.
+
+    The Space holds `app.py`, `requirements.txt`, `README.md` and this package as it is here, for which it needs no
+    index. It loads the network from its own repository when it starts; of a private one, give the Space a
+    secret `HF_TOKEN` in its settings.
+
+    Args:
+        model_repo: `"user/name"`, what `push_to_hub` made.
+        space_id: `"user/name"` of the Space, made if there is none; these files in it are written anew.
+        examples: images to choose from on the page.
+        private: for a Space that is made now.
+        token: as huggingface_hub takes it; default the one that is logged in.
+
+    Returns:
+        The address of the Space.
+
+    Raises:
+        ImportError: without gradio, whose version the Space gets.
+        ValueError: if either is no name of a repository, or the first is no network of timm_stitch.
+        OSError: if the Hub refuses or cannot be reached, or an example cannot be read.
+    """
+    model_repo = model_repo.removeprefix("hf-hub:")
+    if Path(model_repo).is_dir():
+        raise ValueError(
+            f"{model_repo!r} is a folder, and a Space loads from the Hub: push it first, timm-stitch push {model_repo} "
+            "--repo user/name, then give hf-hub:user/name."
+        )
+    for name in (model_repo, space_id):
+        if name.count("/") != 1:
+            raise ValueError(f"{name!r:.200} is no repository of the Hub: expected 'user/name'.")
+    files = _files(model_repo, space_id, [Path(path) for path in examples])
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    api = HfApi(token=token, library_name="timm_stitch")
+    with explained(f"find {model_repo}"):
+        there = {file.rfilename for file in api.model_info(model_repo).siblings or ()}
+    if STITCHES_FILE not in there:
+        raise ValueError(f"{model_repo} has no {STITCHES_FILE}: expected a network that timm-stitch push put there.")
+    with explained(f"push to {space_id}", "nothing was committed"):
+        space = api.create_repo(space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        api.create_commit(
+            space.repo_id, operations, repo_type="space", commit_message=f"The page of {model_repo} by timm_stitch"
+        )
+    return str(space)
+
+
+def _files(model_repo: str, space_id: str, examples: list[Path]) -> dict[str, Any]:
+    try:
+        gradio, needs = version("gradio"), requires("timm_stitch") or []
+    except PackageNotFoundError as error:
+        raise ImportError(f"a Space needs {error.name} installed here: pip install 'timm_stitch[demo]'.") from error
+    front = {
+        "title": space_id.partition("/")[2],
+        "emoji": "🧵",
+        "colorFrom": "blue",
+        "colorTo": "yellow",
+        "sdk": "gradio",
+        "sdk_version": gradio,
+        "app_file": "app.py",
+        "models": [model_repo],
+        "tags": ["timm_stitch"],
+    }
+    package = Path(__file__).parents[1]
+    own = [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".yaml")]
+    wanted = [need.partition(";")[0].strip() for need in needs if 'extra == "dev"' not in need.replace("'", '"')]
+    readme = f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
+    return {
+        "app.py": _APP.format(repo_id=model_repo).encode(),
+        "requirements.txt": "".join(f"{need}\n" for need in wanted if not need.startswith("timm_stitch")).encode(),
+        "README.md": f"{readme}A slider along the frontier of [{model_repo}](https://huggingface.co/{model_repo}).\n".encode(),
+        **{f"timm_stitch/{path.relative_to(package).as_posix()}": path for path in own},
+        **{f"examples/{path.name}": path for path in examples},
+    }

@@ -1,0 +1,217 @@
+"""Evaluate every stitch in one pass over the data, sharing the work of equal fronts.
+
+Results are rows of plain values, one a stitch, kept as JSON lines. Each row carries a fingerprint of
+the weights it belongs to, so that results of other weights are never mistaken for these.
+
+Imports torch and the layers below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+from tqdm.auto import tqdm
+
+from ..network.modes import evaluating
+from ..network.network import SNNet
+from ..network.weights import fingerprint
+from ..plan.prefix_sharing import schedule
+from ..training.data_parallel import rank, summed, world_size
+
+Rows = list[dict[str, Any]]
+
+
+@torch.inference_mode()
+def evaluate(
+    model: SNNet,
+    loader: Iterable[Any],
+    stitch_ids: Sequence[int] | None = None,
+    *,
+    results: str | os.PathLike[str] | None = None,
+    data: str | None = None,
+    passes: int = 1,
+    progress: bool = False,
+) -> Rows:
+    """Accuracy and loss of stitches on labelled images.
+
+    On several processes each one takes its share of the images, and all get the rows of all of them,
+    with exact counts.
+
+    Args:
+        model: the network; it is evaluated in eval mode, on the device where it is.
+        loader: batches of (images (B, C, H, W), labels (B,)); on several processes the same on each: a
+            `DataLoader` over a whole dataset (or one that Accelerate prepared from it) is shared out image
+            by image, anything else batch by batch, and must come in the same order everywhere.
+        stitch_ids: which stitches; all by default.
+        results: a JSON-lines file to which the rows of each pass are added, and from which the rows of
+            these weights (by their fingerprint, on as many images, of the same `data`) are taken instead of
+            evaluated again.
+        data: a name or fingerprint of these images, kept in the rows; give one where `results` may hold rows of
+            other images.
+        passes: over how many passes to spread the stitches; more of them share less, and lose less if
+            interrupted.
+        progress: show a bar.
+
+    Returns:
+        One row a stitch in id order: `stitch_id`, `name`, `top1` and `top5` in per cent, `loss` (mean
+        cross-entropy), `images`, `macs`, `params`, `device`, `weights` (the fingerprint), and `data` if given.
+
+    Raises:
+        ValueError: if an id is not in the plan, there are no images, or passes is not positive.
+    """
+    if passes < 1:
+        raise ValueError(f"passes={passes} is out of range: expected 1 or more.")
+    ids = [model.plan[i].stitch_id for i in (model.stitch_ids if stitch_ids is None else stitch_ids)]
+    mark = fingerprint(model)
+    kept = read_rows(results) if results is not None and Path(results).exists() else []
+    count = _count(loader)
+    done = {
+        row["stitch_id"]: row
+        for row in kept
+        if row.get("weights") == mark
+        and row.get("stitch_id") in ids
+        and count in (None, row.get("images"))
+        and row.get("data") == data
+    }
+    missing = [turn.stitch.stitch_id for turn in schedule(model.plan[i] for i in dict.fromkeys(ids) if i not in done)]
+    batches = _share(loader)
+    size = -(-len(missing) // passes)
+    marks = {"weights": mark} | ({"data": data} if data is not None else {})
+    for start in range(0, len(missing), size or 1):
+        fresh = _one_pass(model, batches, missing[start : start + size], marks, progress and rank() == 0)
+        done.update({row["stitch_id"]: row for row in fresh})
+        kept += fresh
+        if results is not None and rank() == 0:
+            write_rows(results, kept)
+    return [done[i] for i in sorted(done)]
+
+
+def _one_pass(
+    model: SNNet, batches: Iterable[Any], ids: Sequence[int], marks: Mapping[str, str], progress: bool
+) -> Rows:
+    """The rows of these stitches, from one pass over the images."""
+    device = next(model.parameters()).device
+    sums = torch.zeros(len(ids), 4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    number = {stitch_id: i for i, stitch_id in enumerate(ids)}
+    with evaluating(model):
+        for batch, labels, *_ in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
+            batch, labels = batch.to(device), labels.to(device)
+            for stitch_id, logits in model.forward_each(batch, ids):
+                sums[number[stitch_id]] += _scores(logits, labels).to(sums)
+    sums = summed(sums)
+    if not sums[0, 3]:
+        raise ValueError("there is nothing to evaluate on: the loader gave no images.")
+    costs = model.costs()
+    rows = []
+    for stitch_id, (first, five, loss, images) in zip(ids, sums.tolist(), strict=True):
+        cost = costs.cost(model.plan[stitch_id])
+        rows.append(
+            {
+                "stitch_id": stitch_id,
+                "name": model.plan[stitch_id].name,
+                "top1": 100 * (first / images),
+                "top5": 100 * (five / images),
+                "loss": loss / images,
+                "images": int(images),
+                "macs": cost.macs,
+                "params": cost.params,
+                "device": device.type,
+                **marks,
+            }
+        )
+    return rows
+
+
+def _whole(loader: Iterable[Any]) -> bool:
+    """Whether a loader goes through a dataset with a length, each image once, over all processes together."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    sampler: Any = loader.batch_sampler
+    while hasattr(sampler, "batch_sampler"):  # Accelerate's share of it
+        sampler = sampler.batch_sampler
+    sampler = getattr(sampler, "sampler", loader.sampler)
+    random = isinstance(sampler, RandomSampler) and not sampler.replacement
+    last = getattr(loader.batch_sampler, "drop_last", loader.drop_last)
+    return (isinstance(sampler, SequentialSampler) or random) and not last and len(sampler) == len(loader.dataset)  # type: ignore[arg-type]
+
+
+def _count(loader: Iterable[Any]) -> int | None:
+    """How many images there are, if the loader says so."""
+    return len(loader.dataset) if _whole(loader) else None  # type: ignore[attr-defined]
+
+
+def _share(loader: Iterable[Any]) -> Iterable[Any]:
+    """The images that fall to this process."""
+    world, number = world_size(), rank()
+    if world == 1:
+        return loader
+    if not _whole(loader):
+        return _Every(loader, number, world)
+    whole: Any = loader
+    mine = Subset(whole.dataset, range(number, len(whole.dataset), world))
+    size = whole.batch_size or getattr(whole.batch_sampler, "batch_size", None) or 1
+    return DataLoader(mine, batch_size=size, num_workers=whole.num_workers, collate_fn=whole.collate_fn)
+
+
+class _Every:
+    """Every so manieth batch."""
+
+    def __init__(self, batches: Iterable[Any], start: int, step: int) -> None:
+        self.batches, self.start, self.step = batches, start, step
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.batches), self.start, None, self.step)
+
+
+def _scores(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sums over a batch: right at first, right among five, cross-entropy, images."""
+    logits = logits.float()
+    ranked = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
+    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    sums = [ranked[:, 0].sum(), ranked.sum(), loss.detach(), torch.tensor(len(labels), device=loss.device)]
+    return torch.stack([value.to(loss.dtype) for value in sums])
+
+
+def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w") as file:
+            for row in rows:
+                file.write(json.dumps(dict(row)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_rows(path: str | os.PathLike[str]) -> Rows:
+    """Read what `write_rows` wrote.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if a line is no JSON object.
+    """
+    rows = []
+    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{str(path)!r}, line {number}, is no JSON ({error}): expected one object a line."
+            ) from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{str(path)!r}, line {number}, is no JSON object: expected one row a line.")
+        rows.append(row)
+    return rows

@@ -1,0 +1,189 @@
+"""Measure every stitch on this device: latency, throughput, memory.
+
+Stitches are timed in turn, in another order each round, so that a machine that drifts favours none. The quick
+mode times each part (stem, block, stitching layer, head) once a round instead and adds them up; its error is
+measured on a few stitches that are timed whole.
+
+Imports torch and the layers below.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed._tools.mem_tracker import MemTracker
+from tqdm.auto import tqdm
+
+from ..network.modes import evaluating
+from ..network.network import SNNet
+from ..network.weights import fingerprint_again
+from ..plan.stitch_plan import Stitch
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHECKED = 5  # stitches that the quick mode times whole, to know its error
+
+Step = tuple[str, int, int]
+
+
+@torch.inference_mode()
+def profile(
+    model: SNNet,
+    batch_size: int = 1,
+    device: str | torch.device = "cpu",
+    *,
+    stitch_ids: Sequence[int] | None = None,
+    precision: str = "fp32",
+    repeats: int = 10,
+    quick: bool = False,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Measure stitches on a device, and keep the figures in the network's table.
+
+    Args:
+        model: the network; it is measured in eval mode, and ends where it was. Compile it before, if it will run so.
+        batch_size: images of one call.
+        device: where.
+        stitch_ids: which; all by default.
+        precision: `"fp32"`, or `"bf16"`, `"fp16"` under autocast.
+        repeats: rounds; each figure is the median over them.
+        quick: time parts instead of whole stitches, and add them up.
+        progress: show a bar.
+
+    Returns:
+        One row a stitch in id order: `stitch_id`, `name`, `macs`, `params`, `latency_ms` (of one call) and
+        `latency_spread_ms` (between the quartiles; not in the quick mode), `images_per_s`, `memory_mb` (MB of the
+        stitch's weights and of the tensors alive at once, on CUDA of all that was allocated), `batch_size`,
+        `precision`, `profiled_on`, `weights` (the fingerprint), and in the quick mode `latency_error`: by how
+        much, relative to stitches timed whole, the sums are off (median).
+
+    Raises:
+        ValueError: if an id is not in the plan, or an argument is out of range.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is unknown: expected one of {', '.join(PRECISIONS)}.")
+    if batch_size < 1 or repeats < 1:
+        raise ValueError(f"batch_size={batch_size}, repeats={repeats} are out of range: expected 1 or more.")
+    stitches = [model.plan[i] for i in (model.stitch_ids if stitch_ids is None else stitch_ids)]
+    device, home = torch.device(device), next(model.parameters()).device
+    model.to(device)
+    x = torch.randn(batch_size, model.in_chans, *model.image_size, device=device)
+    try:
+        with evaluating(model), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+            clock = _Clock(model, x, repeats, progress)
+            timed = clock.parts(stitches) if quick else clock.whole(stitches)
+            memory = {stitch.stitch_id: _memory(model, stitch, x) for stitch in stitches}
+    finally:
+        model.to(home)
+    where, mark, costs = name_of(device), fingerprint_again(model), model.costs()
+    rows = []
+    for stitch in sorted(stitches, key=lambda s: s.stitch_id):
+        cost, figures = costs.cost(stitch), timed[stitch.stitch_id]
+        row = {"stitch_id": stitch.stitch_id, "name": stitch.name, "macs": cost.macs, "params": cost.params}
+        row |= figures | {"images_per_s": 1e3 * batch_size / figures["latency_ms"]}
+        row |= {"memory_mb": memory[stitch.stitch_id] / 1e6, "batch_size": batch_size, "precision": precision}
+        rows.append(row | {"profiled_on": where, "weights": mark})
+    _keep(model, rows, mark)
+    return rows
+
+
+class _Clock:
+    """Times calls of one network on one batch."""
+
+    def __init__(self, model: SNNet, x: Tensor, repeats: int, progress: bool) -> None:
+        self.model, self.x, self.repeats = model, x, repeats
+        self.wait: Callable[[], Any] = torch.cuda.synchronize if x.device.type == "cuda" else lambda: None
+        self.rounds = lambda: tqdm(range(-1, repeats), desc="profile", unit="round", disable=not progress)
+
+    def _ms(self, call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+        self.wait()
+        began = time.perf_counter()
+        out = call()
+        self.wait()
+        return 1e3 * (time.perf_counter() - began), out
+
+    def whole(self, stitches: Sequence[Stitch]) -> dict[int, dict[str, float]]:
+        """Every stitch from image to logits, the first round to warm up."""
+        found: dict[int, list[float]] = {stitch.stitch_id: [] for stitch in stitches}
+        for turn in self.rounds():
+            for stitch_id in random.Random(turn).sample(sorted(found), len(found)):
+                spent, _ = self._ms(lambda stitch_id=stitch_id: self.model(self.x, stitch_id=stitch_id))  # type: ignore[misc]
+                if turn >= 0:
+                    found[stitch_id].append(spent)
+        return {k: {"latency_ms": statistics.median(v), "latency_spread_ms": _spread(v)} for k, v in found.items()}
+
+    def parts(self, stitches: Sequence[Stitch]) -> dict[int, dict[str, float]]:
+        """Every part once a round; a stitch is the sum of its parts."""
+        found: dict[Step, list[float]] = {}
+        ordered = sorted(stitches, key=lambda stitch: (len(stitch.segments), stitch.stitch_id))
+        for turn in self.rounds():
+            done: set[Step] = set()
+            for stitch in ordered:
+                missing = [n for n, step in enumerate(stitch.steps) if step not in done]
+                h = self.x
+                for n in range(missing[-1] + 1 if missing else 0):
+                    spent, h = self._ms(lambda n=n, h=h, stitch=stitch: self.model.step(stitch, n, h, self.x))  # type: ignore[misc]
+                    if stitch.steps[n] not in done:
+                        done.add(stitch.steps[n])
+                        found.setdefault(stitch.steps[n], []).extend([spent] if turn >= 0 else [])
+        sums = {s.stitch_id: sum(statistics.median(found[step]) for step in s.steps) for s in stitches}
+        by_cost = sorted(stitches, key=lambda stitch: sums[stitch.stitch_id])
+        few = {by_cost[round(i * (len(by_cost) - 1) / (CHECKED - 1))] for i in range(CHECKED)}
+        whole = self.whole(sorted(few, key=lambda stitch: stitch.stitch_id))
+        error = statistics.median(abs(sums[k] / v["latency_ms"] - 1) for k, v in whole.items())
+        return {k: {"latency_ms": total, "latency_error": error} for k, total in sums.items()}
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The distance between the quartiles."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4)
+    return high - low
+
+
+def _memory(model: SNNet, stitch: Stitch, x: Tensor) -> int:
+    """Bytes of the stitch's weights, and of what its forward pass holds at once beside them."""
+    weights = sum(p.numel() * p.element_size() for p in model.extract(stitch.stitch_id).parameters())
+    if x.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+        model(x, stitch_id=stitch.stitch_id)
+        return int(weights + torch.cuda.max_memory_allocated(x.device) - before)
+    tracker = MemTracker()
+    with tracker:
+        model(x, stitch_id=stitch.stitch_id)
+    kinds = tracker.get_tracker_snapshot("peak").get(x.device, {})
+    return int(
+        weights + sum(size for kind, size in kinds.items() if getattr(kind, "name", "") in ("ACT", "TEMP", "OTH"))
+    )
+
+
+def _keep(model: SNNet, rows: Sequence[dict[str, Any]], mark: str) -> None:
+    """Add the figures to what the network knows, unless that belongs to other weights."""
+    own = ("stitch_id", "name", "macs", "params")
+    for row in rows:
+        known = model.known.get(row["stitch_id"], {})
+        known = known if known.get("weights", mark) == mark else {}
+        model.known[row["stitch_id"]] = known | {key: value for key, value in row.items() if key not in own}
+
+
+def name_of(device: torch.device) -> str:
+    """A device's name for people, with what else decides how fast it is."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if device.type == "cpu" and info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = names[0] if names else name
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

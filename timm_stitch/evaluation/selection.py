@@ -1,0 +1,82 @@
+"""Which stitch to run within a budget. Imports `frontier` and `fingerprints`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..network.weights import fingerprint_again
+from ..plan.frontier import best_within
+
+if TYPE_CHECKING:
+    from ..network.network import SNNet
+
+
+def select(
+    model: SNNet,
+    results: Iterable[Mapping[str, Any]] | None = None,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    latency_ms: float | None = None,
+    memory_mb: float | None = None,
+    score: str = "top1",
+) -> int:
+    """The best stitch within all given budgets, never merely the nearest in cost.
+
+    Args:
+        model: the network.
+        results: rows from `evaluate` (and `profile`); by default what the network's own table knows,
+            and of the authors' networks what they published (`published_top1`) if no stitch has been
+            evaluated: a guide that holds for their weights.
+        macs: the most multiply-adds for one image.
+        params: the most parameters that the stitch may hold.
+        latency_ms: the most milliseconds, as measured by `profile`.
+        memory_mb: the most memory in MB, as measured by `profile`.
+        score: what to maximise.
+
+    Returns:
+        The stitch_id.
+
+    Raises:
+        ValueError: if no budget is given, nothing fits, accuracy or a quantity is not known, or the
+            rows belong to other weights.
+    """
+    budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
+    given = {name: most for name, most in budgets.items() if most is not None}
+    rows = model.stitch_table()
+    if results is None:
+        known = [row for row in rows if row.get(score) is not None]
+        if not known and score == "top1":
+            published = [(row, row.get("published_top1")) for row in rows]
+            known = [row | {score: top1} for row, top1 in published if top1 is not None]
+        rows = known
+        if not rows:
+            raise ValueError(
+                f"no stitch of this network has a known {score}, so none can be called the best: evaluate it, "
+                "select(model, timm_stitch.evaluate(model, loader), macs=...)."
+            )
+        check_weights(model, rows, "what is known of this network")
+        return int(best_within(rows, given, score)["stitch_id"])
+    measured = list(results)
+    check_weights(model, measured, "these results")
+    own = {row["stitch_id"]: row for row in rows}
+    unknown = [row.get("stitch_id") for row in measured if row.get("stitch_id") not in own]
+    if unknown or not measured:
+        raise ValueError(f"results hold stitches {unknown[:6]} that the plan does not have, or none at all.")
+    return int(best_within([own[row["stitch_id"]] | dict(row) for row in measured], given, score)["stitch_id"])
+
+
+def check_weights(model: SNNet, rows: Iterable[Mapping[str, Any]], what: str) -> None:
+    """Refuse rows that are of other weights than the network has.
+
+    Raises:
+        ValueError: naming `what` they are.
+    """
+    marks = {row["weights"] for row in rows if row.get("weights")}
+    if marks and marks != {fingerprint_again(model)}:
+        belong = "belong" if what.endswith("s") else "belongs"
+        raise ValueError(
+            f"{what} {belong} to other weights ({', '.join(sorted(map(str, marks)))}) than the network now has: "
+            "evaluate it again."
+        )

@@ -1,0 +1,1 @@
+"""Networks in folders and on the Hugging Face Hub."""

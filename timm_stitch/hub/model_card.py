@@ -1,0 +1,208 @@
+"""The card of a saved network: every figure in it is a row of stitches.json.
+
+A card is rendered from `hub_cards/template.md`. Three blocks between comments are ours, and the fields of the front
+matter that results decide; all else belongs to the user from the first push on, and later pushes keep it.
+
+Imports huggingface_hub and the layers below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..plan.costs import short
+from ..plan.frontier import pareto_frontier
+from ..plan.stitch_plan import StitchPlan
+from .card_files import card_file
+
+TAG = "stitchable-neural-networks"  # by which networks are found on the Hub
+TAGS = ("image-classification", "timm", "transformers", TAG)
+_BLOCK = r"<!-- timm_stitch {name}:.*?<!-- end of timm_stitch {name} -->"
+_FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+
+
+def render_card(
+    stitches: Mapping[str, Any],
+    config: Mapping[str, Any],
+    *,
+    repo_id: str | None = None,
+    base_models: Sequence[str] = (),
+    license: str | None = None,
+    picture: bool = False,
+    existing: str | None = None,
+) -> str:
+    """Write the card of a network from what is saved beside it.
+
+    Args:
+        stitches: what is in `stitches.json`; of a network that its authors published (`published_table`, with its
+            `plan`) the card says whose figures they are.
+        config: what is in `config.json`.
+        repo_id: `"user/name"`, as far as known.
+        base_models: Hub ids whose weights this network began with.
+        license: of the weights, an id that the Hub knows; default what the configuration says.
+        picture: whether `curve.png` lies beside it.
+        existing: the card so far; what the user wrote in it is kept.
+
+    Raises:
+        ValueError: if the front matter of the existing card is no YAML.
+    """
+    plan = StitchPlan.from_dict(stitches["plan"])
+    rows = [row for row in stitches["stitches"] if row.get("top1") is not None]
+    frontier = pareto_frontier(rows)
+    alone = [row for row in rows if plan[row["stitch_id"]].is_anchor]
+    name = (repo_id or config["architecture"]).rpartition("/")[2]
+    cfg = config["pretrained_cfg"]
+    example = frontier[len(frontier) // 2] if frontier else {"stitch_id": plan.stitches[len(plan) // 2].stitch_id}
+    data = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=list(TAGS),
+        license=license or cfg.get("license"),
+        datasets=sorted({str(row["dataset"]) for row in rows if row.get("dataset")}) or None,
+        base_model=list(base_models) or None,
+        model_name=name,
+        eval_results=_eval_results(rows, {row["stitch_id"] for row in [*frontier, *alone]}) or None,
+    )
+    source = [stitches[key] for key in ("source", "caveat", "note") if stitches.get(key)]
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
+    environment.filters.update(big=short, cell=_cell)
+    text = environment.from_string(card_file("template.md").read_text(encoding="utf-8")).render(
+        card_data=data.to_yaml(),
+        model_name=name,
+        repo_id=repo_id or "USER/" + name,
+        architecture=config["architecture"],
+        count=len(plan),
+        layers=len(plan.layers),
+        weights=stitches.get("weights"),
+        published=bool(source),
+        rows=rows,
+        evaluated=len(rows),
+        frontier=frontier,
+        anchors_alone=alone,
+        has_top5=bool(frontier) and all(isinstance(row.get("top5"), (int, float)) for row in frontier),
+        conditions=" ".join(map(_cell, source)) or _conditions(rows),
+        picture=picture,
+        example_id=example["stitch_id"],
+        example_macs=example.get("macs"),
+        input_shape=f"(B, {', '.join(map(str, cfg.get('input_size', (3, 224, 224))))})",
+        anchors=_anchors(plan, base_models),
+        base_models=[f"[{_cell(name)}](https://huggingface.co/{name})" for name in base_models],
+        norm=(
+            "Stitched paths end in the back anchor's final norm."
+            if config.get("model_args", {}).get("stitched_norm", True)
+            else "Stitched paths skip the back anchor's final norm, as these weights were trained."
+        ),
+        runs=[_run(run) for run in (stitches.get("training") or {}).get("runs", ())],
+        second_version=any(layer.rank for layer in plan.layers),
+    )
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    return merge(existing, text) if existing else text
+
+
+def merge(existing: str, fresh: str) -> str:
+    """A card with our blocks and fields from `fresh`, and all else from `existing`.
+
+    Raises:
+        ValueError: if the front matter of the existing card is no YAML.
+    """
+    front, body = _split(existing)
+    new_front, new_body = _split(fresh)
+    owned = ("model-index", "datasets", "base_model")
+    merged = {k: v for k, v in front.items() if k not in owned[:1]}
+    for key, value in new_front.items():
+        if key == "tags" or (key in owned[1:] and key in merged):
+            old = merged.get(key) or []
+            old = [old] if isinstance(old, str) else list(old)
+            merged[key] = old + [item for item in value if item not in old]
+        else:
+            merged[key] = value if key in owned else merged.get(key, value)
+    missing = []
+    for block in ("results", "use", "network"):
+        pattern = re.compile(_BLOCK.format(name=block), re.DOTALL)
+        found = pattern.search(new_body)
+        new = found[0] if found else ""
+        if pattern.search(body):
+            body = pattern.sub(lambda _, new=new: new, body, count=1)
+        elif block == "results":
+            missing.append(new)
+    if missing:
+        body = body.rstrip() + "\n\n" + "\n\n".join(missing) + "\n"
+    return f"---\n{yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def _split(card: str) -> tuple[dict[str, Any], str]:
+    found = _FRONT.match(card)
+    if not found:
+        return {}, card
+    try:
+        front = yaml.safe_load(found[1]) or {}
+    except yaml.YAMLError as error:
+        front = str(error).splitlines()[0]
+    if not isinstance(front, dict):
+        raise ValueError(
+            f"the front matter of the README.md that is there is no YAML mapping ({front!s:.80}): correct it first, so "
+            "that nothing of it is lost."
+        )
+    return front, card[found.end() :]
+
+
+def _eval_results(rows: Sequence[Mapping[str, Any]], ids: set[int]) -> list[EvalResult]:
+    """Top-1 of frontier and anchors, as the Hub's front matter has it; a result needs a named dataset."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=str(row["dataset"]),
+            dataset_name=str(row["dataset"]),
+            dataset_split=row.get("split"),
+            dataset_revision=row.get("revision"),
+            metric_type="accuracy",
+            metric_name="top-1 accuracy, %",
+            metric_value=round(row["top1"], 3),
+            metric_config=f"stitch_id={row['stitch_id']}",
+        )
+        for row in rows
+        if row["stitch_id"] in ids and row.get("dataset")
+    ]
+
+
+def _conditions(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence for how the rows were measured; what is not recorded is said to be so."""
+    kinds: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        key = tuple(row.get(field) for field in ("dataset", "split", "revision", "images", "device"))
+        kinds[key] = kinds.get(key, 0) + 1
+    found = []
+    for (dataset, split, revision, images, device), count in kinds.items():
+        text = f"on {dataset}" if dataset else "on images that are not recorded"
+        text += f", split {split}" if split else ""
+        text += f", revision {revision}" if revision else ""
+        text += f", {images} images" if images else ""
+        text += f", on {device}" if device else ""
+        found.append((f"{count} of them " if len(kinds) > 1 else "") + _cell(text))
+    return "Evaluated " + "; ".join(found) + "." if found else ""
+
+
+def _anchors(plan: StitchPlan, base_models: Sequence[str]) -> list[str]:
+    """The anchors' names, with links where the weights are known to have begun there."""
+    links = {name.rpartition("/")[2].split(".")[0]: name for name in base_models}
+    return [
+        f"[{_cell(a.name)}](https://huggingface.co/{links[a.name]})" if a.name in links else f"`{_cell(a.name)}`"
+        for a in plan.anchors
+    ]
+
+
+def _run(run: Any) -> str:
+    """One training run in a line."""
+    values = dict(run) if isinstance(run, Mapping) else {}
+    return _cell(", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, "")))
+
+
+def _cell(text: Any) -> str:
+    """Text that stays inside its cell and starts no markup."""
+    return re.sub(r"\s+", " ", str(text)).replace("|", "\\|").replace("<", "&lt;")

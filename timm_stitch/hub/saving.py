@@ -1,0 +1,220 @@
+"""Keep an SN-Net in a folder that timm, transformers and people can read.
+
+A folder holds `model.safetensors` (weights), `config.json` in timm's own form, `stitches.json` (the plan, the
+costs, every row known, and the fingerprint of the weights they belong to), `README.md` (the card) and, where
+accuracies are known, `curve.png`.
+
+Imports timm, safetensors and the layers below.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import save_for_hf
+from torch import nn
+
+from ..evaluation.plotting import plot_curve
+from ..network.network import SNNet
+from ..network.weights import fingerprint
+from .json_files import CONFIG_FILE, STITCHES_FILE, check_arguments, measured
+from .model_card import render_card
+
+CARD_FILE, CURVE_FILE = "README.md", "curve.png"
+_RUNTIME = ("device", "dtype", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
+_logger = logging.getLogger(__name__)
+
+
+def save_pretrained(
+    model: SNNet,
+    folder: str | os.PathLike[str],
+    results: Iterable[Mapping[str, Any]] | None = None,
+    *,
+    dataset: str | None = None,
+    split: str | None = None,
+    dataset_revision: str | None = None,
+    base_models: Sequence[str] | None = None,
+    license: str | None = None,
+    label_names: Sequence[str] | None = None,
+    repo_id: str | None = None,
+) -> Path:
+    """Write a network to a folder from which `timm.create_model("local-dir:FOLDER", pretrained=True)` makes it.
+
+    Args:
+        model: the network; its anchors must be models that timm can make by name.
+        folder: where. The files are written beside and renamed one by one; other files, and what the user
+            wrote in a card that is there, are left alone.
+        results: rows from `evaluate` to keep with it, beside what the network knows of these weights.
+        dataset, split, dataset_revision: the images that `results` come from, for rows that do not say so.
+        base_models: Hub ids whose weights this network began with; default what it knows of that.
+        license: of the weights, by the Hub's id; default what timm's configuration says.
+        label_names: one name for each class.
+        repo_id: `"user/name"` where it will be, for the card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if timm cannot rebuild the network by name, the results belong to other weights, the
+            labels do not fit, or a card that is there cannot be read.
+        OSError: if it cannot be written; the folder is then as it was.
+    """
+    folder = Path(folder)
+    mark = fingerprint(model)
+    measured_on = {"dataset": dataset, "split": split, "revision": dataset_revision}
+    rows, known = _rows(model, results or (), mark, {k: v for k, v in measured_on.items() if v})
+    model_args = rebuild_args(model)
+    if label_names is not None and len(label_names) != model.num_classes:
+        raise ValueError(
+            f"label_names has {len(label_names)} names for {model.num_classes} classes: give one for each."
+        )
+    stitches = {
+        "version": 1,
+        "weights": mark,
+        "training": model.trained,
+        "plan": model.plan.to_dict(),
+        "stitches": rows,
+    }
+    old_card = folder / CARD_FILE
+    existing = old_card.read_text(encoding="utf-8") if old_card.is_file() else None
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f".writing-{os.getpid()}"
+    try:
+        save_for_hf(model, str(beside), model_args=model_args, safe_serialization=True)
+        config = _finish_config(beside / CONFIG_FILE, model, label_names)
+        (beside / STITCHES_FILE).write_text(json.dumps(stitches, indent=1) + "\n", encoding="utf-8")
+        picture = _draw(rows, beside / CURVE_FILE, (repo_id or folder.name).rpartition("/")[2])
+        card = render_card(
+            stitches, config, repo_id=repo_id, license=license, picture=picture, existing=existing,
+            base_models=_base_models(model, repo_id) if base_models is None else base_models,
+        )  # fmt: skip
+        (beside / CARD_FILE).write_text(card, encoding="utf-8")
+        for file in beside.iterdir():
+            file.replace(folder / file.name)
+        if not picture:
+            (folder / CURVE_FILE).unlink(missing_ok=True)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    beside.rmdir()
+    model.known = known
+    return folder
+
+
+def _rows(
+    model: SNNet, results: Iterable[Mapping[str, Any]], mark: str, images: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
+    """One row a stitch for `stitches.json`, and what is known of these weights: given results over remembered ones."""
+    given = [dict(row) for row in results]
+    foreign = {str(row["weights"]) for row in given if row.get("weights")} - {mark}
+    if foreign:
+        raise ValueError(f"these results belong to other weights ({', '.join(foreign)}): evaluate this network again.")
+    unknown = [row.get("stitch_id") for row in given if row.get("stitch_id") not in model.plan]
+    if unknown:
+        raise ValueError(f"the results hold stitches that the plan does not have: {unknown[:6]}.")
+    remembered = {k: row for k, row in model.known.items() if row.get("weights") == mark}
+    if any(row.get("weights") not in (None, mark) for row in model.known.values()):
+        _logger.warning("what was known of this network's weights before they changed is not saved: evaluate it again.")
+    fresh = {row["stitch_id"]: {**images, **measured(row), "weights": mark} for row in given}
+    known = remembered | {k: {**remembered.get(k, {}), **row} for k, row in fresh.items()}
+    model.known = known
+    rows = [{k: v for k, v in row.items() if k != "weights"} for row in model.stitch_table()]
+    return rows, known
+
+
+def _finish_config(path: Path, model: SNNet, label_names: Sequence[str] | None) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(path.read_text())
+    # transformers passes num_classes itself and trips over a second one; timm reads it from the top level.
+    config["model_args"].pop("num_classes", None)
+    for field in ("label_names", "label_descriptions"):
+        inner = config["pretrained_cfg"].pop(field, None)
+        if inner and len(inner) == model.num_classes:
+            config.setdefault(field, inner)
+    if label_names is not None:
+        config["label_names"] = list(label_names)
+        config.pop("label_descriptions", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    return config
+
+
+def _draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> bool:
+    """Draw the curve of those rows that have an accuracy; without matplotlib say so."""
+    evaluated = [row for row in rows if row.get("top1") is not None]
+    if not evaluated:
+        return False
+    try:
+        plot_curve(evaluated, path, title=title)
+    except ImportError as error:
+        _logger.warning("the card has no picture of the curve: %s", error)
+        return False
+    return True
+
+
+def _base_models(model: SNNet, repo_id: str | None) -> list[str]:
+    pulled = model.trained.get("pulled_from")
+    return [pulled] if pulled and pulled != repo_id else list(model.trained.get("base_models", ()))
+
+
+def rebuild_args(model: SNNet) -> dict[str, Any]:
+    """The arguments with which timm makes this network again.
+
+    Raises:
+        ValueError: if an anchor is not one that timm can make by name, or making it again by name gives
+            another network.
+    """
+    if any(part.is_part for part in model.views):
+        raise ValueError(
+            f"this is a part of a larger network (stitch {model.stitch_id}), which timm cannot make again: save "
+            "the larger one, from which from_hub(folder, extract=…) loads this stitch alone; or keep this one's "
+            "weights with safetensors.torch.save_file(model.state_dict(), path)."
+        )
+    args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _RUNTIME}
+    args.update(stitch_id=model.stitch_id, stitched_norm=model.norms_stitched)
+    name = str(model.pretrained_cfg["architecture"])  # type: ignore[index]
+    if name != "snnet":
+        _check_rebuilt(model, name, args)
+        return args  # timm made it by name, and recorded how
+    if "anchors" in args:
+        specs = [{"architecture": a} if isinstance(a, str) else dict(a) for a in args["anchors"]]
+        args["anchors"] = [{k: v for k, v in spec.items() if k not in _RUNTIME} for spec in specs]
+    else:
+        args |= {"anchors": [_anchor_args(anchor) for anchor in model.anchors], "plan": model.plan.to_dict()}
+    _check_rebuilt(model, name, args)
+    return args
+
+
+def _check_rebuilt(model: SNNet, name: str, args: Mapping[str, Any]) -> None:
+    """Make the network again without memory, and compare."""
+    check_arguments(args)
+    shape = {"num_classes": model.num_classes, "in_chans": model.in_chans}
+    again = timm.create_model(name, device="meta", **{**shape, **args, **shape})
+    own, theirs = model.state_dict(), again.state_dict()
+    differ = sorted({*own} ^ {*theirs} | {k for k in own if k in theirs and own[k].shape != theirs[k].shape})
+    if differ or again.plan != model.plan:
+        raise ValueError(
+            f"timm would make another network from these anchors' names ({len(differ)} tensors differ, e.g. "
+            f"{(differ or ['the plan'])[0]!r}): change anchors by arguments of timm.create_model, not by replacing "
+            "modules."
+        )
+
+
+def _anchor_args(anchor: nn.Module | None) -> dict[str, Any]:
+    name = (getattr(anchor, "pretrained_cfg", None) or {}).get("architecture")
+    recorded = getattr(anchor, "_model_args", None)
+    if anchor is None or not name or recorded is None:
+        raise ValueError(
+            f"timm cannot make the anchor {type(anchor).__name__} again by name, so a folder would be unreadable: "
+            "create the anchors with timm.create_model('deit_tiny_patch16_224', embed_dim=…, depth=…)."
+        )
+    return {"architecture": name, **{k: v for k, v in recorded.items() if k not in _RUNTIME}}

@@ -1,0 +1,112 @@
+"""The authors' checkpoint layout, name by name, to ours.
+
+Their files (github.com/ziplab/SN-Net, github.com/ziplab/SN-Netv2) name the tensors of anchor I
+`anchors.I.…`, as the code that each network was forked from did, and those of stitching layers
+
+- `stitch_layers.PAIR.N.transform.…` (DeiT), counted within each pair of anchors;
+- `stitch_layers.STAGE.PAIR.N.transform.…` (Swin, ResNet, LeViT), also within each stitched stage;
+- `stitch_layers.DIRECTION.N.transform.…` (SN-Netv2), with `lora_A` and `lora_B` beside the weight.
+
+Ours number the layers through: `stitching_layers.N.weight`. Weights of 1x1 convolutions are kept as
+matrices. Tensors are passed on, not copied. Imports torch and `plan`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..plan.stitch_plan import StitchPlan
+
+_LAYER = re.compile(r"^stitch_layers\.(?:(\d+)\.)?(\d+)\.(\d+)\.transform\.(.+)$")
+_GAMMA = re.compile(r"\.gamma_(\d)$")  # DeiT-III's layer scale
+_LEVIT_BLOCK = re.compile(r"^blocks\.(\d+)\.(?:(m)\.)?(.+)$")
+
+
+def is_authors(state_dict: Mapping[str, object]) -> bool:
+    """Whether weights are in the authors' layout."""
+    return any(_LAYER.match(key) for key in state_dict)
+
+
+def rename(state_dict: Mapping[str, Tensor], plan: StitchPlan) -> dict[str, Tensor]:
+    """The authors' names to ours, where timm's own filters for each family do not do it.
+
+    Args:
+        state_dict: in the authors' layout.
+        plan: of the network they belong to.
+
+    Returns:
+        The tensors under our names; names that fit nothing in the plan are left as they are, except
+        the one layer that SN-Netv2 keeps and never uses.
+    """
+    by_stage = any(match[1] for match in map(_LAYER.match, state_dict) if match)
+    numbers = _groups(plan, by_stage)
+    renamed: dict[str, Tensor] = {}
+    for number in range(len(plan.anchors)):
+        prefix = f"anchors.{number}."
+        own = {_GAMMA.sub(r".ls\1.gamma", k[len(prefix) :]): v for k, v in state_dict.items() if k.startswith(prefix)}
+        own = _levit(own) if "blocks.0.m.qkv.c.weight" in own else own
+        renamed.update({prefix + k: v for k, v in own.items()})
+    for key, value in state_dict.items():
+        match = _LAYER.match(key)
+        if match is None:
+            if not key.startswith("anchors."):
+                renamed[key] = value
+            continue
+        stage, pair, n = int(match[1] or 0), int(match[2]), int(match[3])
+        group = numbers[stage][pair] if stage < len(numbers) and pair < len(numbers[stage]) else []
+        if n < len(group):
+            value = value[:, :, 0, 0] if value.ndim == 4 and value.shape[2:] == (1, 1) else value
+            renamed[f"stitching_layers.{group[n]}.{match[4]}"] = value
+        elif not (n == len(group) > 0 and pair == 0 and plan.layers[group[-1]].rank):
+            renamed[key] = value  # SN-Netv2 has a layer behind the front's last block, for the id it leaves out
+    return renamed
+
+
+def _groups(plan: StitchPlan, by_stage: bool) -> list[list[list[int]]]:
+    """The numbers of our stitching layers by their (stage,) pair and count."""
+    found: dict[int, dict[tuple[int, int], list[int]]] = {}
+    for number, spec in enumerate(plan.layers):
+        stop, _ = plan.pairs(number)[0]
+        stage = plan.anchors[spec.front].reductions[stop] if by_stage else 0
+        found.setdefault(stage, {}).setdefault((spec.front, spec.back), []).append(number)
+    return [list(found[stage].values()) for stage in sorted(found)]
+
+
+def _levit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of LeViT's own code to timm's.
+
+    There one list holds attention and MLP of all blocks, each inside a residual `m`, with a bare
+    subsampling attention between stages; timm has stages of blocks.
+    """
+    places: dict[int, str] = {}
+    stage, block, after_subsampling = 0, -1, False
+    kinds = {int(m[1]): (m[2], m[3]) for m in map(_LEVIT_BLOCK.match, sorted(state_dict)) if m}
+    for index in sorted(kinds):
+        residual, leaf = kinds[index]
+        if residual is None:
+            stage, block, after_subsampling = stage + 1, -1, True
+            places[index] = f"stages.{stage}.downsample.attn_downsample"
+        elif leaf[0].isdigit():  # an MLP: its layers are numbered
+            places[index] = (
+                f"stages.{stage}.downsample.mlp" if after_subsampling else f"stages.{stage}.blocks.{block}.mlp"
+            )
+            after_subsampling = False
+        else:
+            block += 1
+            places[index] = f"stages.{stage}.blocks.{block}.attn"
+    found = {}
+    for key, value in state_dict.items():
+        match = _LEVIT_BLOCK.match(key)
+        if match:
+            leaf = match[3]
+            leaf = re.sub(r"^0\.", "ln1.", re.sub(r"^2\.", "ln2.", leaf))
+            leaf = re.sub(r"^(proj|q)\.1\.", r"\1.ln.", leaf)
+            key = f"{places[int(match[1])]}.{leaf}"
+        else:
+            key = re.sub(r"^patch_embed\.(\d+)\.", lambda m: f"stem.conv{int(m[1]) // 2 + 1}.", key)
+            key = re.sub(r"^(head|head_dist)\.l\.", r"\1.linear.", key)
+        found[re.sub(r"\.c\.weight$", ".linear.weight", key)] = value
+    return found

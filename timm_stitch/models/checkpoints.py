@@ -1,0 +1,186 @@
+"""Weights on their way in: the authors' layout to ours, and foreign weights refused in one line.
+
+How the authors name things is in `authors`. Nothing is read that needs more than `weights_only`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from ..network.network import SNNet
+from ..network.stitching import stems_and_heads
+from .authors_layout import is_authors, rename
+
+
+def convert_checkpoint(
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], name: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Turn one of the authors' checkpoints into our layout.
+
+    Args:
+        path_or_state_dict: a file of theirs (a release, or a training checkpoint with the optimizer
+            and so on beside the weights), or what `torch.load` gives for it.
+        name: the registered network that it is, e.g. `"snnet_deit_tsb"`.
+
+    Returns:
+        The state dict, and the arguments that `timm.create_model(name, ...)` needs for these weights
+        to compute what the authors' code does.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no checkpoint of that network.
+    """
+    loaded = path_or_state_dict
+    raw = dict(loaded) if isinstance(loaded, Mapping) else read_weights(loaded)
+    model = timm.create_model(name, device="meta")
+    if not isinstance(model, SNNet):
+        raise ValueError(f"{name!r} is no stitchable network: expected one of {timm.list_models('snnet*')}.")
+    weights = unwrap(raw)
+    if not is_authors(weights):
+        raise ValueError(
+            f"these weights are not in the authors' layout (no 'stitch_layers.…' among {list(weights)[:3]} …): "
+            "give a file of github.com/ziplab/SN-Net; weights in our layout need no conversion."
+        )
+    state_dict = from_authors(weights, model)
+    check_keys(state_dict, model.state_dict(), f"the authors' {name}")
+    return state_dict, {"stitched_norm": bool(state_dict["stitched_norm"])}
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a safetensors or PyTorch file without running anything in it.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is truncated, corrupt, or wants more than weights unpickled.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {str(path)!r}: check the path.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(corrupt(str(path), error)) from error
+
+
+def corrupt(source: str, error: Exception) -> str:
+    """One line for weights that cannot be read."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"{source!r} is no readable weights file ({reason:.160}): it may be truncated or of another kind. "
+        "Delete it and fetch it again, or give another file."
+    )
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights inside what a file holds: the file may be a whole training checkpoint."""
+    weights: Any = checkpoint
+    for key in ("model", "state_dict"):
+        if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
+            weights = weights[key]
+    if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
+        raise ValueError(
+            f"no weights found: expected tensors by name, or such a dict under 'model'; got {list(checkpoint)[:6]}."
+        )
+    return clean_state_dict({k: v for k, v in weights.items() if isinstance(v, Tensor)})  # type: ignore[no-any-return]
+
+
+def from_authors(
+    state_dict: Mapping[str, Tensor], model: SNNet, stitched_norm: bool | None = None
+) -> dict[str, Tensor]:
+    """The authors' layout to ours; tensors that need no change are passed on, not copied.
+
+    Args:
+        state_dict: in the authors' layout.
+        model: the network that it belongs to; it may be on the meta device.
+        stitched_norm: whether stitched paths are to run the final norm; by default as the weights
+            were trained: only DeiT's without it.
+    """
+    if stitched_norm is None:
+        stitched_norm = model.published is None or model.published.stitched_norm
+    weights = _by_family(rename(state_dict, model.plan), model)
+    weights["stitched_norm"] = torch.tensor(stitched_norm)
+    return weights
+
+
+def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights of another network.
+
+    Raises:
+        ValueError: naming what is missing, unknown, or of another shape.
+    """
+    problems = []
+    for label, names in (
+        ("are missing", [k for k in own if k not in state_dict]),
+        ("are unknown", [k for k in state_dict if k not in own]),
+        ("have another shape", [k for k in own if k in state_dict and state_dict[k].shape != own[k].shape]),
+    ):
+        if names:
+            problems.append(f"{len(names)} of {len(own)} tensors {label} (e.g. {names[0]!r})")
+    if problems:
+        raise ValueError(
+            f"these weights are not those of {what}: {'; '.join(problems)}. "
+            "Give the file of this very network, or create the network that the file belongs to."
+        )
+
+
+def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | None) -> dict[str, Tensor]:
+    """What timm's loader calls between reading weights and loading them.
+
+    Takes the authors' layout or ours, and lets each anchor's own family adapt its part (position
+    embeddings to another image size, and so on).
+
+    Args:
+        state_dict: as read.
+        model: the network that is being loaded.
+        stitched_norm: what the caller asked for, or None: what the weights were trained with.
+    """
+    weights = unwrap(state_dict)
+    if is_authors(weights):
+        weights = from_authors(weights, model, stitched_norm)
+    else:
+        weights = _by_family(weights, model)
+        if stitched_norm is not None and "stitched_norm" in weights:
+            weights["stitched_norm"] = torch.tensor(stitched_norm)
+    # Classifiers and first convolutions may differ: timm adapts them to num_classes and in_chans.
+    named = stems_and_heads([getattr(anchor, "pretrained_cfg", None) or {} for anchor in model.anchors])
+    loose = {f"{name}.{leaf}" for name in named["classifier"] or () for leaf in ("weight", "bias")}
+    loose |= {f"{name}.weight" for name in named["first_conv"] or ()}
+    own = {k: v for k, v in model.state_dict().items() if k not in loose}
+    check_keys({k: v for k, v in weights.items() if k not in loose}, own, "this network")
+    return weights
+
+
+def _by_family(weights: Mapping[str, Tensor], model: SNNet) -> dict[str, Tensor]:
+    """Let each anchor's own family adapt its part."""
+    adapted = dict(weights)
+    for number, anchor in enumerate(model.anchors):
+        prefix = f"anchors.{number}."
+        own = {k[len(prefix) :]: adapted.pop(k) for k in list(adapted) if k.startswith(prefix)}
+        adapted.update({prefix + k: v for k, v in _family_filter(own, anchor).items()})
+    return adapted
+
+
+def _family_filter(state_dict: dict[str, Tensor], anchor: nn.Module) -> dict[str, Tensor]:
+    """Apply the `checkpoint_filter_fn` that timm keeps beside an anchor's class, if there is one."""
+    function = getattr(sys.modules.get(type(anchor).__module__), "checkpoint_filter_fn", None)
+    if function is None or not state_dict:
+        return state_dict
+    takes_model = len(inspect.signature(function).parameters) > 1
+    return dict(function(state_dict, anchor) if takes_model else function(state_dict))

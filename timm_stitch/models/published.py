@@ -1,0 +1,141 @@
+"""The authors' published networks as data: their plans, how they counted, and what they measured.
+
+Facts of the public code (github.com/ziplab/SN-Net, github.com/ziplab/SN-Netv2) that their weights depend
+on and that the papers do not say. Plans that we make ourselves (`enumeration`) share none of the oddities.
+
+Sources: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports `card_template` and `plan`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from ..hub.card_files import card_file
+from ..plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan, stitch_name
+
+
+@dataclass(frozen=True)
+class PublishedCount:
+    """How the authors' result files count a stitch, where that is not all it runs and holds.
+
+    Args:
+        stitched_norm: whether stitched paths run the final norm. The released DeiT weights were
+            trained, evaluated and counted without; their parameters include it all the same.
+        params: whether they report parameters. Class and position embeddings of stitched rows are
+            not among them, nor are the front's patch-merging layers.
+    """
+
+    stitched_norm: bool = True
+    params: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published network.
+
+    Args:
+        anchors: the timm tags of the weights that the authors began with, fastest first.
+        count: how the authors count.
+        stages: which stages are stitched; empty where blocks are not in stages.
+        two_way, rank: as in SN-Netv2.
+    """
+
+    anchors: tuple[str, ...]
+    count: PublishedCount
+    stages: tuple[int, ...] = ()
+    two_way: bool = False
+    rank: int = 0
+
+    @property
+    def plan_args(self) -> dict[str, Any]:
+        """The arguments of `stitch` that give the published plan."""
+        if self.two_way:
+            return {"direction": "two_way", "rank": self.rank}
+        return {"plan": partial(plan_by_stages, stages=self.stages)} if self.stages else {}
+
+
+_DEIT3 = "deit3_{}_patch16_224.fb_in22k_ft_in1k"
+_SWIN = "swin_{}_patch4_window7_224.ms_in22k_ft_in1k"
+
+NETWORKS = {
+    "snnet_deit_tsb": Published(
+        tuple(f"deit_{size}_patch16_224.fb_in1k" for size in ("tiny", "small", "base")),
+        PublishedCount(stitched_norm=False, params=True),
+    ),
+    "snnet_swin_tsb": Published(
+        tuple(_SWIN.format(size) for size in ("tiny", "small", "base")), PublishedCount(params=True), stages=(0, 1, 2)
+    ),
+    "snnet_resnet_18_50": Published(("resnet18.tv_in1k", "resnet50.a1_in1k"), PublishedCount(), stages=(1, 2)),
+    "snnet_resnet18_swin_t": Published(
+        ("resnet18.tv_in1k", "swin_tiny_patch4_window7_224.ms_in1k"),
+        PublishedCount(),
+        stages=(1, 2),
+    ),
+    "snnet_levit_192_256": Published(
+        ("levit_192.fb_dist_in1k", "levit_256.fb_dist_in1k"), PublishedCount(), stages=(0, 1)
+    ),
+    **{
+        f"snnetv2_deit3_{letters}": Published(
+            tuple(_DEIT3.format(size) for size in sizes), PublishedCount(), two_way=True, rank=64
+        )
+        for letters, sizes in {"sb": ("small", "base"), "sl": ("small", "large"), "bl": ("base", "large")}.items()
+    },
+}
+
+
+def plan_by_stages(anchors: Sequence[Anchor], stages: Sequence[int]) -> StitchPlan:
+    """The plan of the authors' networks of several stages: Swin, ResNet, LeViT.
+
+    Stages of equal depth: block j of the front goes to block j + 1 of the back, each through a layer of
+    its own. Stages of unequal depth: each block of the back but the first meets its nearest in the
+    front, and those with one nearest block are meant to share a layer; but the authors' list of layers
+    is one entry ahead of their list of joints, so that the first joint with each further front block
+    uses the layer of the block before.
+
+    Args:
+        anchors: from the fastest to the slowest.
+        stages: which stages are stitched, counted from 0.
+
+    Returns:
+        The anchors alone, then stage by stage and pair by pair, in the order of the authors' tables.
+    """
+    anchors = tuple(anchors)
+    layers: list[LayerSpec] = []
+    stitches = [Stitch(i, (Segment(i, 0, a.depth),), (), a.name) for i, a in enumerate(anchors)]
+    levels = [list(anchor.levels().values()) for anchor in anchors]
+    for stage in stages:
+        for front, back in pairwise(range(len(anchors))):
+            a, b = levels[front][stage], levels[back][stage]
+            if len(a) == len(b):
+                joints = [(n, n + 1, n) for n in range(len(a) - 1)]
+            else:
+                nearest = [n * len(a) // len(b) for n in range(len(b))]
+                joints = [(nearest[n], n, nearest[n - 1]) for n in range(1, len(b))]
+            first = len(layers)
+            width = anchors[front].widths[a.stop], anchors[back].widths[b.stop]
+            layers.extend(LayerSpec(front, back, *width) for _ in range(max(layer for *_, layer in joints) + 1))
+            for j, k, layer in joints:
+                segments = (
+                    Segment(front, 0, a[j] + 1),
+                    Segment(back, b[k], anchors[back].depth),
+                )
+                stitches.append(Stitch(len(stitches), segments, (first + layer,), stitch_name(anchors, segments)))
+    return StitchPlan(anchors, tuple(layers), tuple(stitches))
+
+
+def published_table(name: str) -> dict[str, Any]:
+    """What the authors published of a network, as `hub_cards/NAME/stitches.json` holds it.
+
+    Returns:
+        A dict with `stitches`, rows of `stitch_id` and of `top1` where it is known, and with `source`, `dataset`
+        and what is to be said of them; an empty one if there is no such file.
+    """
+    try:
+        return dict(json.loads(card_file(f"{name}/stitches.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}

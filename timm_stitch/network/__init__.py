@@ -1,0 +1,1 @@
+"""The stitchable network itself: anchors, stitching layers, and the paths through them."""

@@ -1,0 +1,109 @@
+"""Stitching layers: the linear maps between what leaves one anchor and what enters another.
+
+Source: SN-Net (arXiv:2302.06586), "Stitching layers and initialization"; low-rank layers:
+SN-Netv2 (arXiv:2307.00154). Imports torch and `plan`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..plan.stitch_plan import LayerSpec
+
+
+class StitchingLayer(nn.Linear):
+    """An affine map of the channels at every position, whatever the activation's layout.
+
+    The weight is stored as (out_width, in_width) also where it acts as a 1x1 convolution.
+    """
+
+    def forward(self, x: Tensor, channels_first: bool = False) -> Tensor:
+        """Map channels.
+
+        Args:
+            x: (…, in_width), or (B, in_width, H, W) if `channels_first`.
+
+        Returns:
+            The same shape with out_width channels.
+        """
+        if channels_first:
+            return F.conv2d(x, self.weight[:, :, None, None], self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+
+class LowRankStitchingLayer(StitchingLayer):
+    """A stitching layer whose matrix stays as initialised, with a trained low-rank update (LoSA).
+
+    Maps with `weight + lora_B @ lora_A / rank`. The bias is trained as usual; `lora_B` starts at zero.
+    Nothing is merged behind one's back: `merge` gives a plain layer.
+
+    Args:
+        in_width, out_width: channels before and after the map.
+        rank: of the update.
+        device, dtype: of the tensors.
+    """
+
+    def __init__(self, in_width: int, out_width: int, rank: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(in_width, out_width, device=device, dtype=dtype)
+        self.rank = rank
+        self.scale = 1.0 / rank
+        self.weight.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.empty(rank, in_width, device=device, dtype=dtype))
+        self.lora_B = nn.Parameter(torch.zeros(out_width, rank, device=device, dtype=dtype))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor, channels_first: bool = False) -> Tensor:
+        """Map channels; as in `StitchingLayer`."""
+        weight = self.weight + self.lora_B @ self.lora_A * self.scale
+        if channels_first:
+            return F.conv2d(x, weight[:, :, None, None], self.bias)
+        return F.linear(x, weight, self.bias)
+
+    @torch.no_grad()
+    def merge(self) -> StitchingLayer:
+        """A plain layer that computes the same, with a matrix of its own and this layer's bias."""
+        out_width, in_width = self.weight.shape
+        plain = StitchingLayer(in_width, out_width, device="meta", dtype=self.weight.dtype)
+        plain.weight = nn.Parameter(self.weight + self.lora_B @ self.lora_A * self.scale)
+        plain.bias = self.bias
+        return plain.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
+def make_layer(spec: LayerSpec, device: Any = None, dtype: Any = None) -> StitchingLayer:
+    """The layer that a plan asks for, random."""
+    if spec.rank:
+        return LowRankStitchingLayer(spec.in_width, spec.out_width, spec.rank, device=device, dtype=dtype)
+    return StitchingLayer(spec.in_width, spec.out_width, device=device, dtype=dtype)
+
+
+def touch(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return `x`, with zero gradients for parameters that its computation did not use.
+
+    Some trainers (plain DistributedDataParallel, timm's own tests) want a gradient for every parameter
+    at every step. Costs one zero tensor for each.
+    """
+    return _Touch.apply(x, *parameters)  # type: ignore[no-any-return]
+
+
+class _Touch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *parameters):  # type: ignore[no-untyped-def]
+        ctx.frozen = [p for p in parameters if not p.requires_grad]
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        for parameter in ctx.frozen:  # autograd gives these none
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return grad, *(torch.zeros_like(p) for p in ctx.saved_tensors)

@@ -1,0 +1,126 @@
+"""What a stitch costs: multiply-adds and parameters, summed from what is known of its parts.
+
+Costs are additive. They are measured once per stem, block, norm, head and stitching layer (see
+`counting`), and everything here is a sum. "macs" are multiply-adds as fvcore counts them; the papers
+print the same number as FLOPs.
+
+Two counts are kept apart. The honest count is everything the stitch really runs and holds. The
+published count is that of the authors' result files, for comparing with their tables; what they left out
+or counted besides is in `published.PublishedCount`.
+
+Imports the standard library, `plan` and `published`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..models.published import PublishedCount
+from .stitch_plan import Stitch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds for one image, and parameters."""
+
+    macs: int = 0
+    params: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.params + other.params)
+
+
+@dataclass(frozen=True)
+class AnchorCosts:
+    """The parts of one anchor.
+
+    Args:
+        stem, blocks, norm, head: what they cost; a downsampling belongs to the block that follows it.
+        embeddings: the part of the stem's parameters that no layer holds.
+        own_prefix: the part that the anchor's own class and register tokens need.
+        transitions: the part of each block's parameters that a downsampling before it holds.
+    """
+
+    stem: Cost
+    embeddings: int
+    blocks: tuple[Cost, ...]
+    norm: Cost
+    head: Cost
+    own_prefix: int = 0
+    transitions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlanCosts:
+    """The parts of all anchors and stitching layers of a plan; None for a part that is not there.
+
+    Args:
+        anchors, layers: by their numbers in the plan.
+        stitched_norm: whether stitched paths run the final norm.
+        borrowing: the stitching layers after which the back anchor's own prefix tokens join.
+    """
+
+    anchors: tuple[AnchorCosts | None, ...]
+    layers: tuple[Cost | None, ...]
+    stitched_norm: bool = True
+    borrowing: frozenset[int] = frozenset()
+
+    def _anchor(self, number: int) -> AnchorCosts:
+        costs = self.anchors[number]
+        if costs is None:
+            raise ValueError(f"anchor {number} is not part of this network.")
+        return costs
+
+    def _body(self, stitch: Stitch) -> Cost:
+        """Stem, blocks, stitching layers and head: all but the final norm."""
+        total = self._anchor(stitch.front).stem + self._anchor(stitch.back).head
+        seen: set[tuple[int, int]] = set()
+        for segment in stitch.segments:
+            blocks = self._anchor(segment.anchor).blocks
+            for i in range(segment.start, segment.stop):
+                fresh = (segment.anchor, i) not in seen
+                seen.add((segment.anchor, i))
+                total += blocks[i] if fresh else Cost(blocks[i].macs)
+        for i, number in enumerate(stitch.layers):
+            layer = self.layers[number]
+            if layer is None:
+                raise ValueError(f"stitching layer {number} is not part of this network.")
+            total += layer if number not in stitch.layers[:i] else Cost(layer.macs)
+        lenders = {after.anchor for number, _, after in stitch.joints if number in self.borrowing} - {stitch.front}
+        return total + Cost(0, sum(self._anchor(number).own_prefix for number in lenders))
+
+    def cost(self, stitch: Stitch) -> Cost:
+        """Everything that the stitch runs, and every parameter that this needs."""
+        body = self._body(stitch)
+        return body + self._anchor(stitch.back).norm if stitch.is_anchor or self.stitched_norm else body
+
+    def published(self, stitch: Stitch, count: PublishedCount) -> Cost:
+        """The same in the count of the authors' result files."""
+        front, back = self._anchor(stitch.front), self._anchor(stitch.back)
+        body, norm = self._body(stitch), back.norm
+        macs = body.macs + (norm.macs if stitch.is_anchor or count.stitched_norm else 0)
+        params = body.params + norm.params
+        if not stitch.is_anchor:
+            params -= front.embeddings + sum(front.transitions[: stitch.segments[0].stop])
+        return Cost(macs, params)
+
+    def step(self, step: tuple[str, int, int]) -> int:
+        """The macs of one of `Stitch.steps`."""
+        kind, number, which = step
+        if kind == "stem":
+            return self._anchor(number).stem.macs
+        if kind == "block":
+            return self._anchor(number).blocks[which].macs
+        if kind == "layer":
+            layer = self.layers[number]
+            return layer.macs if layer else 0
+        costs = self._anchor(number)
+        return costs.head.macs + (costs.norm.macs if which == 1 or self.stitched_norm else 0)
+
+
+def short(count: float) -> str:
+    """A count for people: 4608338304 as 4.61 G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)

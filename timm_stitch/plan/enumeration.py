@@ -1,0 +1,253 @@
+"""How stitches are enumerated: fast-to-slow, slow-to-fast, two-way, windows, nearest and all routes.
+
+Read beside Figure 3 of SN-Net (arXiv:2302.06586) and of SN-Netv2 (arXiv:2307.00154). A joint `(j, k)`
+means: the front runs its blocks 0 … j, the back its blocks k … last. Joints that lie in one sliding
+window share one stitching layer.
+
+Imports the standard library and `plan` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations, pairwise
+
+from .stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan, stitch_name
+
+DIRECTIONS = ("fast_to_slow", "slow_to_fast", "two_way")
+
+Joint = tuple[int, int]
+
+
+def enumerate_stitches(
+    anchors: Sequence[Anchor],
+    direction: str = "fast_to_slow",
+    nearest: bool = True,
+    kernel_size: int = 2,
+    stride: int = 1,
+    rank: int = 0,
+) -> StitchPlan:
+    """Make the plan of SN-Net or SN-Netv2: every anchor alone, then every stitch between neighbours.
+
+    Args:
+        anchors: from the fastest to the slowest, two or more.
+        direction: `"fast_to_slow"` puts the faster anchor in front (the paper's choice),
+            `"slow_to_fast"` the slower. `"two_way"` is SN-Netv2: two anchors meet at equal shares of
+            their depth, in either direction, and a stitch may also come back to its first anchor.
+        nearest: join only neighbours in size (the paper's choice). False also joins the others, and
+            makes the routes through three and more anchors.
+        kernel_size, stride: of the sliding window over blocks of anchors of equal depth; the paper
+            uses 2 and 1. Where depths differ, each block of the deeper anchor is joined to the
+            nearest block of the other, and these have no effect; nor do they on `"two_way"`.
+        rank: of the stitching layers' low-rank updates (SN-Netv2 uses 64); 0 for plain layers.
+
+    Returns:
+        Ids ascend from 0: the anchors first, then pair by pair in the order of the authors' tables.
+        In `"two_way"` one id a pair stays unused, as in theirs (13): a stitch after the faster anchor's
+        last block would only swap the head.
+
+    Raises:
+        ValueError: if there is nothing to join, or the window does not fit.
+    """
+    anchors = tuple(anchors)
+    _check_arguments(anchors, direction, kernel_size, stride, rank)
+    if direction == "two_way":
+        return _two_way(
+            anchors, list(pairwise(range(len(anchors))) if nearest else combinations(range(len(anchors)), 2)), rank
+        )
+    order = range(len(anchors)) if direction == "fast_to_slow" else range(len(anchors) - 1, -1, -1)
+    routes: list[tuple[int, ...]]
+    if nearest:
+        routes = sorted(pairwise(order), key=min)
+    else:
+        routes = [route for n in range(2, len(anchors) + 1) for route in combinations(order, n)]
+
+    layers: list[LayerSpec] = []
+    joints: dict[tuple[int, int], list[tuple[Joint, int]]] = {}
+    for front, back in sorted({pair for route in routes for pair in pairwise(route)}, key=lambda p: (min(p), max(p))):
+        joints[front, back] = _join(anchors, front, back, kernel_size, stride, layers, rank)
+        if not joints[front, back]:
+            raise _meet_nowhere(anchors[front], anchors[back])
+
+    stitches = [(Segment(i, 0, anchor.depth),) for i, anchor in enumerate(anchors)]
+    used: list[tuple[int, ...]] = [()] * len(anchors)
+    for route in routes:
+        for segments, numbers in _routes(anchors, route, joints):
+            stitches.append(segments)
+            used.append(numbers)
+    return StitchPlan(
+        anchors,
+        tuple(layers),
+        tuple(
+            Stitch(i, segments, numbers, stitch_name(anchors, segments))
+            for i, (segments, numbers) in enumerate(zip(stitches, used, strict=True))
+        ),
+    )
+
+
+def _check_arguments(anchors: tuple[Anchor, ...], direction: str, kernel_size: int, stride: int, rank: int) -> None:
+    if len(anchors) < 2:
+        raise ValueError(f"stitching needs two or more anchors, got {len(anchors)}.")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction={direction!r} is unknown: expected one of {', '.join(map(repr, DIRECTIONS))}.")
+    depth = max(len(level) for anchor in anchors for level in anchor.levels().values())
+    if not 1 <= kernel_size <= depth:
+        raise ValueError(
+            f"kernel_size={kernel_size} does not fit anchors of depth {depth}: "
+            f"expected 1 <= kernel_size <= {depth}. SN-Net uses kernel_size=2, stride=1."
+        )
+    if not 1 <= stride <= kernel_size:
+        raise ValueError(
+            f"stride={stride} does not fit kernel_size={kernel_size}: expected 1 <= stride <= kernel_size, "
+            "so that no block is skipped. SN-Net uses kernel_size=2, stride=1."
+        )
+    narrowest = min(min(anchor.widths) for anchor in anchors)
+    if not 0 <= rank <= narrowest:
+        raise ValueError(
+            f"rank={rank} does not fit anchors of {narrowest} channels: expected 0 (plain layers) to {narrowest}. "
+            "SN-Netv2 uses rank=64."
+        )
+
+
+def _meet_nowhere(front: Anchor, back: Anchor) -> ValueError:
+    return ValueError(
+        f"{front.name!r} and {back.name!r} meet nowhere: their blocks give 1/{sorted(set(front.reductions))} and "
+        f"1/{sorted(set(back.reductions))} of the image. Use anchors with equal patch or stage sizes."
+    )
+
+
+def windows(depth: int, kernel_size: int, stride: int) -> Iterator[list[Joint]]:
+    """The joints that each position of the window adds, for two anchors of one depth.
+
+    All ordered pairs of blocks inside the window count, also those with `j > k`. Windows that reach
+    past the last block are cut off there; a position that adds nothing new gives nothing.
+    """
+    seen: set[Joint] = set()
+    for first in range(0, depth, stride):
+        blocks = range(first, min(first + kernel_size, depth))
+        new = [(j, k) for j in blocks for k in blocks if (j, k) not in seen]
+        seen.update(new)
+        if new:
+            yield new
+
+
+def nearest_blocks(front_depth: int, back_depth: int) -> Iterator[list[Joint]]:
+    """The joints of anchors of unequal depth: each block of the deeper one meets its nearest.
+
+    Joints with one and the same block of the shallower anchor share a stitching layer. The joint of
+    the two first blocks is left out, as the authors do.
+    """
+    shallow, deep = sorted((front_depth, back_depth))
+    for block in range(shallow):
+        partners = [d for d in range(deep) if d * shallow // deep == block and d > 0]
+        joints = [(block, d) if front_depth == shallow else (d, block) for d in partners]
+        if joints:
+            yield joints
+
+
+def _join(
+    anchors: tuple[Anchor, ...],
+    front: int,
+    back: int,
+    kernel_size: int,
+    stride: int,
+    layers: list[LayerSpec],
+    rank: int,
+) -> list[tuple[Joint, int]]:
+    """All joints of a front and a back, level by level, with the number of each one's layer.
+
+    New layers are appended to `layers`. One window needs more than one layer where the channels
+    change inside it; joints at which the spatial sizes differ are no joints.
+    """
+    found: list[tuple[Joint, int]] = []
+    a, b = anchors[front], anchors[back]
+    b_levels = b.levels()
+    for reduction, a_blocks in a.levels().items():
+        if reduction not in b_levels:
+            continue
+        b_blocks = b_levels[reduction]
+        equal = len(a_blocks) == len(b_blocks)
+        groups = windows(len(a_blocks), kernel_size, stride) if equal else nearest_blocks(len(a_blocks), len(b_blocks))
+        for group in groups:
+            shared: dict[tuple[int, int], int] = {}
+            for j, k in ((a_blocks[j], b_blocks[k]) for j, k in group):
+                if a.reductions[j + 1] != b.reductions[k]:
+                    continue
+                widths = a.widths[j + 1], b.widths[k]
+                if widths not in shared:
+                    shared[widths] = len(layers)
+                    layers.append(LayerSpec(front, back, *widths, rank))
+                found.append(((j, k), shared[widths]))
+    return found
+
+
+def _routes(
+    anchors: tuple[Anchor, ...], route: tuple[int, ...], joints: dict[tuple[int, int], list[tuple[Joint, int]]]
+) -> Iterator[tuple[tuple[Segment, ...], tuple[int, ...]]]:
+    """Every way through the anchors of `route` in which each runs at least one block."""
+
+    def walk(position: int, start: int) -> Iterator[tuple[tuple[Segment, ...], tuple[int, ...]]]:
+        anchor = route[position]
+        if position == len(route) - 1:
+            yield (Segment(anchor, start, anchors[anchor].depth),), ()
+            return
+        for (j, k), layer in joints[anchor, route[position + 1]]:
+            if j >= start:
+                for segments, numbers in walk(position + 1, k):
+                    yield (Segment(anchor, start, j + 1), *segments), (layer, *numbers)
+
+    return walk(0, 0)
+
+
+def shared_boundaries(a: Anchor, b: Anchor) -> list[tuple[int, int]]:
+    """Boundaries at equal shares of the depth of each level, from the first to the last.
+
+    A boundary of the shallower anchor after n blocks meets that of the deeper one after the same share
+    of its blocks (rounded down): after 1, 2, 3 … of 12 and after 2, 4, 6 … of 24.
+    """
+    found = []
+    b_levels = b.levels()
+    for reduction, a_blocks in a.levels().items():
+        b_blocks = b_levels.get(reduction, range(0))
+        shallow = min(len(a_blocks), len(b_blocks))
+        for n in range(1, shallow + 1):
+            found.append((a_blocks.start + n * len(a_blocks) // shallow, b_blocks.start + n * len(b_blocks) // shallow))
+    return found
+
+
+def _two_way(anchors: tuple[Anchor, ...], pairs: Sequence[tuple[int, int]], rank: int) -> StitchPlan:
+    """SN-Netv2's plan: out of and into each anchor of a pair, once each way, or there and back.
+
+    Order for a faster `a` and a slower `b`: the anchors, a→b, one unused id, b→a, b→a→b, a→b→a.
+    """
+    layers: list[LayerSpec] = []
+    stitches = [Stitch(i, (Segment(i, 0, a.depth),), (), a.name) for i, a in enumerate(anchors)]
+    next_id = len(anchors)
+    for a, b in pairs:
+        first, second = anchors[a], anchors[b]
+        meeting = shared_boundaries(first, second)
+        meeting = [(p, q) for p, q in meeting if p < first.depth and q < second.depth]
+        if not meeting:
+            raise _meet_nowhere(first, second)
+        layer: dict[tuple[int, int], int] = {}
+        for front, back in ((a, b), (b, a)):
+            for n, at in enumerate(meeting):
+                p, q = at if front == a else at[::-1]
+                layer[front, n] = len(layers)
+                layers.append(LayerSpec(front, back, anchors[front].widths[p], anchors[back].widths[q], rank))
+        once = [[(front, n)] for front in (a, b) for n in range(len(meeting))]
+        twice = [[(f, n), (a + b - f, m)] for f in (b, a) for n, m in combinations(range(len(meeting)), 2)]
+        for crossings in once + twice:
+            if crossings == [(b, 0)]:
+                next_id += 1  # the unused id: after the last block of `a`
+            segments, start = [], 0
+            for front, n in crossings:
+                leave, enter = meeting[n] if front == a else meeting[n][::-1]
+                segments.append(Segment(front, start, leave))
+                start = enter
+            end = a + b - crossings[-1][0]
+            segments.append(Segment(end, start, anchors[end].depth))
+            numbers = tuple(layer[crossing] for crossing in crossings)
+            stitches.append(Stitch(next_id, tuple(segments), numbers, stitch_name(anchors, tuple(segments))))
+            next_id += 1
+    return StitchPlan(anchors, tuple(layers), tuple(stitches))

@@ -1,0 +1,1 @@
+"""Stitching layers by least squares, and training over stitches."""

@@ -1,0 +1,243 @@
+"""Initialise stitching layers by least squares over a stream of images.
+
+Source: SN-Net (arXiv:2302.06586), "Stitching layers and initialization": carry what leaves the front
+onto what enters the back for the same images. Only the normal equations are kept (one small matrix a
+layer, in float64), so memory does not grow with the number of images.
+
+Deviation: the authors solve each joint of a window on its own and average the solutions, on augmented
+images in train mode. Here a shared layer gets the least-squares solution of all its joints together
+(`method="joint"`; `"average"` is theirs), in eval mode.
+
+Imports torch and the layers below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..network.modes import evaluating
+from ..network.network import SNNet
+
+METHODS = ("joint", "average")
+
+
+@dataclass
+class NormalEquations:
+    """Sums from which the affine least-squares map of any number of rows follows, in float64.
+
+    Args:
+        in_width, out_width: channels before and after the map.
+    """
+
+    in_width: int
+    out_width: int
+    rows: int = 0
+    distinct: int = 0
+    _xx: Tensor | None = field(default=None, repr=False)
+    _xy: Tensor | None = field(default=None, repr=False)
+    _yy: float = 0.0
+    _origin: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def add(self, front: Tensor, *backs: Tensor) -> None:
+        """Add rows: what leaves the front (n, in_width), and what it is to become, in float64.
+
+        Args:
+            front: in float64.
+            backs: each (n, out_width) in float64; several if one map is to reach several targets.
+        """
+        if self._origin is None:
+            # Sums are kept about the first rows' means: large common offsets would cost digits.
+            self._origin = front.mean(0), backs[0].mean(0)
+            self._xx = front.new_zeros(self.in_width + 1, self.in_width + 1)
+            self._xy = front.new_zeros(self.in_width + 1, self.out_width)
+        x = torch.cat([front - self._origin[0], front.new_ones(len(front), 1)], dim=1)
+        self._xx += (x.T @ x) * len(backs)
+        y = backs[0] - self._origin[1]
+        self._yy += float(y.square().sum())
+        for back in backs[1:]:
+            other = back - self._origin[1]
+            self._yy += float(other.square().sum())
+            y = y + other
+        self._xy += x.T @ y
+        self.rows += len(front) * len(backs)
+        self.distinct += len(front)
+
+    def solve(self) -> tuple[Tensor, Tensor, float]:
+        """The map of smallest error, and of smallest weights where several are equal.
+
+        Returns:
+            Weight (out_width, in_width), bias (out_width,), and the relative residual
+            ||x W' + b - y|| / ||y - mean(y)||.
+
+        Raises:
+            ValueError: if there are fewer rows than unknowns, or an activation is not finite.
+        """
+        need = self.in_width + 1
+        if self.distinct < need or self._xx is None or self._xy is None or self._origin is None:
+            raise ValueError(
+                f"least squares needs at least {need} positions (images x tokens) to determine a map of "
+                f"{self.in_width} channels, got {self.distinct}: give more images. SN-Net uses 100."
+            )
+        if not bool(torch.isfinite(self._xx).all() and torch.isfinite(self._xy).all()):
+            raise ValueError("activations are not finite: check the images' scaling and the anchors' weights.")
+        # Eliminate the intercept, then scale channels to equal variance: both keep digits in the solution.
+        mean_x, mean_y = self._xx[:-1, -1] / self.rows, self._xy[-1] / self.rows
+        cov = self._xx[:-1, :-1] - self.rows * torch.outer(mean_x, mean_x)
+        cross = self._xy[:-1] - self.rows * torch.outer(mean_x, mean_y)
+        scale = cov.diagonal().clamp_min(0).sqrt()
+        dead = scale <= scale.max() * 1e-12
+        scale = torch.where(dead, torch.ones_like(scale), scale)
+        values, vectors = torch.linalg.eigh(cov / torch.outer(scale, scale))
+        cutoff = values[-1] * self.in_width * torch.finfo(values.dtype).eps
+        inverse = torch.where(values > cutoff, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0)
+        scaled = vectors @ (inverse[:, None] * (vectors.T @ (cross / scale[:, None])))
+        weight = (scaled / scale[:, None]) * ~dead[:, None]
+        bias = self._origin[1] + mean_y - (self._origin[0] + mean_x) @ weight
+        total = self._yy - self.rows * float(mean_y.square().sum())
+        explained = float((weight * cross).sum())
+        residual = (max(total - explained, 0.0) / total) ** 0.5 if total > 0 else 0.0
+        return weight.T.contiguous(), bias, residual
+
+
+def least_squares(front: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit the affine map that best carries front activations onto back activations.
+
+    Minimises ||front @ W.T + b - back||_F (arXiv:2302.06586, "Stitching layers and initialization").
+
+    Args:
+        front: what leaves the front segment, shape (n, d_front); n = images x tokens.
+        back: what enters the back segment for the same images and positions, shape (n, d_back).
+
+    Returns:
+        Weight of shape (d_back, d_front) and bias of shape (d_back,), ready for `nn.Linear`. Of several
+        best maps (linearly dependent or dead channels) the one of smallest weights.
+
+    Raises:
+        ValueError: if n < d_front + 1, where the solution is not unique; or a value is not finite.
+    """
+    equations = NormalEquations(front.shape[1], back.shape[1])
+    equations.add(front.double(), back.double())
+    weight, bias, _ = equations.solve()
+    return weight.to(front.dtype), bias.to(front.dtype)
+
+
+@torch.no_grad()
+def least_squares_init(
+    model: SNNet,
+    images: Tensor | Iterable[Any],
+    *,
+    method: str = "joint",
+    batch_size: int = 16,
+    progress: bool = False,
+) -> dict[int, float]:
+    """Set every stitching layer to the least-squares map between its anchors.
+
+    Each anchor sees each image once, in eval mode. Use images as for evaluation: not augmented.
+
+    Args:
+        model: the network; only its stitching layers change.
+        images: a tensor (N, C, H, W), or an iterable of batches: such tensors, or (images, …) tuples as
+            a DataLoader gives. The paper uses 100 images.
+        method: `"joint"` solves all joints of a shared layer together, `"average"` each one alone and
+            averages, as the authors do.
+        batch_size: images at a time, if `images` is one tensor.
+        progress: show a bar.
+
+    Returns:
+        The relative residual ||front W' + b - back|| / ||back - mean|| of each stitching layer
+        (for `"average"` the mean over its joints, each with its own solution).
+
+    Raises:
+        ValueError: if there are too few images, or activations are not finite; no layer is changed then.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}.")
+    if any(part.is_part for part in model.views):
+        raise ValueError("this network holds only some of its anchors' blocks: initialise the whole one, then extract.")
+    systems = _systems(model, method)
+    like = next(model.parameters())
+    with evaluating(model):
+        for batch in tqdm(_batches(images, batch_size), desc="least squares", unit="batch", disable=not progress):
+            for stitch in model.plan:
+                model.check_images(batch, stitch)
+            _accumulate(model, batch.to(like.device, like.dtype), systems)
+    solved = {
+        number: [equations.solve() for _, equations in parts] for number, parts in systems.items()
+    }  # all of them before any layer changes
+    residuals = {}
+    for number, solutions in solved.items():
+        layer = model.stitching_layers[number]
+        layer.weight.copy_(torch.stack([weight for weight, _, _ in solutions]).mean(0))
+        layer.bias.copy_(torch.stack([bias for _, bias, _ in solutions]).mean(0))
+        residuals[number] = sum(residual for *_, residual in solutions) / len(solutions)
+    return residuals
+
+
+_Systems = dict[int, list[tuple[list[tuple[int, int]], NormalEquations]]]
+
+
+def _systems(model: SNNet, method: str) -> _Systems:
+    """For each stitching layer its sets of joints that are solved together."""
+    found: _Systems = {}
+    for number, spec in enumerate(model.plan.layers):
+        pairs = model.plan.pairs(number)
+        if pairs:
+            groups = [pairs] if method == "joint" else [[pair] for pair in pairs]
+            found[number] = [(group, NormalEquations(spec.in_width, spec.out_width)) for group in groups]
+    return found
+
+
+def _accumulate(model: SNNet, images: Tensor, systems: _Systems) -> None:
+    """Run every anchor once and add what crosses the joints to the normal equations."""
+    wanted: dict[int, set[int]] = {}
+    for number, parts in systems.items():
+        spec = model.plan.layers[number]
+        for pairs, _ in parts:
+            for stop, start in pairs:
+                wanted.setdefault(spec.front, set()).add(stop)
+                wanted.setdefault(spec.back, set()).add(start)
+    crossing = {anchor: _boundaries(model, anchor, images, at) for anchor, at in wanted.items()}
+    for number, parts in systems.items():
+        spec = model.plan.layers[number]
+        for pairs, equations in parts:
+            for stop in sorted({stop for stop, _ in pairs}):
+                leaving = crossing[spec.front][stop]
+                rows = [
+                    model.aligned(leaving, crossing[spec.back][start], (spec.front, stop), (spec.back, start), images)
+                    for s, start in pairs
+                    if s == stop
+                ]
+                equations.add(rows[0][0].double(), *(back.double() for _, back in rows))
+
+
+def _boundaries(model: SNNet, anchor: int, images: Tensor, wanted: set[int]) -> dict[int, Tensor]:
+    """What crosses the wanted boundaries of one anchor, run no further than the last of them."""
+    part = model.views[anchor]
+    h = part.stem(images)
+    found = {0: h} if 0 in wanted else {}
+    for block in range(max(wanted)):
+        h = part.run(h, block, block + 1, images)
+        if block + 1 in wanted:
+            found[block + 1] = h
+    return found
+
+
+def _batches(images: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
+    """Batches of images from a tensor or from what a loader gives."""
+    if isinstance(images, Tensor) and images.ndim == 4:
+        yield from images.split(batch_size)
+        return
+    for batch in [images] if isinstance(images, Tensor) else images:
+        batch = batch[0] if isinstance(batch, (list, tuple)) else batch
+        if not isinstance(batch, Tensor) or batch.ndim != 4:
+            raise ValueError(
+                f"expected batches of images (B, C, H, W), or tuples that begin with one; got {type(batch).__name__}"
+                f"{tuple(batch.shape) if isinstance(batch, Tensor) else ''}."
+            )
+        yield batch

@@ -1,0 +1,101 @@
+"""The optimiser of an SN-Net: which parameters learn, how fast, and what happens to those not used.
+
+Imports torch, timm and the layers below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.utils import dispatch_clip_grad
+from torch import nn
+
+from ..network.network import SNNet
+from .config import TrainConfig
+
+_BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
+
+
+def parameter_groups(model: SNNet, config: TrainConfig) -> list[dict[str, Any]]:
+    """Groups by weight decay and learning rate: anchors and stitching layers apart.
+
+    What timm leaves without weight decay (biases, norms, `model.no_weight_decay()`) has none here.
+    """
+    layers = {id(parameter) for parameter in model.stitching_layers.parameters()}
+    groups = []
+    for group in param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=model.no_weight_decay()):
+        for scale, inside in ((config.anchor_lr_scale, False), (config.stitch_lr_scale, True)):
+            chosen = [parameter for parameter in group["params"] if (id(parameter) in layers) == inside]
+            if chosen:
+                groups.append({**group, "params": chosen, "lr_scale": scale})
+    return groups
+
+
+def make_optimizer(model: SNNet, config: TrainConfig) -> torch.optim.Optimizer:
+    """Make timm's optimiser over `parameter_groups`."""
+    optimizer = create_optimizer_v2(
+        parameter_groups(model, config),
+        opt=config.opt,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+    )
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", config.lr)
+        group["lr"] = config.lr * group["lr_scale"]
+    return optimizer
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> Any:
+    """Make timm's schedule, a function of the step; None for `sched="none"`.
+
+    Args:
+        optimizer: whose learning rates it sets, each times its group's `lr_scale`.
+        config: names it.
+        steps: of one epoch.
+    """
+    if config.sched == "none":
+        return None
+    scheduler, _ = create_scheduler_v2(
+        optimizer, config.sched, num_epochs=config.epochs, warmup_epochs=config.warmup,  # type: ignore[arg-type]
+        warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=False, updates_per_epoch=steps,
+        warmup_prefix=False,
+    )  # fmt: skip
+    return scheduler
+
+
+@contextmanager
+def tuning(model: SNNet, tune: str) -> Iterator[None]:
+    """Train what `tune` says; the rest is frozen, with its statistics, until the end of the block."""
+    kept = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.train()
+    try:
+        if tune == "stitches":
+            model.anchors.requires_grad_(False)
+            for module in model.anchors.modules():
+                if isinstance(module, _BATCH_NORM):
+                    module.eval()
+        yield
+    finally:
+        for parameter, wanted in kept.items():
+            parameter.requires_grad_(wanted)
+        model.eval()
+
+
+def finish_step(accelerator: Any, optimizer: Any, parameters: list[nn.Parameter], config: TrainConfig) -> None:
+    """Clip, give what was not used a zero gradient if so wanted, step, and forget the gradients."""
+    if config.clip_grad is not None:
+        accelerator.unscale_gradients(optimizer)
+        used = [parameter for parameter in parameters if parameter.grad is not None]
+        dispatch_clip_grad(used, config.clip_grad, mode=config.clip_mode)
+    if config.dense_updates:
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,54 @@
+"""transformers' `Trainer` on a stitched network: our sampler as a callback.
+
+Imports transformers, so this module is imported only where its class is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..network.network import SNNet
+from .sampling import uniform
+
+
+class StitchSamplerCallback(TrainerCallback):
+    """Trains another stitch each step, the same on every process: `Trainer(..., callbacks=[StitchSamplerCallback()])`.
+
+    Evaluation and what is saved keep the stitch that was set.
+
+    Args:
+        seed: of the draw, a function of seed and step alone; default the seed of the `TrainingArguments`.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = seed
+        self._set: int | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        network = stitched(model)
+        self._set = network.stitch_id if self._set is None else self._set
+        network.stitch_id = uniform(
+            network.stitch_ids, args.seed if self.seed is None else self.seed, state.global_step
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if self._set is not None:
+            stitched(model).stitch_id = self._set
+            self._set = None
+
+
+def stitched(model: Any) -> SNNet:
+    """The SN-Net inside a model of transformers, however wrapped.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, SNNet):
+            return module
+    raise TypeError(
+        f"there is no stitched network in {type(model).__name__}: load one that timm_stitch saved, by "
+        "AutoModelForImageClassification.from_pretrained(folder), after import timm_stitch."
+    )
