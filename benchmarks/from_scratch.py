@@ -21,8 +21,8 @@ from quickstart import load_images
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_stitch
-from timm_stitch.evaluation.accuracy import read_rows
 from timm_stitch.plan.frontier import frontier_area
+from timm_stitch.plan.results import read_rows
 
 ANCHOR_EPOCHS, EPOCHS = 12, 12  # of the quickstart
 

@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm.auto import tqdm
 
 import timm_stitch
-from timm_stitch.evaluation.accuracy import write_rows
-from timm_stitch.evaluation.plotting import plot_curve
+from timm_stitch import plot_curve, write_rows
 
 MEAN, STD = 0.2860, 0.3530
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]

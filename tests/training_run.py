@@ -56,7 +56,7 @@ if __name__ == "__main__":
     if sharded:  # what is whole is in the output
         torch.distributed.destroy_process_group()
         sys.exit()
-    from timm_stitch.training.data_parallel import rank
+    from timm_stitch.data.processes import rank
 
     odd = torch.utils.data.DataLoader(Noisy(61, double=values.get("double", False)), batch_size=8)
     rows = timm_stitch.evaluate(model, odd, [0, 1, 2])

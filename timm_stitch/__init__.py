@@ -9,6 +9,7 @@ from .deployment.cascade import Cascade, find_cascade
 from .deployment.exporting import export
 from .deployment.latency_controller import LatencyController
 from .evaluation.accuracy import evaluate
+from .evaluation.plotting import plot_curve
 from .evaluation.profiling import profile
 from .evaluation.selection import select
 from .hub.push import from_hub, push_to_hub
@@ -18,6 +19,7 @@ from .models.snnet import create_snnet
 from .network.network import SNNet
 from .network.stitching import stitch
 from .plan.frontier import pareto_frontier
+from .plan.results import read_rows, write_rows
 from .plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
 from .training.config import TrainConfig
 from .training.least_squares import least_squares_init
@@ -48,13 +50,16 @@ __all__ = [
     "from_hub",
     "least_squares_init",
     "pareto_frontier",
+    "plot_curve",
     "profile",
     "push_to_hub",
+    "read_rows",
     "recalibrate",
     "save_pretrained",
     "select",
     "stitch",
     "train",
+    "write_rows",
 ]
 
 

@@ -80,7 +80,7 @@ def test_the_way_from_init_to_extract(folder, capsys):
     assert run("eval", folder / "trained", *images, "--output", rows, "--stitch-ids", 0, 1, 9) == 0
     more = ("--stitch-ids", 1, 2, "--resume", "--passes", 2)
     assert run("eval", folder / "trained", *images, "--output", rows, *more) == 0
-    assert sorted(row["stitch_id"] for row in timm_stitch.evaluation.accuracy.read_rows(rows)) == [0, 1, 2, 9]
+    assert sorted(row["stitch_id"] for row in timm_stitch.read_rows(rows)) == [0, 1, 2, 9]
     capsys.readouterr()
     assert run("select", folder / "trained", "--results", rows, "--macs", "1e9", "--json") == 0
     assert json.loads(capsys.readouterr().out)["stitch_id"] in (0, 1, 2, 9)

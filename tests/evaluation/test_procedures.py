@@ -9,10 +9,10 @@ from conftest import anchor_specs
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_stitch
-from timm_stitch.evaluation.accuracy import read_rows, write_rows
 from timm_stitch.evaluation.plotting import plot_curve
 from timm_stitch.network.weights import fingerprint
 from timm_stitch.plan.frontier import best_within, frontier_area
+from timm_stitch.plan.results import read_rows, write_rows
 from timm_stitch.training.sampling import uniform
 
 QUIET = {"mixup": 0, "cutmix": 0, "workers": 0, "warmup_epochs": 0}
@@ -260,5 +260,5 @@ def test_rows_and_curve_on_disk(trained, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["curve.png", "rows.jsonl"]
     (tmp_path / "bad.jsonl").write_text("{}\n[1]\n")
-    with pytest.raises(ValueError, match="line 2, is no JSON object"):
+    with pytest.raises(ValueError, match="line 2, is not a JSON object"):
         read_rows(tmp_path / "bad.jsonl")

@@ -7,7 +7,7 @@ from conftest import anchor_specs, small_anchors
 
 import timm_stitch
 from timm_stitch import cli
-from timm_stitch.evaluation.accuracy import read_rows
+from timm_stitch.plan.results import read_rows
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SOME = [0, 2, 9, 24]

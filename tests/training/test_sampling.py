@@ -3,7 +3,8 @@
 import pytest
 import timm
 
-from timm_stitch.training.sampling import derive, groups_by_macs, importance_weighted, make_rule, resource_constrained
+from timm_stitch.data.seeding import derive
+from timm_stitch.training.sampling import groups_by_macs, importance_weighted, make_rule, resource_constrained
 
 MACS = {0: 100, 1: 150, 2: 190, 3: 310, 4: 900, 5: 1000}
 ANCHORS = {"anchors": (5, 2, 0)}

@@ -8,8 +8,8 @@ from training_run import BASE_QUIET, Noisy, go, network
 
 import timm_stitch
 from timm_stitch.data.loader import EpochBatches, build_loader
-from timm_stitch.evaluation.accuracy import read_rows, write_rows
 from timm_stitch.network.weights import fingerprint
+from timm_stitch.plan.results import read_rows, write_rows
 from timm_stitch.training.optimizer import make_optimizer, make_scheduler, parameter_groups
 from timm_stitch.training.sampling import uniform
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from ..data.processes import leave
 from ..deployment.exporting import FORMATS
 from ..evaluation.profiling import PRECISIONS
-from ..training.data_parallel import leave
 from ..training.least_squares import METHODS
 from ..training.recipe import shipped_recipes
 from . import verbs

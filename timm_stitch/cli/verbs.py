@@ -22,10 +22,11 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.dataset import build_dataset, image_config
+from ..data.processes import rank
 from ..deployment.demo import make_page
 from ..deployment.exporting import export
 from ..deployment.spaces import push_space
-from ..evaluation.accuracy import evaluate, read_rows, write_rows
+from ..evaluation.accuracy import evaluate
 from ..evaluation.plotting import plot_curve
 from ..evaluation.profiling import profile
 from ..evaluation.selection import select
@@ -37,9 +38,9 @@ from ..models.published import published_table
 from ..network.network import SNNet
 from ..network.stitching import meeting_points
 from ..plan.frontier import pareto_frontier
+from ..plan.results import read_rows, write_rows
 from ..training.checkpointing import Checkpoints
 from ..training.config import TEXTS, TrainConfig
-from ..training.data_parallel import rank
 from ..training.least_squares import least_squares_init
 from ..training.recalibration import recalibrate
 from ..training.recipe import read_recipe

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from timm.data import create_dataset, create_transform, resolve_data_config
 
-from ..training.data_parallel import world_size
+from .processes import world_size
 
 if TYPE_CHECKING:
     from ..network.network import SNNet

@@ -19,8 +19,8 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from ..training.config import TrainConfig
-from ..training.data_parallel import rank
-from ..training.sampling import derive
+from .processes import rank
+from .seeding import derive
 
 
 def seed_all(seed: int) -> None:

@@ -21,7 +21,8 @@ from ..evaluation.plotting import curve_svg
 from ..evaluation.selection import check_weights
 from ..network.network import SNNet
 from ..plan.costs import short
-from ..plan.frontier import Row, pareto_frontier
+from ..plan.frontier import pareto_frontier
+from ..plan.results import Row
 
 _CALLS, _PATIENCE = 7, 0.5  # of a timing: at most so many calls, no further one after so many seconds
 

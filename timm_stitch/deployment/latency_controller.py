@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from ..plan.frontier import Row, pareto_frontier
+from ..plan.frontier import pareto_frontier
+from ..plan.results import Row
 
 
 class LatencyController:

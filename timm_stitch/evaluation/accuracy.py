@@ -8,7 +8,6 @@ Imports torch and the layers below.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -20,13 +19,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 from tqdm.auto import tqdm
 
+from ..data.processes import rank, summed, world_size
 from ..network.modes import evaluating
 from ..network.network import SNNet
 from ..network.weights import fingerprint
 from ..plan.prefix_sharing import schedule
-from ..training.data_parallel import rank, summed, world_size
-
-Rows = list[dict[str, Any]]
+from ..plan.results import Rows, read_rows, write_rows
 
 
 @torch.inference_mode()
@@ -178,40 +176,3 @@ def _scores(logits: Tensor, labels: Tensor) -> Tensor:
     loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
     sums = [ranked[:, 0].sum(), ranked.sum(), loss.detach(), torch.tensor(len(labels), device=loss.device)]
     return torch.stack([value.to(loss.dtype) for value in sums])
-
-
-def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w") as file:
-            for row in rows:
-                file.write(json.dumps(dict(row)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def read_rows(path: str | os.PathLike[str]) -> Rows:
-    """Read what `write_rows` wrote.
-
-    Raises:
-        OSError: if there is no such file.
-        ValueError: if a line is no JSON object.
-    """
-    rows = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{str(path)!r}, line {number}, is no JSON ({error}): expected one object a line."
-            ) from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{str(path)!r}, line {number}, is no JSON object: expected one row a line.")
-        rows.append(row)
-    return rows

@@ -31,9 +31,8 @@ from huggingface_hub.utils import HFValidationError, build_hf_headers
 from huggingface_hub.utils._validators import validate_repo_id
 
 from ..anchors.meta_device import finish
-from ..models.checkpoints import check_keys
 from ..network.network import SNNet
-from ..network.weights import fingerprint_of
+from ..network.weights import check_keys, fingerprint_of
 from .errors import explained
 from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, read_config, read_json, read_stitches, remember
 from .model_card import TAG

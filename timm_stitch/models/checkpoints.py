@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..network.network import SNNet
 from ..network.stitching import stems_and_heads
+from ..network.weights import check_keys
 from .authors_layout import is_authors, rename
 
 
@@ -117,27 +118,6 @@ def from_authors(
     weights = _by_family(rename(state_dict, model.plan), model)
     weights["stitched_norm"] = torch.tensor(stitched_norm)
     return weights
-
-
-def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
-    """Refuse weights of another network.
-
-    Raises:
-        ValueError: naming what is missing, unknown, or of another shape.
-    """
-    problems = []
-    for label, names in (
-        ("are missing", [k for k in own if k not in state_dict]),
-        ("are unknown", [k for k in state_dict if k not in own]),
-        ("have another shape", [k for k in own if k in state_dict and state_dict[k].shape != own[k].shape]),
-    ):
-        if names:
-            problems.append(f"{len(names)} of {len(own)} tensors {label} (e.g. {names[0]!r})")
-    if problems:
-        raise ValueError(
-            f"these weights are not those of {what}: {'; '.join(problems)}. "
-            "Give the file of this very network, or create the network that the file belongs to."
-        )
 
 
 def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | None) -> dict[str, Tensor]:

@@ -16,22 +16,8 @@ from itertools import pairwise
 from typing import Any
 
 from ..hub.card_files import card_file
+from ..plan.costs import PublishedCount
 from ..plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan, stitch_name
-
-
-@dataclass(frozen=True)
-class PublishedCount:
-    """How the authors' result files count a stitch, where that is not all it runs and holds.
-
-    Args:
-        stitched_norm: whether stitched paths run the final norm. The released DeiT weights were
-            trained, evaluated and counted without; their parameters include it all the same.
-        params: whether they report parameters. Class and position embeddings of stitched rows are
-            not among them, nor are the front's patch-merging layers.
-    """
-
-    stitched_norm: bool = True
-    params: bool = False
 
 
 @dataclass(frozen=True)

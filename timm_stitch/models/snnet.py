@@ -27,9 +27,10 @@ from ..anchors.timm_compat import resolve_pretrained_cfg
 from ..hub.json_files import check_arguments, recall
 from ..network.network import SNNet
 from ..network.stitching import stems_and_heads, stitch
+from ..plan.costs import PublishedCount
 from ..plan.stitch_plan import StitchPlan
 from .checkpoints import adapt, corrupt
-from .published import NETWORKS, PublishedCount, published_table
+from .published import NETWORKS, published_table
 
 _logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from ..anchors.auto import View, view
 from ..anchors.timm_compat import update_model_args
-from ..models.published import PublishedCount
+from ..plan.costs import PublishedCount
 from ..plan.prefix_sharing import schedule
 from ..plan.stitch_plan import Segment, Stitch, StitchPlan
 from .layers import make_layer, touch

@@ -1,4 +1,4 @@
-"""Which weights a figure belongs to. Imports torch."""
+"""Which weights a figure belongs to, and whether weights are those of a network. Imports torch."""
 
 from __future__ import annotations
 
@@ -40,3 +40,24 @@ def fingerprint_again(model: nn.Module) -> str:
         kept = glance, fingerprint(model)
         model.__dict__["_fingerprint"] = kept
     return kept[1]
+
+
+def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights of another network.
+
+    Raises:
+        ValueError: naming what is missing, unknown, or of another shape.
+    """
+    problems = []
+    for label, names in (
+        ("are missing", [k for k in own if k not in state_dict]),
+        ("are unknown", [k for k in state_dict if k not in own]),
+        ("have another shape", [k for k in own if k in state_dict and state_dict[k].shape != own[k].shape]),
+    ):
+        if names:
+            problems.append(f"{len(names)} of {len(own)} tensors {label} (e.g. {names[0]!r})")
+    if problems:
+        raise ValueError(
+            f"these weights are not those of {what}: {'; '.join(problems)}. "
+            "Give the file of this very network, or create the network that the file belongs to."
+        )

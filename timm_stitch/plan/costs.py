@@ -6,16 +6,15 @@ print the same number as FLOPs.
 
 Two counts are kept apart. The honest count is everything the stitch really runs and holds. The
 published count is that of the authors' result files, for comparing with their tables; what they left out
-or counted besides is in `published.PublishedCount`.
+or counted besides is in `PublishedCount`.
 
-Imports the standard library, `plan` and `published`.
+Imports the standard library and `stitch_plan`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..models.published import PublishedCount
 from .stitch_plan import Stitch
 
 
@@ -48,6 +47,21 @@ class AnchorCosts:
     head: Cost
     own_prefix: int = 0
     transitions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PublishedCount:
+    """How the authors' result files count a stitch, where that is not all it runs and holds.
+
+    Args:
+        stitched_norm: whether stitched paths run the final norm. The released DeiT weights were
+            trained, evaluated and counted without; their parameters include it all the same.
+        params: whether they report parameters. Class and position embeddings of stitched rows are
+            not among them, nor are the front's patch-merging layers.
+    """
+
+    stitched_norm: bool = True
+    params: bool = False
 
 
 @dataclass(frozen=True)

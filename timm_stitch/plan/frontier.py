@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-Row = Mapping[str, Any]
+from .results import Row
 
 
 def pareto_frontier(rows: Iterable[Row], cost: str = "macs", score: str = "top1") -> list[Row]:

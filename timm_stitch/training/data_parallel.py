@@ -16,23 +16,9 @@ import torch.distributed as dist
 from timm.utils import distribute_bn
 from torch import Tensor, nn
 
+from ..data.processes import world_size
+
 BUCKET_BYTES = 25 * 2**20  # that of torch's DistributedDataParallel
-
-
-def world_size() -> int:
-    """How many processes take part; 1 outside of a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """The number of this process, from 0."""
-    return dist.get_rank() if world_size() > 1 else 0
-
-
-def leave() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @torch.no_grad()
@@ -87,11 +73,3 @@ def average_statistics(model: nn.Module) -> None:
     """Average the running statistics of BatchNorm over all processes."""
     if world_size() > 1:
         distribute_bn(model, world_size(), reduce=True)
-
-
-def summed(tensor: Tensor) -> Tensor:
-    """A copy of a tensor, summed over all processes."""
-    total = tensor.clone()
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return total

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as whole
 from torch.distributed.fsdp import register_fsdp_forward_method
 
+from ..data.processes import summed
 from ..network.network import SNNet
 from .config import TrainConfig
-from .data_parallel import summed
 
 _FULL = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SHARED_OUT = whole.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available
 from torch import Tensor
 
+from ..data.processes import summed
 from ..plan.costs import short
 from .config import TrainConfig
-from .data_parallel import summed
 
 GROUPS = 4
 

@@ -5,26 +5,21 @@ the same stitches. Sources: SN-Net (arXiv:2302.06586, uniform); SN-Netv2 (arXiv:
 resource-constrained); universally slimmable networks (arXiv:1903.05134, the sandwich rule); ESTA
 (arXiv:2311.17352, importance).
 
-Imports the standard library only.
+Imports the standard library and `data.seeding`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+
+from ..data.seeding import derive
 
 RULES = ("uniform", "resource", "sandwich", "anchors", "importance")
 GROUP_WIDTH = 1e9  # SN-Netv2 draws from groups one of its GFLOPs wide
 
 Rule = Callable[[int], tuple[int, ...]]
-
-
-def derive(seed: int, *parts: int | str) -> int:
-    """A seed below 2**32 for one purpose, made from the run's seed and what names the purpose."""
-    text = "/".join(str(part) for part in (seed, *parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
 def uniform(stitch_ids: Sequence[int], seed: int, step: int) -> int:

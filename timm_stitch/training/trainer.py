@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from ..data.dataset import build_dataset
 from ..data.loader import Stream, build_loader, count_images, make_mixup, seed_all
+from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
 from ..hub.saving import rebuild_args, save_pretrained
 from ..network.network import SNNet
@@ -41,7 +42,7 @@ from .distillation import StitchLoss, find_teacher
 from .fsdp import anywhere, hollow, is_sharded, load_optimizer, own_parts, shard, whole_states
 from .metrics import GROUPS, LossMeter, finish_trackers, start_trackers, tracker_names
 from .optimizer import finish_step, make_optimizer, make_scheduler, tuning
-from .sampling import derive, groups_by_macs, make_rule
+from .sampling import groups_by_macs, make_rule
 
 __all__ = ["TrainConfig", "train"]
 

@@ -1,0 +1,108 @@
+"""What was measured of a network's stitches: rows of plain values, and which weights they belong to.
+
+A row is a dict with `stitch_id` and what was measured (`top1`, `latency_ms`, …); files hold one JSON object a
+line. Figures of other weights are never taken for a network's own: `Results` says whose they are, by the
+fingerprint that `network.weights` makes, and rows of several weights are refused.
+
+Imports the standard library and `files`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..files import PathLike, whole_file
+
+Row = Mapping[str, Any]
+Rows = list[dict[str, Any]]
+
+# What the network itself says of a stitch; everything else in a row was measured.
+OWN = ("stitch_id", "name", "macs", "params", "published_macs", "published_params", "published_top1", "weights")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Measured rows by stitch, and the weights that they belong to.
+
+    Args:
+        rows: `{stitch_id: {quantity: value}}`, without what the network itself says of a stitch.
+        weights: the fingerprint of the weights, or another mark by which a network knows its own; None only
+            without rows.
+    """
+
+    rows: Mapping[int, Row] = field(default_factory=dict)
+    weights: Hashable = None
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], weights: Hashable = None) -> Results:
+        """Collect rows, as `evaluate` and `profile` give them.
+
+        Args:
+            rows: each with a `stitch_id`, and with the fingerprint as `weights` if it is known.
+            weights: those of rows that do not say.
+
+        Raises:
+            ValueError: if the rows belong to several weights.
+        """
+        found: dict[int, Row] = {}
+        marks: set[Hashable] = set()
+        for row in rows:
+            marks.add(row.get("weights") or weights)
+            number = int(row["stitch_id"])
+            found[number] = {**found.get(number, {}), **measured(row)}
+        if len(marks) > 1:
+            raise ValueError(
+                f"these rows belong to {len(marks)} different weights ({', '.join(sorted(map(str, marks)))}): give "
+                "those of one network."
+            )
+        return cls(found, next(iter(marks), None)) if found else cls()
+
+    def updated(self, newer: Results) -> Results:
+        """These rows with newer ones over them; of other weights, the newer ones alone."""
+        if not newer.rows:
+            return self
+        if not self.rows or newer.weights != self.weights:
+            return newer
+        rows = {k: {**self.rows.get(k, {}), **newer.rows.get(k, {})} for k in dict.fromkeys([*self.rows, *newer.rows])}
+        return Results(rows, self.weights)
+
+    def only(self, stitch_ids: Collection[int]) -> Results:
+        """The rows of some stitches."""
+        rows = {k: row for k, row in self.rows.items() if k in stitch_ids}
+        return Results(rows, self.weights) if rows else Results()
+
+
+def measured(row: Row) -> dict[str, Any]:
+    """What a row says beyond what the network itself knows of a stitch."""
+    return {key: value for key, value in row.items() if key not in OWN and value is not None}
+
+
+def write_rows(path: PathLike, rows: Iterable[Row]) -> None:
+    """Write rows as JSON lines; the file appears whole or not at all."""
+    with whole_file(path) as beside:
+        beside.write_text("".join(json.dumps(dict(row)) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_rows(path: PathLike) -> Rows:
+    """Read what `write_rows` wrote.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if a line is no JSON object.
+    """
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{str(path)!r}, line {number}, is not JSON ({error}): expected one object a line."
+            ) from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{str(path)!r}, line {number}, is not a JSON object: expected one row a line.")
+        rows.append(row)
+    return rows
