@@ -26,8 +26,9 @@ import torch
 from timm.models._registry import _model_to_module
 from torch import nn
 
-from timm_stitch.anchors.auto import View, view
+from timm_stitch.anchors.auto import view_of
 from timm_stitch.anchors.tracing.recorder import Macs
+from timm_stitch.anchors.view import Context, View
 from timm_stitch.network.stitching import stitch
 
 SIZES = (64, 96, 128, 192)
@@ -84,7 +85,7 @@ def shaken(model: nn.Module) -> nn.Module:
 
 def whole(part: View, x: torch.Tensor) -> Any:
     """Stem, all blocks, norm and head in a row."""
-    return part.head(part.norm(part.run(part.stem(x), 0, part.depth, x)))
+    return part.head(part.norm(part.run(part.stem(x), 0, part.depth, Context(x))))
 
 
 def is_exact(model: nn.Module, part: View, side: tuple[int, int]) -> bool:
@@ -135,7 +136,7 @@ def cuts(part: View, x: torch.Tensor) -> int:
         for index in range(part.depth + 1):
             before.append(counter.total)
             if index < part.depth:
-                h = part.run(h, index, index + 1, x)
+                h = part.run(h, index, index + 1, Context(x))
         part.head(part.norm(h))
     return sum(0.1 <= macs / (counter.total or 1) <= 0.9 for macs in before)
 
@@ -173,13 +174,13 @@ def examine(name: str, count: int, others: list[str], max_params: int, pair_para
     try:
         if count > max_params:
             with torch.device("meta"):
-                part = view(timm.create_model(name))
+                part = view_of(timm.create_model(name))
             found = getattr(getattr(part, "_cuts", None), "middle", None)
             row.update(exact=None, mechanism=type(part).__name__, depth=part.depth, cuts=found, reason="not run: size")
             return row
         model, side = build(name)
         keys = list(model.state_dict())
-        part = view(model)
+        part = view_of(model)
         row.update(size=side[0], mechanism=type(part).__name__, depth=part.depth)
         row["layouts"] = sorted({part.layout_at(i) for i in range(part.depth + 1)})
         with torch.no_grad():

@@ -38,7 +38,7 @@ class ByHand(nn.Module):
         self.front = nn.Sequential(*front.blocks[: first.stop])
         self.stitch = model.stitching_layers[stitch.layers[0]]
         self.back = nn.Sequential(*back.blocks[last.start :])
-        self.norm, self.head = back.norm if model.norms_stitched else nn.Identity(), back.head
+        self.norm, self.head = back.norm if model.stitched_norm else nn.Identity(), back.head
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patch_embed(x)

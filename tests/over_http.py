@@ -181,7 +181,7 @@ def test_a_second_push_keeps_what_the_user_wrote(model, rows, repo):
     assert "mine" in info.tags
     assert info.card_data["datasets"] == ["acme/squares", "acme/other"]
     assert timm_stitch.select(timm_stitch.from_hub(repo), macs=1e9) == 2
-    model.known.clear()
+    model.forget()
     timm_stitch.push_to_hub(model, repo, results=rows, dataset="acme/squares", split="test", token=SECRET)
 
 
@@ -321,7 +321,7 @@ def test_from_somebodys_network_to_ones_own(repo, tmp_path, monkeypatch):
     runpy.run_path(str(example), run_name="__main__")
     again = timm.create_model("hf-hub:acme/ours", pretrained=True)
     assert again.num_classes == 3
-    assert len(again.known) == 35
+    assert len(again.results.rows) == 35
     info = HfApi().model_info("acme/ours")
     assert info.card_data["base_model"] == ["acme/net"]
     config = json.loads(Path(hf_hub_download("acme/ours", "config.json")).read_text())

@@ -7,7 +7,8 @@ import timm
 import torch
 
 import timm_stitch
-from timm_stitch.anchors.auto import view
+from timm_stitch.anchors.auto import view_of
+from timm_stitch.anchors.view import Context
 from timm_stitch.network.layers import LowRankStitchingLayer, StitchingLayer
 from timm_stitch.plan.stitch_plan import Anchor
 
@@ -41,13 +42,13 @@ def images():
 @torch.no_grad()
 def test_stem_blocks_norm_and_head_are_the_model(family, images):
     model = build(family)
-    part = view(model)
+    part = view_of(model)
     h = part.stem(images)
     for block in range(part.depth):
         spatial = part.as_map(h, (64, 64), block)
         assert spatial.shape[1] == part.widths[block]
         assert torch.equal(part.from_map(spatial, part.prefix(h, block), block), h)
-        h = part.run(h, block, block + 1, images)
+        h = part.run(h, block, block + 1, Context(images))
     assert torch.equal(part.head(part.norm(h)), model(images))
 
 

@@ -7,8 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from timm_stitch.anchors.auto import View, view
-from timm_stitch.anchors.traced import GraphView
+from timm_stitch.anchors.auto import view_of
+from timm_stitch.anchors.traced import TracedView
+from timm_stitch.anchors.view import Context, View
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,11 +68,11 @@ def make(name: str) -> nn.Module:
 def opened(request: pytest.FixtureRequest) -> tuple[nn.Module, View, int, list[str]]:
     model = make(request.param)
     keys = list(model.state_dict())
-    return model, view(model), MODELS[request.param][1], keys
+    return model, view_of(model), MODELS[request.param][1], keys
 
 
 def whole(part: View, x: torch.Tensor) -> torch.Tensor:
-    return part.head(part.norm(part.run(part.stem(x), 0, part.depth, x)))
+    return part.head(part.norm(part.run(part.stem(x), 0, part.depth, Context(x))))
 
 
 def images(batch: int, side: int) -> torch.Tensor:
@@ -96,7 +97,7 @@ def test_each_block_keeps_what_entered_it(opened: tuple) -> None:
         h = part.stem(x)
         for index in range(part.depth):
             before = h.clone()
-            after = part.run(h, index, index + 1, x)
+            after = part.run(h, index, index + 1, Context(x))
             assert torch.equal(h, before)
             layout = part.layout_at(index + 1)
             assert after.shape[1 if layout == "NCHW" else -1] == part.widths[index + 1]
@@ -125,8 +126,8 @@ def test_gradients_are_the_models(opened: tuple) -> None:
 def test_there_are_three_cuts_or_more(opened: tuple) -> None:
     _, part, *_ = opened
     assert part.depth >= 4
-    if isinstance(part, GraphView):
-        assert part._cuts.middle >= 3
+    if isinstance(part, TracedView):
+        assert part._partition.middle >= 3
     assert len(part.widths) == len(part.reductions) == part.depth + 1
     assert all(b >= a for a, b in zip(part.reductions, part.reductions[1:], strict=False))
 
@@ -135,11 +136,11 @@ def test_front_and_back_hold_only_their_own_and_meet(opened: tuple) -> None:
     model, part, side, _ = opened
     model.eval()
     x, at = images(2, side), part.depth // 2
-    front = part.part(stem=True, blocks=range(at), norm=False, head=False)
-    back = part.part(stem=False, blocks=range(at, part.depth), norm=True, head=True)
+    front = part.subset(stem=True, blocks=range(at), norm=False, head=False)
+    back = part.subset(stem=False, blocks=range(at, part.depth), norm=True, head=True)
     with torch.no_grad():
-        h = front.run(front.stem(x), 0, at, x)
-        assert torch.equal(back.head(back.norm(back.run(h, at, part.depth, x))), model(x))
+        h = front.run(front.stem(x), 0, at, Context(x))
+        assert torch.equal(back.head(back.norm(back.run(h, at, part.depth, Context(x)))), model(x))
     assert [front.holds(i) for i in range(part.depth)] == [i < at for i in range(part.depth)]
     held = [{k for k, _ in p.anchor.named_parameters()} for p in (front, back)]
     own = dict(model.named_parameters())
@@ -154,20 +155,20 @@ def test_front_and_back_hold_only_their_own_and_meet(opened: tuple) -> None:
 def test_a_view_survives_copies_and_checkpointing(name: str) -> None:
     model = make(name)
     holder = nn.Module()
-    holder.anchors, holder.views = nn.ModuleList([model]), [view(model)]
+    holder.anchors, holder.views = nn.ModuleList([model]), [view_of(model)]
     twin = copy.deepcopy(holder).double()
     x = images(2, MODELS[name][1])
     assert twin.views[0].anchor is twin.anchors[0]
     with torch.no_grad():
         assert torch.equal(whole(twin.views[0], x.double()), twin.anchors[0](x.double()))
     part = holder.views[0]
-    out = part.head(part.norm(part.run(part.stem(x), 0, part.depth, x, checkpointed=True)))
+    out = part.head(part.norm(part.run(part.stem(x), 0, part.depth, Context(x, True))))
     assert torch.equal(out, model(x))
 
 
 def test_side_inputs_follow_the_size_of_the_image() -> None:
     model = make("vit_small_patch16_dinov3")
-    part = view(model)
+    part = view_of(model)
     for shape in ((1, 3, 32, 64), (2, 3, 96, 48)):
         x = torch.randn(shape)
         with torch.no_grad():
@@ -176,7 +177,7 @@ def test_side_inputs_follow_the_size_of_the_image() -> None:
 
 def test_a_resized_model_opens_anew() -> None:
     model = make("swin_tiny_patch4_window7_224")
-    part = view(model)
+    part = view_of(model)
     assert part.image_size == (64, 64)
     model.set_input_size(img_size=96)
     part.refresh()
@@ -189,14 +190,14 @@ def test_a_resized_model_opens_anew() -> None:
 def test_a_model_on_the_meta_device_opens() -> None:
     with torch.device("meta"):
         model = timm.create_model("convnext_atto")
-    part = view(model)
+    part = view_of(model)
     x = torch.empty(2, 3, 224, 224, device="meta")
     assert whole(part, x).shape == (2, 1000)
-    assert view(model).widths == part.widths
+    assert view_of(model).widths == part.widths
 
 
 def test_what_cannot_be_cut_says_why() -> None:
     with pytest.raises(TypeError, match=r"cannot be an anchor.*crosses"):
-        view(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
+        view_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
     with pytest.raises(TypeError, match="must be a timm model"):
-        view("resnet18")  # type: ignore[arg-type]
+        view_of("resnet18")  # type: ignore[arg-type]

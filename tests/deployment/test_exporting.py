@@ -281,11 +281,11 @@ def test_the_command(tmp_path, capsys):
 def test_another_image_size_has_its_own_costs(tmp_path):
     net = timm_stitch.stitch(resnets())
     row = net.stitch_table()[1]
-    net.known = {1: {"top1": 70.0}}
+    net.remember([{"stitch_id": 1, "top1": 70.0}])
     manifest = timm_stitch.export(net, tmp_path / "deploy", 1, format="program", image_size=(64, 96))
     assert manifest["input"]["shape"] == ["batch", 3, 64, 96]
     assert manifest["stitches"][0]["params"] == row["params"]
     assert manifest["stitches"][0]["macs"] == pytest.approx(row["macs"] * 64 * 96 / 224**2, rel=0.01)
     assert "top1" not in manifest["stitches"][0]
     assert net.image_size == (224, 224)
-    assert net.known
+    assert net.results.rows

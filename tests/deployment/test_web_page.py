@@ -120,7 +120,7 @@ def test_the_mark_is_on_the_point_that_was_drawn(net):
 
 
 def test_accuracy_that_is_not_known_is_not_shown(net):
-    net.known = {}
+    net.forget()
     viewer = Viewer(net)
     assert len(viewer.steps) == net.num_stitches
     assert [row["macs"] for row in viewer.steps] == sorted(row["macs"] for row in net.stitch_table())
@@ -305,7 +305,7 @@ def test_in_a_browser(net, served, browser, pictures, tmp_path):
 
 def test_the_page_of_a_network_without_accuracies(net):
     pytest.importorskip("gradio")
-    net.known = {}
+    net.forget()
     config = make_page(net, title="a < b").get_config_file()
     slider = next(c for c in config["components"] if c["type"] == "slider")
     assert (slider["props"]["minimum"], slider["props"]["maximum"]) == (0, net.num_stitches - 1)

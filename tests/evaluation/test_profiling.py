@@ -51,7 +51,7 @@ def test_a_latency_budget_chooses_the_most_accurate_within(model):
     for row in results:
         row["latency_ms"], row["top1"] = 1.0 + row["stitch_id"], 50.0 + row["stitch_id"] % 7
     assert timm_stitch.select(model, results, latency_ms=20) == 6
-    model.known = {row["stitch_id"]: {"top1": row["top1"], "latency_ms": row["latency_ms"]} for row in results}
+    model.remember(results)
     assert model.set_budget(latency_ms=20) is model
     assert model.stitch_id == 6
     assert model.set_budget(latency_ms=20, macs=model.stitch_table()[6]["macs"] - 1).stitch_id != 6
@@ -62,7 +62,7 @@ def test_a_latency_budget_chooses_the_most_accurate_within(model):
 
 
 def test_figures_of_other_weights_are_not_taken_for_these(model):
-    model.known = {2: {"top1": 99.0, "weights": "0123456789abcdef"}}
+    model.remember([{"stitch_id": 2, "top1": 99.0, "weights": "0123456789abcdef"}])
     timm_stitch.profile(model, stitch_ids=[2], repeats=1)
     assert "top1" not in model.stitch_table()[2]
 
@@ -75,7 +75,7 @@ def test_bad_arguments(model):
 
 
 def test_the_verb_keeps_figures_for_select(model, tmp_path, capsys):
-    model.known = {}
+    model.forget()
     model.eval()
     folder = timm_stitch.save_pretrained(
         model, tmp_path / "net", timm_stitch.evaluate(model, [(IMAGES, torch.arange(8))])

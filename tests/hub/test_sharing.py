@@ -73,7 +73,7 @@ def saved(net, rows, tmp_path_factory):
 
 @pytest.fixture
 def folder(net, saved, tmp_path):
-    net.known = {}
+    net.forget()
     return Path(shutil.copytree(saved, tmp_path / "net"))
 
 
@@ -90,7 +90,7 @@ def test_a_folder_whole_and_in_part(net, rows, folder):
     whole = timm_stitch.from_hub(folder)
     assert torch.equal(whole(IMAGES), net(IMAGES))
     assert timm_stitch.select(whole, macs=rows[9]["macs"]) == timm_stitch.select(net, rows, macs=rows[9]["macs"])
-    assert not whole.norms_stitched
+    assert not whole.stitched_norm
     small = timm_stitch.from_hub(folder, extract=20)
     assert torch.equal(small(IMAGES), net(IMAGES, stitch_id=20))
     assert set(small.state_dict()) == set(net.extract(20).state_dict())
@@ -207,7 +207,7 @@ def test_hostile_rows_are_left_out(folder, caplog, change, message):
     if message:
         assert "the network loads without its rows: " in caplog.text
         assert re.search(message, caplog.text)
-        assert not model.known
+        assert not model.results.rows
 
 
 def test_timm_refuses_arguments_that_read_files(folder):
@@ -264,7 +264,7 @@ def test_every_figure_of_the_card_is_a_row(folder, rows):
 
 
 def test_a_card_without_results_gives_no_accuracy(net, tmp_path):
-    net.known = {}
+    net.forget()
     folder = timm_stitch.save_pretrained(net, tmp_path / "net")
     card = (folder / "README.md").read_text()
     assert "has been evaluated yet, so no accuracy is given" in card
@@ -274,7 +274,7 @@ def test_a_card_without_results_gives_no_accuracy(net, tmp_path):
 
 def test_without_matplotlib_there_is_no_picture(net, rows, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    net.known = {}
+    net.forget()
     folder = timm_stitch.save_pretrained(net, tmp_path / "net", results=rows)
     assert "the card has no picture of the curve: drawing needs matplotlib" in caplog.text
     assert not (folder / "curve.png").exists()
@@ -298,7 +298,7 @@ def test_training_is_told_and_forgets_old_rows(folder):
     data = TensorDataset(IMAGES, torch.arange(8) % 10)
     config = timm_stitch.TrainConfig(epochs=1, batch_size=4, mixup=0, cutmix=0, workers=0, data_dir="/home/me/secret")
     timm_stitch.train(model, config, train_data=data, progress=False)
-    assert not model.known
+    assert not model.results.rows
     timm_stitch.save_pretrained(model, folder)
     card = (folder / "README.md").read_text()
     assert "Trained by `timm_stitch.train`: steps 2, " in card
@@ -321,7 +321,7 @@ def test_auto_classes_and_pipeline(hf, net):
     config = transformers.AutoConfig.from_pretrained(folder)
     assert (config.architecture, config.num_labels) == ("snnet", 10)
     model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
-    assert model.timm_model.norms_stitched == net.norms_stitched
+    assert model.timm_model.stitched_norm == net.stitched_norm
     assert torch.equal(model(IMAGES).logits, net(IMAGES))
     assert torch.equal(model(IMAGES, stitch_id=20).logits, net(IMAGES, stitch_id=20))
     with pytest.raises(ValueError, match=r"these features came through stitch 20, .*set_stitch"):
@@ -358,7 +358,7 @@ def test_the_trainer_samples_stitches_and_its_output_loads_in_timm(hf, net, tmp_
     trainer.save_model(str(tmp_path / "tuned"))
     again = timm.create_model(f"local-dir:{tmp_path / 'tuned'}", pretrained=True).eval()
     assert again.plan == net.plan
-    assert (again.stitch_id, again.norms_stitched) == (9, False)
+    assert (again.stitch_id, again.stitched_norm) == (9, False)
     with torch.no_grad():
         assert torch.equal(again(IMAGES, stitch_id=20), model.eval()(IMAGES, stitch_id=20).logits)
     assert timm_stitch.from_hub(tmp_path / "tuned", extract=3).num_stitches == 1

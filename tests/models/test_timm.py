@@ -143,7 +143,7 @@ def test_the_authors_layout_loads(small, images, tmp_path, monkeypatch, how):
     model = create(pretrained=True, pretrained_cfg_overlay=source, stitched_norm=False)
     for k in (0, 9, 34):
         assert torch.equal(model(images, stitch_id=k), small(images, stitch_id=k))
-    assert not model.norms_stitched
+    assert not model.stitched_norm
 
 
 def test_conversion_gives_weights_and_the_arguments_for_them(small, tmp_path):
@@ -246,7 +246,7 @@ def test_pretrained_anchors_with_untrained_stitches(small, images, tmp_path, cap
         model = timm.create_model("snnet", anchors=specs, pretrained=True).eval()
     assert "stitching layers are untrained" in caplog.text
     assert torch.equal(model(images, stitch_id=1), small(images, stitch_id=1))
-    assert model.norms_stitched
+    assert model.stitched_norm
 
 
 def test_timms_own_save_and_load_keep_everything(images, tmp_path):
@@ -255,7 +255,7 @@ def test_timms_own_save_and_load_keep_everything(images, tmp_path):
     timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert again.stitch_id == 9
-    assert not again.norms_stitched
+    assert not again.stitched_norm
     assert torch.equal(again(images), model(images))
 
 

@@ -40,13 +40,38 @@ def test_stitched_norm_can_be_left_out_as_the_authors_do(anchors, images):
     assert not torch.allclose(with_norm(images, stitch_id=9), without(images, stitch_id=9))
 
 
-def test_the_norm_flag_travels_with_the_weights(anchors, images):
+def test_the_norm_flag_is_no_weight_and_is_read_from_files_of_version_0_1(anchors, images):
     without = timm_stitch.stitch(anchors, stitched_norm=False).eval()
+    state = without.state_dict()
+    assert all(tensor.is_floating_point() for tensor in state.values())
     other = timm_stitch.stitch(small_anchors()).eval()
-    assert other.norms_stitched
-    other.load_state_dict(without.state_dict())
-    assert not other.norms_stitched
+    other.load_state_dict(state)
+    assert other.stitched_norm
+    other.load_state_dict({**state, "stitched_norm": torch.tensor(False)})
+    assert not other.stitched_norm
     assert torch.equal(other(images, stitch_id=9), without(images, stitch_id=9))
+    other.stitched_norm = True
+    assert not torch.equal(other(images, stitch_id=9), without(images, stitch_id=9))
+
+
+def test_results_are_believed_only_of_the_weights_they_belong_to(model, images):
+    model.remember([{"stitch_id": 2, "top1": 60.0}])
+    assert model.stitch_table()[2]["top1"] == 60
+    assert model.extract(2).stitch_table()[0]["top1"] == 60
+    with torch.no_grad():
+        model.stitching_layers[0].weight.add_(1)
+    assert "top1" not in model.stitch_table()[2]
+    with pytest.raises(
+        ValueError, match=r"what is known of this network belongs to other weights .* evaluate it again"
+    ):
+        model.set_budget(macs=1e12)
+    with pytest.raises(ValueError, match="the rows hold stitches that the plan does not have: \\[99\\]"):
+        model.remember([{"stitch_id": 99, "top1": 60.0}])
+    model.forget()
+    model.remember([{"stitch_id": 3, "top1": 50.0, "weights": "0123456789abcdef"}])
+    assert "top1" not in model.stitch_table()[3]
+    with pytest.raises(ValueError, match="belong to 2 different weights"):
+        model.remember([{"stitch_id": 3, "top1": 1.0, "weights": "a"}, {"stitch_id": 4, "top1": 1.0, "weights": "b"}])
 
 
 def test_one_id_per_image(model, images):

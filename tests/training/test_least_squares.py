@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import timm_stitch
+from timm_stitch.anchors.view import Context
 from timm_stitch.training.least_squares import least_squares
 
 
 def activations(model, anchor, images, boundary):
     part = model.views[anchor]
-    return part.run(part.stem(images), 0, boundary, images).flatten(0, 1)
+    return part.run(part.stem(images), 0, boundary, Context(images)).flatten(0, 1)
 
 
 def stacked(model, layer, images):

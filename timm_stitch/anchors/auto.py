@@ -1,115 +1,19 @@
-"""From a timm model to its view, and the view of timm's vision transformers.
+"""From a model to its view: one written for its family, or else one made from its recorded forward pass.
 
-Views of models in stages are in `staged_views`; what a view is, in `base_view`.
-
-Imports torch and timm.
+Imports torch and the views.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from .timm_staged import LevitView, ResNetView, SwinView
-from .traced import GraphView
-from .view import View, anchor_name, own_hooks
-
-__all__ = ["TransformerView", "View", "anchor_name", "own_hooks", "view"]
-
-
-class TransformerView(View):
-    """timm's `VisionTransformer` and its relatives: one width, one token count, blocks in a row."""
-
-    _STEM = ("patch_embed", "cls_token", "reg_token", "dist_token", "pos_embed", "pos_drop", "patch_drop", "norm_pre")
-
-    def __init__(self, anchor: Any) -> None:
-        self.anchor = anchor
-        self.depth = sum(1 for _ in anchor.blocks.children())
-        patch = anchor.patch_embed.patch_size
-        if patch[0] != patch[1]:
-            raise ValueError(
-                f"cannot stitch {anchor_name(anchor)!r}: its patches of {patch[0]}x{patch[1]} pixels are not square."
-            )
-        self.widths = (anchor.embed_dim,) * (self.depth + 1)
-        self.reductions = (anchor.feature_info[0]["reduction"],) * (self.depth + 1)  # of hybrids not the patch size
-        self.prefix_tokens = anchor.num_prefix_tokens
-        self._pads = bool(getattr(anchor.patch_embed, "dynamic_img_pad", False))
-        self._blocks = tuple(f"blocks.{name}" for name in anchor.blocks._modules)
-
-    @staticmethod
-    def fits(model: Any) -> bool:
-        """Whether a model has the shape that this view needs."""
-        same = getattr(type(model), "forward_features", None) is VisionTransformer.forward_features
-        return same and hasattr(model.patch_embed, "patch_size") and hasattr(model.patch_embed, "dynamic_feat_size")
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:  # type: ignore[override]
-        return self._embed_size()
-
-    def stem(self, x: Tensor) -> Tensor:
-        model = self.anchor
-        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
-
-    @property
-    def tokens(self) -> int | None:
-        count = getattr(self.anchor.patch_embed, "num_patches", None)
-        return count + self.prefix_tokens if count else None
-
-    def block(self, index: int) -> nn.Module:
-        return self.anchor.blocks._modules[str(index)]  # type: ignore[return-value]
-
-    def row(self, start: int, stop: int) -> list[nn.Module]:
-        blocks = self.anchor.blocks._modules  # looked up once: this is in every forward pass
-        return [blocks[str(index)] for index in range(start, stop)]
-
-    def _norm(self, h: Tensor) -> Tensor:
-        return self.anchor.norm(h)
-
-    def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
-        return self.anchor.forward_head(h, pre_logits=pre_logits)
-
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        height, width = (
-            -(-side // self.reductions[0]) if self._pads else side // self.reductions[0] for side in image_size
-        )
-        h = h[:, self.prefix_tokens :]
-        return h.reshape(h.shape[0], height, width, h.shape[-1]).permute(0, 3, 1, 2).contiguous()
-
-    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
-        return h[:, : self.prefix_tokens] if self.prefix_tokens else None
-
-    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
-        parts = [] if prefix is None else [prefix]
-        carried = 0 if prefix is None else prefix.shape[1]
-        if carried < self.prefix_tokens:
-            parts.append(self._own_prefix()[:, carried:].expand(spatial.shape[0], -1, -1))
-        return torch.cat([*parts, spatial.flatten(2).transpose(1, 2)], dim=1)
-
-    def _own_prefix(self) -> Tensor:
-        """What the stem puts before the patch tokens, (1, prefix_tokens, C)."""
-        model = self.anchor
-        names = ("cls_token", "dist_token", "reg_token")
-        own = torch.cat([t for t in (getattr(model, name, None) for name in names) if t is not None], dim=1)
-        if model.pos_embed is not None and not getattr(model, "no_embed_class", False):
-            own = own + model.pos_embed[:, : self.prefix_tokens]
-        return model.norm_pre(own)
-
-    def prefix_names(self) -> tuple[str, ...]:
-        embedded = () if getattr(self.anchor, "no_embed_class", False) else ("pos_embed",)
-        return ("cls_token", "dist_token", "reg_token", "norm_pre", *embedded)
-
-    def block_name(self, index: int) -> str:
-        return self._blocks[index]
-
-    def names(self) -> dict[str, tuple[str, ...]]:
-        embeddings = ("cls_token", "reg_token", "dist_token", "pos_embed")
-        return {"stem": self._STEM, "embeddings": embeddings, "norm": ("norm",)}
+from .timm_vit import TransformerView
+from .traced import TracedView
+from .view import View
 
 
-def view(model: nn.Module) -> View:
+def view_of(model: nn.Module) -> View:
     """The view of a timm model.
 
     Raises:
@@ -123,4 +27,4 @@ def view(model: nn.Module) -> View:
     for kind in (TransformerView, SwinView, LevitView, ResNetView):
         if kind.fits(model):
             return kind(model)
-    return GraphView(model)
+    return TracedView(model)

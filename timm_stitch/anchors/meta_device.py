@@ -1,23 +1,54 @@
-"""Build a network without initialising what a file will overwrite, and without a second copy of its weights.
+"""Networks without memory: copies for measuring, and builds that a file's own tensors fill.
 
-A network is built on the meta device, where tensors have shapes and no memory; loading then hands it the very
-tensors that were read. What no file holds is made afterwards: buffers that timm computes, and classifiers
-for another number of classes. Imports torch and timm.
+On the meta device tensors have shapes and no memory. A copy there is measured and recorded without arithmetic. A
+network built there is not initialised; loading hands it the very tensors that were read, and what no file holds is
+made afterwards: buffers that timm computes, and classifiers for another number of classes.
+
+Imports torch and timm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from .timm_compat import reinit_non_persistent_buffers
+from .view import drop_hooks
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def buildable(modules: Iterable[nn.Module]) -> bool:
+def meta_copy(model: Module, buffers: bool = True) -> Module:
+    """A copy on the meta device, without hooks, checkpointing and compilation; the original is not touched.
+
+    Args:
+        model: on any device.
+        buffers: whether those are copied without memory too; else they are copied as they are.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        loose = [t for v in module.__dict__.values() for t in (v if isinstance(v, (list, tuple)) else (v,))]
+        for tensor in (*module._buffers.values(), *loose) if buffers else ():
+            if isinstance(tensor, Tensor):
+                memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        drop_hooks(module)  # a user's hooks are not to see meta tensors
+        module._compiled_call_impl = None
+        if getattr(module, "grad_checkpointing", False):
+            module.__dict__["grad_checkpointing"] = False
+    return twin
+
+
+def can_build_on_meta(modules: Iterable[nn.Module]) -> bool:
     """Whether all that no file holds can be computed after a build on the meta device."""
     return all(
         hasattr(module, "init_non_persistent_buffers")
@@ -27,12 +58,12 @@ def buildable(modules: Iterable[nn.Module]) -> bool:
     )
 
 
-def without_memory(module: nn.Module) -> bool:
+def is_on_meta(module: nn.Module) -> bool:
     """Whether any tensor of a module is on the meta device."""
     return any(tensor.is_meta for tensors in (module.parameters(), module.buffers()) for tensor in tensors)
 
 
-def in_dtype_of(state_dict: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def cast_like(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Weights in the dtypes that a network has; those that agree are passed on as they are."""
 
     def fit(name: str, value: Any) -> Any:
@@ -44,7 +75,7 @@ def in_dtype_of(state_dict: dict[str, Any], own: dict[str, Any]) -> dict[str, An
     return {name: fit(name, value) for name, value in state_dict.items()}
 
 
-def finish(model: nn.Module, device: Any = None) -> nn.Module:
+def materialize(model: Module, device: Any = None) -> Module:
     """Give memory and values to what is still on the meta device after loading.
 
     Buffers that timm computes are computed; a linear layer (a classifier for other classes) begins as timm's
@@ -60,14 +91,13 @@ def finish(model: nn.Module, device: Any = None) -> nn.Module:
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
                 computed = True
-        left = [name for name, p in module._parameters.items() if p is not None and p.is_meta]
-        for name in left:
-            old = module._parameters[name]
+        left = {name: p for name, p in module._parameters.items() if p is not None and p.is_meta}
+        for name, old in left.items():
             module._parameters[name] = nn.Parameter(torch.zeros_like(old, device="cpu"), old.requires_grad)
         if left and isinstance(module, nn.Linear):
             trunc_normal_(module.weight, std=0.02)
-        elif left and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        elif left and callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
     if computed:
         reinit_non_persistent_buffers(model)
     return model.to(device) if device is not None else model

@@ -41,7 +41,8 @@ class StagedView(View):
         return tuple(self.anchor.get_submodule(name) for name in self._parts[index])
 
     def block(self, index: int) -> nn.Module:
-        return self.anchor.get_submodule(self.block_name(index))
+        block: nn.Module = self.anchor.get_submodule(self.block_name(index))
+        return block
 
     def block_names(self, index: int) -> tuple[str, ...]:
         return self._parts[index]
@@ -56,10 +57,11 @@ class StagedView(View):
         return None
 
     def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
-        return self.anchor.forward_head(h, pre_logits=pre_logits)  # type: ignore[operator]
+        h = self.anchor.forward_head(h, pre_logits=pre_logits)
+        return h
 
 
-def _blocks(root: str, stage: nn.Module, index: int) -> list[tuple[str, ...]]:
+def _blocks(root: str, stage: Any, index: int) -> list[tuple[str, ...]]:
     """The names of the blocks of a stage that has `downsample` and `blocks`."""
     names: list[tuple[str, ...]] = [(f"{root}.{index}.blocks.{name}",) for name in stage.blocks._modules]
     if not isinstance(stage.downsample, nn.Identity):
@@ -100,14 +102,16 @@ class SwinView(StagedView):
         )
 
     @property
-    def image_size(self) -> tuple[int, int] | None:  # type: ignore[override]
+    def image_size(self) -> tuple[int, int] | None:
         return self._embed_size()
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.anchor.patch_embed(x)  # type: ignore[no-any-return,operator]
+        h: Tensor = self.anchor.patch_embed(x)
+        return h
 
     def _norm(self, h: Tensor) -> Tensor:
-        return self.anchor.norm(h)  # type: ignore[no-any-return,operator]
+        h = self.anchor.norm(h)
+        return h
 
     def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         return h.permute(0, 3, 1, 2).contiguous()
@@ -134,7 +138,7 @@ class LevitView(StagedView):
         # The attention biases fix the grid; only a downsampling keeps it under a name.
         downs = [stage.downsample for stage in anchor.stages if not isinstance(stage.downsample, nn.Identity)]
         grid = downs[0].attn_downsample.resolution if downs else None
-        self.image_size = (grid[0] * self._stride, grid[1] * self._stride) if grid else None
+        self._fixed_size = (grid[0] * self._stride, grid[1] * self._stride) if grid else None
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -148,8 +152,8 @@ class LevitView(StagedView):
         )
 
     def stem(self, x: Tensor) -> Tensor:
-        h = self.anchor.stem(x)  # type: ignore[operator]
-        return h.flatten(2).transpose(1, 2) if self.layout == "NLC" else h  # type: ignore[no-any-return]
+        h: Tensor = self.anchor.stem(x)
+        return h.flatten(2).transpose(1, 2) if self.layout == "NLC" else h
 
     def _norm(self, h: Tensor) -> Tensor:
         return h
@@ -178,7 +182,11 @@ class ResNetView(StagedView):
     def __init__(self, anchor: Any) -> None:
         infos = {info["module"]: info for info in anchor.feature_info if info["module"].startswith("layer")}
         stages: list[Any] = [
-            ([(f"{layer}.{name}",) for name in inner(anchor, layer)._modules], info["num_chs"], info["reduction"])  # type: ignore[union-attr]
+            (
+                [(f"{layer}.{name}",) for name in anchor.get_submodule(layer)._modules],
+                info["num_chs"],
+                info["reduction"],
+            )
             for layer, info in infos.items()
         ]
         super().__init__(anchor, anchor.feature_info[0]["num_chs"], infos["layer1"]["reduction"], stages)
@@ -195,8 +203,9 @@ class ResNetView(StagedView):
         )
 
     def stem(self, x: Tensor) -> Tensor:
-        model: Any = self.anchor
-        return model.maxpool(model.act1(model.bn1(model.conv1(x))))  # type: ignore[no-any-return]
+        model = self.anchor
+        h: Tensor = model.maxpool(model.act1(model.bn1(model.conv1(x))))
+        return h
 
     def _norm(self, h: Tensor) -> Tensor:
         return h

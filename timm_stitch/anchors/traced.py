@@ -21,57 +21,48 @@ import torch
 from timm.models import checkpoint
 from torch import Tensor, fx, nn
 
-from .tracing.partition import Cuts
-from .tracing.partitioner import find_cuts
-from .tracing.recorder import meta_model
-from .tracing.recording import DEVICE, Step
-from .view import View, anchor_name, shallow
+from .meta_device import meta_copy
+from .tracing.partition import Span
+from .tracing.partitioner import partition
+from .tracing.recording import DEVICE
+from .view import Context, View, anchor_name, shallow
 
 
 class Slice(nn.Module):
     """Consecutive steps of a recorded forward pass as a module that shares the model's parameters.
 
     Args:
-        anchor: the model, or a part that holds what the steps use.
-        steps: (number, step), ascending.
-        entry, exit: the numbers of the values that enter and leave.
-        sides: the numbers of further values that enter.
-        batches: numbers of values that are the batch size.
+        anchor: the model, or a subset that holds what the steps use.
+        span: which steps, and what enters and leaves.
     """
 
-    def __init__(
-        self,
-        anchor: nn.Module,
-        steps: tuple[tuple[int, Step], ...],
-        entry: int,
-        exit: int,
-        sides: tuple[int, ...] = (),
-        batches: tuple[int, ...] = (),
-    ) -> None:
+    def __init__(self, anchor: nn.Module, span: Span) -> None:
         super().__init__()
-        self.steps, self.entry, self.exit, self.sides, self.batches = steps, entry, exit, sides, batches
+        self.span = span
         self._anchor = (anchor,)  # in a tuple: the model is no child of its slice
-        last = {entry: -1}
-        for n, (_, step) in enumerate(steps):
+        last = {span.entry: -1}
+        for n, (_, step) in enumerate(span.steps):
             last.update(dict.fromkeys(step.inputs, n))
-        self._drops = tuple(tuple(v for v, at in last.items() if at == n and v != exit) for n in range(len(steps)))
+        self._drops = tuple(
+            tuple(v for v, at in last.items() if at == n and v != span.exit) for n in range(len(span.steps))
+        )
 
     def forward(self, h: Tensor, *sides: Any) -> Any:
-        values: dict[int, Any] = dict(zip(self.sides, sides, strict=True))
-        values[self.entry] = h
-        for number in self.batches:
+        span, anchor, device = self.span, self._anchor[0], h.device
+        values: dict[int, Any] = dict(zip(span.sides, sides, strict=True))
+        values[span.entry] = h
+        for number in span.batches:
             values[number] = h.shape[0]
-        anchor, device = self._anchor[0], h.device
-        for (number, step), drops in zip(self.steps, self._drops, strict=True):
+        for (number, step), drops in zip(span.steps, self._drops, strict=True):
             values[number] = step.run(anchor, values, device)
             for used in drops:
                 del values[used]
-        return values[self.exit]
+        return values[span.exit]
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The names of the modules and tensors that the steps use."""
-        return tuple(dict.fromkeys(step.target for _, step in self.steps if step.kind in ("module", "attribute")))
+        return tuple(dict.fromkeys(step.target for _, step in self.span.steps if step.kind in ("module", "attribute")))
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own parameters among those, by the model's names."""
@@ -80,45 +71,51 @@ class Slice(nn.Module):
                 yield name, parameter
 
 
-class GraphView(View):
+class TracedView(View):
     """A model by its recorded forward pass."""
 
     def __init__(self, anchor: nn.Module) -> None:
-        self.anchor = anchor
-        self._cuts: Cuts = find_cuts(anchor)
-        cuts = self._cuts
-        self.depth = len(cuts.positions) - 1
-        self.widths, self.reductions = cuts.widths, cuts.reductions
-        self._prefixes, self._layouts = cuts.prefixes, cuts.layouts
+        self._open(anchor)
+
+    def _open(self, anchor: nn.Module) -> None:
+        self._partition = found = partition(anchor)
+        boundaries = found.boundaries
+        self.depth = len(boundaries) - 1
+        self.widths = tuple(b.width for b in boundaries)
+        self.reductions = tuple(b.reduction for b in boundaries)
+        self._prefixes = tuple(b.prefix for b in boundaries)
+        self._layouts = tuple(b.layout for b in boundaries)
         self.layout, self.prefix_tokens = self._layouts[0], self._prefixes[0]
-        self.image_size = cuts.image_size
-        self._meta = meta_model(anchor) if cuts.needs_sizes else None
+        self._fixed_size = found.image_size
+        self._meta = meta_copy(anchor) if found.needs_sizes else None
         self._sizes: dict[tuple[int, ...], dict[int, Any]] = {}
         self._bind(anchor)
 
     def refresh(self) -> None:
-        self.__init__(self.anchor)  # type: ignore[misc]
+        self._open(self.anchor)
 
     def _bind(self, anchor: nn.Module) -> None:
-        """Make the slices on a model, or on a part of it."""
-        cuts = self._cuts
+        """Make the slices on a model, or on a subset of it."""
+        found = self._partition
         self.anchor = anchor
-        self._stem, self._norm_slice, self._head_slice = (
-            None if part is None else Slice(anchor, *part) for part in (cuts.stem, cuts.norm, cuts.head)
+        self._stem = Slice(anchor, found.stem)
+        self._norm_slice, self._head_slice = (
+            None if span is None else Slice(anchor, span) for span in (found.norm, found.head)
         )
-        self._slices = tuple(Slice(anchor, *part) for part in cuts.blocks)
-        self._modules_of = tuple(self._alone(part) for part in self._slices)
+        self._slices = tuple(Slice(anchor, span) for span in found.blocks)
+        self._modules_of = tuple(self._alone(block) for block in self._slices)
 
-    def _alone(self, part: Slice) -> nn.Module:
+    def _alone(self, block: Slice) -> nn.Module:
         """A slice, or the model's own module where the slice is that and nothing else."""
-        if len(part.steps) == 1 and not part.sides:
-            _, step = part.steps[0]
+        if len(block.span.steps) == 1 and not block.span.sides:
+            _, step = block.span.steps[0]
             if step.kind == "module" and not step.kwargs and len(step.args) == 1:
                 try:
-                    return self.anchor.get_submodule(step.target)
+                    module: nn.Module = self.anchor.get_submodule(step.target)
+                    return module
                 except AttributeError:
-                    return part
-        return part
+                    return block
+        return block
 
     def layout_at(self, boundary: int) -> str:
         return self._layouts[boundary]
@@ -128,28 +125,28 @@ class GraphView(View):
 
     @property
     def tokens(self) -> int | None:
-        layouts, grid = set(self._layouts), self._cuts.tokens
+        layouts, grid = set(self._layouts), [b.tokens for b in self._partition.boundaries]
         return grid[0] if self.image_size and layouts == {"NLC"} and len(set(grid)) == 1 else None
 
     def stem(self, x: Tensor) -> Tensor:
-        return _call(self._stem, x, *self._side_inputs(self._stem, x))  # type: ignore[arg-type]
+        return _call(self._stem, x, *self._side_inputs(self._stem, x))
 
     def block(self, index: int) -> nn.Module:
         return self._modules_of[index]
 
-    def run(self, h: Tensor, start: int, stop: int, image: Tensor, checkpointed: bool = False) -> Tensor:
+    def run(self, h: Tensor, start: int, stop: int, context: Context) -> Tensor:
         for index in range(start, stop):
-            block, sides = self._modules_of[index], self._side_inputs(self._slices[index], image)
-            h = checkpoint(block, h, *sides) if checkpointed else _call(block, h, *sides)
+            block, sides = self._modules_of[index], self._side_inputs(self._slices[index], context.images)
+            h = checkpoint(block, h, *sides) if context.checkpointed else _call(block, h, *sides)
         return h
 
-    def _side_inputs(self, part: Slice | None, image: Tensor) -> tuple[Any, ...]:
+    def _side_inputs(self, block: Slice, image: Tensor) -> tuple[Any, ...]:
         """The side inputs of a slice, from the image's size and the model's parameters."""
-        if part is None or not part.sides:
+        if not block.span.sides:
             return ()
         values: dict[int, Any] = {0: image}
         measured: dict[int, Any] | None = None
-        for number, step in self._cuts.sides_of(part.sides):
+        for number, step in self._partition.sources(block.span.sides):
             if step is None:
                 if measured is None:
                     measured = self._sizes_for(image)
@@ -157,17 +154,17 @@ class GraphView(View):
                 values[number] = image.device if found is DEVICE else found
             else:
                 values[number] = step.run(self.anchor, values, image.device)
-        return tuple(values[number] for number in part.sides)
+        return tuple(values[number] for number in block.span.sides)
 
     def _sizes_for(self, image: Tensor) -> dict[int, Any]:
         """Sizes that arise inside the model, by running it on the meta device; kept for each shape of image."""
         if self._meta is None or isinstance(image, fx.Proxy):
-            return self._cuts.example_sizes
+            return self._partition.example_sizes
         key = tuple(image.shape)
         if key not in self._sizes:
             if len(self._sizes) > 63:
                 self._sizes.clear()
-            self._sizes[key] = self._cuts.sizes(self._meta, key)
+            self._sizes[key] = self._partition.sizes(self._meta, key)
         return self._sizes[key]
 
     def _norm(self, h: Tensor) -> Tensor:
@@ -176,7 +173,8 @@ class GraphView(View):
     def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
         if self._head_slice is None:
             head: Any = self.anchor.forward_head
-            return head(h, pre_logits=pre_logits) if "pre_logits" in inspect.signature(head).parameters else head(h)
+            h = head(h, pre_logits=pre_logits) if "pre_logits" in inspect.signature(head).parameters else head(h)
+            return h
         if pre_logits:
             raise ValueError(
                 f"{anchor_name(self.anchor)!r} has no forward_head: what enters its classifier is not known. "
@@ -220,20 +218,19 @@ class GraphView(View):
         return self._slices[index].targets
 
     def names(self) -> dict[str, tuple[str, ...]]:
-        stem = self._stem.targets if self._stem is not None else ()
-        direct = tuple(step.target for _, step in self._cuts.stem[0] if step.kind == "attribute")
+        direct = tuple(step.target for _, step in self._stem.span.steps if step.kind == "attribute")
         return {
-            "stem": stem,
+            "stem": self._stem.targets,
             "embeddings": direct,
             "norm": self._norm_slice.targets if self._norm_slice is not None else (),
         }
 
-    def part(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> View:
+    def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> View:
         kept = [self._slices[i] for i in blocks]
-        keep: set[str] = {name for part in kept for name in part.targets}
+        keep: set[str] = {name for block in kept for name in block.targets}
         names = self.names()
-        for part in [*kept, *([self._stem] if stem and self._stem is not None else [])]:
-            steps = [step for _, step in self._cuts.sides_of(part.sides) if step is not None]
+        for block in [*kept, *([self._stem] if stem else [])]:
+            steps = [step for _, step in self._partition.sources(block.span.sides) if step is not None]
             keep.update(step.target for step in steps if step.kind in ("module", "attribute"))
         keep.update(names["stem"] if stem else ())
         keep.update(names["norm"] if norm else ())
@@ -241,10 +238,10 @@ class GraphView(View):
             used = {*names["stem"], *names["norm"], *(n for i in range(len(self._slices)) for n in self.block_names(i))}
             apart = {name.split(".")[0] for name in used}
             own = {*self.anchor._modules, *self.anchor._parameters, *self.anchor._buffers}
-            keep.update(own - apart, self._cuts.head_targets)
+            keep.update(own - apart, self._partition.head_targets)
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        twin.is_part = True
+        twin.is_partial = True
         twin._bind(shallow(self.anchor, keep))
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
@@ -263,4 +260,5 @@ class GraphView(View):
 def _call(module: nn.Module, *args: Any) -> Tensor:
     """Call a module; under torch.fx, which knows only the model's own modules, look into a slice."""
     inside = isinstance(args[0], fx.Proxy) and isinstance(module, Slice)
-    return module.forward(*args) if inside else module(*args)  # type: ignore[no-any-return]
+    h: Tensor = module.forward(*args) if inside else module(*args)
+    return h

@@ -17,12 +17,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from timm.models import checkpoint
 from torch import Tensor, nn
 
 from ..plan.stitch_plan import Anchor
+
+
+class Context(NamedTuple):
+    """What one call gives to all that runs in it, beside the activation.
+
+    Args:
+        images: of the call, shape (B, C, H, W); side inputs of blocks depend on their size.
+        checkpointed: recompute activations in the backward pass instead of keeping them.
+    """
+
+    images: Tensor
+    checkpointed: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+    def rows(self, start: int, stop: int) -> Context:
+        """The same for some of the images."""
+        return self._replace(images=self.images[start:stop])
 
 
 class View:
@@ -34,9 +55,8 @@ class View:
         widths, reductions: at each of the `depth + 1` boundaries, as in `plan.Anchor`.
         layout: of the activation at every boundary: `"NLC"`, `"NHWC"` or `"NCHW"`.
         prefix_tokens: tokens before the patch tokens at every boundary.
-        image_size: (height, width) that the model insists on, or None.
         has_norm, has_head: False where they were pruned; then they pass the activation on.
-        is_part: whether the anchor is a shallow copy that shares modules with another.
+        is_partial: whether the anchor is a shallow copy that shares modules with another.
     """
 
     anchor: Any
@@ -45,11 +65,16 @@ class View:
     reductions: tuple[int, ...]
     layout: str = "NLC"
     prefix_tokens: int = 0
-    image_size: tuple[int, int] | None = None
     has_norm: bool = True
     has_head: bool = True
-    is_part: bool = False
-    _kept_size: tuple[int, int] | None = None  # of the images, for a part without the stem that knows it
+    is_partial: bool = False
+    _fixed_size: tuple[int, int] | None = None  # of the images, where the model's modules do not tell
+    _kept_size: tuple[int, int] | None = None  # of the images, for a subset without the stem that knows it
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) that the model insists on, or None."""
+        return self._fixed_size
 
     @property
     def tokens(self) -> int | None:
@@ -64,16 +89,10 @@ class View:
         """Block number `index`: a module from boundary `index` to boundary `index + 1`."""
         raise NotImplementedError
 
-    def run(self, h: Tensor, start: int, stop: int, image: Tensor, checkpointed: bool = False) -> Tensor:
-        """Run blocks `start:stop`, from boundary `start` to boundary `stop`.
-
-        Args:
-            h: the activation at boundary `start`.
-            image: the images (B, C, H, W) that it comes from, for side inputs that depend on their size.
-            checkpointed: recompute activations in the backward pass instead of keeping them.
-        """
+    def run(self, h: Tensor, start: int, stop: int, context: Context) -> Tensor:
+        """Run blocks `start:stop` on the activation at boundary `start`; gives that at boundary `stop`."""
         for module in self.row(start, stop):
-            h = checkpoint(module, h) if checkpointed else module(h)
+            h = checkpoint(module, h) if context.checkpointed else module(h)
         return h
 
     def row(self, start: int, stop: int) -> list[nn.Module]:
@@ -153,7 +172,7 @@ class View:
         """The anchor as the plan sees it."""
         return Anchor(name or anchor_name(self.anchor), self.widths, self.reductions)
 
-    def part(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> View:
+    def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> View:
         """A view of a shallow copy of the anchor that holds, and shares, only what is asked for."""
         names = self.names()
         heads: set[str] = set()
@@ -171,7 +190,7 @@ class View:
             heads = own - apart
             keep.update(heads)
         twin = copy.copy(self)
-        twin._kept_size, twin.is_part = self.image_size, True
+        twin._kept_size, twin.is_partial = self.image_size, True
         twin.anchor = shallow(self.anchor, keep)
         for name in heads & set(twin.anchor._modules):  # heads are changed in place: Swin's, by reset_classifier
             twin.anchor._modules[name] = _own_shell(twin.anchor._modules[name])
@@ -205,7 +224,7 @@ def anchor_name(model: nn.Module) -> str:
 def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
     """Copy a module without what is not kept; kept parameters and submodules are the same objects."""
     twin = copy.copy(module)
-    own_hooks(twin)
+    drop_hooks(twin)
     twin._parameters = {k: v for k, v in module._parameters.items() if v is None or k in keep}
     twin._buffers = {k: v for k, v in module._buffers.items() if v is None or k in keep}
     twin._modules = {}
@@ -218,7 +237,7 @@ def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
     return twin
 
 
-def own_hooks(module: nn.Module) -> None:
+def drop_hooks(module: nn.Module) -> None:
     """Give a shallow copy no hooks instead of those of the module that it was copied from."""
     for name, value in module.__dict__.items():
         if "_hooks" in name and isinstance(value, dict):
@@ -230,7 +249,7 @@ def _own_shell(module: nn.Module | None) -> nn.Module | None:
     if module is None:
         return None
     twin = copy.copy(module)
-    own_hooks(twin)
+    drop_hooks(twin)
     twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
     twin._modules = {name: _own_shell(child) for name, child in module._modules.items()}
     return twin
@@ -238,6 +257,6 @@ def _own_shell(module: nn.Module | None) -> nn.Module | None:
 
 def inner(module: nn.Module | None, name: str) -> nn.Module | None:
     """The submodule of a dotted name, or None if it is not there or was pruned."""
-    for part in name.split("."):
-        module = module._modules.get(part) if module is not None else None
+    for atom in name.split("."):
+        module = module._modules.get(atom) if module is not None else None
     return module

@@ -35,8 +35,8 @@ from ..hub.push import from_hub, list_hub, push_to_hub
 from ..hub.saving import save_pretrained
 from ..models.checkpoints import convert_checkpoint
 from ..models.published import published_table
+from ..network.compatibility import meeting_points
 from ..network.network import SNNet
-from ..network.stitching import meeting_points
 from ..plan.frontier import pareto_frontier
 from ..plan.results import read_rows, write_rows
 from ..training.checkpointing import Checkpoints

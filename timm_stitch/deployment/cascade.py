@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..anchors.view import Context
 from ..network.modes import evaluating
 from ..network.network import SNNet
 from ..plan.prefix_sharing import common_steps, shared_macs
@@ -46,16 +47,17 @@ class Cascade:
         model = self.model
         first, second = model.plan[self.cheap], model.plan[self.dear]
         shared = common_steps(first, second)
+        context = Context(images)
         kept = h = images
         for n in range(len(first.steps)):
-            h = model.step(first, n, h, images)
+            h = model.executor.step(first, n, h, context)
             if n + 1 == shared:
                 kept = h
         unsure = h.softmax(-1).amax(-1) < self.threshold
         if bool(unsure.any()):
-            rest, some = images[unsure], kept[unsure]
+            rest, some = Context(images[unsure]), kept[unsure]
             for n in range(shared, len(second.steps)):
-                some = model.step(second, n, some, rest)
+                some = model.executor.step(second, n, some, rest)
             h = h.index_put((unsure.nonzero()[:, 0],), some)
         return h, unsure
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..data.dataset import image_config
 from ..evaluation.plotting import curve_svg
-from ..evaluation.selection import check_weights
 from ..network.network import SNNet
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
@@ -75,9 +74,9 @@ class Viewer:
             )
         self.model = model.eval()
         self.labels = _labels(model, labels)
+        model.check_results()
         table = model.stitch_table()
         self.known: list[Row] = [row for row in table if row.get("top1") is not None]
-        check_weights(model, self.known, "what is known of this network")
         # What the slider moves along, cheapest first.
         self.steps = pareto_frontier(self.known) if self.known else sorted(table, key=lambda row: row["macs"])
         self.transform = create_transform(**image_config(model))

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from ..data.dataset import image_config
 from ..network.network import SNNet
+from ..network.weights import glance
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -157,11 +158,13 @@ def _check_arguments(format: str, quantize: str | None, images: Tensor | None) -
 def _prepared(model: SNNet, image_size: int | tuple[int, int] | None) -> SNNet:
     """A copy in float32 and evaluation mode, on the CPU, for images of that size."""
     whole = copy.deepcopy(model).cpu().float().eval()
+    whole.forget()
+    whole.remember(({"stitch_id": k, **row} for k, row in model.known_rows().items()), weights=glance(whole))
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size or whole.image_size)
     if size != whole.image_size:
         cfg = getattr(whole, "pretrained_cfg", None) or {}
         whole.pretrained_cfg = {**cfg, "input_size": (whole.in_chans, *size)}  # type: ignore[assignment]
-        whole.known.clear()  # it was measured at the other size
+        whole.forget()  # it was measured at the other size
     if size != whole.image_size:
         raise ValueError(
             f"image_size={size} does not fit: these anchors take {whole.image_size}. Call model.set_input_size first."

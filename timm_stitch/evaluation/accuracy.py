@@ -138,12 +138,14 @@ def _whole(loader: Iterable[Any]) -> bool:
     sampler = getattr(sampler, "sampler", loader.sampler)
     random = isinstance(sampler, RandomSampler) and not sampler.replacement
     last = getattr(loader.batch_sampler, "drop_last", loader.drop_last)
-    return (isinstance(sampler, SequentialSampler) or random) and not last and len(sampler) == len(loader.dataset)  # type: ignore[arg-type]
+    data: Any = loader.dataset
+    return (isinstance(sampler, SequentialSampler) or random) and not last and len(sampler) == len(data)
 
 
 def _count(loader: Iterable[Any]) -> int | None:
     """How many images there are, if the loader says so."""
-    return len(loader.dataset) if _whole(loader) else None  # type: ignore[attr-defined]
+    data: Any = getattr(loader, "dataset", None)
+    return len(data) if _whole(loader) else None
 
 
 def _share(loader: Iterable[Any]) -> Iterable[Any]:
@@ -160,7 +162,7 @@ def _share(loader: Iterable[Any]) -> Iterable[Any]:
 
 
 class _Every:
-    """Every so manieth batch."""
+    """Every `step`-th batch, from number `start` on."""
 
     def __init__(self, batches: Iterable[Any], start: int, step: int) -> None:
         self.batches, self.start, self.step = batches, start, step

@@ -14,6 +14,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 from tqdm.auto import tqdm
 
+from ..anchors.view import Context
 from ..network.modes import evaluating
 from ..network.network import SNNet
 from ..network.weights import fingerprint_again
@@ -90,7 +92,7 @@ def profile(
         row |= figures | {"images_per_s": 1e3 * batch_size / figures["latency_ms"]}
         row |= {"memory_mb": memory[stitch.stitch_id] / 1e6, "batch_size": batch_size, "precision": precision}
         rows.append(row | {"profiled_on": where, "weights": mark})
-    _keep(model, rows, mark)
+    model.remember(rows)
     return rows
 
 
@@ -98,7 +100,7 @@ class _Clock:
     """Times calls of one network on one batch."""
 
     def __init__(self, model: SNNet, x: Tensor, repeats: int, progress: bool) -> None:
-        self.model, self.x, self.repeats = model, x, repeats
+        self.model, self.x, self.context, self.repeats = model, x, Context(x), repeats
         self.wait: Callable[[], Any] = torch.cuda.synchronize if x.device.type == "cuda" else lambda: None
         self.rounds = lambda: tqdm(range(-1, repeats), desc="profile", unit="round", disable=not progress)
 
@@ -114,7 +116,7 @@ class _Clock:
         found: dict[int, list[float]] = {stitch.stitch_id: [] for stitch in stitches}
         for turn in self.rounds():
             for stitch_id in random.Random(turn).sample(sorted(found), len(found)):
-                spent, _ = self._ms(lambda stitch_id=stitch_id: self.model(self.x, stitch_id=stitch_id))  # type: ignore[misc]
+                spent, _ = self._ms(partial(self.model, self.x, stitch_id=stitch_id))
                 if turn >= 0:
                     found[stitch_id].append(spent)
         return {k: {"latency_ms": statistics.median(v), "latency_spread_ms": _spread(v)} for k, v in found.items()}
@@ -129,7 +131,7 @@ class _Clock:
                 missing = [n for n, step in enumerate(stitch.steps) if step not in done]
                 h = self.x
                 for n in range(missing[-1] + 1 if missing else 0):
-                    spent, h = self._ms(lambda n=n, h=h, stitch=stitch: self.model.step(stitch, n, h, self.x))  # type: ignore[misc]
+                    spent, h = self._ms(partial(self.model.executor.step, stitch, n, h, self.context))
                     if stitch.steps[n] not in done:
                         done.add(stitch.steps[n])
                         found.setdefault(stitch.steps[n], []).extend([spent] if turn >= 0 else [])
@@ -164,15 +166,6 @@ def _memory(model: SNNet, stitch: Stitch, x: Tensor) -> int:
     return int(
         weights + sum(size for kind, size in kinds.items() if getattr(kind, "name", "") in ("ACT", "TEMP", "OTH"))
     )
-
-
-def _keep(model: SNNet, rows: Sequence[dict[str, Any]], mark: str) -> None:
-    """Add the figures to what the network knows, unless that belongs to other weights."""
-    own = ("stitch_id", "name", "macs", "params")
-    for row in rows:
-        known = model.known.get(row["stitch_id"], {})
-        known = known if known.get("weights", mark) == mark else {}
-        model.known[row["stitch_id"]] = known | {key: value for key, value in row.items() if key not in own}
 
 
 def name_of(device: torch.device) -> str:

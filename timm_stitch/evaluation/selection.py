@@ -1,15 +1,13 @@
-"""Which stitch to run within a budget. Imports `frontier` and `fingerprints`."""
+"""Which stitch to run within a budget. Imports the network and `plan`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..network.network import SNNet
 from ..network.weights import fingerprint_again
-from ..plan.frontier import best_within
-
-if TYPE_CHECKING:
-    from ..network.network import SNNet
+from ..plan.frontier import best_known, best_within
 
 
 def select(
@@ -43,27 +41,16 @@ def select(
             rows belong to other weights.
     """
     budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
-    given = {name: most for name, most in budgets.items() if most is not None}
-    rows = model.stitch_table()
     if results is None:
-        known = [row for row in rows if row.get(score) is not None]
-        if not known and score == "top1":
-            published = [(row, row.get("published_top1")) for row in rows]
-            known = [row | {score: top1} for row, top1 in published if top1 is not None]
-        rows = known
-        if not rows:
-            raise ValueError(
-                f"no stitch of this network has a known {score}, so none can be called the best: evaluate it, "
-                "select(model, timm_stitch.evaluate(model, loader), macs=...)."
-            )
-        check_weights(model, rows, "what is known of this network")
-        return int(best_within(rows, given, score)["stitch_id"])
+        model.check_results()
+        return int(best_known(model.stitch_table(), budgets, score)["stitch_id"])
     measured = list(results)
     check_weights(model, measured, "these results")
-    own = {row["stitch_id"]: row for row in rows}
+    own = {row["stitch_id"]: row for row in model.stitch_table()}
     unknown = [row.get("stitch_id") for row in measured if row.get("stitch_id") not in own]
     if unknown or not measured:
         raise ValueError(f"results hold stitches {unknown[:6]} that the plan does not have, or none at all.")
+    given = {name: most for name, most in budgets.items() if most is not None}
     return int(best_within([own[row["stitch_id"]] | dict(row) for row in measured], given, score)["stitch_id"])
 
 

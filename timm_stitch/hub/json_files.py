@@ -19,6 +19,7 @@ from huggingface_hub import hf_hub_download
 from timm.models import PretrainedCfg
 
 from ..network.network import SNNet
+from ..plan.results import measured
 from ..plan.stitch_plan import StitchPlan
 
 CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE = "config.json", "stitches.json", "model.safetensors"
@@ -191,16 +192,11 @@ def _is_plain(key: str, value: Any) -> bool:
     return value is None or (isinstance(value, (bool, int, float)) and abs(value) < 1e18)
 
 
-def measured(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row says beyond what the network itself knows of a stitch."""
-    own = ("stitch_id", "name", "macs", "params", "published_macs", "published_params")
-    return {key: value for key, value in row.items() if key not in own and value is not None}
-
-
 def remember(model: SNNet, data: Mapping[str, Any]) -> None:
     """Let a network know its rows; each keeps the fingerprint of the weights that it belongs to."""
-    rows = {row["stitch_id"]: measured(row) for row in data["stitches"]}
-    model.known = {k: {"weights": data["weights"], **row} for k, row in rows.items() if row and k in model.plan}
+    rows = [{"stitch_id": row["stitch_id"], **measured(row)} for row in data["stitches"]]
+    model.forget()
+    model.remember([row for row in rows if len(row) > 1 and row["stitch_id"] in model.plan], data["weights"])
     model.trained = dict(data.get("training") or {})
 
 

@@ -30,9 +30,9 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import HFValidationError, build_hf_headers
 from huggingface_hub.utils._validators import validate_repo_id
 
-from ..anchors.meta_device import finish
+from ..anchors.meta_device import materialize
 from ..network.network import SNNet
-from ..network.weights import check_keys, fingerprint_of
+from ..network.weights import NORM_FLAG, check_keys, fingerprint_of, glance
 from .errors import explained
 from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, read_config, read_json, read_stitches, remember
 from .model_card import TAG
@@ -202,14 +202,15 @@ def from_hub(
 
 
 def _load(folder: Path, verify: bool, kwargs: Mapping[str, Any]) -> Any:
-    read_config(folder / CONFIG_FILE)
+    config = read_config(folder / CONFIG_FILE)
     file, rows = folder / WEIGHTS_FILE, folder / STITCHES_FILE
     if not file.is_file():
         raise FileNotFoundError(f"there is no {WEIGHTS_FILE} in {str(folder)!r}: other weight files are not read.")
     if verify and rows.is_file():
         expected = read_json(rows).get("weights")
-        with_names = read_local(file, _names(file))
-        found = fingerprint_of(with_names)
+        weights = read_local(file, _names(file))
+        norm = None if NORM_FLAG in weights else bool(config.get("model_args", {}).get(NORM_FLAG, True))
+        found = fingerprint_of(weights, norm)
         if found != expected:
             raise ValueError(
                 f"the weights in {str(file)!r} are not those that {STITCHES_FILE} was written for (fingerprint "
@@ -260,11 +261,10 @@ def _extract(
         tensors = _fetch(*remote, own)
     check_keys(tensors, own, f"stitch {stitch_id} of this network")
     small.load_state_dict(tensors)
-    if small.norms_stitched != whole.norms_stitched:
-        raise ValueError("config.json and the weights disagree on stitched_norm: save the network again.")
-    model = finish(small)
+    model = materialize(small)
     try:
-        remember(model, read_stitches(folder / STITCHES_FILE, whole.plan))
+        rows = read_stitches(folder / STITCHES_FILE, whole.plan)
+        remember(model, rows | {"weights": glance(model)})
     except OSError:
         _logger.debug("no rows beside the weights")
     except ValueError as error:

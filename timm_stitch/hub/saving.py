@@ -24,7 +24,8 @@ from torch import nn
 from ..evaluation.plotting import plot_curve
 from ..network.network import SNNet
 from ..network.weights import fingerprint
-from .json_files import CONFIG_FILE, STITCHES_FILE, check_arguments, measured
+from ..plan.results import Results
+from .json_files import CONFIG_FILE, STITCHES_FILE, check_arguments
 from .model_card import render_card
 
 CARD_FILE, CURVE_FILE = "README.md", "curve.png"
@@ -108,13 +109,13 @@ def save_pretrained(
             folder.rmdir()
         raise
     beside.rmdir()
-    model.known = known
+    model.results = known
     return folder
 
 
 def _rows(
     model: SNNet, results: Iterable[Mapping[str, Any]], mark: str, images: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
+) -> tuple[list[dict[str, Any]], Results]:
     """One row a stitch for `stitches.json`, and what is known of these weights: given results over remembered ones."""
     given = [dict(row) for row in results]
     foreign = {str(row["weights"]) for row in given if row.get("weights")} - {mark}
@@ -123,14 +124,12 @@ def _rows(
     unknown = [row.get("stitch_id") for row in given if row.get("stitch_id") not in model.plan]
     if unknown:
         raise ValueError(f"the results hold stitches that the plan does not have: {unknown[:6]}.")
-    remembered = {k: row for k, row in model.known.items() if row.get("weights") == mark}
-    if any(row.get("weights") not in (None, mark) for row in model.known.values()):
-        _logger.warning("what was known of this network's weights before they changed is not saved: evaluate it again.")
-    fresh = {row["stitch_id"]: {**images, **measured(row), "weights": mark} for row in given}
-    known = remembered | {k: {**remembered.get(k, {}), **row} for k, row in fresh.items()}
-    model.known = known
-    rows = [{k: v for k, v in row.items() if k != "weights"} for row in model.stitch_table()]
-    return rows, known
+    before = model.results
+    try:
+        model.remember([{**images, **row} for row in given], mark)
+        return model.stitch_table(), model.results
+    finally:
+        model.results = before
 
 
 def _finish_config(path: Path, model: SNNet, label_names: Sequence[str] | None) -> dict[str, Any]:
@@ -173,14 +172,14 @@ def rebuild_args(model: SNNet) -> dict[str, Any]:
         ValueError: if an anchor is not one that timm can make by name, or making it again by name gives
             another network.
     """
-    if any(part.is_part for part in model.views):
+    if any(view.is_partial for view in model.views):
         raise ValueError(
             f"this is a part of a larger network (stitch {model.stitch_id}), which timm cannot make again: save "
             "the larger one, from which from_hub(folder, extract=…) loads this stitch alone; or keep this one's "
             "weights with safetensors.torch.save_file(model.state_dict(), path)."
         )
     args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _RUNTIME}
-    args.update(stitch_id=model.stitch_id, stitched_norm=model.norms_stitched)
+    args.update(stitch_id=model.stitch_id, stitched_norm=model.stitched_norm)
     name = str(model.pretrained_cfg["architecture"])  # type: ignore[index]
     if name != "snnet":
         _check_rebuilt(model, name, args)

@@ -22,8 +22,8 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from ..network.network import SNNet
-from ..network.stitching import stems_and_heads
-from ..network.weights import check_keys
+from ..network.pretrained_cfg import stems_and_heads
+from ..network.weights import NORM_FLAG, check_keys
 from .authors_layout import is_authors, rename
 
 
@@ -58,7 +58,7 @@ def convert_checkpoint(
         )
     state_dict = from_authors(weights, model)
     check_keys(state_dict, model.state_dict(), f"the authors' {name}")
-    return state_dict, {"stitched_norm": bool(state_dict["stitched_norm"])}
+    return state_dict, {"stitched_norm": trained_with_norm(model)}
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -102,22 +102,19 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return clean_state_dict({k: v for k, v in weights.items() if isinstance(v, Tensor)})  # type: ignore[no-any-return]
 
 
-def from_authors(
-    state_dict: Mapping[str, Tensor], model: SNNet, stitched_norm: bool | None = None
-) -> dict[str, Tensor]:
+def trained_with_norm(model: SNNet) -> bool:
+    """Whether the authors trained a network with the final norm on stitched paths: all but DeiT's."""
+    return model.published is None or model.published.stitched_norm
+
+
+def from_authors(state_dict: Mapping[str, Tensor], model: SNNet) -> dict[str, Tensor]:
     """The authors' layout to ours; tensors that need no change are passed on, not copied.
 
     Args:
         state_dict: in the authors' layout.
         model: the network that it belongs to; it may be on the meta device.
-        stitched_norm: whether stitched paths are to run the final norm; by default as the weights
-            were trained: only DeiT's without it.
     """
-    if stitched_norm is None:
-        stitched_norm = model.published is None or model.published.stitched_norm
-    weights = _by_family(rename(state_dict, model.plan), model)
-    weights["stitched_norm"] = torch.tensor(stitched_norm)
-    return weights
+    return _by_family(rename(state_dict, model.plan), model)
 
 
 def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | None) -> dict[str, Tensor]:
@@ -133,11 +130,11 @@ def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | Non
     """
     weights = unwrap(state_dict)
     if is_authors(weights):
-        weights = from_authors(weights, model, stitched_norm)
+        weights, flag = from_authors(weights, model), trained_with_norm(model)
     else:
         weights = _by_family(weights, model)
-        if stitched_norm is not None and "stitched_norm" in weights:
-            weights["stitched_norm"] = torch.tensor(stitched_norm)
+        flag = bool(weights.pop(NORM_FLAG, model.stitched_norm))  # among the tensors in files of version 0.1
+    model.stitched_norm = flag if stitched_norm is None else stitched_norm
     # Classifiers and first convolutions may differ: timm adapts them to num_classes and in_chans.
     named = stems_and_heads([getattr(anchor, "pretrained_cfg", None) or {} for anchor in model.anchors])
     loose = {f"{name}.{leaf}" for name in named["classifier"] or () for leaf in ("weight", "bias")}

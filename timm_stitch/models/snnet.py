@@ -22,11 +22,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from ..anchors.meta_device import buildable, finish
+from ..anchors.meta_device import can_build_on_meta, materialize
 from ..anchors.timm_compat import resolve_pretrained_cfg
 from ..hub.json_files import check_arguments, recall
 from ..network.network import SNNet
-from ..network.stitching import stems_and_heads, stitch
+from ..network.pretrained_cfg import stems_and_heads
+from ..network.stitching import stitch
+from ..network.weights import glance
 from ..plan.costs import PublishedCount
 from ..plan.stitch_plan import StitchPlan
 from .checkpoints import adapt, corrupt
@@ -169,7 +171,7 @@ def create_snnet(
         **kwargs,
     )
     if lean:
-        model = finish(model, device)
+        model = materialize(model, device)
         recall(model, cfg, kwargs.get("cache_dir"))
     if published is not None and isinstance(model, SNNet):
         as_released = theirs and asked is None and not (cfg.file or cfg.state_dict or cfg.source)
@@ -191,8 +193,10 @@ def _attach(model: SNNet, name: str, as_released: bool) -> None:
     for row in published_table(name).get("stitches", ()):
         top1 = row.get("top1")
         if top1 is not None and row["stitch_id"] in model.plan:
-            own = {"published_top1": top1, **({"top1": top1} if as_released else {})}
-            model.known[row["stitch_id"]] = own | model.known.get(row["stitch_id"], {})
+            model.published_top1[row["stitch_id"]] = top1
+    if as_released:
+        rows = [{"stitch_id": k, "top1": top1} for k, top1 in model.published_top1.items()]
+        model.remember(rows, weights=glance(model))
 
 
 def _hub_ids(model: SNNet) -> list[str]:
@@ -236,7 +240,7 @@ def _assemble(
         if any(resizable) and not _fixed_size(spec):
             given.pop("img_size", None)  # as timm does: only models made for one size take one
         models.append(_anchor(name, pretrained_anchors, given))
-    if lean and not buildable(models):
+    if lean and not can_build_on_meta(models):
         again = {"rank": rank, "stitched_norm": stitched_norm, "stitch_id": stitch_id, "touch_unused": touch_unused}
         return _assemble(
             anchors, pretrained_anchors, plan_args, published, drop_path_rate=drop_path_rate, **again, **kwargs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ class StitchingLayer(nn.Linear):
 
     The weight is stored as (out_width, in_width) also where it acts as a 1x1 convolution.
     """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, channels_first: bool = False) -> Tensor: ...
 
     def forward(self, x: Tensor, channels_first: bool = False) -> Tensor:
         """Map channels.
@@ -85,24 +89,25 @@ def make_layer(spec: LayerSpec, device: Any = None, dtype: Any = None) -> Stitch
     return StitchingLayer(spec.in_width, spec.out_width, device=device, dtype=dtype)
 
 
-def touch(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def give_zero_gradients(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """Return `x`, with zero gradients for parameters that its computation did not use.
 
     Some trainers (plain DistributedDataParallel, timm's own tests) want a gradient for every parameter
     at every step. Costs one zero tensor for each.
     """
-    return _Touch.apply(x, *parameters)  # type: ignore[no-any-return]
+    out: Tensor = _ZeroGradients.apply(x, *parameters)
+    return out
 
 
-class _Touch(torch.autograd.Function):
+class _ZeroGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, *parameters):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.frozen = [p for p in parameters if not p.requires_grad]
         ctx.save_for_backward(*parameters)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         for parameter in ctx.frozen:  # autograd gives these none
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -1,279 +1,469 @@
-"""The stitchable network as a model of timm's: features, classifier, parameter groups.
+"""The stitchable network: one set of weights, many networks, one of which runs.
 
-Imports timm (through `compat`) and `stitched`.
+Source: SN-Net (arXiv:2302.06586). The network decides nothing: which stitches there are is in `plan`, which one runs
+is the caller's word, and how it runs is in `executor`. What timm asks of a model besides is in `timm_model`.
+
+Imports torch, timm (through `timm_compat` and the views) and the files beside it.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import Self
 
-from ..anchors.auto import anchor_name
-from ..anchors.timm_compat import FeatureGetterNet, feature_take_indices, update_model_input_size
+from ..anchors.auto import view_of
+from ..anchors.meta_device import cast_like, is_on_meta
+from ..anchors.timm_compat import update_model_args
+from ..anchors.view import Context, View
+from ..plan.costs import PlanCosts, PublishedCount
+from ..plan.frontier import best_known
+from ..plan.results import Results, Row
 from ..plan.stitch_plan import Stitch, StitchPlan
-from .extraction import Stitched, blocks_of
+from .compatibility import check_anchors
+from .counting import image_size_of, measure
+from .crossing import borrows
+from .executor import Executor
+from .extraction import extract, single_stitch_graph
+from .layers import LowRankStitchingLayer, give_zero_gradients, make_layer
+from .timm_model import TimmModel
+from .weights import NORM_FLAG, fingerprint_again, glance
+
+torch.fx.wrap("give_zero_gradients")  # a call of its own in traced graphs, not what is inside it
+
+_logger = logging.getLogger(__name__)
+
+StitchIds = int | Sequence[int] | Tensor
+StitchHook = Callable[[Any, int, int], None]
 
 
-class SNNet(Stitched):
+class SNNet(TimmModel):
     """A stitchable neural network (SN-Net): one set of weights, many networks.
 
     Args:
         anchors: timm models or their views, in the order of the plan; taken as they are, neither copied nor changed.
         plan: which stitches there are between them.
-        stitched_norm: whether stitched paths run the back anchor's final norm. The authors' DeiT
-            weights were trained without. It is saved among the weights too, and there it wins.
+        stitched_norm: whether stitched paths run the back anchor's final norm. The authors' DeiT weights were
+            trained without.
         stitch_id: the stitch of every call that names none; by default the largest anchor alone.
         touch_unused: in training, give every parameter that a call did not use a zero gradient, for
             trainers that insist on one.
         published: how the authors counted, for their columns of `stitch_table`; None for none.
+
+    Attributes:
+        executor: runs the stitches.
+        results: what was measured of the stitches, and of which weights.
+        trained: how the weights came about, as its card says it.
 
     Raises:
         TypeError: if an anchor is not a model that can be opened.
         ValueError: if the anchors do not fit each other or the plan.
     """
 
-    _by_level: bool | None = None  # whether features are one a level; None: as the current path suggests
+    touch_unused = False
 
-    @property
-    def num_features(self) -> int:
-        """Channels that enter the head of the current stitch."""
-        part = self._current[1]
-        return part.anchor.num_features if part.has_head else part.widths[-1]  # type: ignore[return-value]
-
-    @property
-    def head_hidden_size(self) -> int:
-        """Channels of the current stitch's pre-logits."""
-        part = self._current[1]
-        return part.anchor.head_hidden_size if part.has_head else part.widths[-1]  # type: ignore[return-value]
-
-    @property
-    def embed_dim(self) -> int:
-        """Channels of the current stitch's last activation."""
-        return self._current[1].widths[-1]
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens before the patch tokens in `forward_features` of the current stitch."""
-        return self._current[1].prefix_tokens
-
-    @property
-    def global_pool(self) -> str | None:
-        """How the current stitch pools."""
-        pool = getattr(self._current[1].anchor, "global_pool", None)
-        return getattr(pool, "pool_type", None) if isinstance(pool, nn.Module) else pool  # type: ignore[return-value]
-
-    @property
-    def output_fmt(self) -> str:
-        """The layout of what `forward_features` gives for the current stitch: `"NLC"`, `"NHWC"`, `"NCHW"`."""
-        return self._current[1].layout
-
-    def _taps(self, stitch: Stitch) -> list[int]:
-        """Which blocks of a stitch, counted along its path, give features.
-
-        Every block where all have one resolution, else the last block of each resolution.
-        """
-        reductions = [self.views[anchor].reductions[block + 1] for anchor, block in blocks_of(stitch)]
-        by_level = len(set(reductions)) > 1 if self._by_level is None else self._by_level
-        last = len(reductions) - 1
-        return [n for n, r in enumerate(reductions) if not by_level or n == last or reductions[n + 1] != r]
-
-    @property
-    def feature_info(self) -> list[dict[str, Any]]:
-        """One entry a block of the current stitch, or one a resolution: module, channels and reduction."""
-        path = blocks_of(self._current[0])
-        return [
-            {
-                "module": f"anchors.{anchor}.{self.views[anchor].block_name(block)}",
-                "num_chs": self.views[anchor].widths[block + 1],
-                "reduction": self.views[anchor].reductions[block + 1],
-            }
-            for anchor, block in (path[n] for n in self._taps(self._current[0]))
-        ]
-
-    def forward_intermediates(
+    def __init__(
         self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-        return_prefix_tokens: bool = False,
+        anchors: Sequence[nn.Module | View],
+        plan: StitchPlan,
+        stitched_norm: bool = True,
         stitch_id: int | None = None,
-    ) -> Any:
-        """The activations after chosen blocks of a stitch, as timm's models give them.
+        touch_unused: bool | None = None,
+        published: PublishedCount | None = None,
+    ) -> None:
+        super().__init__()
+        self.plan = plan
+        views = [anchor if isinstance(anchor, View) else view_of(anchor) for anchor in anchors]
+        check_anchors(views, plan)
+        modules: list[nn.Module] = [view.anchor for view in views]
+        like = next(modules[0].parameters())
+        self.anchors = nn.ModuleList(modules)
+        self.stitching_layers = nn.ModuleList(
+            make_layer(spec, device=like.device, dtype=like.dtype) for spec in plan.layers
+        )
+        self.executor = Executor(views, self.stitching_layers, bool(stitched_norm))
+        self.num_classes = int(views[-1].anchor.num_classes)
+        self.in_chans = int(getattr(modules[-1], "in_chans", 3))
+        self.published = published
+        self.results, self.published_top1 = Results(), dict[int, float]()
+        self.trained: dict[str, Any] = {}
+        self._stitch_hooks: OrderedDict[int, StitchHook] = OrderedDict()
+        if touch_unused is not None:
+            self.touch_unused = touch_unused
+        largest = plan.anchor_id(len(plan.anchors) - 1)
+        self.stitch_id = plan[largest if stitch_id is None else stitch_id].stitch_id
+        update_model_args(self, stitched_norm=self.stitched_norm)
+
+    # ── which stitch ──────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def views(self) -> list[View]:
+        """The anchors as stem, blocks and head."""
+        return self.executor.views
+
+    @property
+    def stitched_norm(self) -> bool:
+        """Whether stitched paths run the back anchor's final norm."""
+        return self.executor.stitched_norm
+
+    @stitched_norm.setter
+    def stitched_norm(self, value: bool) -> None:
+        self.executor.stitched_norm = bool(value)
+        update_model_args(self, stitched_norm=bool(value))
+
+    @property
+    def num_stitches(self) -> int:
+        """How many networks this is."""
+        return len(self.plan)
+
+    @property
+    def stitch_ids(self) -> tuple[int, ...]:
+        """The valid ids, ascending."""
+        return self.plan.stitch_ids
+
+    def set_stitch(self, stitch_id: int) -> Self:
+        """Choose the stitch of every later call that names none; returns the network itself.
+
+        Raises:
+            ValueError: if the plan has no such id.
+        """
+        self.stitch_id = self._stitch(stitch_id).stitch_id
+        update_model_args(self, stitch_id=self.stitch_id)
+        return self
+
+    def set_budget(
+        self,
+        *,
+        macs: float | None = None,
+        params: float | None = None,
+        latency_ms: float | None = None,
+        memory_mb: float | None = None,
+    ) -> Self:
+        """Choose the best stitch known within all given budgets, as `select` does; returns the network itself.
+
+        Raises:
+            ValueError: as `select`: if no budget is given, nothing fits, or something is not known.
+        """
+        self.check_results()
+        budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
+        return self.set_stitch(best_known(self.stitch_table(), budgets)["stitch_id"])
+
+    def _stitch(self, stitch_id: Any) -> Stitch:
+        if stitch_id is None or isinstance(stitch_id, torch.fx.Proxy):
+            stitch_id = self.stitch_id
+        elif isinstance(stitch_id, Tensor) and stitch_id.ndim == 0:
+            stitch_id = stitch_id.item()
+        return self.plan[stitch_id]
+
+    # ── forward ───────────────────────────────────────────────────────────────────────────────────
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, stitch_id: StitchIds | None = None) -> Tensor: ...
+
+    # TorchScript reads this signature after torch.fx, and knows no union with sequences.
+    def forward(self, x: Tensor, stitch_id: Optional[int] = None) -> Tensor:  # noqa: UP045
+        """Classify images through one stitch, or each image through its own.
 
         Args:
             x: images, shape (B, C, H, W).
-            indices: entries of `feature_info`: the last n if an int, all if None.
-            norm: apply the final norm of the block's own anchor to each that has the resolution and
-                the channels of that anchor's last block.
-            stop_early: run no further than the last one asked for.
-            output_fmt: `"NCHW"` maps, or `"NLC"` tokens.
-            intermediates_only: return the list alone, without what `forward_features` gives.
-            return_prefix_tokens: give (patch tokens, prefix tokens) pairs.
-            stitch_id: for this call only.
+            stitch_id: for this call only; an int, or one id per image (a list or 1-D tensor of length
+                B; images whose stitches begin alike run together that far). Default: the stitch that was set.
+
+        Returns:
+            Logits of shape (B, num_classes).
+
+        Raises:
+            ValueError: if an id is not in the plan, there is not one per image, or the images have a
+                size that the anchors do not take.
         """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt={output_fmt!r} is unknown: expected 'NCHW' or 'NLC'.")
+        if stitch_id is not None and not isinstance(stitch_id, (int, str, torch.fx.Proxy)) and _is_row(stitch_id):
+            out = self._forward_mixed(x, stitch_id)
+        else:
+            out = self.forward_head(self._features(x, stitch_id), stitch_id=stitch_id)
+        if self.training and self.touch_unused:
+            out = give_zero_gradients(out, _parameters(self))
+        return out
+
+    def forward_features(self, x: Tensor, stitch_id: int | None = None) -> Tensor:
+        """What enters the head: the back anchor's last activation, normed where the stitch does so."""
+        return self._mark(self._features(x, stitch_id), stitch_id)
+
+    def _features(self, x: Tensor, stitch_id: int | None = None) -> Tensor:
         stitch = self._stitch(stitch_id)
-        if not isinstance(x, torch.fx.Proxy):
-            self.check_images(x, stitch)
-        taps = self._taps(stitch)
-        wanted, last = feature_take_indices(len(taps), indices)
-        take, last = {taps[i] for i in wanted}, taps[last]
-        size = (x.shape[-2], x.shape[-1])
-        found: list[Any] = []
-        h = self.views[stitch.front].stem(x)
-        n = 0
-        for i, segment in enumerate(stitch.segments):
-            part = self.views[segment.anchor]
-            if i:
-                h = self.cross(stitch.layers[i - 1], h, stitch.segments[i - 1], segment, x)
-            for block in range(segment.start, segment.stop):
-                h = part.run(h, block, block + 1, x, self.grad_checkpointing)
-                if n in take:
-                    if norm and part.like_last(block) and part.is_part and not part.has_norm and self.num_classes:
-                        raise ValueError(
-                            f"anchor {segment.anchor}'s final norm is not part of this extracted network: take normed "
-                            "intermediates from the whole one, with stitch_id."
-                        )
-                    tap = part.norm(h) if norm and part.like_last(block) else h
-                    spatial = part.as_map(tap, size, block + 1)
-                    spatial = spatial.flatten(2).transpose(1, 2) if output_fmt == "NLC" else spatial
-                    prefix = part.prefix(tap, block + 1)
-                    found.append((spatial, prefix) if return_prefix_tokens and prefix is not None else spatial)
-                if stop_early and n == last and intermediates_only:
-                    return found
-                n += 1
-        return found if intermediates_only else (self._mark(self._final_norm(h, stitch), stitch_id), found)
+        self.executor.check_images(x, stitch, self.in_chans)
+        if self._stitch_hooks:
+            self._notify(stitch, len(x))
+        return self.executor.features(stitch, Context(x, self.grad_checkpointing))
 
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Become the current stitch alone, up to the last block that `indices` asks for.
+    def _mark(self, features: Tensor, stitch_id: Any) -> Tensor:
+        """Note on features of a stitch that is not the one set, whose head they need."""
+        if stitch_id is not None and not isinstance(stitch_id, torch.fx.Proxy) and stitch_id != self.stitch_id:
+            marked: Any = features
+            marked.needs_head_of = self.plan[stitch_id].back, stitch_id
+        return features
 
-        Returns:
-            The indices, all non-negative.
+    def forward_head(self, x: Tensor, pre_logits: bool = False, stitch_id: int | None = None) -> Tensor:
+        """Pool and classify what `forward_features` gave, with the head of the stitch's back anchor.
+
+        Raises:
+            ValueError: if the features came from a stitch that ends in another anchor.
         """
-        stitch = self._current[0]
-        taps = self._taps(stitch)
-        take, last = feature_take_indices(len(taps), indices)
-        segments, left = [], taps[last] + 1
-        for segment in stitch.segments:
-            if left:
-                segments.append(replace(segment, stop=min(segment.stop, segment.start + left)))
-                left -= segments[-1].stop - segment.start
-        end, anchors = segments[-1], list(self.plan.anchors)
-        whole = anchors[end.anchor]
-        anchors[end.anchor] = replace(
-            whole, widths=whole.widths[: end.stop + 1], reductions=whole.reductions[: end.stop + 1]
-        )
-        short = replace(stitch, segments=tuple(segments), layers=stitch.layers[: len(segments) - 1])
-        part = self._part(
-            StitchPlan(tuple(anchors), self.plan.layers, (short,)), norm=not prune_norm, head=not prune_head
-        )
-        part._by_level = len(taps) < len(blocks_of(stitch))
-        part.views[end.anchor].cut_off(end.stop)
-        self.__dict__.update(part.__dict__)
-        if prune_head:
-            self.num_classes = 0
-        return take
+        stitch = self._stitch(stitch_id)
+        needs = None if isinstance(x, torch.fx.Proxy) else getattr(x, "needs_head_of", None)
+        if needs is not None and needs[0] != stitch.back:
+            raise ValueError(
+                f"these features came through stitch {needs[1]}, and stitch {stitch.stitch_id} ends in another head: "
+                f"give forward_head stitch_id={needs[1]}, or call set_stitch({needs[1]}) first (transformers with "
+                "output_hidden_states, and AutoModel, need that)."
+            )
+        return self.executor.views[stitch.back].head(x, pre_logits=pre_logits)
 
-    def backbone(self, stitch_id: int | None = None, out_indices: int | Sequence[int] = 3) -> FeatureGetterNet:
-        """The feature maps of one stitch, for a detection or segmentation head; as timm's `features_only`.
-
-        Several backbones of one network share its weights.
+    def forward_each(self, x: Tensor, stitch_ids: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Run many stitches on one batch, sharing the work of equal first parts.
 
         Args:
-            stitch_id: which, for good; default the one that is set.
-            out_indices: entries of the stitch's `feature_info`, or how many of the last.
+            x: images, shape (B, C, H, W).
+            stitch_ids: which; all by default.
 
-        Returns:
-            A module from images (B, C, H, W) to a list of maps (B, channels, H', W'), with timm's `feature_info`
-            (`channels()`, `reduction()`).
+        Yields:
+            (stitch_id, logits of shape (B, num_classes)), in the order that shares most. The logits
+            equal those of `forward` bit for bit.
         """
-        return FeatureGetterNet(self.extract(stitch_id), out_indices)  # type: ignore[arg-type]
+        ids = self.stitch_ids if stitch_ids is None else stitch_ids
+        stitches = [self._stitch(i) for i in dict.fromkeys(ids)]
+        for stitch in stitches:
+            self.executor.check_images(x, stitch, self.in_chans)
+        yield from self.executor.each(stitches, Context(x, self.grad_checkpointing), self._notify)
 
-    def get_classifier(self) -> tuple[nn.Module, ...]:
-        """The classifiers of all anchors, fastest first; of an anchor with two heads (distilled) both."""
-        found: list[nn.Module] = []
-        for part in self.views:
-            heads: Any = part.anchor.get_classifier() if part.has_head else ()  # type: ignore[operator]
-            found.extend(heads if isinstance(heads, (tuple, list)) else (heads,))
-        return tuple(found)
+    def forward_several(self, x: Tensor, stitch_ids: Sequence[int]) -> dict[int, Tensor]:
+        """All that `forward_each` yields, by stitch_id."""
+        return dict(self.forward_each(x, stitch_ids))
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give every anchor a new classifier.
+    def _forward_mixed(self, x: Tensor, stitch_ids: Sequence[int] | Tensor) -> Tensor:
+        ids = list(stitch_ids.tolist() if isinstance(stitch_ids, Tensor) else stitch_ids)
+        ids = [i.item() if hasattr(i, "item") else i for i in ids]
+        if len(ids) != x.shape[0] or any(isinstance(i, list) for i in ids):
+            raise ValueError(
+                f"stitch_id has {len(ids)} ids for a batch of {x.shape[0]} images: expected an int, "
+                f"or a list or 1-D tensor of {x.shape[0]} ints."
+            )
+        stitches = [self._stitch(i) for i in ids]
+        if len(set(stitches)) < 2:
+            only = ids[0] if ids else None
+            return self.forward_head(self._features(x, only), stitch_id=only)
+        for stitch in set(stitches):
+            self.executor.check_images(x, stitch, self.in_chans)
+        widths = {self.views[stitch.back].widths[-1] for stitch in stitches}
+        if self.num_classes == 0 and len(widths) > 1:
+            raise ValueError(
+                f"without a classifier the stitches {sorted(set(ids))} give features of different widths "
+                f"{sorted(widths)}: use ids with one back anchor, or num_classes > 0."
+            )
+        return self.executor.mixed(stitches, Context(x, self.grad_checkpointing), self._notify)
+
+    def register_stitch_hook(self, hook: StitchHook) -> RemovableHandle:
+        """Have a function called whenever a stitch runs, to log or count what is used.
 
         Args:
-            num_classes: its classes; 0 for none.
-            global_pool: how to pool before it; None leaves that as it is.
+            hook: called as `hook(model, stitch_id, images)`, with the number of images.
+
+        Returns:
+            A handle whose `remove()` ends it.
         """
-        for part in self.views:
-            if part.has_head:
-                part.anchor.reset_classifier(num_classes, global_pool)
-        self.num_classes = num_classes
-        self.known.clear()
+        handle = RemovableHandle(self._stitch_hooks)
+        self._stitch_hooks[handle.id] = hook
+        return handle
+
+    def _notify(self, stitch: Stitch, images: int) -> None:
+        for hook in tuple(self._stitch_hooks.values()):
+            hook(self, stitch.stitch_id, images)
+
+    # ── one stitch alone ──────────────────────────────────────────────────────────────────────────
+
+    def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self:
+        """One stitch as a network of its own that holds only the tensors that the stitch uses.
+
+        Args:
+            stitch_id: which; default the one that is set.
+            copy: give it its own tensors instead of sharing this network's.
+
+        Returns:
+            An `SNNet` whose plan has this one stitch; the names of its tensors are those they have here.
+
+        Raises:
+            ValueError: if the plan has no such id.
+        """
+        plan = StitchPlan(self.plan.anchors, self.plan.layers, (self._stitch(stitch_id),))
+        known = self.known_rows()
+        alone = extract(self, plan, copy=copy)
+        if known:
+            alone.remember(({"stitch_id": k, **row} for k, row in known.items() if k in plan), weights=glance(alone))
+        return alone
+
+    def borrows(self, number: int) -> bool:
+        """Whether what crosses a stitching layer is joined by prefix tokens of the back anchor's own."""
+        return borrows(self.plan, self.views, number)
+
+    def merge_low_rank(self) -> Self:
+        """Replace every low-rank stitching layer by a plain one that computes the same.
+
+        Frees the low-rank tensors and saves one small product a call; training then goes on with the
+        whole matrix. Saved merged weights fit a merged network. Returns the network itself.
+        """
+        for number, layer in enumerate(self.stitching_layers):
+            if isinstance(layer, LowRankStitchingLayer):
+                self.stitching_layers[number] = layer.merge()
+        self.plan = replace(self.plan, layers=tuple(replace(spec, rank=0) for spec in self.plan.layers))
+        recorded = {"plan": self.plan.to_dict()} if "plan" in getattr(self, "_model_args", {}) else {"rank": 0}
+        update_model_args(self, **recorded)
+        return self
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` gets: the current stitch alone, as a graph of the anchors' own modules."""
+        return single_stitch_graph(self.extract())
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile every block in place, so that all stitches run compiled and switching compiles nothing.
+
+        The arguments are those of `torch.compile`. Blocks of one width share a graph, so a few graphs
+        serve all stitches. (`torch.compile(model)` would specialise on the stitch and give up after a few.)
+        """
+        for view in self.views:
+            for index in range(view.depth):
+                if view.holds(index):
+                    for module in view.modules(index):
+                        module.compile(*args, **kwargs)
+
+    # ── what is known of the stitches ─────────────────────────────────────────────────────────────
 
     @property
-    def set_input_size(self) -> Callable[..., None]:
-        """`set_input_size(img_size)`: set the size of the images, resampling position embeddings.
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images that the network takes, or expects by default."""
+        return image_size_of(self)
 
-        Like timm's models, a network has this only if its anchors take other sizes: LeViT does not.
-        """
-        for part in self.views:
-            if part.image_size and not hasattr(part.anchor, "set_input_size"):
-                raise AttributeError(f"{anchor_name(part.anchor)!r} is made for images of {part.image_size}.")
-        return self._set_input_size
-
-    def _set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: Any = None) -> None:
-        if patch_size is not None:
-            raise ValueError("the patch size of stitched anchors cannot be changed: it is part of the plan.")
-        if any(part.is_part for part in self.views):
-            raise ValueError("this network shares its modules with a larger one: resize that, then extract.")
-        size = (img_size, img_size) if isinstance(img_size, int) else img_size
-        for anchor in self.anchors:
-            if anchor is not None and hasattr(anchor, "set_input_size"):
-                anchor.set_input_size(img_size=size)
-        for part in self.views:
-            part.refresh()
-        update_model_input_size(self, size)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass instead of keeping their activations."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """The parameters that the anchors themselves exempt from weight decay."""
-        found: set[str] = set()
-        for i, anchor in self._present():
-            exempt = getattr(anchor, "no_weight_decay", set)
-            found.update(f"anchors.{i}.{name}" for name in exempt())
-        if any(part.is_part for part in self.views):
-            found &= {name for name, _ in self.named_parameters()}
+    def costs(self) -> PlanCosts:
+        """What every part costs at the present image size; measured when first asked for, then kept."""
+        key = (self.plan, self.image_size, self.num_classes, self.stitched_norm)
+        cached: Any = self.__dict__.get("_costs")
+        if cached is None or cached[0] != key:
+            cached = key, measure(self)
+            self.__dict__["_costs"] = cached
+        found: PlanCosts = cached[1]
         return found
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for layer-wise decay: blocks of equal index together, stitching layers with the heads."""
-        stem: list[str] = []
-        blocks: list[tuple[str, Any]] = []
-        for i, anchor in self._present():
-            groups = anchor.group_matcher(coarse=coarse)
-            stem.append(_prefixed(i, groups["stem"]))
-            inner = groups["blocks"]
-            for entry in inner if isinstance(inner, (list, tuple)) else [(inner, None)]:
-                blocks.append((_prefixed(i, entry[0]), *entry[1:]))
-        return {"stem": "|".join(stem), "blocks": blocks}
+    def stitch_table(self) -> list[dict[str, Any]]:
+        """One row a stitch, in id order: what it is, what it costs, and what is known of it.
 
-    def _present(self) -> list[tuple[int, nn.Module]]:
-        return [(i, anchor) for i, anchor in enumerate(self.anchors) if anchor is not None]
+        Returns:
+            Dicts with `stitch_id`, `name`, `macs` (multiply-adds for one image), `params` (all it
+            holds), for the authors' networks `published_macs` and `published_params` in the count of
+            their tables (None where they give no parameters), and whatever was measured or published:
+            `published_top1`, `top1`, `top5`, `latency_ms`, …. Measured is only what belongs to the weights that
+            the network has now.
+        """
+        costs, known = self.costs(), self.known_rows()
+        rows = []
+        for stitch in self.plan:
+            cost = costs.cost(stitch)
+            row: dict[str, Any] = {"stitch_id": stitch.stitch_id, "name": stitch.name}
+            row.update(macs=cost.macs, params=cost.params)
+            if self.published:
+                theirs = costs.published(stitch, self.published)
+                row.update(published_macs=theirs.macs)
+                row.update(published_params=theirs.params if self.published.params else None)
+            if stitch.stitch_id in self.published_top1:
+                row.update(published_top1=self.published_top1[stitch.stitch_id])
+            rows.append(row | dict(known.get(stitch.stitch_id, {})))
+        return rows
+
+    def remember(self, rows: Iterable[Row], weights: Any = None) -> None:
+        """Keep measured rows, beside those of the same weights that are known already.
+
+        Args:
+            rows: dicts of `stitch_id` and what was measured, from `evaluate`, `profile` or a file.
+            weights: the fingerprint of the weights that they belong to, where the rows do not say; default those
+                that the network has now.
+
+        Raises:
+            ValueError: if the rows belong to several weights, or to stitches that the plan does not have.
+        """
+        rows = list(rows)
+        unknown = [row.get("stitch_id") for row in rows if row.get("stitch_id") not in self.plan]
+        if unknown:
+            raise ValueError(f"the rows hold stitches that the plan does not have: {unknown[:6]}.")
+        if rows and weights is None and not all(row.get("weights") for row in rows):
+            weights = fingerprint_again(self)
+        self.results = self.results.updated(Results.of(rows, weights))
+
+    def forget(self) -> None:
+        """Drop all that was measured."""
+        self.results = Results()
+
+    def known_rows(self) -> dict[int, Row]:
+        """What was measured of the weights that the network has now, by stitch; of other weights nothing."""
+        if not self._results_belong():
+            _logger.warning("what was measured of this network's weights before they changed is left out: evaluate it.")
+            return {}
+        return dict(self.results.rows)
+
+    def check_results(self) -> None:
+        """Refuse to go on where what was measured belongs to other weights than the network has now.
+
+        Raises:
+            ValueError: saying so.
+        """
+        if not self._results_belong():
+            mark = self.results.weights if isinstance(self.results.weights, str) else "before they changed"
+            raise ValueError(
+                f"what is known of this network belongs to other weights ({mark}) than the network now has: evaluate "
+                "it again."
+            )
+
+    def _results_belong(self) -> bool:
+        mark = self.results.weights
+        if not self.results.rows:
+            return True
+        return mark == (fingerprint_again(self) if isinstance(mark, str) else glance(self))
+
+    # ── weights ───────────────────────────────────────────────────────────────────────────────────
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; a network on the meta device takes over the tensors given, in its own dtypes."""
+        if not assign and is_on_meta(self):
+            state_dict, assign = cast_like(state_dict, self.state_dict()), True
+        self.forget()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if any(key.startswith(prefix + "stitch_layers.") for key in state_dict):
+            raise ValueError(
+                "these weights are in the layout of the authors' release: convert them with "
+                "timm_stitch.convert_checkpoint, or load them by create_model(..., pretrained=True, "
+                "pretrained_cfg_overlay=dict(file=PATH))."
+            )
+        flag = state_dict.pop(prefix + NORM_FLAG, None)  # among the tensors in files of version 0.1
+        if flag is not None and not flag.is_meta:
+            self.stitched_norm = bool(flag)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _prefixed(anchor: int, pattern: str) -> str:
-    """A timm group pattern for the parameters of one anchor."""
-    pattern = re.sub(r"(^|\|)\^", r"\1", pattern)
-    return rf"^anchors\.{anchor}\.(?:{pattern})"
+def _parameters(model: nn.Module) -> list[Tensor]:
+    """All parameters, reached one attribute at a time so that torch.fx sees each of them."""
+    found = []
+    for name, _ in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        found.append(getattr(model.get_submodule(owner), leaf))
+    return found
+
+
+def _is_row(ids: Any) -> bool:
+    """Whether these are several ids: a list, a tuple, a 1-D tensor or array."""
+    return hasattr(ids, "__len__") and getattr(ids, "ndim", 1) > 0

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+NORM_FLAG = "stitched_norm"  # what files of version 0.1 hold among the tensors, and fingerprints take in ever since
+
 
 def fingerprint(model: nn.Module) -> str:
-    """A digest of a network's weights: 16 hexadecimal digits, equal for equal names and values."""
-    return fingerprint_of(model.state_dict())
+    """A digest of a network: 16 hexadecimal digits, equal for equal names and values of weights.
+
+    Whether stitched paths run the final norm is taken in too: with the same weights it is another network.
+    """
+    return fingerprint_of(model.state_dict(), getattr(model, NORM_FLAG, None))
 
 
-def fingerprint_of(state_dict: Mapping[str, Tensor]) -> str:
-    """The `fingerprint` of weights by name."""
+def fingerprint_of(state_dict: Mapping[str, Tensor], stitched_norm: bool | None = None) -> str:
+    """The `fingerprint` of weights by name.
+
+    Args:
+        state_dict: the weights.
+        stitched_norm: of the network, where the weights do not hold it.
+    """
+    if stitched_norm is not None:
+        state_dict = {NORM_FLAG: torch.tensor(stitched_norm), **state_dict}
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(state_dict.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -24,22 +37,28 @@ def fingerprint_of(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_again(model: nn.Module) -> str:
-    """The `fingerprint`, from memory while no tensor has changed.
+def glance(model: nn.Module) -> Hashable:
+    """What tells cheaply whether a network's weights have changed since.
 
-    Whether one has is told from where each lies, torch's count of its changes, and sixteen of its values.
+    Where each tensor lies, torch's count of its changes, and the sum of sixteen of its values.
     """
-    glance = []
+    found = []
     for name, tensor in model.state_dict().items():
         flat = tensor.detach().reshape(-1)
-        few = flat[:: max(1, flat.numel() // 16)].double().sum().item() if flat.numel() else 0.0
-        version = 0 if tensor.is_inference() else tensor._version
-        glance.append((name, tensor.data_ptr(), version, few))
-    kept = model.__dict__.get("_fingerprint")
-    if kept is None or kept[0] != glance:
-        kept = glance, fingerprint(model)
+        some = flat[:: max(1, flat.numel() // 16)]
+        total = some.double().sum().item() if some.numel() and not tensor.is_meta else 0.0
+        found.append((name, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, total))
+    return (getattr(model, NORM_FLAG, None), *found)
+
+
+def fingerprint_again(model: nn.Module) -> str:
+    """The `fingerprint`, from memory while a `glance` sees no change."""
+    now = glance(model)
+    kept: Any = model.__dict__.get("_fingerprint")
+    if kept is None or kept[0] != now:
+        kept = now, fingerprint(model)
         model.__dict__["_fingerprint"] = kept
-    return kept[1]
+    return str(kept[1])
 
 
 def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:

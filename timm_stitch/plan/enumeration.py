@@ -69,7 +69,7 @@ def enumerate_stitches(
         if not joints[front, back]:
             raise _meet_nowhere(anchors[front], anchors[back])
 
-    stitches = [(Segment(i, 0, anchor.depth),) for i, anchor in enumerate(anchors)]
+    stitches: list[tuple[Segment, ...]] = [(Segment(i, 0, anchor.depth),) for i, anchor in enumerate(anchors)]
     used: list[tuple[int, ...]] = [()] * len(anchors)
     for route in routes:
         for segments, numbers in _routes(anchors, route, joints):

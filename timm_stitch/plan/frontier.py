@@ -65,6 +65,31 @@ def best_within(rows: Iterable[Row], budgets: Mapping[str, float], score: str = 
     return max(fitting, key=lambda row: (row[score], *(-row[name] for name in budgets)))
 
 
+def best_known(rows: Iterable[Row], budgets: Mapping[str, float | None], score: str = "top1") -> Row:
+    """The best row within budgets, of those whose score is known.
+
+    Where none has a `top1`, what the authors published for their weights (`published_top1`) stands in for it.
+
+    Args:
+        rows: of `stitch_table`.
+        budgets: the most that is allowed of each; None for what is not limited.
+        score: what to maximise.
+
+    Raises:
+        ValueError: if no budget is given, nothing fits, or the score or a quantity is not known.
+    """
+    rows = list(rows)
+    known = [row for row in rows if row.get(score) is not None]
+    if not known and score == "top1":
+        known = [{**row, score: row["published_top1"]} for row in rows if row.get("published_top1") is not None]
+    if not known:
+        raise ValueError(
+            f"no stitch of this network has a known {score}, so none can be called the best: evaluate it, "
+            "select(model, timm_stitch.evaluate(model, loader), macs=...)."
+        )
+    return best_within(known, {name: most for name, most in budgets.items() if most is not None}, score)
+
+
 def frontier_area(rows: Iterable[Row], low: float, high: float, cost: str = "macs", score: str = "top1") -> float:
     """One figure for a curve: the best score at or below a cost, averaged over the log of the cost.
 

@@ -10,7 +10,7 @@ Source: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports the stan
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from operator import index
 from typing import Any
@@ -166,10 +166,11 @@ class StitchPlan:
     anchors: tuple[Anchor, ...]
     layers: tuple[LayerSpec, ...]
     stitches: tuple[Stitch, ...]
+    _by_id: dict[int, Stitch] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for field in ("anchors", "layers", "stitches"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))  # lists would make equal plans unequal
+        for name in ("anchors", "layers", "stitches"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists would make equal plans unequal
         ids = [stitch.stitch_id for stitch in self.stitches]
         if not ids or ids != sorted(set(ids)) or ids[0] < 0:
             raise ValueError(f"stitch ids must ascend without repetition, and there must be one; got {ids[:12]} ….")
@@ -229,7 +230,7 @@ class StitchPlan:
         try:
             if isinstance(stitch_id, bool):
                 raise TypeError
-            return self._by_id[index(stitch_id)]  # type: ignore[attr-defined,no-any-return]
+            return self._by_id[index(stitch_id)]
         except (KeyError, TypeError):
             raise ValueError(self._unknown(stitch_id)) from None
 

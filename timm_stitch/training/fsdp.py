@@ -8,7 +8,6 @@ Imports torch, Accelerate and the layers below.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as whole
 from torch.distributed.fsdp import register_fsdp_forward_method
 
+from ..anchors.meta_device import meta_copy
 from ..data.processes import summed
 from ..network.network import SNNet
 from .config import TrainConfig
@@ -48,11 +48,7 @@ def is_sharded(accelerator: Accelerator, config: TrainConfig) -> bool:
 
 def hollow(model: SNNet) -> SNNet:
     """A copy without the parameters' memory, into which the whole weights can be loaded."""
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-        for p in model.parameters()
-    }
-    return copy.deepcopy(model, memo)
+    return meta_copy(model, buffers=False)
 
 
 def shard(accelerator: Accelerator, model: SNNet, optimizer: torch.optim.Optimizer) -> Any:

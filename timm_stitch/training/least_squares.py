@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..anchors.view import Context, View
+from ..network.crossing import aligned
 from ..network.modes import evaluating
 from ..network.network import SNNet
 
@@ -158,14 +160,14 @@ def least_squares_init(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: expected one of {', '.join(map(repr, METHODS))}.")
-    if any(part.is_part for part in model.views):
+    if any(view.is_partial for view in model.views):
         raise ValueError("this network holds only some of its anchors' blocks: initialise the whole one, then extract.")
     systems = _systems(model, method)
     like = next(model.parameters())
     with evaluating(model):
         for batch in tqdm(_batches(images, batch_size), desc="least squares", unit="batch", disable=not progress):
             for stitch in model.plan:
-                model.check_images(batch, stitch)
+                model.executor.check_images(batch, stitch, model.in_chans)
             _accumulate(model, batch.to(like.device, like.dtype), systems)
     solved = {
         number: [equations.solve() for _, equations in parts] for number, parts in systems.items()
@@ -202,27 +204,28 @@ def _accumulate(model: SNNet, images: Tensor, systems: _Systems) -> None:
             for stop, start in pairs:
                 wanted.setdefault(spec.front, set()).add(stop)
                 wanted.setdefault(spec.back, set()).add(start)
-    crossing = {anchor: _boundaries(model, anchor, images, at) for anchor, at in wanted.items()}
+    context = Context(images)
+    crossing = {anchor: _boundaries(model.views[anchor], context, at) for anchor, at in wanted.items()}
     for number, parts in systems.items():
         spec = model.plan.layers[number]
+        front, back = model.views[spec.front], model.views[spec.back]
         for pairs, equations in parts:
             for stop in sorted({stop for stop, _ in pairs}):
                 leaving = crossing[spec.front][stop]
                 rows = [
-                    model.aligned(leaving, crossing[spec.back][start], (spec.front, stop), (spec.back, start), images)
+                    aligned(leaving, crossing[spec.back][start], front, stop, back, start, context)
                     for s, start in pairs
                     if s == stop
                 ]
-                equations.add(rows[0][0].double(), *(back.double() for _, back in rows))
+                equations.add(rows[0][0].double(), *(target.double() for _, target in rows))
 
 
-def _boundaries(model: SNNet, anchor: int, images: Tensor, wanted: set[int]) -> dict[int, Tensor]:
+def _boundaries(view: View, context: Context, wanted: set[int]) -> dict[int, Tensor]:
     """What crosses the wanted boundaries of one anchor, run no further than the last of them."""
-    part = model.views[anchor]
-    h = part.stem(images)
+    h = view.stem(context.images)
     found = {0: h} if 0 in wanted else {}
     for block in range(max(wanted)):
-        h = part.run(h, block, block + 1, images)
+        h = view.run(h, block, block + 1, context)
         if block + 1 in wanted:
             found[block + 1] = h
     return found

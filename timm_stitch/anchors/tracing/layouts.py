@@ -18,7 +18,7 @@ def map_layout(shape: Sequence[int], size: tuple[int, int]) -> str | None:
     return good[0] if len(good) == 1 else None
 
 
-def form(shape: Sequence[int], size: tuple[int, int], hint: int, default: str) -> tuple[str, int, int, int, int]:
+def describe(shape: Sequence[int], size: tuple[int, int], hint: int, default: str) -> tuple[str, int, int, int, int]:
     """Layout, width, reduction, prefix tokens and all tokens that an activation's shape speaks of.
 
     Args:

@@ -40,7 +40,7 @@ def is_made_of_modules(module: nn.Module) -> bool:
     return bool(module._modules) and not type(module).__module__.startswith("torch.nn.modules.activation")
 
 
-OPENINGS: Sequence[Callable[[nn.Module], bool]] = (is_stage, is_architecture, is_made_of_modules)
+OPENED: Sequence[Callable[[nn.Module], bool]] = (is_stage, is_architecture, is_made_of_modules)
 
 
 def is_block(module: nn.Module) -> bool:
@@ -49,7 +49,7 @@ def is_block(module: nn.Module) -> bool:
     return weights >= (2 if plain_layer(module) else 1)
 
 
-def weighs(module: nn.Module) -> bool:
+def multiplies(module: nn.Module) -> bool:
     """Whether a module multiplies by a matrix."""
     return any(isinstance(m, (nn.Linear, nn.Conv2d)) for m in module.modules())
 

@@ -1,6 +1,6 @@
 """A recorded forward pass with its boundaries, and where side inputs come from.
 
-Imports torch and `program`.
+Imports torch and `recording`.
 """
 
 from __future__ import annotations
@@ -14,70 +14,96 @@ from torch import nn
 
 from .recording import DEVICE, Program, Step
 
-# (steps, entry, exit, sides, batches): the arguments of a slice
-SliceOf = tuple[tuple[tuple[int, Step], ...], int, int, tuple[int, ...], tuple[int, ...]]
+
+@dataclass(frozen=True)
+class Boundary:
+    """One place where a forward pass can be cut, and the value that crosses there.
+
+    Args:
+        position: the step after which it lies.
+        value: the number of the value that crosses.
+        layout, width, reduction, prefix, tokens: what its shape says, as `layouts.describe` has it.
+        fraction: the share of all multiply-adds before it.
+    """
+
+    position: int
+    value: int
+    layout: str
+    width: int
+    reduction: int
+    prefix: int
+    tokens: int
+    fraction: float
 
 
-@dataclass
-class Cuts:
+@dataclass(frozen=True)
+class Span:
+    """Consecutive steps, and what enters and leaves them.
+
+    Args:
+        steps: (number, step), ascending.
+        entry, exit: the numbers of the values that enter and leave.
+        sides: the numbers of further values that enter.
+        batches: numbers of values that are the batch size.
+    """
+
+    steps: tuple[tuple[int, Step], ...]
+    entry: int
+    exit: int
+    sides: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Partition:
     """A recorded forward pass with its boundaries.
 
     Args:
-        positions: the step after which each boundary lies.
-        crossing: the value that crosses each boundary.
-        layouts, widths, reductions, prefixes, tokens: of that value.
-        fractions: the share of all multiply-adds before each boundary.
-        stem, blocks, norm, head: what slices are made of; None for a norm that is not there, and for a
-            head that is the model's own `forward_head`.
+        program: what was recorded.
+        kinds: of each value, whether it depends on the image's content, on its size, or on neither.
+        boundaries: ascending.
+        stem, blocks, norm, head: what lies between them; None for a norm that is not there, and for a head that
+            is the model's own `forward_head`.
         head_targets: the names of what the head uses.
         image_size: the only size that the recording serves, or None.
     """
 
     program: Program
     kinds: tuple[str, ...]
-    batch_sizes: frozenset[int]
-    positions: tuple[int, ...]
-    crossing: tuple[int, ...]
-    layouts: tuple[str, ...] = ()
-    widths: tuple[int, ...] = ()
-    reductions: tuple[int, ...] = ()
-    prefixes: tuple[int, ...] = ()
-    tokens: tuple[int, ...] = ()
-    fractions: tuple[float, ...] = ()
-    stem: Any = None
-    blocks: tuple[SliceOf, ...] = ()
-    norm: Any = None
-    head: Any = None
-    head_targets: frozenset[str] = frozenset()
-    image_size: tuple[int, int] | None = None
-    _sides: dict[tuple[int, ...], tuple[tuple[int, Step | None], ...]] = field(default_factory=dict)
+    boundaries: tuple[Boundary, ...]
+    stem: Span
+    blocks: tuple[Span, ...]
+    norm: Span | None
+    head: Span | None
+    head_targets: frozenset[str]
+    image_size: tuple[int, int] | None
+    _sources: dict[tuple[int, ...], tuple[tuple[int, Step | None], ...]] = field(default_factory=dict, compare=False)
 
     @property
     def middle(self) -> int:
         """How many boundaries have between a tenth and nine tenths of the work before them."""
-        return sum(0.1 <= fraction <= 0.9 for fraction in self.fractions)
+        return sum(0.1 <= boundary.fraction <= 0.9 for boundary in self.boundaries)
 
-    def sides_of(self, sides: tuple[int, ...]) -> tuple[tuple[int, Step | None], ...]:
+    def sources(self, sides: tuple[int, ...]) -> tuple[tuple[int, Step | None], ...]:
         """The steps that give side inputs, ascending; None for a size that arises inside the model."""
-        if sides not in self._sides:
+        if sides not in self._sources:
             found: dict[int, Step | None] = {}
             todo = list(sides)
             while todo:
                 number = todo.pop()
                 if number in found or number == 0:
                     continue
-                step = self.program.steps[number]
-                assert step is not None
-                inner = any(self.kinds[i] == "data" and i != 0 for i in step.inputs)
-                found[number] = None if inner else step
-                todo += [] if inner else step.inputs
-            self._sides[sides] = tuple(sorted(found.items()))
-        return self._sides[sides]
+                step = self.program.step(number)
+                inside = any(self.kinds[i] == "data" and i != 0 for i in step.inputs)
+                found[number] = None if inside else step
+                todo += [] if inside else step.inputs
+            self._sources[sides] = tuple(sorted(found.items()))
+        return self._sources[sides]
 
     @property
     def _all_sizes(self) -> list[int]:
-        parts = [part for part in (self.stem, *self.blocks) if part is not None]
-        return sorted({number for part in parts for number, step in self.sides_of(part[3]) if step is None})
+        spans = (self.stem, *self.blocks)
+        return sorted({number for span in spans for number, step in self.sources(span.sides) if step is None})
 
     @property
     def needs_sizes(self) -> bool:

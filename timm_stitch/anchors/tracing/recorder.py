@@ -11,7 +11,6 @@ Imports torch and `program`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..meta_device import meta_copy
 from .recording import DEVICE, Program, Ref, Step, map_leaves, merged
 
 
@@ -43,7 +43,7 @@ def record(
     Raises:
         Exception: whatever the model raises when its glue cannot be recorded.
     """
-    twin = meta_model(model)
+    twin = meta_copy(model)
     closed: set[type] = set()
     while True:
         recorder = _Recorder(lambda m: opens(m) and type(m) not in closed)
@@ -61,25 +61,6 @@ def record(
         return merged(program, recorder.record(twin.train(), channels, size, batch))
     except Exception:
         return program
-
-
-def meta_model(model: nn.Module) -> nn.Module:
-    """A copy without storage: parameters, buffers and other tensors on the meta device."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-        loose = [t for v in module.__dict__.values() for t in (v if isinstance(v, (list, tuple)) else (v,))]
-        for tensor in (*module._buffers.values(), *loose):
-            if isinstance(tensor, Tensor):
-                memo[id(tensor)] = torch.empty_like(tensor, device="meta")
-    twin = copy.deepcopy(model, memo)
-    for module in twin.modules():
-        if getattr(module, "grad_checkpointing", False):
-            module.grad_checkpointing = False  # type: ignore[assignment]
-        module._compiled_call_impl = None
-    return twin
 
 
 class _Shadow(fx.Proxy):
@@ -101,13 +82,15 @@ class _Shadow(fx.Proxy):
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __iter__(self) -> Any:
-        return iter([self[i] for i in range(len(self.example))])  # type: ignore[index]
+        shadow: Any = self
+        return iter([shadow[i] for i in range(len(self.example))])
 
     def __len__(self) -> int:
         return len(self.example)
 
     def _force(self) -> Any:
-        self.tracer.forced = True  # type: ignore[attr-defined]
+        tracer: Any = self.tracer
+        tracer.forced = True
         return self.example
 
     def __bool__(self) -> bool:
@@ -120,7 +103,7 @@ class _Shadow(fx.Proxy):
         return float(self._force())
 
     def __index__(self) -> int:
-        return self._force().__index__()
+        return int(self._force().__index__())
 
     def __contains__(self, item: Any) -> bool:
         return item in self._force()

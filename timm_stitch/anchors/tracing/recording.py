@@ -97,6 +97,12 @@ class Program:
     size: tuple[int, int]
     batch: int = 2
 
+    def step(self, number: int) -> Step:
+        """Step `number`; not 0, which is the image."""
+        step = self.steps[number]
+        assert step is not None
+        return step
+
 
 def differs(a: Program, b: Program) -> bool:
     """Whether two recordings of one model, made with other sizes, are different programs."""

@@ -1,0 +1,120 @@
+"""Which anchors fit a plan and each other; what does not is refused in words.
+
+Imports torch, the views and `plan`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from ..anchors.auto import view_of
+from ..anchors.view import View
+from ..plan.stitch_plan import StitchPlan
+from .crossing import borrows
+
+
+def check_anchors(views: Sequence[View], plan: StitchPlan) -> None:
+    """Refuse anchors that do not fit the plan or each other.
+
+    Raises:
+        ValueError: saying which anchor differs in what.
+    """
+    if len(views) != len(plan.anchors):
+        raise ValueError(f"the plan has {len(plan.anchors)} anchors ({plan.anchor_names}), {len(views)} were given.")
+    if len({id(view.anchor) for view in views}) < len(views):
+        raise ValueError("the same module was given as two anchors: give a copy, or another model.")
+    for view, anchor in zip(views, plan.anchors, strict=True):
+        if (view.widths, view.reductions) != (anchor.widths, anchor.reductions):
+            raise ValueError(
+                f"the plan's anchor {anchor.name!r} has {anchor.depth} blocks of {sorted(set(anchor.widths))} "
+                f"channels; the model given has {view.depth} of {sorted(set(view.widths))}. "
+                "Make the plan from these models."
+            )
+    tensors = [next(view.anchor.parameters()) for view in views]
+    if len({(t.dtype, t.device) for t in tensors}) > 1:
+        where = {name: (str(t.dtype), str(t.device)) for name, t in zip(plan.anchor_names, tensors, strict=True)}
+        raise ValueError(f"the anchors differ in dtype or device: {where}. Move them together first, with .to(…).")
+    for what in ("num_classes", "in_chans"):
+        values = [getattr(view.anchor, what, None) for view in views]
+        if len(set(values)) > 1:
+            raise ValueError(
+                f"cannot stitch anchors whose {what} differ: {dict(zip(plan.anchor_names, values, strict=True))}. "
+                f"Create them with equal {what}."
+            )
+    for number, spec in enumerate(plan.layers):
+        if borrows(plan, views, number) and not views[spec.back].prefix_names():
+            front, back = plan.anchor_names[spec.front], plan.anchor_names[spec.back]
+            raise ValueError(
+                f"cannot stitch {front!r} to {back!r}: the second has class or register tokens that the first "
+                "lacks, and how it makes them is not known apart from its patches. Use anchors that both have them "
+                "or both have none."
+            )
+
+
+def check_meeting(views: Sequence[View]) -> None:
+    """Refuse token grids that differ.
+
+    Raises:
+        ValueError: naming the two models and their tokens.
+    """
+    for a, b in pairwise(views):
+        leave, enter = a.tokens, b.tokens
+        if leave and enter and leave - a.prefix_tokens != enter - b.prefix_tokens:
+            raise ValueError(
+                f"cannot stitch {a.describe().name!r} to {b.describe().name!r}: {leave} tokens leave block 0, "
+                f"{enter} are expected. Use anchors with equal patch and image size."
+            )
+        if a.image_size and b.image_size and a.image_size != b.image_size:
+            raise ValueError(
+                f"cannot stitch {a.describe().name!r} to {b.describe().name!r}: they take images of {a.image_size} and "
+                f"{b.image_size}. Create both with one img_size."
+            )
+
+
+def warn_of_preprocessing(models: Sequence[nn.Module], views: Sequence[View]) -> None:
+    """Warn of anchors that were trained on images normalised differently."""
+    differing = {}
+    for what in ("mean", "std"):
+        values = [tuple((getattr(model, "pretrained_cfg", None) or {}).get(what) or ()) for model in models]
+        if len({value for value in values if value}) > 1:
+            differing[what] = dict(zip([view.describe().name for view in views], values, strict=True))
+    if differing:
+        warnings.warn(
+            f"the anchors were trained on images normalised differently: {differing}. One input serves all stitches, "
+            "so accuracy will suffer: use anchors with equal preprocessing.",
+            stacklevel=3,
+        )
+
+
+def meeting_points(front: nn.Module, back: nn.Module) -> list[dict[str, Any]]:
+    """Where two models can meet: the boundaries of each at every spatial size that both have.
+
+    Returns:
+        One row a reduction: `reduction`, the blocks of the front after which and of the back before which they
+        meet, and the channels that leave and enter there.
+    """
+    a, b = (view_of(model).describe() for model in (front, back))
+    rows = []
+    for reduction in sorted(set(a.reductions[1:]) & set(b.reductions[:-1])):
+        leave = [i for i, r in enumerate(a.reductions) if i and r == reduction]
+        enter = [i for i, r in enumerate(b.reductions[:-1]) if r == reduction]
+        rows.append(
+            {
+                "reduction": reduction,
+                f"{a.name} after blocks": ", ".join(str(i - 1) for i in leave),
+                "leave channels": ", ".join(map(str, sorted({a.widths[i] for i in leave}))),
+                f"{b.name} before blocks": ", ".join(map(str, enter)),
+                "enter channels": ", ".join(map(str, sorted({b.widths[i] for i in enter}))),
+            }
+        )
+    if not rows:
+        raise ValueError(
+            f"{a.name!r} and {b.name!r} meet nowhere: after blocks 1/{sorted(set(a.reductions[1:]))} of the image, "
+            f"before blocks 1/{sorted(set(b.reductions[:-1]))}. Use models with equal patch or stage sizes."
+        )
+    return rows

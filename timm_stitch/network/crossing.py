@@ -1,0 +1,73 @@
+"""From one segment into the next: where two anchors' activations meet, and how one is carried into the other.
+
+Anchors of one layout meet in that layout, others as maps. Prefix tokens (class, registers) that both have are
+carried along; those that only the back has are its own.
+
+Imports torch, the views and `plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..anchors.view import Context, View
+from ..plan.stitch_plan import StitchPlan
+from .layers import StitchingLayer
+
+
+def cross(
+    layer: StitchingLayer, h: Tensor, front: View, leave: int, back: View, enter: int, context: Context
+) -> Tensor:
+    """Carry what leaves one segment into the next through a stitching layer.
+
+    Args:
+        layer: the map.
+        h: the activation at boundary `leave` of the front.
+        front, back: the anchors on either side.
+        leave, enter: the boundaries.
+        context: of the call.
+
+    Returns:
+        The activation at boundary `enter` of the back.
+    """
+    layout, leaving, entering = front.layout_at(leave), front.prefix_at(leave), back.prefix_at(enter)
+    if (layout, leaving) == (back.layout_at(enter), entering):
+        return layer(h, True) if layout == "NCHW" else layer(h)
+    spatial = layer(front.as_map(h, context.size, leave), True)
+    carried = min(leaving, entering)
+    prefix = front.prefix(h, leave) if carried else None
+    return back.from_map(spatial, layer(prefix[:, :carried]) if prefix is not None else None, enter)
+
+
+def aligned(
+    leaving: Tensor, entering: Tensor, front: View, leave: int, back: View, enter: int, context: Context
+) -> tuple[Tensor, Tensor]:
+    """What leaves one anchor and enters another, position by position: (n, d_front) and (n, d_back).
+
+    Args:
+        leaving, entering: the activations of the two anchors for the same images.
+        front, back: the anchors.
+        leave, enter: the boundaries where each was taken.
+        context: of the call.
+    """
+    carried = min(front.prefix_at(leave), back.prefix_at(enter))
+    return _rows(front, leaving, carried, context, leave), _rows(back, entering, carried, context, enter)
+
+
+def borrows(plan: StitchPlan, views: Sequence[View], number: int) -> bool:
+    """Whether what crosses a stitching layer is joined by prefix tokens of the back anchor's own."""
+    spec = plan.layers[number]
+    front, back = views[spec.front], views[spec.back]
+    return any(front.prefix_at(leave) < back.prefix_at(enter) for leave, enter in plan.pairs(number))
+
+
+def _rows(view: View, h: Tensor, prefixes: int, context: Context, boundary: int) -> Tensor:
+    """An activation as (n, C): for each image its first prefix tokens, then the map row by row."""
+    rows = view.as_map(h, context.size, boundary).flatten(2).transpose(1, 2)
+    prefix = view.prefix(h, boundary)
+    if prefix is not None:
+        rows = torch.cat([prefix[:, :prefixes], rows], dim=1)
+    return rows.flatten(0, 1)

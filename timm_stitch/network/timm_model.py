@@ -1,0 +1,300 @@
+"""What timm asks of a model besides `forward`: features, classifier, sizes, parameter groups.
+
+Imports torch, timm (through `timm_compat`), the views and the files beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ..anchors.timm_compat import FeatureGetterNet, feature_take_indices, update_model_input_size
+from ..anchors.view import Context, View, anchor_name
+from ..plan.stitch_plan import Stitch, StitchPlan
+from .executor import Executor
+from .extraction import blocks_of, extract
+
+
+class TimmModel(nn.Module):
+    """The half of `SNNet` that timm and its users know from every model; all of it follows the current stitch."""
+
+    if TYPE_CHECKING:  # what the network itself has
+        plan: StitchPlan
+        executor: Executor
+        anchors: nn.ModuleList
+        stitch_id: int
+        num_classes: int
+        in_chans: int
+
+        @property
+        def views(self) -> list[View]: ...
+        def _stitch(self, stitch_id: Any) -> Stitch: ...
+        def _mark(self, features: Tensor, stitch_id: Any) -> Tensor: ...
+        def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self: ...
+        def forget(self) -> None: ...
+
+    grad_checkpointing = False
+    pretrained_cfg: dict[str, Any]
+    default_cfg: dict[str, Any]
+
+    @property
+    def _current(self) -> tuple[Stitch, View]:
+        stitch = self.plan[self.stitch_id]
+        return stitch, self.views[stitch.back]
+
+    _by_level: bool | None = None  # whether features are one a level; None: as the current path suggests
+
+    @property
+    def num_features(self) -> int:
+        """Channels that enter the head of the current stitch."""
+        view = self._current[1]
+        return int(view.anchor.num_features if view.has_head else view.widths[-1])
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels of the current stitch's pre-logits."""
+        view = self._current[1]
+        return int(view.anchor.head_hidden_size if view.has_head else view.widths[-1])
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels of the current stitch's last activation."""
+        return self._current[1].widths[-1]
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patch tokens in `forward_features` of the current stitch."""
+        return self._current[1].prefix_tokens
+
+    @property
+    def global_pool(self) -> str | None:
+        """How the current stitch pools."""
+        pool: Any = getattr(self._current[1].anchor, "global_pool", None)
+        found: str | None = getattr(pool, "pool_type", None) if isinstance(pool, nn.Module) else pool
+        return found
+
+    @property
+    def output_fmt(self) -> str:
+        """The layout of what `forward_features` gives for the current stitch: `"NLC"`, `"NHWC"`, `"NCHW"`."""
+        return self._current[1].layout
+
+    def _taps(self, stitch: Stitch) -> list[int]:
+        """Which blocks of a stitch, counted along its path, give features.
+
+        Every block where all have one resolution, else the last block of each resolution.
+        """
+        reductions = [self.views[anchor].reductions[block + 1] for anchor, block in blocks_of(stitch)]
+        by_level = len(set(reductions)) > 1 if self._by_level is None else self._by_level
+        last = len(reductions) - 1
+        return [n for n, r in enumerate(reductions) if not by_level or n == last or reductions[n + 1] != r]
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """One entry a block of the current stitch, or one a resolution: module, channels and reduction."""
+        path = blocks_of(self._current[0])
+        return [
+            {
+                "module": f"anchors.{anchor}.{self.views[anchor].block_name(block)}",
+                "num_chs": self.views[anchor].widths[block + 1],
+                "reduction": self.views[anchor].reductions[block + 1],
+            }
+            for anchor, block in (path[n] for n in self._taps(self._current[0]))
+        ]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        return_prefix_tokens: bool = False,
+        stitch_id: int | None = None,
+    ) -> Any:
+        """The activations after chosen blocks of a stitch, as timm's models give them.
+
+        Args:
+            x: images, shape (B, C, H, W).
+            indices: entries of `feature_info`: the last n if an int, all if None.
+            norm: apply the final norm of the block's own anchor to each that has the resolution and
+                the channels of that anchor's last block.
+            stop_early: run no further than the last one asked for.
+            output_fmt: `"NCHW"` maps, or `"NLC"` tokens.
+            intermediates_only: return the list alone, without what `forward_features` gives.
+            return_prefix_tokens: give (patch tokens, prefix tokens) pairs.
+            stitch_id: for this call only.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt={output_fmt!r} is unknown: expected 'NCHW' or 'NLC'.")
+        stitch, context = self._stitch(stitch_id), Context(x, self.grad_checkpointing)
+        self.executor.check_images(x, stitch, self.in_chans)
+        taps = self._taps(stitch)
+        wanted, last = feature_take_indices(len(taps), _as_list(indices))
+        take, last = {taps[i] for i in wanted}, taps[last]
+        found: list[Any] = []
+        h, n = self.views[stitch.front].stem(x), 0
+        for i, segment in enumerate(stitch.segments):
+            if i:
+                h = self.executor.cross(stitch.layers[i - 1], h, stitch.segments[i - 1], segment, context)
+            for block in range(segment.start, segment.stop):
+                h = self.views[segment.anchor].run(h, block, block + 1, context)
+                if n in take:
+                    found.append(self._tap(h, segment.anchor, block, context, norm, output_fmt, return_prefix_tokens))
+                if stop_early and n == last and intermediates_only:
+                    return found
+                n += 1
+        return found if intermediates_only else (self._mark(self.executor.norm(h, stitch), stitch_id), found)
+
+    def _tap(
+        self, h: Tensor, anchor: int, block: int, context: Context, norm: bool, output_fmt: str, with_prefix: bool
+    ) -> Any:
+        """What leaves a block, as `forward_intermediates` gives it."""
+        view = self.views[anchor]
+        if norm and view.like_last(block):
+            if view.is_partial and not view.has_norm and self.num_classes:
+                raise ValueError(
+                    f"anchor {anchor}'s final norm is not in this extracted network: take normed intermediates from "
+                    "the whole one, with stitch_id."
+                )
+            h = view.norm(h)
+        spatial = view.as_map(h, context.size, block + 1)
+        spatial = spatial.flatten(2).transpose(1, 2) if output_fmt == "NLC" else spatial
+        prefix = view.prefix(h, block + 1)
+        return (spatial, prefix) if with_prefix and prefix is not None else spatial
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Become the current stitch alone, up to the last block that `indices` asks for.
+
+        Returns:
+            The indices, all non-negative.
+        """
+        stitch = self._current[0]
+        taps = self._taps(stitch)
+        take, last = feature_take_indices(len(taps), _as_list(indices))
+        segments, left = [], taps[last] + 1
+        for segment in stitch.segments:
+            if left:
+                segments.append(replace(segment, stop=min(segment.stop, segment.start + left)))
+                left -= segments[-1].stop - segment.start
+        end, anchors = segments[-1], list(self.plan.anchors)
+        whole = anchors[end.anchor]
+        anchors[end.anchor] = replace(
+            whole, widths=whole.widths[: end.stop + 1], reductions=whole.reductions[: end.stop + 1]
+        )
+        short = replace(stitch, segments=tuple(segments), layers=stitch.layers[: len(segments) - 1])
+        plan = StitchPlan(tuple(anchors), self.plan.layers, (short,))
+        pruned = extract(self, plan, norm=not prune_norm, head=not prune_head)
+        pruned._by_level = len(taps) < len(blocks_of(stitch))
+        pruned.views[end.anchor].cut_off(end.stop)
+        self.__dict__.update(pruned.__dict__)
+        if prune_head:
+            self.num_classes = 0
+        return take
+
+    def backbone(self, stitch_id: int | None = None, out_indices: int | Sequence[int] = 3) -> FeatureGetterNet:
+        """The feature maps of one stitch, for a detection or segmentation head; as timm's `features_only`.
+
+        Several backbones of one network share its weights.
+
+        Args:
+            stitch_id: which, for good; default the one that is set.
+            out_indices: entries of the stitch's `feature_info`, or how many of the last.
+
+        Returns:
+            A module from images (B, C, H, W) to a list of maps (B, channels, H', W'), with timm's `feature_info`
+            (`channels()`, `reduction()`).
+        """
+        wanted = out_indices if isinstance(out_indices, int) else tuple(out_indices)
+        return FeatureGetterNet(self.extract(stitch_id), wanted)
+
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        """The classifiers of all anchors, fastest first; of an anchor with two heads (distilled) both."""
+        found: list[nn.Module] = []
+        for view in self.views:
+            heads: Any = view.anchor.get_classifier() if view.has_head else ()
+            found.extend(heads if isinstance(heads, (tuple, list)) else (heads,))
+        return tuple(found)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give every anchor a new classifier.
+
+        Args:
+            num_classes: its classes; 0 for none.
+            global_pool: how to pool before it; None leaves that as it is.
+        """
+        for view in self.views:
+            if view.has_head:
+                view.anchor.reset_classifier(num_classes, global_pool)
+        self.num_classes = num_classes
+        self.forget()
+
+    @property
+    def set_input_size(self) -> Callable[..., None]:
+        """`set_input_size(img_size)`: set the size of the images, resampling position embeddings.
+
+        Like timm's models, a network has this only if its anchors take other sizes: LeViT does not.
+        """
+        for view in self.views:
+            if view.image_size and not hasattr(view.anchor, "set_input_size"):
+                raise AttributeError(f"{anchor_name(view.anchor)!r} is made for images of {view.image_size}.")
+        return self._set_input_size
+
+    def _set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: Any = None) -> None:
+        if patch_size is not None:
+            raise ValueError("the patch size of stitched anchors cannot be changed: it is part of the plan.")
+        if any(view.is_partial for view in self.views):
+            raise ValueError("this network shares its modules with a larger one: resize that, then extract.")
+        size = (img_size, img_size) if isinstance(img_size, int) else img_size
+        for _, anchor in self._present():
+            if hasattr(anchor, "set_input_size"):
+                anchor.set_input_size(img_size=size)
+        for view in self.views:
+            view.refresh()
+        update_model_input_size(self, size)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """The parameters that the anchors themselves exempt from weight decay."""
+        found: set[str] = set()
+        for i, anchor in self._present():
+            exempt = getattr(anchor, "no_weight_decay", set)
+            found.update(f"anchors.{i}.{name}" for name in exempt())
+        if any(view.is_partial for view in self.views):
+            found &= {name for name, _ in self.named_parameters()}
+        return found
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups for layer-wise decay: blocks of equal index together, stitching layers with the heads."""
+        stem: list[str] = []
+        blocks: list[tuple[str, Any]] = []
+        for i, anchor in self._present():
+            groups = anchor.group_matcher(coarse=coarse)
+            stem.append(_prefixed(i, groups["stem"]))
+            inner = groups["blocks"]
+            for entry in inner if isinstance(inner, (list, tuple)) else [(inner, None)]:
+                blocks.append((_prefixed(i, entry[0]), *entry[1:]))
+        return {"stem": "|".join(stem), "blocks": blocks}
+
+    def _present(self) -> list[tuple[int, Any]]:
+        return [(i, anchor) for i, anchor in enumerate(self.anchors) if anchor is not None]
+
+
+def _as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
+    return indices if indices is None or isinstance(indices, int) else list(indices)
+
+
+def _prefixed(anchor: int, pattern: str) -> str:
+    """A timm group pattern for the parameters of one anchor."""
+    pattern = re.sub(r"(^|\|)\^", r"\1", pattern)
+    return rf"^anchors\.{anchor}\.(?:{pattern})"
