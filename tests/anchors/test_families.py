@@ -132,7 +132,7 @@ def vit(name, depth, width):
 
 @pytest.mark.parametrize("deep", [12, 24])
 def test_two_way_is_the_published_plan(deep):
-    plan = timm_stitch.enumeration.enumerate_stitches([vit("s", 12, 8), vit("l", deep, 16)], "two_way")
+    plan = timm_stitch.plan.enumeration.enumerate_stitches([vit("s", 12, 8), vit("l", deep, 16)], "two_way")
     assert plan.stitch_ids == tuple(k for k in range(135) if k != 13)
     step = deep // 12
     spans = {k: [(s.anchor, s.start, s.stop) for s in plan[k].segments] for k in plan.stitch_ids}
@@ -147,7 +147,7 @@ def test_two_way_is_the_published_plan(deep):
 @pytest.mark.parametrize("rank", [-1, 9])
 def test_a_rank_that_does_not_fit_is_refused(rank):
     with pytest.raises(ValueError, match=f"rank={rank} does not fit anchors of 8 channels: expected 0 .* to 8"):
-        timm_stitch.enumeration.enumerate_stitches([vit("s", 12, 8), vit("l", 12, 16)], "two_way", rank=rank)
+        timm_stitch.plan.enumeration.enumerate_stitches([vit("s", 12, 8), vit("l", 12, 16)], "two_way", rank=rank)
 
 
 def test_an_extract_leaves_the_whole_as_it_was_when_its_head_changes(images):

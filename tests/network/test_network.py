@@ -40,17 +40,16 @@ def test_stitched_norm_can_be_left_out_as_the_authors_do(anchors, images):
     assert not torch.allclose(with_norm(images, stitch_id=9), without(images, stitch_id=9))
 
 
-def test_the_norm_flag_is_no_weight_and_is_read_from_files_of_version_0_1(anchors, images):
+def test_whether_the_norm_runs_travels_with_a_checkpoint_and_is_no_buffer(anchors, images):
     without = timm_stitch.stitch(anchors, stitched_norm=False).eval()
-    state = without.state_dict()
-    assert all(tensor.is_floating_point() for tensor in state.values())
     other = timm_stitch.stitch(small_anchors()).eval()
-    other.load_state_dict(state)
-    assert other.stitched_norm
-    other.load_state_dict({**state, "stitched_norm": torch.tensor(False)})
+    assert all(tensor.is_floating_point() for tensor in other.state_dict().values())
+    assert [name for name, _ in without.named_buffers()] == [name for name, _ in other.named_buffers()]
+    other.load_state_dict(without.state_dict())
     assert not other.stitched_norm
     assert torch.equal(other(images, stitch_id=9), without(images, stitch_id=9))
-    other.stitched_norm = True
+    other.load_state_dict({**other.state_dict(), "stitched_norm": torch.tensor(True)})  # as version 0.1 has it
+    assert other.stitched_norm
     assert not torch.equal(other(images, stitch_id=9), without(images, stitch_id=9))
 
 

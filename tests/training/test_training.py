@@ -76,7 +76,7 @@ def test_several_stitches_in_a_step_have_the_mean_of_their_gradients():
         }
     )
     fresh = network().train()
-    rule = timm_stitch.sampling.make_rule(
+    rule = timm_stitch.training.sampling.make_rule(
         "uniform", dict.fromkeys(fresh.stitch_ids, 1), 0, anchors=(2, 1, 0), stitches=3
     )
     drawn = rule(0)

@@ -253,7 +253,7 @@ def _extract(
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"config.json asks for a network that cannot be built ({error!s:.160}).") from error
     small = whole.extract(stitch_id)
-    own = small.state_dict()
+    own = {name: tensor for name, tensor in small.state_dict().items() if name != NORM_FLAG}
     if remote is None:
         _check_file(folder / WEIGHTS_FILE)
         tensors = read_local(folder / WEIGHTS_FILE, own)

@@ -58,7 +58,10 @@ def convert_checkpoint(
         )
     state_dict = from_authors(weights, model)
     check_keys(state_dict, model.state_dict(), f"the authors' {name}")
-    return state_dict, {"stitched_norm": trained_with_norm(model)}
+    with_norm = trained_with_norm(model)
+    if not with_norm:
+        state_dict[NORM_FLAG] = torch.tensor(False)  # as in the network's own state_dict
+    return state_dict, {"stitched_norm": with_norm}
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:

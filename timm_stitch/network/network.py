@@ -6,8 +6,6 @@ is the caller's word, and how it runs is in `executor`. What timm asks of a mode
 Imports torch, timm (through `timm_compat` and the views) and the files beside it.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -168,7 +166,7 @@ class SNNet(TimmModel):
 
         def __call__(self, x: Tensor, stitch_id: StitchIds | None = None) -> Tensor: ...
 
-    # TorchScript reads this signature after torch.fx, and knows no union with sequences.
+    # TorchScript reads this signature after torch.fx: it knows no union with sequences, and no annotations as text.
     def forward(self, x: Tensor, stitch_id: Optional[int] = None) -> Tensor:  # noqa: UP045
         """Classify images through one stitch, or each image through its own.
 
@@ -442,6 +440,12 @@ class SNNet(TimmModel):
         self.forget()
         return super().load_state_dict(state_dict, strict, assign)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """As torch's, with a mark where stitched paths end without the norm: a checkpoint of such weights says so."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.stitched_norm:
+            destination[prefix + NORM_FLAG] = torch.tensor(False)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if any(key.startswith(prefix + "stitch_layers.") for key in state_dict):
             raise ValueError(
@@ -449,7 +453,7 @@ class SNNet(TimmModel):
                 "timm_stitch.convert_checkpoint, or load them by create_model(..., pretrained=True, "
                 "pretrained_cfg_overlay=dict(file=PATH))."
             )
-        flag = state_dict.pop(prefix + NORM_FLAG, None)  # among the tensors in files of version 0.1
+        flag = state_dict.pop(prefix + NORM_FLAG, None)  # from such a checkpoint, or a file of version 0.1
         if flag is not None and not flag.is_meta:
             self.stitched_norm = bool(flag)
         super()._load_from_state_dict(state_dict, prefix, *args)

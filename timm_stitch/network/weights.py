@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NORM_FLAG = "stitched_norm"  # what files of version 0.1 hold among the tensors, and fingerprints take in ever since
+# A mark that stands among weights without being one: in files of version 0.1, in the `state_dict()` of networks whose
+# stitched paths end without the norm, and in what is fingerprinted.
+NORM_FLAG = "stitched_norm"
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -62,11 +64,12 @@ def fingerprint_again(model: nn.Module) -> str:
 
 
 def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
-    """Refuse weights of another network.
+    """Refuse weights of another network; whether its stitched paths run the final norm does not matter here.
 
     Raises:
         ValueError: naming what is missing, unknown, or of another shape.
     """
+    state_dict, own = ({k: v for k, v in names.items() if k != NORM_FLAG} for names in (state_dict, own))
     problems = []
     for label, names in (
         ("are missing", [k for k in own if k not in state_dict]),
