@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are files of the repository."""
     for source, page in PAGES.items():
         text = _relinked((ROOT / source).read_text(encoding="utf-8"))
+        if page == "index.md":
+            text = f"---\ntitle: Start\nhide: [navigation, toc]\n---\n\n{text}"
         files.append(File.generated(config, page, content=text))
     return files
 
@@ -76,12 +79,12 @@ def command_line() -> Iterator[str]:
     for name, verb in _verbs(_parser()):
         yield f"## {name}\n"
         yield f"{_sentence(verb.description)}\n"
-        yield f"```\n{_unfolded(verb.format_usage())}\n```\n"
+        yield f"```\n{verb.format_usage().removeprefix('usage: ').rstrip()}\n```\n"
         shown = [action for action in verb._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
         if shown:
             yield "| argument | | default |\n|---|---|---|"
             for action in shown:
-                default = "" if action.default in (None, False, [], argparse.SUPPRESS) else f"`{action.default}`"
+                default = "" if _is_nothing(action.default) else f"`{action.default}`"
                 yield f"| {_code(_invocation(action))} | {_cell(_help(action))} | {default} |"
             yield ""
         if verb.epilog:
@@ -98,18 +101,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _verbs(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
     subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for verb in subparsers.choices.values():
+        verb.formatter_class = partial(argparse.HelpFormatter, width=100)  # whatever the terminal
     return list(subparsers.choices.items())
 
 
-def _unfolded(usage: str) -> str:
-    """A usage line that breaks between arguments, at the same places whatever the width of the terminal."""
-    words = re.findall(r"\[[^\]]*(?:\[[^\]]*\][^\]]*)*\]|\{[^}]*\}|--\S+ \S+|\S+", usage.removeprefix("usage: "))
-    lines = [""]
-    for word in words:
-        if len(lines[-1]) + len(word) > 100:
-            lines.append("   ")
-        lines[-1] += f" {word}" if lines[-1] else word
-    return "\n".join(lines)
+def _is_nothing(default: Any) -> bool:
+    return default in (None, argparse.SUPPRESS, "", []) or default is False
 
 
 def _invocation(action: argparse.Action) -> str:
@@ -134,7 +132,9 @@ def train_config() -> Iterator[str]:
     yield f"| field | type | default |{' |' * described}"
     yield f"|---|---|---|{'---|' * described}"
     for field in fields:
-        row = f"| `{field.name}` | {_code(str(getattr(field.type, '__name__', field.type)))} | {_code(_default(field))} |"
+        row = (
+            f"| `{field.name}` | {_code(str(getattr(field.type, '__name__', field.type)))} | {_code(_default(field))} |"
+        )
         yield row + (f" {_cell(_about(field))} |" if described else "")
     yield ""
 
