@@ -24,9 +24,9 @@ check: lint
 oldest: $(VENV)-oldest/ready
 	$(VENV)-oldest/bin/python -m pytest -m "not slow"
 
-# The site, in site/; open site/index.html, or `$(BIN)/mkdocs serve` while writing.
+# The documentation as a site, in site/; `$(BIN)/python -m mkdocs serve` shows it while writing.
 docs: $(VENV)/docs-ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # What is released, in dist/; with TAG=v0.1.0 only if that is the version.
 build: $(VENV)-build/ready

@@ -42,7 +42,7 @@ def on_files(files: Files, config: Any) -> Files:
     for source, page in PAGES.items():
         text = _relinked((ROOT / source).read_text(encoding="utf-8"))
         if page == "index.md":
-            text = f"---\ntitle: Start\nhide: [navigation, toc]\n---\n\n{text}"
+            text = f"---\ntitle: Start\nhide: [navigation]\n---\n\n{text}"
         files.append(File.generated(config, page, content=text))
     return files
 
@@ -171,4 +171,4 @@ def _cell(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{text}`".replace("|", "\\|")
+    return f"`{text}`"
