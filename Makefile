@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test check oldest timm-tests clean
+.PHONY: quickstart test lint check oldest docs build timm-tests clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python examples/quickstart.py --output quickstart-output
@@ -11,15 +11,29 @@ quickstart: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
 
-check: $(VENV)/ready
+lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint
 	$(BIN)/python -m pytest --cov=timm_stitch --cov-report=term:skip-covered
 
 # The oldest versions that pyproject.toml promises.
 oldest: $(VENV)-oldest/ready
 	$(VENV)-oldest/bin/python -m pytest -m "not slow"
+
+# The documentation as a site, in site/; `$(BIN)/python -m mkdocs serve` shows it while writing.
+docs: $(VENV)/docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# What is released, in dist/; with TAG=v0.1.0 only if that is the version.
+build: $(VENV)-build/ready
+	rm -rf dist
+	$(VENV)-build/bin/python -m build
+	$(VENV)-build/bin/twine check --strict dist/*
+	test -z "$$TAG" || test -e "dist/timm_stitch-$${TAG#v}.tar.gz"
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,9 +45,18 @@ $(VENV)-oldest/ready: pyproject.toml tests/oldest.txt
 	$(VENV)-oldest/bin/python -m pip install --quiet --editable ".[dev]" --constraint tests/oldest.txt
 	touch $@
 
+$(VENV)/docs-ready: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+$(VENV)-build/ready:
+	test -x $(VENV)-build/bin/python || $(PYTHON) -m venv $(VENV)-build
+	$(VENV)-build/bin/python -m pip install --quiet build twine
+	touch $@
+
 # timm's own model tests on our models.
 timm-tests: $(VENV)/ready
 	$(BIN)/python tests/timm_suite.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest quickstart-output
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-build quickstart-output site dist
