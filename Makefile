@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# With dev,browser the page's tests run too; they also want Debian's chromium.
+EXTRAS ?= dev
 
 .PHONY: quickstart test check oldest timm-tests clean
 
@@ -23,7 +25,7 @@ oldest: $(VENV)-oldest/ready
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@
 
 $(VENV)-oldest/ready: pyproject.toml tests/oldest.txt
