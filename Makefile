@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# With dev,browser the page's tests run too; they also want Debian's chromium.
+EXTRAS ?= dev
 
 .PHONY: quickstart test lint check oldest docs build timm-tests clean
 
@@ -37,7 +39,7 @@ build: $(VENV)-build/ready
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@
 
 $(VENV)-oldest/ready: pyproject.toml tests/oldest.txt

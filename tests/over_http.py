@@ -329,7 +329,7 @@ def test_from_somebodys_network_to_ones_own(repo, tmp_path, monkeypatch):
 
 
 def test_the_page_as_a_space_that_runs(repo, tmp_path):
-    gradio_client = pytest.importorskip("gradio_client", reason="a Space needs gradio")
+    gradio_client = pytest.importorskip("gradio_client")
     picture = tmp_path / "grey.png"
     Image.new("RGB", (40, 30), (90, 120, 40)).save(picture)
     with pytest.raises(FileNotFoundError, match="cannot find acme/none: there is no such repository"):

@@ -12,7 +12,7 @@ from test_distributed import start_two
 
 from timm_stitch.cli.entry import main
 
-pytest.importorskip("webdataset")
+pytest.importorskip("webdataset", reason="needs webdataset: pip install webdataset")
 
 
 @pytest.fixture

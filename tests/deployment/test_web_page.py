@@ -26,6 +26,11 @@ from timm_stitch.deployment.demo import Viewer, make_page
 from timm_stitch.deployment.spaces import push_space
 
 NAMES = [f"kind {letter}" for letter in "abcdefghij"]
+NO_GRADIO = "the page needs gradio: pip install 'timm_stitch[demo]'"
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -104,7 +109,7 @@ def test_users_do_not_meet(net, pictures):
 
 
 def test_the_mark_is_on_the_point_that_was_drawn(net):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'timm_stitch[plot]'")
     viewer = Viewer(net)
     drawn = {(float(x), float(y)) for x, y in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', viewer.curve(0))}
     assert len(drawn) > net.num_stitches / 2
@@ -178,7 +183,7 @@ def test_what_cannot_be_a_space(folder, capsys):
 @pytest.fixture
 def served(folder, tmp_path):
     """The address of `timm-stitch demo`, run as a user would."""
-    pytest.importorskip("gradio", reason="the page needs gradio: pip install 'timm_stitch[demo]'")
+    pytest.importorskip("gradio", reason=NO_GRADIO)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -206,11 +211,13 @@ def served(folder, tmp_path):
 
 @pytest.fixture
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright: pip install 'timm_stitch[browser]'"
+    )
     if CHROMIUM is None:
-        pytest.skip("needs a Chromium on the path")
+        pytest.skip("needs a Chromium on the path: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
         opened.close()
 
@@ -304,7 +311,7 @@ def test_in_a_browser(net, served, browser, pictures, tmp_path):
 
 
 def test_the_page_of_a_network_without_accuracies(net):
-    pytest.importorskip("gradio")
+    pytest.importorskip("gradio", reason=NO_GRADIO)
     net.forget()
     config = make_page(net, title="a < b").get_config_file()
     slider = next(c for c in config["components"] if c["type"] == "slider")

@@ -27,8 +27,14 @@ HERE = Path(__file__).parents[1]
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("files", ["lfs", "regular"])
-def test_over_http(files, tmp_path):
+@pytest.mark.parametrize(
+    ("files", "which"),
+    [("lfs", "not as_a_space"), ("regular", "round_trip or by_ranges"), ("regular", "as_a_space")],
+    ids=["lfs", "regular", "space"],
+)
+def test_over_http(files, which, tmp_path):
+    if which == "as_a_space":
+        pytest.importorskip("gradio", reason="a Space needs gradio: pip install 'timm_stitch[demo]'")
     arguments = ["--lfs"] if files == "lfs" else []
     server = subprocess.Popen(
         [sys.executable, HERE / "loopback_hub.py", "0", *arguments], stdout=subprocess.PIPE, text=True
@@ -40,11 +46,10 @@ def test_over_http(files, tmp_path):
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }  # fmt: skip
         env.pop("HF_TOKEN", None)
-        some = [] if files == "lfs" else ["-k", "round_trip or by_ranges"]
         run = subprocess.run(
             # huggingface_hub hands httpx its uploads in a way that warns.
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-Wignore::DeprecationWarning",
-             "over_http.py", *some],
+             "over_http.py", "-k", which],
             cwd=HERE, env=env, capture_output=True, text=True,
         )  # fmt: skip
     finally:

@@ -1,19 +1,18 @@
 """Our networks compute what the authors' code computes, with weights in the authors' layout.
 
 The figures were made by running the authors' public code on weights that are a function of the key alone
-(GOLDEN/README.md). They lie beside the repository, or where TIMM_STITCH_GOLDEN says; without them these
-tests are skipped, and `test_published` holds the tables.
+(GOLDEN/README.md). They lie beside the repository, or where TIMM_STITCH_GOLDEN says; without them the two
+tests here are skipped: `test_golden_logits` has sixteen logits of every stitch, `test_published` the tables.
 """
 
 import json
-import math
 import os
-import zlib
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from golden_logits import fill, images, is_filled
 from safetensors.torch import load_file
 
 import timm_stitch  # noqa: F401
@@ -22,32 +21,12 @@ GOLDEN = Path(os.environ.get("TIMM_STITCH_GOLDEN", Path(__file__).parents[3] / "
 NAMES = sorted(file.stem for file in GOLDEN.glob("snnet*.json"))
 TOLERANCE = 1e-3  # on logits of unit scale
 
-pytestmark = pytest.mark.skipif(not NAMES, reason=f"no golden figures in {GOLDEN}")
-
-
-def value(name, shape):
-    z = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
-    if name.endswith("running_var"):
-        return 1 + 0.1 * z.abs()
-    if name.endswith("running_mean"):
-        return 0.1 * z
-    if name.endswith("attention_biases"):
-        # LeViT's code gathers these when it goes to eval mode; the figures were made with those of a new
-        # model, which are zero (with the rule's values all logits differ by up to 0.003, with these by 0).
-        return torch.zeros(shape)
-    if z.ndim == 1:
-        return 1 + 0.1 * z if name.endswith("weight") else 0.1 * z
-    return z / math.sqrt(z[0].numel())
+pytestmark = pytest.mark.skipif(not NAMES, reason=f"needs the whole golden figures: none in {GOLDEN}")
 
 
 def authors_weights(golden):
     parameters = set(golden["parameters"])
-    return {
-        key: value(key, shape)
-        if key in parameters or key.endswith(("running_mean", "running_var"))
-        else torch.zeros(shape, dtype=torch.long)
-        for key, shape in golden["state_dict"].items()
-    }
+    return fill(golden["state_dict"], {name for name in golden["state_dict"] if is_filled(name, parameters)})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,11 +46,10 @@ def test_logits_are_the_authors(name, tmp_path, record_property):
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}).eval()
     file.unlink()
     expected = load_file(GOLDEN / f"{name}.logits.safetensors")
-    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         worst = {
             stitch_id: (logits - expected[f"logits.{stitch_id}"]).abs().max().item()
-            for stitch_id, logits in model.forward_each(images)
+            for stitch_id, logits in model.forward_each(images())
         }
     assert set(worst) == {int(key.split(".")[1]) for key in expected}
     record_property("worst", max(worst.values()))
