@@ -70,12 +70,12 @@ def test_one_stitch(folder, expected):
 
 def test_the_final_norm_is_as_it_was_saved(expected, folder):
     if folder.name != "deit_two_way_without_norm":
-        assert load_whole(folder).norms_stitched
+        assert load_whole(folder).stitched_norm
         return
     images, logits = expected
     other = timm.create_model(f"local-dir:{folder}", pretrained=True, stitched_norm=True).eval()
-    assert other.norms_stitched
-    assert not load_whole(folder).norms_stitched
+    assert other.stitched_norm
+    assert not load_whole(folder).stitched_norm
     with torch.no_grad():
         for stitch in other.plan:
             after = other(images, stitch_id=stitch.stitch_id)
