@@ -79,7 +79,9 @@ def test_accumulation_changes_nothing_but_rounding():
 
 
 def test_batches_that_cannot_be_shared_out():
-    with pytest.raises(ValueError, match="batch_size=16 cannot be shared out to 1 processes in accumulate=3 parts"):
+    with pytest.raises(
+        ValueError, match="batch_size=16 cannot be shared out to 1 processes in accumulate=3 micro-batches"
+    ):
         go(BASE | {"accumulate": 3})
     with pytest.raises(ValueError, match="pair images, but a process has 1 at a time"):
         go(BASE | {"accumulate": 16, "mixup": 0.5})
