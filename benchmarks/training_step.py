@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import timm_stitch
 from timm_stitch.training.optimizer import tuning
-from timm_stitch.training.trainer import _Run
+from timm_stitch.training.trainer import TrainingRun
 
 ANCHORS = ("deit_tiny_patch16_224", "deit_small_patch16_224")
 
@@ -40,22 +40,22 @@ def network(size):
 def ours(model, data, stitch_id, **values):
     """A function that does one step of `timm_stitch.train`."""
     config = timm_stitch.TrainConfig(epochs=10_000, workers=0, trackers=None, **values)
-    run = _Run(model, config, data, None, None, progress=False)
+    run = TrainingRun(model, config, data, progress=False)
     run.tuned = tuning(model, "all")
     run.tuned.__enter__()
-    run.resume()
+    run.prepare()
     run.rule = lambda step: (stitch_id,)
 
     def batches():
         for epoch in itertools.count():
-            run.order.begin(epoch)
-            yield from run._batches()
+            yield from run.micro_batches(epoch)
 
     source = batches()
 
     def step():
-        run.part(0, *next(source))
-        run.finish_step()
+        run.micro_step(0, *next(source))
+        run.optimizer_step()
+        run.report_and_save_if_due()
 
     return step
 

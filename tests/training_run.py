@@ -4,7 +4,11 @@ Fields of `TrainConfig`, and `drop_path`, `seed_weights`, `double`, `images`, `a
 """
 
 import json
+import os
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import timm
 import torch
@@ -14,6 +18,7 @@ from conftest import anchor_specs
 import timm_stitch
 from timm_stitch.network.weights import fingerprint
 
+TESTS = Path(__file__).parent
 BASE_QUIET = {"mixup": 0, "cutmix": 0, "workers": 0, "warmup_epochs": 0, "trackers": None}
 
 
@@ -36,6 +41,27 @@ class Noisy(torch.utils.data.Dataset):
 def network(drop_path=0.0, seed_weights=0):
     torch.manual_seed(seed_weights)
     return timm.create_model("snnet", anchors=anchor_specs(depth=3), drop_path_rate=drop_path)
+
+
+def start_two(*command, **more):
+    """Run a command on two processes of one group; what they print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} | more
+    env |= {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", *map(str, command)],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
+    return [out for out, _ in told]
 
 
 def go(values):

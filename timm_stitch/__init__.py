@@ -24,6 +24,7 @@ from .plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
 from .training.config import TrainConfig
 from .training.least_squares import least_squares_init
 from .training.recalibration import recalibrate
+from .training.recipe import train_recipe
 from .training.trainer import train
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ __all__ = [
     "select",
     "stitch",
     "train",
+    "train_recipe",
     "write_rows",
 ]
 

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 import timm_stitch
 from timm_stitch.cli.entry import main
+from timm_stitch.data.fields import about, options
+from timm_stitch.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,38 @@ def test_unknown_fields_and_arguments(folder, capsys):
     recipe.write_text("model: snnet_deit_tsb\n")
     assert run("train", recipe, "--learning-rate", "3") == 1
     assert "unknown fields learning_rate" in capsys.readouterr().err
+    assert run("train", recipe, "--learning-rate=3", "--lr", "1e-3") == 1
+    error = capsys.readouterr().err
+    assert "unknown fields learning_rate: the fields are accumulate, " in error
+    assert error.count("\n") == 1
+    assert run("train", recipe, "more") == 1
+    assert "cannot read more: give fields as --name value" in capsys.readouterr().err
     assert run("list", "--nonsense") == 2
+
+
+def test_the_help_of_train_describes_every_field(capsys):
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, field in (options(Recipe) | options(timm_stitch.TrainConfig)).items():
+        assert f"--{name.replace('_', '-')} VALUE {field.metadata['help']} ({about(field)})" in shown, name
+    assert "--epochs VALUE passes over the images (int, 1 or more, default 50)" in shown
+    assert "--hflip VALUE chance of a horizontal flip (float, 0 to 1, default 0.5)" in shown
+    assert "(no or bf16 or fp16, default no)" in shown
+
+
+def test_fields_are_read_as_people_write_them(monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        "timm_stitch.cli.training.train_recipe", lambda recipe, values, device: (None, given.update(values))
+    )
+    monkeypatch.setattr("timm_stitch.cli.training.rank", lambda: 1)
+    words = "--epochs=3 --lr 1e-4 --data_dir 2012 --teacher null --crop-scale [0.5,1] --group-bias -0.5 --model 7"
+    assert run("train", "deit_tsb", *words.split(), "--model-args", "{rank: 4}", "--pretrained=false") == 0
+    assert given == {
+        "epochs": 3, "lr": 1e-4, "data_dir": "2012", "teacher": None, "crop_scale": [0.5, 1], "group_bias": -0.5,
+        "model": "7", "model_args": {"rank": 4}, "pretrained": False,
+    }  # fmt: skip
 
 
 def test_rows_of_other_images_are_not_resumed(folder, tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import anchor_specs
 from PIL import Image
-from test_distributed import start_two
+from training_run import start_two
 
 from timm_stitch.cli.entry import main
 

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 import timm_stitch
 
-FOLDERS = {folder.name: folder for folder in (Path(__file__).parents[1] / "saved_by_0_1_0").iterdir() if folder.is_dir()}
+FOLDERS = {
+    folder.name: folder for folder in (Path(__file__).parents[1] / "saved_by_0_1_0").iterdir() if folder.is_dir()
+}
 FOLDERS.pop("__pycache__", None)
 
 

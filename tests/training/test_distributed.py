@@ -1,40 +1,15 @@
 """Two gloo processes equal one process at the same global batch."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from training_run import go
+from training_run import go, start_two
 
 RUN = Path(__file__).parents[1] / "training_run.py"
 BASE = {"epochs": 1, "batch_size": 16, "images": 96, "lr": 1e-3, "augmented": True, "double": True}
-
-
-def start_two(*command, **more):
-    """Run a command on two processes of one group; what they print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} | more
-    env |= {"PYTHONPATH": os.pathsep.join([str(RUN.parent.parent), str(RUN.parent)])}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", *map(str, command)],
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    told = [process.communicate(timeout=120) for process in started]
-    assert [process.returncode for process in started] == [0, 0], told
-    return [out for out, _ in told]
 
 
 def two(values, path, **more):
@@ -79,7 +54,9 @@ def test_accumulation_changes_nothing_but_rounding():
 
 
 def test_batches_that_cannot_be_shared_out():
-    with pytest.raises(ValueError, match="batch_size=16 cannot be shared out to 1 processes in accumulate=3 parts"):
+    with pytest.raises(
+        ValueError, match="batch_size=16 cannot be shared out to 1 processes in accumulate=3 micro-batches"
+    ):
         go(BASE | {"accumulate": 3})
     with pytest.raises(ValueError, match="pair images, but a process has 1 at a time"):
         go(BASE | {"accumulate": 16, "mixup": 0.5})

@@ -4,11 +4,14 @@ import json
 
 import pytest
 import timm
+import torch
+import yaml
 from conftest import anchor_specs
 from PIL import Image
 
 import timm_stitch
 from timm_stitch.cli.entry import main
+from timm_stitch.network.weights import fingerprint
 from timm_stitch.training.recipe import read_recipe, shipped_recipes
 
 PAPERS = {  # SN-Net and SN-Netv2: epochs, batch, optimiser, learning rate, weight decay, distillation
@@ -73,6 +76,44 @@ def test_every_recipe_runs_two_steps(name, folder, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 2
 
 
+@pytest.fixture
+def small(tmp_path, folder):
+    """A recipe for a small network on a few images."""
+    values = {
+        "model": "snnet", "model_args": {"anchors": anchor_specs(depth=2)}, "pretrained": False, "init_images": 8,
+        "data_dir": str(folder), "epochs": 1, "batch_size": 10, "warmup_epochs": 0, "workers": 0, "trackers": None,
+        "output": str(tmp_path / "out"),
+    }  # fmt: skip
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path / "small.yaml"
+
+
+def test_python_runs_a_recipe_as_the_command_line_does(small, tmp_path, capsys):
+    torch.manual_seed(3)
+    model, log = timm_stitch.train_recipe(small, {"lr": 1e-3}, progress=False)
+    assert (log["steps"], log["images"]) == (2, 20)
+    assert isinstance(model, timm_stitch.SNNet)
+    assert model.trained["runs"][-1]["lr"] == 1e-3
+    torch.manual_seed(3)
+    assert main(["train", str(small), "--lr=1e-3", "--output", str(tmp_path / "other"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss"] == log["loss"]
+    other = timm.create_model(f"local-dir:{tmp_path / 'other'}", pretrained=True)
+    assert fingerprint(other) == fingerprint(model)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_run_that_is_resumed_is_not_initialised_again(small, tmp_path, monkeypatch, kept):
+    if kept:
+        timm_stitch.train_recipe(small, {"max_steps": 1}, progress=False)
+    initialised = []
+    monkeypatch.setattr(
+        "timm_stitch.training.recipe.least_squares_init", lambda model, images, **_: initialised.extend(images)
+    )
+    _, log = timm_stitch.train_recipe(small, {"resume": "auto"}, progress=False)
+    assert log["steps"] == 2
+    assert sum(map(len, initialised)) == (0 if kept else 8)
+
+
 def test_a_paper_recipe_distils_from_a_timm_teacher(folder, monkeypatch):
     """The teacher is made by its name, with pretrained weights; here a small one stands in for it."""
     config = read_recipe(
@@ -105,11 +146,11 @@ def test_a_paper_recipe_distils_from_a_timm_teacher(folder, monkeypatch):
         ("model: snnet\nepochs: ten\n", TypeError, "epochs='ten' is a str: expected int"),
         ("model: snnet\nepochs: 3.5\n", TypeError, "epochs=3.5 is a float: expected int"),
         ("model: snnet\nlr: true\n", TypeError, "lr=True is a bool: expected float"),
-        ("model: snnet\ninit_images: -1\n", TypeError, "init_images=-1 does not fit"),
-        ("model: snnet\nmodel_args: 3\n", TypeError, "model_args=3 does not fit"),
+        ("model: snnet\ninit_images: -1\n", ValueError, "init_images=-1 is out of range: expected 0 <= init_images"),
+        ("model: snnet\nmodel_args: 3\n", TypeError, "model_args=3 is a int: expected dict"),
         ("lr: 1e-3\n", ValueError, "names no model"),
-        ("- 3\n", ValueError, "is no recipe: expected a YAML file"),
-        ("a: [\n", ValueError, "is no YAML"),
+        ("- 3\n", ValueError, "is not a recipe: expected a YAML file"),
+        ("a: [\n", ValueError, "is not YAML"),
         ("model: snnet\ndistillation: hard\n", ValueError, "distillation='hard' has no teacher"),
         ("model: snnet\nepochs: 3\nwarmup_epochs: 5\n", ValueError, "warmup_epochs=5 takes all of epochs=3"),
         ("model: snnet\nsched: step\n", ValueError, "sched='step' is unknown: expected one of .*'cosine'"),
@@ -133,7 +174,7 @@ def test_a_paper_recipe_distils_from_a_timm_teacher(folder, monkeypatch):
         ("model: snnet\nresume: auto\n", ValueError, "resume='auto' has nothing to do: set output"),
         ("model: snnet\ntemperature: 2\n", ValueError, "temperature=2.* has nothing to do: set distillation='soft'"),
         ("model: snnet\nmin_lr: 0.1\n", ValueError, "min_lr=0.1 is above lr"),
-        ("model: snnet\ncrop_scale: [1, 0.5]\n", ValueError, r"crop_scale=\(1.*, 0.5\) is no range"),
+        ("model: snnet\ncrop_scale: [1, 0.5]\n", ValueError, r"crop_scale=\(1.*, 0.5\) is not a range"),
         ("model: snnet\ntune: heads\n", ValueError, "tune='heads' is unknown: expected one of"),
     ],
 )

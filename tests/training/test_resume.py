@@ -105,7 +105,7 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         go(BASE | {"output": str(tmp_path), "resume": "auto"})
     torch.save({"format": 0}, last)
-    with pytest.raises(ValueError, match="is no checkpoint of format 2"):
+    with pytest.raises(ValueError, match="is not a checkpoint of format 2"):
         go(BASE | {"output": str(tmp_path), "resume": "auto"})
 
 
@@ -141,7 +141,8 @@ def test_a_full_disk_and_a_vanished_folder(tmp_path):
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
     store = Checkpoints(tmp_path)
-    (tmp_path / ".step-000000007.pt.123").write_text("half")
+    for name in (".step-000000007.123-abcd.pt", ".best.123-abcd.pt"):
+        (tmp_path / name).write_text("half")
     store.clean()
     assert not list(tmp_path.iterdir())
     assert store.load() is None

@@ -11,7 +11,7 @@ from timm_stitch.data.loader import EpochBatches, build_loader
 from timm_stitch.network.weights import fingerprint
 from timm_stitch.plan.results import read_rows, write_rows
 from timm_stitch.training.optimizer import make_optimizer, make_scheduler, parameter_groups
-from timm_stitch.training.sampling import uniform
+from timm_stitch.training.sampling import make_rule, uniform
 
 ONE = {"epochs": 1, "batch_size": 64, "lr": 1e-2}
 
@@ -76,9 +76,7 @@ def test_several_stitches_in_a_step_have_the_mean_of_their_gradients():
         }
     )
     fresh = network().train()
-    rule = timm_stitch.training.sampling.make_rule(
-        "uniform", dict.fromkeys(fresh.stitch_ids, 1), 0, anchors=(2, 1, 0), stitches=3
-    )
+    rule = make_rule("uniform", dict.fromkeys(fresh.stitch_ids, 1), 0, anchors=(2, 1, 0), stitches=3)
     drawn = rule(0)
     order = EpochBatches(Noisy(), 64, 1, 0).order(0)
     images = torch.stack([Noisy()[i][0] for i in order])
@@ -194,7 +192,7 @@ def test_the_order_of_images():
 
 def test_images_do_not_depend_on_workers():
     def read(workers):
-        loader, _ = build_loader(Noisy(32, augmented=True), 8, 1, 1, 0, 1, workers)
+        loader, _ = build_loader(Noisy(32, augmented=True), config(batch_size=8, workers=workers), 1)
         return torch.cat([images for images, _ in loader])
 
     assert torch.equal(read(0), read(2))
@@ -230,9 +228,7 @@ def test_trackers_take_the_losses_by_macs(tmp_path):
         def log(self, values, step=None, **kwargs):
             seen.append(values)
 
-    import timm_stitch.progress as progress
-
-    original = progress.tracker_names
+    original = timm_stitch.training.metrics.tracker_names
     try:
         timm_stitch.training.trainer.tracker_names = lambda config: [Tracker()]
         timm_stitch.train(network(), config(**ONE), train_data=Noisy(), progress=False)

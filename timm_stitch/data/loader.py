@@ -3,22 +3,23 @@
 Nothing here has a state to save: what image comes at which position of an epoch, and how it is
 augmented, does not depend on workers, processes, or on where a run was resumed.
 
-Imports torch, timm and the layers below.
+Imports torch, timm, `config`, `processes` and `seeding`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from timm.data import Mixup
 from timm.data.distributed_sampler import RepeatAugSampler
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
-from ..training.config import TrainConfig
+from .config import DataConfig
 from .processes import rank
 from .seeding import derive
 
@@ -58,8 +59,8 @@ class EpochBatches(BatchSampler):
 
     Args:
         data: the images, for their number.
-        batch_size: images of one part of a step, over all processes.
-        accumulate: parts of a step.
+        batch_size: images of one micro-batch, over all processes.
+        accumulate: micro-batches of a step.
         seed: of the run.
         repeated_aug: how often an image comes in a row (of a third of the images for 3, and so on).
     """
@@ -82,8 +83,8 @@ class EpochBatches(BatchSampler):
 
     def __iter__(self) -> Iterator[list[Any]]:
         epoch, order = self.epoch, self.order(self.epoch)
-        for part in range(self.start * self.accumulate, self.steps * self.accumulate):
-            positions = range(part * self.batch_size, (part + 1) * self.batch_size)
+        for number in range(self.start * self.accumulate, self.steps * self.accumulate):
+            positions = range(number * self.batch_size, (number + 1) * self.batch_size)
             yield [(order[position], epoch, position) for position in positions]
 
     def __len__(self) -> int:
@@ -135,16 +136,20 @@ class Stream:
 
 def count_images(data: Any, processes: int) -> int:
     """The images of an epoch over all processes: an iterable dataset says, as timm's do, how many one of them has."""
+    sized: Sized = data
     if not isinstance(data, IterableDataset):
-        return len(data)
-    known = getattr(getattr(data, "reader", None), "num_samples", None)
-    return known or len(data) * processes  # type: ignore[arg-type]
+        return len(sized)
+    known: int | None = getattr(getattr(data, "reader", None), "num_samples", None)
+    return known or len(sized) * processes
 
 
-def build_loader(
-    data: Any, batch_size: int, accumulate: int, processes: int, seed: int, repeated_aug: int, workers: int
-) -> Any:
-    """The batches of a run, one for each part of a step.
+def build_loader(data: Any, config: DataConfig, processes: int) -> Any:
+    """The micro-batches of a run.
+
+    Args:
+        data: the images, from `build_dataset`.
+        config: into what batches, and in which order.
+        processes: that take part; an iterable dataset has shared itself out to them.
 
     Returns:
         A plain `DataLoader` for Accelerate to prepare and its `EpochBatches`; or, for images that come
@@ -154,37 +159,53 @@ def build_loader(
         ValueError: if the batch cannot be shared out, there are fewer images than it takes, or images that come in
             an order of their own are to be repeated.
     """
+    batch_size, accumulate, seed = config.batch_size, config.accumulate, config.seed
     if batch_size % (accumulate * processes):
         raise ValueError(
-            f"batch_size={batch_size} cannot be shared out to {processes} processes in accumulate={accumulate} parts: "
-            f"give a multiple of {accumulate * processes}."
+            f"batch_size={batch_size} cannot be shared out to {processes} processes in accumulate={accumulate} "
+            f"micro-batches: give a multiple of {accumulate * processes}."
         )
     images = count_images(data, processes)
     if images < batch_size:
         raise ValueError(f"batch_size={batch_size} is more than the {images} images: lower it.")
     if isinstance(data, IterableDataset):
-        if repeated_aug > 1:
+        if config.repeated_aug > 1:
             raise ValueError(
-                f"repeated_aug={repeated_aug} needs images that can be read in any order: set it to 1 for wds/, tfds/ "
-                "and hfids/ data."
+                f"repeated_aug={config.repeated_aug} needs images that can be read in any order: set it to 1 for wds/, "
+                "tfds/ and hfids/ data."
             )
         steps = images // batch_size
-        stream = Stream(data, batch_size // (accumulate * processes), steps, accumulate, workers, seed)
+        stream = Stream(data, config.micro_batch(processes), steps, accumulate, config.workers, seed)
         return stream, stream
-    batches = EpochBatches(data, batch_size // accumulate, accumulate, seed, repeated_aug)
+    batches = EpochBatches(data, batch_size // accumulate, accumulate, seed, config.repeated_aug)
     loader: DataLoader[Any] = DataLoader(
         SeededImages(data, seed),
         batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
     )
     return loader, batches
 
 
-def make_mixup(config: TrainConfig, classes: int, batch: int) -> Mixup | None:
+def first_images(loader: Iterable[Any], count: int) -> Iterator[Tensor]:
+    """The first so many images of a loader, in its batches; fewer if it has fewer."""
+    seen = 0
+    for images, *_ in loader:
+        yield images[: count - seen]
+        seen += len(images)
+        if seen >= count:
+            return
+
+
+def make_mixup(config: DataConfig, classes: int, batch: int) -> Mixup | None:
     """Make timm's Mixup, which pairs the images of one process's batch; None if a configuration has none.
+
+    Args:
+        config: says how much of it.
+        classes: of the labels.
+        batch: images that one process has at a time.
 
     Raises:
         ValueError: if the batch has no pairs.

@@ -1,9 +1,8 @@
 """Checkpoints of a training run: whole files or none, the last few and the best.
 
-A checkpoint is one file, written beside its place, flushed to the disk and renamed. All randomness
-of a run is a function of its seed and the step, so no state of random numbers is kept.
+A checkpoint is one file, written beside its place, flushed to the disk and renamed; what is in it is in `run_state`.
 
-Imports torch.
+Imports torch and `files`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import PathLike, whole_file
+
 FORMAT = 2
 
 
@@ -28,7 +29,7 @@ class Checkpoints:
         keep: how many of the last to keep.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
+    def __init__(self, folder: PathLike, keep: int = 2) -> None:
         self.folder, self.keep = Path(folder), keep
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -51,21 +52,17 @@ class Checkpoints:
             best: keep it as `best.pt` too.
 
         Raises:
-            OSError: if it cannot be written; nothing else is lost then, and no part of it stays.
+            OSError: if it cannot be written; nothing else is lost then, and nothing of it stays.
         """
         path = self.folder / f"step-{step:09d}.pt"
         if not self.folder.is_dir():
             raise OSError(f"the folder {str(self.folder)!r} has vanished: no checkpoint of step {step} was written.")
-        beside = self.folder / f".{path.name}.{os.getpid()}"
         try:
-            with beside.open("wb") as file:
+            with whole_file(path) as beside, beside.open("wb") as file:  # by a path, torch hides what the disk says
                 torch.save({"format": FORMAT, "step": step, **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
             if best:
-                _copy(path, beside)
-                beside.replace(self.folder / "best.pt")
+                with whole_file(self.folder / "best.pt") as beside:
+                    _link(path, beside)
             _flush(self.folder)
         except (OSError, RuntimeError) as error:  # torch's writer turns what the disk says into a RuntimeError
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -74,13 +71,11 @@ class Checkpoints:
                 f"could not write the checkpoint of step {step} to {str(self.folder)!r} "
                 f"({str(reason).splitlines()[0]:.160}): {kept}."
             ) from error
-        finally:
-            beside.unlink(missing_ok=True)
         for old in self.all[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
 
-    def load(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any] | None:
+    def load(self, path: PathLike | None = None) -> dict[str, Any] | None:
         """Read one, by default the latest; None if there is none.
 
         Raises:
@@ -96,13 +91,14 @@ class Checkpoints:
                 f"{str(found)!r} cannot be read ({str(error).splitlines()[0]:.120}): remove it."
             ) from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise ValueError(f"{str(found)!r} is no checkpoint of format {FORMAT}: train anew into another output.")
+            raise ValueError(f"{str(found)!r} is not a checkpoint of format {FORMAT}: train anew into another output.")
         return state
 
     def clean(self) -> None:
         """Remove what processes that were killed while writing left behind."""
-        for path in self.folder.glob(".step-*"):
-            path.unlink(missing_ok=True)
+        for pattern in (".step-*", ".best.*"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
 
 def check_same(kept: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
@@ -124,7 +120,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())), None)
 
 
-def _copy(path: Path, beside: Path) -> None:
+def _link(path: Path, beside: Path) -> None:
     """A second name for a file, or a copy where the disk knows no such thing."""
     try:
         os.link(path, beside)

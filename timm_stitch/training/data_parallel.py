@@ -1,8 +1,8 @@
 """Several processes that train one network: only what a step used is averaged, and nothing is searched for.
 
 Every process trains the same stitches in a step, so the parameters with a gradient are the same
-everywhere, known without asking. Their gradients are averaged in flat buckets when the step's last
-part is done. The network needs no wrapper; its weights are made equal once, at the start.
+everywhere, known without asking. Their gradients are averaged in flat buckets after the step's last
+micro-batch. The network needs no wrapper; its weights are made equal once, at the start.
 
 Imports torch and timm.
 """
@@ -64,8 +64,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> int:
     for work, flat, grads in under_way:
         work.wait()
         flat /= world_size()
-        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(part.view_as(grad))
+        for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
     return total
 
 

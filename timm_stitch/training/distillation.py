@@ -7,6 +7,7 @@ Sources: SN-Net (arXiv:2302.06586, hard labels of a teacher as in DeiT); univers
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import timm
 import torch
@@ -24,11 +25,13 @@ class Teacher(nn.Module):
         student_cfg: the student's `pretrained_cfg`, for the mean and std of its images.
     """
 
-    def __init__(self, network: nn.Module, student_cfg: Mapping[str, object] | None = None) -> None:
+    scale: Tensor | None
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, student_cfg: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         own, theirs = student_cfg or {}, getattr(network, "pretrained_cfg", None) or {}
-        self.scale: Tensor | None
         self.register_buffer("scale", None)
         if own.get("mean") and theirs.get("mean") and any(tuple(own[k]) != tuple(theirs[k]) for k in ("mean", "std")):
             mean, std, to_mean, to_std = (
@@ -45,7 +48,8 @@ class Teacher(nn.Module):
             images = images * self.scale + self.shift
         if self.size is not None and self.size != images.shape[-2:]:
             images = nn.functional.interpolate(images, self.size, mode="bicubic", antialias=True)
-        return self.network(images)
+        logits: Tensor = self.network(images)
+        return logits
 
 
 def find_teacher(config: TrainConfig, network: nn.Module | None, student: nn.Module) -> Teacher | None:
@@ -71,7 +75,7 @@ def find_teacher(config: TrainConfig, network: nn.Module | None, student: nn.Mod
 
 
 class StitchLoss:
-    """The loss of a part of a step: of one stitch, or the mean of several.
+    """The losses of a micro-batch: one for each stitch that the step trains.
 
     Args:
         config: smoothing, and how to distil.
@@ -83,44 +87,44 @@ class StitchLoss:
         self.hard = LabelSmoothingCrossEntropy(config.smoothing) if config.smoothing else nn.CrossEntropyLoss()
         self.soft = SoftTargetCrossEntropy()
 
-    def guide(self, images: Tensor) -> Tensor | None:
-        """What the teacher says of these images, once for all stitches of the step."""
-        return None if self.teacher is None else _precise(self.teacher(images))
+    def teacher_logits(self, images: Tensor) -> Tensor | None:
+        """The teacher's logits (B, classes) for these images, once for all stitches of the step."""
+        return None if self.teacher is None else _in_float32(self.teacher(images))
 
-    def each(
-        self, logits: Mapping[int, Tensor], targets: Tensor, guide: Tensor | None, largest: int
+    def of_each(
+        self, logits: Mapping[int, Tensor], targets: Tensor, taught: Tensor | None, largest: int
     ) -> dict[int, Tensor]:
         """The loss of every stitch.
 
         Args:
             logits: of each stitch, (B, classes).
             targets: labels (B,) or mixed targets (B, classes).
-            guide: from the teacher.
+            taught: the teacher's logits, (B, classes).
             largest: from which the others learn, if they do.
         """
         found = {}
         for stitch_id, given in logits.items():
-            given = _precise(given)
+            given = _in_float32(given)
             if self.config.inplace_distillation and stitch_id != largest:
-                found[stitch_id] = self.soft(given, _precise(logits[largest]).detach().softmax(-1))
+                found[stitch_id] = self.soft(given, _in_float32(logits[largest]).detach().softmax(-1))
             else:
-                found[stitch_id] = self._one(given, targets, guide)
+                found[stitch_id] = self._one(given, targets, taught)
         return found
 
-    def _one(self, logits: Tensor, targets: Tensor, guide: Tensor | None) -> Tensor:
+    def _one(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
         base: Tensor = (self.soft if targets.ndim > 1 else self.hard)(logits, targets)
-        if guide is None:
+        if taught is None:
             return base
         weight, t = self.config.distill_weight, self.config.temperature
         if self.config.distillation == "hard":
-            taught = nn.functional.cross_entropy(logits, guide.argmax(-1))
+            distilled = nn.functional.cross_entropy(logits, taught.argmax(-1))
         else:
-            taught = t * t * nn.functional.kl_div(
-                (logits / t).log_softmax(-1), (guide / t).log_softmax(-1), reduction="batchmean", log_target=True
+            distilled = t * t * nn.functional.kl_div(
+                (logits / t).log_softmax(-1), (taught / t).log_softmax(-1), reduction="batchmean", log_target=True
             )  # fmt: skip
-        return (1 - weight) * base + weight * taught
+        return (1 - weight) * base + weight * distilled
 
 
-def _precise(logits: Tensor) -> Tensor:
-    """In float32 at least."""
+def _in_float32(logits: Tensor) -> Tensor:
+    """Logits in float32, if they are in half precision."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

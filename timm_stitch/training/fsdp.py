@@ -14,16 +14,15 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict as whole
+from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from ..anchors.meta_device import meta_copy
 from ..data.processes import summed
 from ..network.network import SNNet
 from .config import TrainConfig
 
-_FULL = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
-_SHARED_OUT = whole.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+_FULL = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
+_SHARDED = dcp.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
 
 
 def is_sharded(accelerator: Accelerator, config: TrainConfig) -> bool:
@@ -46,44 +45,40 @@ def is_sharded(accelerator: Accelerator, config: TrainConfig) -> bool:
     return True
 
 
-def hollow(model: SNNet) -> SNNet:
-    """A copy without the parameters' memory, into which the whole weights can be loaded."""
-    return meta_copy(model, buffers=False)
-
-
 def shard(accelerator: Accelerator, model: SNNet, optimizer: torch.optim.Optimizer) -> Any:
     """Shard a network in place, with its optimiser; returns the optimiser as Accelerate prepared it."""
-    blocks = {type(m).__name__ for part in model.views for i in range(part.depth) for m in part.modules(i)}
-    model._no_split_modules = sorted(blocks)  # type: ignore[assignment]
+    blocks = {type(m).__name__ for view in model.views for i in range(view.depth) for m in view.modules(i)}
+    module: Any = model
+    module._no_split_modules = sorted(blocks)  # where Accelerate looks for them
     prepared, optimizer = accelerator.prepare(model, optimizer)
     register_fsdp_forward_method(prepared, "forward_several")
     return optimizer
 
 
-def whole_states(model: nn.Module, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def full_states(model: nn.Module, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The whole weights and the optimiser's state, by names and on the CPU of the main process; empty on others."""
     inner = getattr(optimizer, "optimizer", optimizer)
     return (
-        whole.get_model_state_dict(model, options=_FULL),
-        dict(whole.get_optimizer_state_dict(model, inner, options=_FULL)),
+        dcp.get_model_state_dict(model, options=_FULL),
+        dict(dcp.get_optimizer_state_dict(model, inner, options=_FULL)),
     )
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
-    """Give each process its part of what `whole_states` kept."""
+    """Give each process its shard of what `full_states` kept."""
     inner = getattr(optimizer, "optimizer", optimizer)
-    whole.set_optimizer_state_dict(model, inner, state, options=_SHARED_OUT)
+    dcp.set_optimizer_state_dict(model, inner, state, options=_SHARDED)
     for name, parameter in model.named_parameters():
         if name not in state["state"]:  # no step has used it so far; torch makes a state for it all the same
             inner.state.pop(parameter, None)
 
 
-def own_parts(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors, of the sharded ones this process's part."""
+def local_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the state; of the sharded ones this process's shard."""
     return {name: t.to_local() if hasattr(t, "to_local") else t for name, t in model.state_dict().items()}
 
 
-def anywhere(found: str | None, device: torch.device) -> str | None:
-    """What one process found, for all of them to know that one did."""
+def any_process(found: str | None, device: torch.device) -> str | None:
+    """What any of the processes found, the same on all of them: None only if none did."""
     count = summed(torch.tensor(float(found is not None), device=device))
     return (found or "of another process") if count else None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,10 +23,22 @@ from tqdm.auto import tqdm
 
 from ..anchors.view import Context, View
 from ..network.crossing import aligned
+from ..network.layers import StitchingLayer
 from ..network.modes import evaluating
 from ..network.network import SNNet
 
 METHODS = ("joint", "average")
+
+
+@dataclass
+class _Sums:
+    """Of rows about an origin: sums are kept about the first rows' means, as large common offsets would cost digits."""
+
+    origin_x: Tensor
+    origin_y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: float = 0.0
 
 
 @dataclass
@@ -41,10 +53,7 @@ class NormalEquations:
     out_width: int
     rows: int = 0
     distinct: int = 0
-    _xx: Tensor | None = field(default=None, repr=False)
-    _xy: Tensor | None = field(default=None, repr=False)
-    _yy: float = 0.0
-    _origin: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    _sums: _Sums | None = field(default=None, repr=False)
 
     def add(self, front: Tensor, *backs: Tensor) -> None:
         """Add rows: what leaves the front (n, in_width), and what it is to become, in float64.
@@ -53,20 +62,20 @@ class NormalEquations:
             front: in float64.
             backs: each (n, out_width) in float64; several if one map is to reach several targets.
         """
-        if self._origin is None:
-            # Sums are kept about the first rows' means: large common offsets would cost digits.
-            self._origin = front.mean(0), backs[0].mean(0)
-            self._xx = front.new_zeros(self.in_width + 1, self.in_width + 1)
-            self._xy = front.new_zeros(self.in_width + 1, self.out_width)
-        x = torch.cat([front - self._origin[0], front.new_ones(len(front), 1)], dim=1)
-        self._xx += (x.T @ x) * len(backs)
-        y = backs[0] - self._origin[1]
-        self._yy += float(y.square().sum())
+        if self._sums is None:
+            wide = self.in_width + 1
+            xx, xy = front.new_zeros(wide, wide), front.new_zeros(wide, self.out_width)
+            self._sums = _Sums(front.mean(0), backs[0].mean(0), xx, xy)
+        sums = self._sums
+        x = torch.cat([front - sums.origin_x, front.new_ones(len(front), 1)], dim=1)
+        sums.xx += (x.T @ x) * len(backs)
+        y = backs[0] - sums.origin_y
+        sums.yy += float(y.square().sum())
         for back in backs[1:]:
-            other = back - self._origin[1]
-            self._yy += float(other.square().sum())
+            other = back - sums.origin_y
+            sums.yy += float(other.square().sum())
             y = y + other
-        self._xy += x.T @ y
+        sums.xy += x.T @ y
         self.rows += len(front) * len(backs)
         self.distinct += len(front)
 
@@ -80,18 +89,18 @@ class NormalEquations:
         Raises:
             ValueError: if there are fewer rows than unknowns, or an activation is not finite.
         """
-        need = self.in_width + 1
-        if self.distinct < need or self._xx is None or self._xy is None or self._origin is None:
+        need, sums = self.in_width + 1, self._sums
+        if self.distinct < need or sums is None:
             raise ValueError(
                 f"least squares needs at least {need} positions (images x tokens) to determine a map of "
                 f"{self.in_width} channels, got {self.distinct}: give more images. SN-Net uses 100."
             )
-        if not bool(torch.isfinite(self._xx).all() and torch.isfinite(self._xy).all()):
+        if not bool(torch.isfinite(sums.xx).all() and torch.isfinite(sums.xy).all()):
             raise ValueError("activations are not finite: check the images' scaling and the anchors' weights.")
         # Eliminate the intercept, then scale channels to equal variance: both keep digits in the solution.
-        mean_x, mean_y = self._xx[:-1, -1] / self.rows, self._xy[-1] / self.rows
-        cov = self._xx[:-1, :-1] - self.rows * torch.outer(mean_x, mean_x)
-        cross = self._xy[:-1] - self.rows * torch.outer(mean_x, mean_y)
+        mean_x, mean_y = sums.xx[:-1, -1] / self.rows, sums.xy[-1] / self.rows
+        cov = sums.xx[:-1, :-1] - self.rows * torch.outer(mean_x, mean_x)
+        cross = sums.xy[:-1] - self.rows * torch.outer(mean_x, mean_y)
         scale = cov.diagonal().clamp_min(0).sqrt()
         dead = scale <= scale.max() * 1e-12
         scale = torch.where(dead, torch.ones_like(scale), scale)
@@ -100,8 +109,8 @@ class NormalEquations:
         inverse = torch.where(values > cutoff, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0)
         scaled = vectors @ (inverse[:, None] * (vectors.T @ (cross / scale[:, None])))
         weight = (scaled / scale[:, None]) * ~dead[:, None]
-        bias = self._origin[1] + mean_y - (self._origin[0] + mean_x) @ weight
-        total = self._yy - self.rows * float(mean_y.square().sum())
+        bias = sums.origin_y + mean_y - (sums.origin_x + mean_x) @ weight
+        total = sums.yy - self.rows * float(mean_y.square().sum())
         explained = float((weight * cross).sum())
         residual = (max(total - explained, 0.0) / total) ** 0.5 if total > 0 else 0.0
         return weight.T.contiguous(), bias, residual
@@ -170,11 +179,11 @@ def least_squares_init(
                 model.executor.check_images(batch, stitch, model.in_chans)
             _accumulate(model, batch.to(like.device, like.dtype), systems)
     solved = {
-        number: [equations.solve() for _, equations in parts] for number, parts in systems.items()
+        number: [equations.solve() for _, equations in of_layer] for number, of_layer in systems.items()
     }  # all of them before any layer changes
     residuals = {}
     for number, solutions in solved.items():
-        layer = model.stitching_layers[number]
+        layer = cast(StitchingLayer, model.stitching_layers[number])
         layer.weight.copy_(torch.stack([weight for weight, _, _ in solutions]).mean(0))
         layer.bias.copy_(torch.stack([bias for _, bias, _ in solutions]).mean(0))
         residuals[number] = sum(residual for *_, residual in solutions) / len(solutions)

@@ -36,7 +36,7 @@ class LossMeter:
         self.recent = torch.zeros(2, len(groups), device=device)
 
     def add(self, losses: Mapping[int, Tensor]) -> None:
-        """Take in the losses of the stitches of one part of a step."""
+        """Take in the losses of the stitches of one micro-batch."""
         for stitch_id, loss in losses.items():
             number = self.number[stitch_id]
             self.recent[0, number] += loss.detach()
@@ -44,15 +44,17 @@ class LossMeter:
 
     def read(self) -> tuple[float, dict[str, float]]:
         """The mean loss of all processes since the last reading, and that of each group with any."""
-        total, count = summed(self.recent).tolist()
+        sums: list[list[float]] = summed(self.recent).tolist()
+        total, count = sums
         self.epoch += self.recent
         self.recent.zero_()
         by_group = {name: t / c for name, t, c in zip(self.names, total, count, strict=True) if c}
         return sum(total) / max(sum(count), 1), by_group
 
-    def finish_epoch(self) -> float:
+    def epoch_mean(self) -> float:
         """The mean loss of the epoch over all processes; begins the next."""
-        total, count = summed(self.epoch).tolist()
+        sums: list[list[float]] = summed(self.epoch).tolist()
+        total, count = sums
         self.epoch.zero_()
         return sum(total) / max(sum(count), 1)
 
@@ -80,7 +82,7 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
         accelerator.init_trackers("timm_stitch", config=values)
 
 
-def finish_trackers(accelerator: Accelerator) -> None:
+def close_trackers(accelerator: Accelerator) -> None:
     """Close the trackers; the process group stays (`end_training` would take it down)."""
     for tracker in getattr(accelerator, "trackers", []):
         tracker.finish()

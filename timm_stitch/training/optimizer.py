@@ -1,4 +1,4 @@
-"""The optimiser of an SN-Net: which parameters learn, how fast, and what happens to those not used.
+"""The optimizer of an SN-Net: which parameters learn, how fast, and what happens to those not used.
 
 Imports torch, timm and the layers below.
 """
@@ -37,7 +37,7 @@ def parameter_groups(model: SNNet, config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def make_optimizer(model: SNNet, config: TrainConfig) -> torch.optim.Optimizer:
-    """Make timm's optimiser over `parameter_groups`."""
+    """Make timm's optimizer over `parameter_groups`."""
     optimizer = create_optimizer_v2(
         parameter_groups(model, config),
         opt=config.opt,
@@ -61,8 +61,9 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps:
     """
     if config.sched == "none":
         return None
+    warmup: Any = config.warmup  # timm says int, and takes fractions of an epoch
     scheduler, _ = create_scheduler_v2(
-        optimizer, config.sched, num_epochs=config.epochs, warmup_epochs=config.warmup,  # type: ignore[arg-type]
+        optimizer, config.sched, num_epochs=config.epochs, warmup_epochs=warmup,
         warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=False, updates_per_epoch=steps,
         warmup_prefix=False,
     )  # fmt: skip
@@ -87,8 +88,8 @@ def tuning(model: SNNet, tune: str) -> Iterator[None]:
         model.eval()
 
 
-def finish_step(accelerator: Any, optimizer: Any, parameters: list[nn.Parameter], config: TrainConfig) -> None:
-    """Clip, give what was not used a zero gradient if so wanted, step, and forget the gradients."""
+def update_parameters(accelerator: Any, optimizer: Any, parameters: list[nn.Parameter], config: TrainConfig) -> None:
+    """Clip the gradients, fill in zeros for `dense_updates`, step, and free them."""
     if config.clip_grad is not None:
         accelerator.unscale_gradients(optimizer)
         used = [parameter for parameter in parameters if parameter.grad is not None]

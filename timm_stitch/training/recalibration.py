@@ -8,7 +8,8 @@ Imports torch and the layers below.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from tqdm.auto import tqdm
 from ..network.network import SNNet
 from .data_parallel import average_statistics
 
-_BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
+BatchNorm = torch.nn.modules.batchnorm._BatchNorm
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @torch.no_grad()
@@ -46,47 +48,50 @@ def recalibrate(
     norms = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _BATCH_NORM) and module.running_mean is not None
+        if isinstance(module, BatchNorm) and module.running_mean is not None
     }
     if not norms:
         return {}
-    device = next(model.parameters()).device
-    before = {
-        name: (module.momentum, module.running_mean.clone(), module.running_var.clone())
-        for name, module in norms.items()
-    }  # type: ignore[union-attr]
-    counted = {name: module.num_batches_tracked.clone() for name, module in norms.items()}  # type: ignore[union-attr]
-    was_training = [m for m in model.modules() if m.training]
-    model.eval()
-    for module in norms.values():
-        module.reset_running_stats()
-        module.momentum = None
-        module.train()
-    try:
-        batches = 0
+    device, batches = next(model.parameters()).device, 0
+    with _measuring(model, norms) as ran:
         for batch in tqdm(loader, desc="recalibrate", unit="batch", disable=not progress):
             images = batch[0] if isinstance(batch, (list, tuple)) else batch
             batches += 1
             for _ in model.forward_each(images.to(device), ids):
                 pass
-    finally:
-        ran = {name for name, module in norms.items() if int(module.num_batches_tracked) > 0}  # type: ignore[arg-type]
-        for name, norm in norms.items():
-            norm.momentum, mean, var = before[name]
-            if name not in ran:
-                norm.running_mean.copy_(mean)
-                norm.running_var.copy_(var)
-                norm.num_batches_tracked.copy_(counted[name])
-            norm.eval()
-        for mode in was_training:
-            mode.training = True
     if not batches:
         raise ValueError("there is nothing to measure on: the loader gave no images.")
     average_statistics(model)
     state = model.state_dict()
-    return {
-        key: state[key].clone()
-        for name in norms
-        if name in ran
-        for key in (f"{name}.running_mean", f"{name}.running_var", f"{name}.num_batches_tracked")
+    return {f"{name}.{key}": state[f"{name}.{key}"].clone() for name in ran for key in _STATISTICS}
+
+
+@contextmanager
+def _measuring(model: SNNet, norms: Mapping[str, BatchNorm]) -> Iterator[list[str]]:
+    """Let these layers alone run in train mode, from nothing and as a mean over batches; then all is as it was.
+
+    Yields:
+        The names of those that ran, when all is done; the others have the statistics that they had.
+    """
+    before = {
+        name: (norm.momentum, {key: getattr(norm, key).clone() for key in _STATISTICS}) for name, norm in norms.items()
     }
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    for norm in norms.values():
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    ran: list[str] = []
+    try:
+        yield ran
+    finally:
+        ran += [name for name, norm in norms.items() if norm.num_batches_tracked]
+        for name, norm in norms.items():
+            norm.momentum, statistics = before[name]
+            if name not in ran:
+                for key, value in statistics.items():
+                    getattr(norm, key).copy_(value)
+            norm.eval()
+        for module in was_training:
+            module.training = True

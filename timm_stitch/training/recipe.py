@@ -1,45 +1,102 @@
 """Recipes: one YAML file of plain values says which network to make and how to train it.
 
-A recipe holds `model`, `model_args`, `pretrained`, `init_images` and the fields of `TrainConfig`.
-Those of the papers are shipped in the folder `recipes`; `timm-stitch train NAME` runs them.
+A recipe holds `model`, `model_args`, `pretrained`, `init_images` and the fields of `TrainConfig`. Those of the papers
+are shipped in the folder `recipes`; `train_recipe(NAME)` and `timm-stitch train NAME` run them.
 
-Imports PyYAML and `config`.
+Imports PyYAML, timm, torch and the layers below.
 """
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 import yaml
+from torch.utils.data import DataLoader, IterableDataset
 
+from ..data.dataset import build_dataset
+from ..data.fields import check, option, options, read
+from ..data.loader import first_images
+from ..files import PathLike
+from ..hub.loading import load_network
+from ..network.network import SNNet
 from .config import TrainConfig
+from .least_squares import least_squares_init
+from .run_state import open_checkpoints
+from .trainer import train
 
 FOLDER = Path(__file__).parent / "recipes"
 
+_network = partial(option, group="network")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A network and how to train it.
+    """A network and how to train it; each field says what it is in its `metadata["help"]`.
 
     Args:
-        model: what `timm.create_model` makes it by.
         config: the training run.
-        model_args: further arguments of `create_model`, such as `drop_path_rate`, one for each anchor.
-        pretrained: begin from pretrained weights.
-        init_images: how many images initialise the stitching layers by least squares; 0 leaves them as they are.
-            Default 100, or 0 where the model's weights include trained stitching layers.
+
+    Raises:
+        TypeError: if a value has the wrong type.
+        ValueError: if it is out of range.
     """
 
-    model: str
     config: TrainConfig
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    pretrained: bool = True
-    init_images: int = 100
+    model: str = _network(help="what timm.create_model makes it by: a registered name, a folder, hf-hub:USER/NAME")
+    model_args: Mapping[str, Any] = _network(
+        help="further arguments of create_model, such as drop_path_rate, one for each anchor", factory=dict
+    )
+    pretrained: bool = _network(True, "begin from pretrained weights")
+    init_images: int = _network(
+        100,
+        "how many images initialise the stitching layers by least squares; 0, which is the default where the weights "
+        "include trained stitching layers, leaves them as they are",
+        range=(0, math.inf),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def train_recipe(
+    recipe: PathLike, overrides: Mapping[str, Any] | None = None, *, device: str = "cpu", progress: bool = True
+) -> tuple[SNNet, dict[str, Any]]:
+    """Make the network of a recipe and train it, as `timm-stitch train` does.
+
+    The stitching layers are initialised by least squares first, unless the recipe says otherwise or a run is resumed.
+
+    Args:
+        recipe: a shipped one by its name, or the path of a YAML file.
+        overrides: values to use instead of the file's, e.g. `{"data_dir": "imagenet", "epochs": 15}`.
+        device: where the network is initialised; Accelerate says where it is trained.
+        progress: show bars.
+
+    Returns:
+        The trained network, and what `train` returned: `steps`, `images`, `seconds` and `loss`.
+
+    Raises:
+        OSError: if there is no such recipe or no such images.
+        TypeError: if a value has the wrong type.
+        ValueError: if it is not a recipe, a field is unknown or contradicts another, or the images do not fit.
+    """
+    spec = read_recipe(recipe, overrides)
+    config = spec.config
+    model = load_network(spec.model, pretrained=spec.pretrained, device=device, **spec.model_args)
+    store = open_checkpoints(config) if config.resume else None
+    if spec.init_images and (store is None or store.last is None):
+        data = build_dataset(config, model, training=True, augment=False)
+        generator = torch.Generator().manual_seed(config.seed)
+        shuffle = not isinstance(data, IterableDataset)  # which has an order of its own
+        loader: DataLoader[Any] = DataLoader(data, min(16, spec.init_images), shuffle=shuffle, generator=generator)
+        least_squares_init(model, first_images(loader, spec.init_images), progress=progress)
+    return model, train(model, config, progress=progress)
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -47,7 +104,7 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
 
-def read_recipe(recipe: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(recipe: PathLike, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe, by a shipped name or a path, and check every value.
 
     Args:
@@ -57,10 +114,24 @@ def read_recipe(recipe: str | os.PathLike[str], overrides: Mapping[str, Any] | N
     Raises:
         OSError: if there is no such recipe.
         TypeError: if a value has the wrong type.
-        ValueError: if it is no recipe, a field is unknown or given twice, or two contradict each other.
+        ValueError: if it is not a recipe, a field is unknown or given twice, or two contradict each other.
     """
-    shipped = shipped_recipes()
-    path = Path(recipe)
+    values = {**_read_file(recipe), **(overrides or {})}
+    of_network = {name: values.pop(name) for name in options(Recipe) if name in values}
+    if of_network.get("model") is None:
+        raise ValueError(f"{str(recipe)!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another.")
+    comes_trained = of_network.get("pretrained", True) and _comes_trained(str(of_network["model"]))
+    if comes_trained and "init_images" not in of_network:
+        of_network["init_images"] = 0
+    config = TrainConfig.from_dict(values)
+    if config.distillation != "none" and config.teacher is None:
+        raise ValueError(f"distillation={config.distillation!r} has no teacher: set teacher to a timm model's name.")
+    return Recipe(config=config, **read(Recipe, of_network))
+
+
+def _read_file(recipe: PathLike) -> dict[str, Any]:
+    """The values of a recipe's file."""
+    shipped, path = shipped_recipes(), Path(recipe)
     if not path.exists():
         if str(recipe) not in shipped:
             raise FileNotFoundError(
@@ -70,31 +141,10 @@ def read_recipe(recipe: str | os.PathLike[str], overrides: Mapping[str, Any] | N
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Strict)
     except yaml.YAMLError as error:
-        raise ValueError(f"{str(recipe)!r} is no YAML: {error}") from None
+        raise ValueError(f"{str(recipe)!r} is not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{str(recipe)!r} is no recipe: expected a YAML file of fields and values.")
-    values |= overrides or {}
-    own: dict[str, Any] = {}
-    for name, kind, default in (
-        ("model", str, None),
-        ("model_args", dict, {}),
-        ("pretrained", bool, True),
-        ("init_images", int, -1 if "init_images" not in values else None),
-    ):
-        value = values.pop(name, default)
-        if name == "model" and value is None:
-            raise ValueError(
-                f"{str(recipe)!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another."
-            )
-        if value == -1 and default == -1:  # stitching layers that come trained are left as they are
-            value = 0 if own["pretrained"] and _comes_trained(own["model"]) else 100
-        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
-            raise TypeError(f"{name}={value!r} does not fit in {str(recipe)!r}: expected {kind.__name__}.")
-        own[name] = value
-    config = TrainConfig.from_dict(values)
-    if config.distillation != "none" and config.teacher is None:
-        raise ValueError(f"distillation={config.distillation!r} has no teacher: set teacher to a timm model's name.")
-    return Recipe(config=config, **own)
+        raise ValueError(f"{str(recipe)!r} is not a recipe: expected a YAML file of fields and values.")
+    return values
 
 
 def _comes_trained(model: str) -> bool:
@@ -109,8 +159,9 @@ class _Strict(yaml.SafeLoader):
     """YAML in which a field can be given once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = sorted({str(name) for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"fields given twice: {', '.join(twice)}. Keep one of each.")
-        return super().construct_mapping(node, deep)
+        values: dict[Any, Any] = super().construct_mapping(node, deep)
+        return values

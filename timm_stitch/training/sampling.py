@@ -40,7 +40,7 @@ def groups_by_macs(
         macs: of each stitch, by its id.
         width: of a group in macs: the first begins at 0, the next at the cheapest stitch that is more than
             `width` above the beginning of the last, and so on, as SN-Netv2 has it.
-        count: instead of a width, how many groups of equal width between the cheapest and the dearest stitch.
+        count: instead of a width, how many groups of equal width between the cheapest and the most expensive stitch.
 
     Raises:
         ValueError: if there are no stitches, neither or both are given, or one is not positive.
@@ -75,7 +75,7 @@ def resource_constrained(groups: Sequence[Sequence[int]], seed: int, step: int, 
         seed: of the run.
         step: of the run.
         bias: from -1 to 1: chances of the groups change linearly with their rank, from `1 - bias` for
-            the cheapest to `1 + bias` for the dearest.
+            the cheapest to `1 + bias` for the most expensive.
     """
     rng = random.Random(f"{seed}/{step}")
     last = max(len(groups) - 1, 1)
@@ -166,7 +166,11 @@ def _scores(scores: Mapping[int, float] | None, ids: Sequence[int]) -> dict[int,
     bad = [i for i in ids if i in scores and not (math.isfinite(scores[i]) and scores[i] >= 0)]
     if missing or bad or sum(scores[i] for i in ids) <= 0:
         what = (
-            f"stitches {missing[:5]} have none" if missing else f"those of {bad[:5]} are none" if bad else "all are 0"
+            f"stitches {missing[:5]} have none"
+            if missing
+            else f"those of {bad[:5]} are negative or not finite"
+            if bad
+            else "all are 0"
         )
         raise ValueError(
             f"importance sampling needs a score of 0 or more for every stitch: {what}. Set scores: {{id: score}}."

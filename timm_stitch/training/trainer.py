@@ -4,8 +4,7 @@ Source: SN-Net (arXiv:2302.06586), Algorithm 1. A parameter that a step did not 
 is left alone by that step: no weight decay, no momentum. (The authors' runs, on torch 1.12, had zero
 gradients there, and so decayed it: `dense_updates`.)
 
-All that is random in a step is a function of the seed and the step, so a run that was killed and
-resumed ends, on CPU, with the weights of one left alone, bit for bit.
+All that is random in a step is a function of the seed and the step; what is kept of a run is in `run_state`.
 
 Imports torch, timm, Accelerate and the layers below.
 """
@@ -14,8 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -35,18 +33,18 @@ from ..evaluation.accuracy import evaluate
 from ..hub.saving import rebuild_args, save_pretrained
 from ..network.network import SNNet
 from ..plan.frontier import frontier_area
-from .checkpointing import Checkpoints, check_finite, check_same
-from .config import FREE, TrainConfig
+from .config import TrainConfig
 from .data_parallel import average_gradients, average_statistics, broadcast_weights
 from .distillation import StitchLoss, find_teacher
-from .fsdp import anywhere, hollow, is_sharded, load_optimizer, own_parts, shard, whole_states
-from .metrics import GROUPS, LossMeter, finish_trackers, start_trackers, tracker_names
-from .optimizer import finish_step, make_optimizer, make_scheduler, tuning
-from .sampling import groups_by_macs, make_rule
+from .fsdp import is_sharded
+from .metrics import GROUPS, LossMeter, close_trackers, start_trackers, tracker_names
+from .optimizer import tuning, update_parameters
+from .run_state import RunState
+from .sampling import Rule, groups_by_macs, make_rule
 
 __all__ = ["TrainConfig", "train"]
 
-LOOK_EVERY = 50  # steps between two looks at the losses, each of which waits for the device
+REPORT_EVERY = 50  # steps between two reports of the losses, each of which waits for the device
 
 
 def train(
@@ -81,27 +79,21 @@ def train(
     """
     if config.output:
         rebuild_args(model)  # what could not be saved at the end is refused before the first step
-    run = _Run(model, config, train_data, val_data, teacher, progress)
+    began = time.monotonic()
+    run = TrainingRun(model, config, train_data, val_data, teacher, progress)
     with tuning(model, config.tune):
         try:
-            run.resume()
-            run.go()
+            run.prepare()
+            run.train()
         finally:
-            run.bar.close()
-            finish_trackers(run.accelerator)
-    if run.ema is not None:
-        model.load_state_dict(run.ema.module.state_dict())
-    if run.sharded:
-        weights, _ = whole_states(model, run.optimizer)
-        model = run.hollow
-        if run.accelerator.is_main_process:
-            model.load_state_dict(weights, assign=True)
-    note_run(model, config, run.step)
+            run.close()
+    model = run.state.result()
+    note_run(model, config, run.state.step)
     if config.output and run.accelerator.is_main_process:
         save_pretrained(model, Path(config.output))
     run.accelerator.wait_for_everyone()
-    seconds = time.monotonic() - run.began
-    return {"steps": run.step, "images": run.step * config.batch_size, "seconds": seconds, "loss": run.mean_loss}
+    steps, seconds = run.state.step, time.monotonic() - began
+    return {"steps": steps, "images": steps * config.batch_size, "seconds": seconds, "loss": run.state.mean_loss}
 
 
 def note_run(model: SNNet, config: TrainConfig, steps: int) -> None:
@@ -113,260 +105,189 @@ def note_run(model: SNNet, config: TrainConfig, steps: int) -> None:
     model.forget()
 
 
-class _Run:
-    """One training run: its parts, and how far it is."""
+class TrainingRun:
+    """The steps of one run; `state` is what it has come to.
+
+    Args:
+        model, config, train_data, val_data, teacher, progress: as for `train`.
+    """
 
     def __init__(
         self,
         model: SNNet,
         config: TrainConfig,
-        train_data: Any,
-        val_data: Any,
-        teacher: nn.Module | None,
-        progress: bool,
+        train_data: Any = None,
+        val_data: Any = None,
+        teacher: nn.Module | None = None,
+        progress: bool = True,
     ) -> None:
-        self.model, self.config, self.began = model, config, time.monotonic()
-        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-        self.accelerator = Accelerator(
-            mixed_precision=config.precision,
-            dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # a launcher's would divide again
-            rng_types=[],
-            log_with=tracker_names(config) or None,
-            project_dir=config.output,
-        )
-        self.sharded = is_sharded(self.accelerator, config)
-        self.data = train_data if train_data is not None else build_dataset(config, model, training=True)
+        self.model, self.config = model, config
+        self.accelerator = _make_accelerator(config)
+        sharded = is_sharded(self.accelerator, config)
+        self.device, processes = self.accelerator.device, self.accelerator.num_processes
+        data = train_data if train_data is not None else build_dataset(config, model, training=True)
         if val_data is None and config.evaluate_every:
             val_data = build_dataset(config, model, training=False)
         self.val_data = val_data
-        processes = self.accelerator.num_processes
-        loader, self.order = build_loader(
-            self.data, config.batch_size, config.accumulate, processes, config.seed, config.repeated_aug, config.workers
-        )
+        loader, self.order = build_loader(data, config, processes)
         self.loader = loader if isinstance(loader, Stream) else self.accelerator.prepare_data_loader(loader)
-        self.steps_per_epoch = self.order.steps
+        self.steps_per_epoch: int = self.order.steps
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or math.inf)
-        self.device = self.accelerator.device
-        self.mixup = make_mixup(config, model.num_classes, config.batch_size // (config.accumulate * processes))
-        guide = find_teacher(config, teacher, model)
-        self.loss = StitchLoss(config, guide.to(self.device) if guide is not None else None)
-        table = model.costs()
-        self.macs = {stitch.stitch_id: table.cost(stitch).macs for stitch in model.plan}
-        learns = model.stitch_ids if config.tune == "all" else [s.stitch_id for s in model.plan if not s.is_anchor]
-        whole = [s.stitch_id for s in model.plan if s.is_anchor] or model.stitch_ids  # an extracted stitch has none
-        anchors = sorted(whole, key=self.macs.__getitem__, reverse=True)
-        self.largest = anchors[0]
-        self.rule = make_rule(
-            config.sampling, {i: self.macs[i] for i in learns}, config.seed,
-            anchors=anchors, stitches=config.stitches,
-            group_width=config.group_width, groups=config.groups, bias=config.group_bias, scores=config.scores,
-        )  # fmt: skip
-        self.store = Checkpoints(Path(config.output) / "checkpoints", config.keep) if config.output else None
-        if self.store is not None and self.accelerator.is_main_process:
-            self.store.clean()
+        self.mixup = make_mixup(config, model.num_classes, config.micro_batch(processes))
+        frozen = find_teacher(config, teacher, model)
+        self.loss = StitchLoss(config, frozen.to(self.device) if frozen is not None else None)
+        costs = model.costs()
+        self.macs = {stitch.stitch_id: costs.cost(stitch).macs for stitch in model.plan}
+        self.rule, self.largest = _sampling_rule(model, config, self.macs)
+        images = count_images(data, processes)
+        self.state = RunState(model, config, self.accelerator, sharded, self.steps_per_epoch, images)
         start_trackers(self.accelerator, config)
         model.to(self.device)
         broadcast_weights(model)
         self.meter = LossMeter(groups_by_macs(self.macs, count=GROUPS), self.macs, self.device)
         self.bar = tqdm(total=self.total, desc="train", disable=not (progress and self.accelerator.is_main_process))
-        self.step, self.mean_loss, self.best, self.scored = 0, math.nan, -math.inf, 0
 
-    # ── before and after ──────────────────────────────────────────────────────────────────────────
+    def prepare(self) -> None:
+        """Make optimizer, schedule and average, and resume; to be called when it is settled what is frozen."""
+        self.state.prepare(self.meter)
+        self.bar.update(self.state.step)
 
-    def resume(self) -> None:
-        """Make optimiser, schedule and average, now that it is known what is frozen; resume if there is a run."""
-        config, model = self.config, self.model
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        state = self._kept()
-        if state is not None:
-            model.load_state_dict(state["model"])
-        optimizer = make_optimizer(model, config)
-        self.scheduler = make_scheduler(optimizer, config, self.steps_per_epoch)
-        if self.sharded:
-            self.hollow = hollow(model)
-            self.optimizer = shard(self.accelerator, model, optimizer)
-            self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        else:
-            self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        self.ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay is not None else None
-        if state is None:
-            return
-        if self.sharded:
-            load_optimizer(model, self.optimizer, state["optimizer"])
-        else:
-            self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.meter.epoch.copy_(state["epoch_losses"])
-        self.step, self.mean_loss = state["step"], state["mean_loss"]
-        self.best, self.scored = state["best"], state["scored"]
-        self.bar.update(self.step)
+    def close(self) -> None:
+        """Leave the bar and the trackers."""
+        self.bar.close()
+        close_trackers(self.accelerator)
 
-    def _kept(self) -> dict[str, Any] | None:
-        """The last checkpoint, if this run is to continue it."""
-        last = self.store.last if self.store is not None else None
-        if self.store is None or last is None:
-            if self.config.resume is True:
-                raise FileNotFoundError(
-                    f"there is no checkpoint in {self.config.output!r} to resume: use resume='auto'."
-                )
-            return None
-        if not self.config.resume:
-            raise ValueError(
-                f"there is a run already, {str(last)!r}: set resume='auto' to continue it, or another output."
-            )
-        state = self.store.load(last) or {}
-        check_same(state["run"], self._values(), self.store.folder)
-        return state
-
-    def save(self, best: bool = False) -> None:
-        """Write a checkpoint; a network that is no longer finite is none."""
-        average_statistics(self.model)
-        if self.ema is not None:
-            average_statistics(self.ema.module)
-        bad = check_finite(own_parts(self.model))
-        if self.sharded:
-            bad = anywhere(bad, self.device)
-        if bad is not None:
-            raise self._not_finite(f"the weights {bad!r} are")
-        if self.store is None:
-            return
-        losses = self.accelerator.reduce(self.meter.epoch, "mean")
-        weights, moments = whole_states(self.model, self.optimizer) if self.sharded else (
-            self.model.state_dict(), self.optimizer.state_dict(),
-        )  # fmt: skip
-        if self.accelerator.is_main_process:
-            state = {
-                "run": self._values(),
-                "model": weights,
-                "optimizer": moments,
-                "ema": self.ema.module.state_dict() if self.ema is not None else None,
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-                "epoch_losses": losses,
-                "best": self.best,
-                "scored": self.scored,
-                "mean_loss": self.mean_loss,
-            }
-            self.store.save(self.step, state, best)
-
-    def _values(self) -> dict[str, Any]:
-        """What a run that continues this one must have equal."""
-        values = {k: v for k, v in asdict(self.config).items() if k not in FREE}
-        images = count_images(self.data, self.accelerator.num_processes)
-        return values | {"images": images, "stitches of the network": len(self.model.plan)}
-
-    def _not_finite(self, what: str) -> FloatingPointError:
-        last = self.store.last if self.store is not None else None
-        epoch = max(self.step - 1, 0) // self.steps_per_epoch + 1
-        kept = f"The last good checkpoint is {str(last)!r}" if last else "There is no good checkpoint"
-        return FloatingPointError(
-            f"{what} no longer finite (step {self.step}, epoch {epoch}). {kept}. "
-            f"Lower lr={self.config.lr}, set clip_grad, or use precision='bf16' instead of 'fp16'."
-        )
-
-    # ── the steps ─────────────────────────────────────────────────────────────────────────────────
-
-    def go(self) -> None:
+    def train(self) -> None:
         """Train to the end."""
-        if self.step and self.step % self.steps_per_epoch == 0:
-            self.judge(self.step // self.steps_per_epoch)  # where a run was killed before it did so
-        while self.step < self.total:
-            epoch, done = divmod(self.step, self.steps_per_epoch)
-            self.order.begin(epoch, done)
-            if hasattr(self.loader, "iteration"):
-                self.loader.iteration = epoch
-            for part, (images, labels) in enumerate(self._batches()):
-                self.part(part % self.config.accumulate, images.to(self.device), labels.to(self.device))
-                if (part + 1) % self.config.accumulate == 0:
-                    self.finish_step()
-                    if self.step == self.total:
+        state, accumulate = self.state, self.config.accumulate
+        if state.step and state.step % self.steps_per_epoch == 0:
+            self.evaluate_if_due(state.step // self.steps_per_epoch)  # where a run was killed before it did so
+        while state.step < self.total:
+            epoch, done = divmod(state.step, self.steps_per_epoch)
+            for number, (images, labels) in enumerate(self.micro_batches(epoch, done)):
+                self.micro_step(number % accumulate, images.to(self.device), labels.to(self.device))
+                if (number + 1) % accumulate == 0:
+                    self.optimizer_step()
+                    self.report_and_save_if_due()
+                    if state.step == self.total:
                         break
-            if self.step % self.steps_per_epoch == 0:
-                self.finish_epoch(epoch + 1)
+            if state.step % self.steps_per_epoch == 0:
+                self.end_epoch(epoch + 1)
         if self.meter.epoch.any():
-            self.mean_loss = self.meter.finish_epoch()
+            state.mean_loss = self.meter.epoch_mean()
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def micro_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels of an epoch, after so many of its steps."""
+        self.order.begin(epoch, start)
+        if hasattr(self.loader, "iteration"):
+            self.loader.iteration = epoch
         for batch in self.loader:
             yield batch[0], batch[1]
 
-    def part(self, number: int, images: Tensor, labels: Tensor) -> None:
-        """Forward and backward of one part of a step; all parts of a step train the same stitches."""
-        config, ids = self.config, self.rule(self.step)
-        seed_all(derive(config.seed, "step", self.step, number, self.accelerator.process_index))
+    def micro_step(self, number: int, images: Tensor, labels: Tensor) -> None:
+        """Forward and backward of one micro-batch; all micro-batches of a step train the same stitches."""
+        config, ids = self.config, self.rule(self.state.step)
+        seed_all(derive(config.seed, "step", self.state.step, number, self.accelerator.process_index))
         targets = labels
         if self.mixup is not None:
             images, targets = self.mixup(images, labels)
         with self.accelerator.autocast():
-            guide = self.loss.guide(images)
+            taught = self.loss.teacher_logits(images)
             if len(ids) == 1:
                 logits = {ids[0]: self.model(images, stitch_id=ids[0])}
             else:
                 logits = self.model.forward_several(images, ids)
-        losses = self.loss.each(logits, targets, guide, self.largest)
+        losses = self.loss.of_each(logits, targets, taught, self.largest)
         total = torch.stack(list(losses.values())).mean()
         self.accelerator.backward(total / config.accumulate)
         self.meter.add(losses)
 
-    def finish_step(self) -> None:
-        """Average, clip, step; now and then look at the losses and write a checkpoint."""
-        if self.scheduler is not None:
-            self.scheduler.step_update(self.step)
-        if not self.sharded:  # FSDP has averaged them
-            average_gradients(self.parameters)
-        finish_step(self.accelerator, self.optimizer, self.parameters, self.config)
-        if self.ema is not None:
-            self.ema.update(self.model)
-        self.step += 1
+    def optimizer_step(self) -> None:
+        """Average the gradients over all processes, clip them, and update the parameters."""
+        state = self.state
+        if state.scheduler is not None:
+            state.scheduler.step_update(state.step)
+        if not state.sharded:  # FSDP has averaged them
+            average_gradients(state.parameters)
+        update_parameters(self.accelerator, state.optimizer, state.parameters, self.config)
+        if state.ema is not None:
+            state.ema.update(self.model)
+        state.step += 1
         self.bar.update()
-        every = self.config.checkpoint_steps
-        due = bool(every) and self.step % every == 0  # type: ignore[operator]
-        ends = self.step % self.steps_per_epoch == 0 or self.step == self.total
-        if due or ends or self.step % LOOK_EVERY == 0:
-            self.look()
-        if (due or ends) and self.step % self.steps_per_epoch:  # at an epoch's end `finish_epoch` saves
-            self.save()
 
-    def look(self) -> None:
-        """Show the losses since the last look, and stop if they are not finite."""
+    def report_and_save_if_due(self) -> None:
+        """Now and then report the losses and write a checkpoint."""
+        step, every = self.state.step, self.config.checkpoint_steps
+        due = every is not None and step % every == 0
+        ends = step % self.steps_per_epoch == 0 or step == self.total
+        if due or ends or step % REPORT_EVERY == 0:
+            self.report_losses()
+        if (due or ends) and step % self.steps_per_epoch:  # at an epoch's end `end_epoch` saves
+            self.state.save()
+
+    def report_losses(self) -> None:
+        """Show the losses since the last report, and stop if they are not finite."""
         loss, groups = self.meter.read()
         if not math.isfinite(loss):
-            raise self._not_finite("the loss is")
+            raise self.state.not_finite("the loss is")
         self.bar.set_postfix({"loss": f"{loss:.3f}", **{name: f"{value:.2f}" for name, value in groups.items()}})
         if getattr(self.accelerator, "trackers", None):
-            rates = {f"lr/{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
+            rates = {f"lr/{i}": group["lr"] for i, group in enumerate(self.state.optimizer.param_groups)}
             values = {"loss/all": loss, **{f"loss/{name}": value for name, value in groups.items()}, **rates}
-            self.accelerator.log(values, step=self.step)
+            self.accelerator.log(values, step=self.state.step)
 
-    def finish_epoch(self, number: int) -> None:
+    def end_epoch(self, number: int) -> None:
         """Mean loss, a checkpoint, and evaluation if it is due."""
-        self.mean_loss = self.meter.finish_epoch()
-        self.save()
-        self.judge(number)
+        self.state.mean_loss = self.meter.epoch_mean()
+        self.state.save()
+        self.evaluate_if_due(number)
 
-    def judge(self, number: int) -> None:
+    def evaluate_if_due(self, epoch: int) -> None:
         """Evaluate after an epoch if it is due, and keep the checkpoint with its score."""
-        every = self.config.evaluate_every
-        if not every or self.scored == number or (number % every and self.step != self.total):
+        state, every = self.state, self.config.evaluate_every
+        if not every or state.evaluated_epoch == epoch or (epoch % every and state.step != self.total):
             return
         score = self.score()
-        best, self.best, self.scored = score > self.best, max(score, self.best), number
+        best, state.best, state.evaluated_epoch = score > state.best, max(score, state.best), epoch
         if not self.bar.disable:
-            self.bar.write(f"epoch {number}: frontier area {score:.2f}{' (best)' if best else ''}")
+            self.bar.write(f"epoch {epoch}: frontier area {score:.2f}{' (best)' if best else ''}")
         if getattr(self.accelerator, "trackers", None):
-            self.accelerator.log({"frontier_area": score}, step=self.step)
-        self.save(best)
+            self.accelerator.log({"frontier_area": score}, step=state.step)
+        state.save(best)
 
     def score(self) -> float:
         """The frontier area (top-1 over the log of the macs) of the weights that the run would give now."""
         average_statistics(self.model)
-        size = max(self.config.batch_size // (self.config.accumulate * self.accelerator.num_processes), 1)
+        size = self.config.micro_batch(self.accelerator.num_processes)
         loader: DataLoader[Any] = DataLoader(self.val_data, batch_size=size, num_workers=self.config.workers)
-        rows = evaluate(self.ema.module if self.ema is not None else self.model, loader)
+        rows = evaluate(self.state.ema.module if self.state.ema is not None else self.model, loader)
         low, high = min(self.macs.values()), max(self.macs.values())
         if low == high:  # an extracted stitch has no curve
             return float(max(row["top1"] for row in rows))
         return frontier_area(rows, low, high)
+
+
+def _make_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate as a run uses it; its launcher has said on how many processes and devices."""
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    return Accelerator(
+        mixed_precision=config.precision,
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # a launcher's would divide again
+        rng_types=[],
+        log_with=tracker_names(config) or None,
+        project_dir=config.output,
+    )
+
+
+def _sampling_rule(model: SNNet, config: TrainConfig, macs: Mapping[int, int]) -> tuple[Rule, int]:
+    """Which stitches each step trains, and the largest anchor, from which others may learn."""
+    drawn = model.stitch_ids if config.tune == "all" else [s.stitch_id for s in model.plan if not s.is_anchor]
+    whole = [s.stitch_id for s in model.plan if s.is_anchor] or model.stitch_ids  # an extracted stitch has none
+    anchors = sorted(whole, key=macs.__getitem__, reverse=True)
+    rule = make_rule(
+        config.sampling, {i: macs[i] for i in drawn}, config.seed,
+        anchors=anchors, stitches=config.stitches,
+        group_width=config.group_width, groups=config.groups, bias=config.group_bias, scores=config.scores,
+    )  # fmt: skip
+    return rule, anchors[0]

@@ -1,0 +1,90 @@
+"""The images' half of a configuration, and fields that are declared once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import pytest
+
+from timm_stitch import TrainConfig
+from timm_stitch.data.config import DataConfig
+from timm_stitch.data.fields import about, check, option, options, read, read_text
+
+
+def test_every_field_says_what_it_is():
+    assert [f.name for f in fields(TrainConfig)] == list(options(TrainConfig))
+    for name, field in options(TrainConfig).items():
+        assert field.metadata["help"], name
+        assert field.metadata["group"], name
+    assert set(options(DataConfig)) < set(options(TrainConfig))
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"workers": -1}, ValueError, "workers=-1 is out of range: expected 0 <= workers <= inf"),
+        ({"crop_mode": "five"}, ValueError, "crop_mode='five' is unknown: expected one of"),
+        ({"dataset_args": {"input_key": ["a"]}}, TypeError, "dataset_args=.* is a dict: expected dict"),
+        ({"dataset_args": {"name": "a"}}, ValueError, "dataset_args has name: expected some of download"),
+        ({"crop_ratio": [2, 1]}, ValueError, r"crop_ratio=\(2, 1\) is not a range"),
+        ({"epochs": 3}, ValueError, "unknown fields epochs: the fields are accumulate, auto_augment"),
+    ],
+)
+def test_bad_values_are_refused_by_name(values, error, message):
+    with pytest.raises(error, match=message):
+        DataConfig.from_dict(values)
+
+
+def test_images_of_a_process_at_a_time():
+    assert DataConfig(batch_size=48, accumulate=2).micro_batch(3) == 8
+    assert DataConfig(batch_size=2).micro_batch(3) == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Small:
+    rate: float = option(1e-4, "how fast", group="all", range=(0, 1))
+    kind: str | None = option(None, "which", group="all", choices=(None, "a", "b"))
+    name: str = option(help="whose", group="all")
+    more: Mapping[str, int] = option(help="what else", group="all", factory=dict)
+    note: str = "not declared"
+
+    def __post_init__(self):
+        check(self)
+
+
+def test_a_field_is_declared_once():
+    assert list(options(Small)) == ["rate", "kind", "name", "more"]
+    assert about(options(Small)["rate"]) == "float, 0 to 1, default 0.0001"
+    assert about(options(Small)["kind"]) == "null or a or b, default null"
+    assert Small(**read(Small, {"rate": "1e-2", "name": "x"})) == Small(rate=0.01, name="x", more={})
+    with pytest.raises(ValueError, match="rate=2 is out of range: expected 0 <= rate <= 1"):
+        Small(rate=2, name="x")
+    with pytest.raises(ValueError, match="kind='c' is unknown: expected one of"):
+        Small(kind="c", name="x")
+    with pytest.raises(TypeError, match="name=None is a NoneType: expected str"):
+        Small(name=None)
+    with pytest.raises(ValueError, match="unknown fields note"):
+        read(Small, {"note": "x"})
+
+
+def test_text_of_the_command_line():
+    assert read_text("2012", 2012, str | None) == "2012"
+    assert read_text("null", None, str | None) is None
+    assert read_text("1e-4", "1e-4", float) == 1e-4
+    assert read_text("auto", "auto", bool | str) == "auto"
+
+
+def test_configurations_need_no_torch():
+    code = """
+import importlib.util, sys, types
+package = importlib.util.find_spec("timm_stitch").submodule_search_locations
+for name in ("timm_stitch", "timm_stitch.data", "timm_stitch.training"):
+    sys.modules[name] = module = types.ModuleType(name)
+    module.__path__ = [package[0] + name.removeprefix("timm_stitch").replace(".", "/")]
+import timm_stitch.training.config
+assert not {"torch", "timm", "numpy"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,32 @@
+"""A network by the name that people give it."""
+
+import pytest
+import timm
+import torch
+from conftest import anchor_specs
+
+import timm_stitch
+from timm_stitch.hub.loading import load_network
+from timm_stitch.network.weights import fingerprint
+
+
+def test_a_folder_a_registered_name_and_several_anchors(tmp_path):
+    model = timm.create_model("snnet", anchors=anchor_specs(depth=2))
+    timm_stitch.save_pretrained(model, tmp_path / "net")
+    for name in (tmp_path / "net", str(tmp_path / "net"), [str(tmp_path / "net")]):
+        assert fingerprint(load_network(name)) == fingerprint(model)
+    registered = load_network("snnet_deit_tsb", pretrained=False, device="meta")
+    assert registered.num_stitches == 71
+    assert {p.device for p in registered.parameters()} == {torch.device("meta")}
+    anchors = ["deit_tiny_patch16_224", "deit_small_patch16_224"]
+    assert list(load_network(anchors, pretrained=False, device="meta").plan.anchor_names) == anchors
+    assert load_network("snnet", pretrained=False, anchors=anchor_specs(depth=2)).num_stitches == model.num_stitches
+
+
+def test_what_is_not_a_stitchable_network_is_refused():
+    with pytest.raises(
+        ValueError, match=r"no folder and no model 'snnet_x': expected a folder, hf-hub:USER/NAME or snn"
+    ):
+        load_network("snnet_x")
+    with pytest.raises(ValueError, match="'resnet18' is one network, not a stitchable one: name several"):
+        load_network("resnet18", pretrained=False)

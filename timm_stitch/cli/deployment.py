@@ -1,0 +1,89 @@
+"""`export` and `demo`: stitches for other runtimes, and a web page. Imports the layers below."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..data.loader import first_images
+from ..deployment.demo import make_page
+from ..deployment.exporting import FORMATS, export
+from ..deployment.spaces import push_space
+from .options import add_images, add_model, add_verb, load_images, load_model, print_rows
+
+if TYPE_CHECKING:
+    from .options import Verbs
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `export` and `demo` to the command line."""
+    verb = add_verb(
+        verbs,
+        "export",
+        run_export,
+        "stitches as ONNX files or torch.export programs that share their weights",
+        "export net --stitch-ids 3 24 56 --output deploy",
+    )
+    add_model(verb)
+    add_images(verb, "validation")
+    verb.add_argument("--stitch-ids", type=int, nargs="+", help="default: the stitch that is set")
+    verb.add_argument("--output", required=True, help="a new or empty folder")
+    verb.add_argument("--format", choices=FORMATS, default="onnx")
+    verb.add_argument("--quantize", choices=["int8"], help="needs images (--data-dir) to measure what it changes")
+    verb.add_argument("--images", type=int, default=256, help="how many of them (default: 256)")
+    verb.add_argument("--image-size", type=int, help="default: the network's")
+
+    verb = add_verb(
+        verbs,
+        "demo",
+        run_demo,
+        "a web page with an image, a slider along the frontier, and what changes",
+        "demo net --examples cat.jpg dog.jpg",
+    )
+    add_model(verb)
+    verb.add_argument("--port", type=int, help="default: the first free one from 7860")
+    verb.add_argument("--share", action="store_true", help="also at a public address, through gradio's servers")
+    verb.add_argument("--examples", nargs="+", default=[], metavar="IMAGE", help="images to choose from on the page")
+    verb.add_argument("--push", metavar="USER/SPACE", help="instead put the page of hf-hub:USER/NAME on the Hub")
+    verb.add_argument("--private", action="store_true", default=None, help="of a Space that is made now")
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Write stitches as ONNX files or programs."""
+    model, images = load_model(options), None
+    if options.data_dir or options.dataset:
+        torch.manual_seed(0)
+        images = torch.cat(list(first_images(load_images(options, model, shuffled=True), options.images)))
+    manifest = export(
+        model, options.output, options.stitch_ids, format=options.format, quantize=options.quantize, images=images,
+        image_size=options.image_size, progress=not options.json,
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps(manifest))
+        return
+    shown = ("stitch_id", "name", "macs", "params", "file", "agreement")
+    rows = [{k: row[k] for k in shown if k in row} for row in manifest["stitches"]]
+    for row, full in zip(rows, manifest["stitches"], strict=True):
+        row["max_difference"] = f"{full['max_difference']:.1e}"
+    print_rows(rows, False)
+    print(f"{options.output}: {manifest['bytes']:,} bytes for tensors of {manifest['union_bytes']:,}.")
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    """Serve the web page, or push it as a Space."""
+    if options.push:
+        url = push_space(options.model[0], options.push, examples=options.examples, private=options.private)
+        print(json.dumps({"url": url}) if options.json else url)
+        return
+    title = " + ".join(Path(name).name if Path(name).is_dir() else name for name in options.model)
+    page = make_page(load_model(options), title=title, examples=options.examples)
+    _, url, shared = page.launch(
+        server_port=options.port, share=options.share, quiet=options.json, prevent_thread_lock=True
+    )
+    if options.json:
+        print(json.dumps({"url": url, "shared": shared}), flush=True)
+    page.block_thread()

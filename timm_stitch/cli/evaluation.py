@@ -1,0 +1,176 @@
+"""`eval`, `plot`, `select`, `profile` and `frontier`: what stitches are worth, and cost. Imports the layers below."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+from accelerate import Accelerator
+
+from ..data.processes import rank
+from ..evaluation.accuracy import evaluate
+from ..evaluation.plotting import plot_curve
+from ..evaluation.profiling import PRECISIONS, profile
+from ..evaluation.selection import select
+from ..hub.json_files import STITCHES_FILE, read_stitches
+from ..hub.saving import save_pretrained
+from ..models.published import published_table
+from ..plan.frontier import pareto_frontier
+from ..plan.results import read_rows, write_rows
+from .options import add_images, add_model, add_verb, images_fingerprint, load_images, load_model, print_rows
+
+if TYPE_CHECKING:
+    from .options import Verbs
+
+_RESULTS = "JSON lines of eval, a saved network's folder, or a registered name for what its authors published"
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `eval`, `plot`, `select`, `profile` and `frontier` to the command line."""
+    _add_eval(verbs)
+    verb = add_verb(
+        verbs,
+        "plot",
+        run_plot,
+        "draw accuracy against macs",
+        "plot results.jsonl --beside earlier.jsonl snnet_deit_tsb --output curve.png",
+    )
+    verb.add_argument("results", help=_RESULTS)
+    verb.add_argument("--output", default="curve.png")
+    verb.add_argument("--title", default="")
+    verb.add_argument("--beside", nargs="*", default=[], metavar="RESULTS", help="more of them to draw beside")
+
+    verb = add_verb(
+        verbs,
+        "select",
+        run_select,
+        "the best stitch within budgets",
+        "select net --results results.jsonl --macs 3e9",
+    )
+    add_model(verb)
+    verb.add_argument("--results", help="JSON lines of eval; default what the network's own table knows")
+    for name in ("macs", "params", "latency-ms", "memory-mb"):
+        verb.add_argument(f"--{name}", type=float)
+    _add_profile(verbs)
+    verb = add_verb(
+        verbs, "frontier", run_frontier, "the rows that no other beats at its cost", "frontier results.jsonl"
+    )
+    verb.add_argument("results", help=_RESULTS)
+
+
+def _add_eval(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs, "eval", run_eval, "accuracy of every stitch", "eval net --data-dir images --output results.jsonl"
+    )
+    add_model(verb)
+    add_images(verb, "validation")
+    verb.add_argument("--stitch-ids", type=int, nargs="+")
+    verb.add_argument(
+        "--resume", action="store_true", help="take the rows of these weights and images that --output has already"
+    )
+    verb.add_argument(
+        "--passes", type=int, default=1, help="spread the stitches over so many passes, each kept when done"
+    )
+    verb.add_argument("--output", help="JSON lines file")
+
+
+def run_eval(options: argparse.Namespace) -> None:
+    """Evaluate stitches, on one process or several."""
+    model = load_model(options)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a launcher started several processes: join them
+        model.to(Accelerator().device)
+    rows = evaluate(
+        model, load_images(options, model), options.stitch_ids, passes=options.passes, progress=not options.json,
+        results=options.output if options.resume else None, data=images_fingerprint(options, model),
+    )  # fmt: skip
+    if rank() == 0:
+        if options.output and not options.resume:
+            write_rows(options.output, rows)
+        print_rows(rows, options.json)
+
+
+def run_plot(options: argparse.Namespace) -> None:
+    """Draw a curve to a file."""
+    others = {Path(source).stem: _rows_of(source) for source in options.beside}
+    path = plot_curve(_rows_of(options.results), options.output, title=options.title, others=others)
+    print(json.dumps({"path": str(path)}) if options.json else path)
+
+
+def _rows_of(source: str) -> list[dict[str, Any]]:
+    """Evaluated rows: of a file that `eval` wrote, of a saved network's folder, or published ones by name."""
+    path = Path(source)
+    if not path.exists() and timm.is_model(source.split(".")[0]):
+        rows = published_table(source.split(".")[0]).get("stitches", [])
+    else:
+        rows = read_stitches(path / STITCHES_FILE)["stitches"] if path.is_dir() else read_rows(path)
+    known = [row for row in rows if row.get("top1") is not None]
+    if not known:
+        raise ValueError(
+            f"{source!r} has no row with a top1: evaluate it first, timm-stitch eval {source} --output FILE."
+        )
+    return known
+
+
+def run_select(options: argparse.Namespace) -> None:
+    """Print the best stitch within budgets."""
+    model = load_model(options)
+    rows = read_rows(options.results) if options.results else None
+    budgets = {k: getattr(options, k) for k in ("macs", "params", "latency_ms", "memory_mb")}
+    chosen = select(model, rows, **budgets)
+    known = {row["stitch_id"]: row for row in rows or []}
+    row = next(row for row in model.stitch_table() if row["stitch_id"] == chosen)
+    print_rows([row | known.get(chosen, {})], options.json)
+
+
+def _add_profile(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "profile",
+        run_profile,
+        "latency, throughput and memory of every stitch on this device",
+        "profile net --batch-size 8 --save",
+    )
+    add_model(verb)
+    verb.add_argument("--batch-size", type=int, default=1)
+    verb.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    verb.add_argument("--repeats", type=int, default=10, help="rounds; each figure is their median (default: 10)")
+    verb.add_argument("--quick", action="store_true", help="time stem, blocks and head, and add them up")
+    verb.add_argument("--compile", action="store_true", help="measure it compiled")
+    verb.add_argument("--stitch-ids", type=int, nargs="+")
+    verb.add_argument("--output", help="JSON lines file")
+    verb.add_argument("--save", action="store_true", help="keep the figures in the network's folder, for select")
+
+
+def run_profile(options: argparse.Namespace) -> None:
+    """Measure stitches on this device."""
+    if options.save and not (len(options.model) == 1 and Path(options.model[0]).is_dir()):
+        raise ValueError(
+            f"--save keeps figures in a network's folder, and {options.model[0]!r} is not one: use --output."
+        )
+    model = load_model(options)
+    if options.compile:
+        model.compile()
+    rows = profile(
+        model, options.batch_size, options.device, stitch_ids=options.stitch_ids, precision=options.precision,
+        repeats=options.repeats, quick=options.quick, progress=not options.json,
+    )  # fmt: skip
+    if options.output:
+        write_rows(options.output, rows)
+    if options.save:
+        save_pretrained(model, options.model[0])
+    if options.json:
+        print_rows(rows, True)
+        return
+    hidden = ("batch_size", "precision", "profiled_on", "weights", "latency_error")
+    print_rows([{k: v for k, v in row.items() if k not in hidden} for row in rows], False)
+    print(f"batch {options.batch_size}, {options.precision}, on {rows[0]['profiled_on']}", end="")
+    print(f"; sums over stem, blocks and head, off by {rows[0]['latency_error']:.1%} (median)" if options.quick else "")
+
+
+def run_frontier(options: argparse.Namespace) -> None:
+    """Print the Pareto frontier of rows."""
+    print_rows([dict(row) for row in pareto_frontier(_rows_of(options.results))], options.json)

@@ -1,0 +1,113 @@
+"""What verbs share: how one is added, the network and the images that the command line names, and rows in print.
+
+Imports the layers below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..data.config import DataConfig
+from ..data.dataset import build_dataset, image_config
+from ..hub.loading import load_network
+from ..network.network import SNNet
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_verb(
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], None], about: str, example: str, **parser: Any
+) -> argparse.ArgumentParser:
+    """Add a verb to the command line.
+
+    Args:
+        verbs: of the command line.
+        name: of this one.
+        run: what it does, with the options that it was given.
+        about: the same in words.
+        example: of its use, without the program's name.
+        parser: further arguments of its `ArgumentParser`.
+    """
+    added = verbs.add_parser(
+        name, help=about, description=about, epilog=f"example: timm-stitch {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter, **parser,
+    )  # fmt: skip
+    added.set_defaults(run=run)
+    added.add_argument("--json", action="store_true", help="print JSON lines for a program")
+    return added
+
+
+def add_model(verb: argparse.ArgumentParser) -> None:
+    """Let a verb name a network, for `load_model`."""
+    verb.add_argument(
+        "model",
+        nargs="+",
+        help="a registered name, a folder, hf-hub:USER/NAME, or several timm names to stitch (fastest first)",
+    )
+    verb.add_argument("--device", default="cpu", help="where it runs (default: cpu)")
+
+
+def add_images(verb: argparse.ArgumentParser, split: str) -> None:
+    """Let a verb name images, for `load_images`."""
+    verb.add_argument("--data-dir", help="a folder of class folders, or the reader's root")
+    verb.add_argument("--dataset", help="a timm reader: torch/…, hfds/…, wds/…, tfds/…")
+    verb.add_argument("--split", default=split, help=f"default: {split}")
+    verb.add_argument(
+        "--dataset-args",
+        default="null",
+        metavar="YAML",
+        help="of the reader, e.g. '{input_key: img, target_key: fine_label}'",
+    )
+    verb.add_argument("--batch-size", type=int, default=64)
+    verb.add_argument("--workers", type=int, default=0)
+
+
+def load_model(options: argparse.Namespace) -> SNNet:
+    """The network that the command line names, with its weights."""
+    return load_network(options.model, device=options.device)
+
+
+def load_images(options: argparse.Namespace, model: SNNet, shuffled: bool = False) -> DataLoader[Any]:
+    """The images that the command line names, prepared as for evaluation."""
+    config = DataConfig(
+        dataset=options.dataset, data_dir=options.data_dir, val_split=options.split, train_split=options.split,
+        dataset_args=yaml.safe_load(options.dataset_args), batch_size=options.batch_size, workers=options.workers,
+    )  # fmt: skip
+    data = build_dataset(config, model, training=shuffled, augment=False)
+    shuffle = shuffled and not isinstance(data, IterableDataset)  # which has an order of its own
+    return DataLoader(data, config.batch_size, shuffle=shuffle, num_workers=config.workers)
+
+
+def images_fingerprint(options: argparse.Namespace, model: SNNet) -> str:
+    """A fingerprint of which images these are and how they are prepared; a folder's name stays private in it."""
+    folder = os.path.realpath(options.data_dir) if options.data_dir else None
+    said = (options.dataset, folder, options.split, options.dataset_args, sorted(image_config(model).items()))
+    return hashlib.blake2b(repr(said).encode(), digest_size=8).hexdigest()
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Rows as JSON lines, or as a table for people."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+        return
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
+    for line in [columns, *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

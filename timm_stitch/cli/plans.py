@@ -1,0 +1,70 @@
+"""`list` and `plan`: what networks there are, and what stitches they have. Imports the layers below."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+import timm
+
+from ..hub.loading import load_network
+from ..hub.push import list_hub
+from ..network.compatibility import meeting_points
+from .options import add_model, add_verb, print_rows
+
+if TYPE_CHECKING:
+    from .options import Verbs
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `list` and `plan` to the command line."""
+    verb = add_verb(
+        verbs, "list", run_list, "the registered networks, or those on the Hub", "list --hub deit --author timm"
+    )
+    verb.add_argument("--hub", nargs="?", const="", metavar="SEARCH", help="those on the Hub, whose names hold SEARCH")
+    verb.add_argument("--author", help="on the Hub: a user or an organisation")
+    verb.add_argument("--limit", type=int, default=50, help="on the Hub: the most to list (default: 50)")
+
+    verb = add_verb(
+        verbs,
+        "plan",
+        run_plan,
+        "what stitches there are, and what each costs; needs no weights",
+        "plan deit_tiny_patch16_224 deit_small_patch16_224",
+    )
+    add_model(verb)
+    verb.add_argument("--meet", action="store_true", help="of two models: where they can meet")
+
+
+def run_list(options: argparse.Namespace) -> None:
+    """Print the registered networks, or those on the Hub."""
+    if options.hub is not None:
+        rows = list_hub(options.hub or None, author=options.author, limit=options.limit)
+        if not rows and not options.json:
+            print("the Hub lists none.")
+            return
+        print_rows(rows, options.json)
+        return
+    print_rows([_registered(name) for name in timm.list_models("snnet*") if name != "snnet"], options.json)
+
+
+def _registered(name: str) -> dict[str, Any]:
+    """The row of a registered network."""
+    model = load_network(name, pretrained=False, device="meta")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+    anchors, weights = " + ".join(model.plan.anchor_names), ", ".join(tags)
+    return {"name": name, "stitches": model.num_stitches, "anchors": anchors, "weights": weights}
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    """Print what stitches there are, or where two models can meet."""
+    if len(options.model) == 2 and options.meet:
+        models = [timm.create_model(name, device="meta") for name in options.model]
+        print_rows(meeting_points(*models), options.json)
+        return
+    model = load_network(options.model, pretrained=False, device="meta")
+    if options.json:
+        print(json.dumps(model.plan.to_dict()))
+    else:
+        print_rows(model.stitch_table(), False)

@@ -1,0 +1,140 @@
+"""`init`, `train` and `recalibrate`: what changes a network's weights. Imports the layers below."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from ..data.fields import about, read_text, type_hints
+from ..data.fields import options as declared_by
+from ..data.loader import first_images
+from ..data.processes import rank
+from ..hub.saving import save_pretrained
+from ..training.config import TrainConfig
+from ..training.least_squares import METHODS, least_squares_init
+from ..training.recalibration import recalibrate
+from ..training.recipe import Recipe, shipped_recipes, train_recipe
+from .options import add_images, add_model, add_verb, load_images, load_model
+from .weights import save_stitch
+
+if TYPE_CHECKING:
+    from .options import Verbs
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `init`, `train` and `recalibrate` to the command line."""
+    verb = add_verb(
+        verbs,
+        "init",
+        run_init,
+        "initialise stitching layers by least squares and save the network",
+        "init deit_tiny_patch16_224 deit_small_patch16_224 --data-dir images --output net",
+    )
+    add_model(verb)
+    add_images(verb, "train")
+    verb.add_argument("--images", type=int, default=100)
+    verb.add_argument("--method", choices=METHODS, default="joint")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--output", required=True, help="folder")
+
+    verb = add_verb(
+        verbs,
+        "train",
+        run_train,
+        "train by a recipe; any of its fields as --name value",
+        "train deit_tsb --data-dir imagenet --epochs 15",
+        usage="timm-stitch train RECIPE [--json] [--FIELD VALUE …]",
+        allow_abbrev=False,
+    )
+    verb.add_argument(
+        "recipe", help="a YAML file of the fields below, or one of " + ", ".join(shipped_recipes()), metavar="RECIPE"
+    )
+    verb.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
+    _add_fields(verb)
+
+    verb = add_verb(
+        verbs,
+        "recalibrate",
+        run_recalibrate,
+        "measure BatchNorm's statistics again, for all or one",
+        "recalibrate net --data-dir images --output net2",
+    )
+    add_model(verb)
+    add_images(verb, "train")
+    verb.add_argument("--images", type=int, default=1024)
+    verb.add_argument("--stitch-id", type=int, help="for this one alone: its weights to a safetensors file")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--output", required=True, help="folder, or the file of one stitch")
+
+
+def run_init(options: argparse.Namespace) -> None:
+    """Initialise by least squares and save."""
+    model = load_model(options)
+    torch.manual_seed(options.seed)
+    images = first_images(load_images(options, model, shuffled=True), options.images)
+    least_squares_init(model, images, method=options.method, progress=True)
+    save_pretrained(model, options.output)
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Train by a recipe."""
+    _, log = train_recipe(options.recipe, _given_fields(options), device=options.device)
+    if rank() == 0:
+        print(
+            json.dumps(log)
+            if options.json
+            else f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}"
+        )
+
+
+def _add_fields(verb: argparse.ArgumentParser) -> None:
+    """An option for each field of a recipe, with the help that is declared with the field."""
+    groups: dict[str, Any] = {}
+    for config in (Recipe, TrainConfig):
+        for name, field in declared_by(config).items():
+            heading = field.metadata["group"]
+            if heading not in groups:
+                groups[heading] = verb.add_argument_group(heading)
+            text = f"{field.metadata['help']} ({about(field)})".replace("%", "%%")
+            flag = f"--{name.replace('_', '-')}"
+            groups[heading].add_argument(flag, dest=name, default=argparse.SUPPRESS, metavar="VALUE", help=text)
+            if "_" in name:  # the name as a recipe has it does, too
+                verb.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def _given_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a recipe that were given on the command line, as values: `--lr 1e-4 --epochs=3`.
+
+    Raises:
+        ValueError: if there was something else there.
+    """
+    unknown = [flag[2:].partition("=")[0].replace("-", "_") for flag in options.unknown if flag.startswith("--")]
+    TrainConfig.from_dict(dict.fromkeys(unknown))  # refuses names that are unknown
+    if options.unknown:
+        raise ValueError(
+            f"cannot read {' '.join(options.unknown)}: give fields as --name value, e.g. --lr 1e-4 --epochs 15."
+        )
+    hints = type_hints(Recipe) | type_hints(TrainConfig)
+    names = [name for config in (Recipe, TrainConfig) for name in declared_by(config) if name in options]
+    given = {name: getattr(options, name) for name in names}
+    return {name: read_text(text, yaml.safe_load(text), hints[name]) for name, text in given.items()}
+
+
+def run_recalibrate(options: argparse.Namespace) -> None:
+    """Measure BatchNorm's statistics again and save."""
+    model = load_model(options)
+    if options.stitch_id is not None:
+        model = model.extract(options.stitch_id, copy=True)
+    torch.manual_seed(options.seed)
+    images = first_images(load_images(options, model, shuffled=True), options.images)
+    if not recalibrate(model, images, options.stitch_id, progress=not options.json):
+        raise ValueError("this network has no BatchNorm: there is nothing to recalibrate.")
+    if options.stitch_id is not None:
+        save_stitch(model, options)
+    else:
+        path = save_pretrained(model, options.output)
+        print(json.dumps({"path": str(path)}) if options.json else path)

@@ -1,0 +1,118 @@
+"""`extract`, `convert`, `push` and `pull`: weights to files and the Hub, and back. Imports the layers below."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+
+from ..files import whole_file
+from ..hub.loading import load_network
+from ..hub.push import from_hub, push_to_hub
+from ..hub.saving import save_pretrained
+from ..models.checkpoints import convert_checkpoint
+from ..network.network import SNNet
+from ..plan.results import read_rows
+from .options import add_model, add_verb, load_model
+
+if TYPE_CHECKING:
+    from .options import Verbs
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add `extract`, `convert`, `push` and `pull` to the command line."""
+    verb = add_verb(
+        verbs,
+        "extract",
+        run_extract,
+        "one stitch's weights to a safetensors file",
+        "extract net --stitch-id 24 --output 24.safetensors",
+    )
+    add_model(verb)
+    verb.add_argument("--stitch-id", type=int, required=True)
+    verb.add_argument("--output", required=True)
+
+    verb = add_verb(
+        verbs,
+        "convert",
+        run_convert,
+        "one of the authors' checkpoints to a folder in our layout",
+        "convert snnet_deit.pth snnet_deit_tsb --output net",
+    )
+    verb.add_argument("checkpoint")
+    verb.add_argument("name")
+    verb.add_argument("--output", required=True)
+
+    verb = add_verb(
+        verbs,
+        "push",
+        run_push,
+        "put a network on the Hub; the token is huggingface_hub's own",
+        "push net --repo user/name --results results.jsonl",
+    )
+    add_model(verb)
+    verb.add_argument("--repo", required=True, help="user/name")
+    verb.add_argument("--results", help="JSON lines of eval")
+    verb.add_argument("--dataset", help="that they were evaluated on, e.g. imagenet-1k")
+    verb.add_argument("--split", help="of that dataset")
+    verb.add_argument("--private", action="store_true", default=None)
+    verb.add_argument("--revision", help="branch")
+    verb.add_argument("--create-pr", action="store_true")
+    verb.add_argument("--message", help="commit message")
+
+    verb = add_verb(
+        verbs,
+        "pull",
+        run_pull,
+        "fetch a network from the Hub to a folder, or one stitch to a safetensors file",
+        "pull user/name --stitch-id 24 --output 24.safetensors",
+    )
+    verb.add_argument("repo", help="user/name")
+    verb.add_argument("--stitch-id", type=int, help="fetch only what this stitch uses")
+    verb.add_argument("--revision", help="branch, tag or commit")
+    verb.add_argument("--output", required=True)
+
+
+def run_extract(options: argparse.Namespace) -> None:
+    """Save one stitch's weights."""
+    save_stitch(load_model(options).extract(options.stitch_id), options)
+
+
+def save_stitch(small: SNNet, options: argparse.Namespace) -> None:
+    """One stitch's weights to the file `options.output`; it appears whole or not at all."""
+    path, name = Path(options.output), small.plan.stitches[0].name
+    with whole_file(path) as beside:
+        save_file(small.state_dict(), beside)
+    params = sum(p.numel() for p in small.parameters())
+    row = {"path": str(path), "stitch_id": options.stitch_id, "name": name, "params": params}
+    print(json.dumps(row) if options.json else f"{path}: {params:,} parameters of {name}")
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    """Save one of the authors' checkpoints as a network of ours."""
+    state, args = convert_checkpoint(options.checkpoint, options.name)
+    model = load_network(options.name, pretrained=False, **args)
+    model.load_state_dict(state)
+    print(save_pretrained(model, options.output))
+
+
+def run_push(options: argparse.Namespace) -> None:
+    """Put a network on the Hub."""
+    model = load_model(options)
+    rows = read_rows(options.results) if options.results else None
+    url = push_to_hub(
+        model, options.repo, results=rows, dataset=options.dataset, split=options.split, private=options.private,
+        revision=options.revision, create_pr=options.create_pr, commit_message=options.message,
+    )  # fmt: skip
+    print(json.dumps({"url": str(url)}) if options.json else url)
+
+
+def run_pull(options: argparse.Namespace) -> None:
+    """Fetch a network, or one stitch, from the Hub."""
+    if options.stitch_id is not None:
+        save_stitch(from_hub(options.repo, extract=options.stitch_id, revision=options.revision), options)
+    else:
+        print(save_pretrained(from_hub(options.repo, revision=options.revision), options.output))

@@ -1,0 +1,194 @@
+"""The state of a training run: weights, moments and counts, in a checkpoint and back again.
+
+All randomness of a run is a function of its seed and the step, so a checkpoint holds no state of random numbers, and
+a run that was killed and resumed ends, on CPU, with the weights of one left alone, bit for bit.
+
+Imports torch, timm, Accelerate and the layers below.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from ..network.network import SNNet
+from .checkpointing import Checkpoints, check_finite, check_same
+from .config import FREE, TrainConfig
+from .data_parallel import average_statistics
+from .fsdp import any_process, full_states, load_optimizer, local_tensors, shard
+from .metrics import LossMeter
+from .optimizer import make_optimizer, make_scheduler
+
+
+def open_checkpoints(config: TrainConfig) -> Checkpoints | None:
+    """The checkpoints in a run's output; None if it has no output."""
+    return Checkpoints(Path(config.output) / "checkpoints", config.keep) if config.output else None
+
+
+class RunState:
+    """What a run has come to, and the checkpoints that hold it.
+
+    Args:
+        model: the network that is trained.
+        config: how.
+        accelerator: what it runs on.
+        sharded: whether the run was launched with FSDP2.
+        steps_per_epoch: of the run.
+        images: of an epoch, over all processes; a run that is resumed must have as many.
+
+    Attributes:
+        step: how many are done.
+        mean_loss: of the last epoch.
+        best: the highest score of an evaluation.
+        evaluated_epoch: the last one after which there was an evaluation.
+    """
+
+    meter: LossMeter
+    parameters: list[nn.Parameter]
+    optimizer: Any
+    scheduler: Any
+    ema: ModelEmaV3 | None
+
+    def __init__(
+        self,
+        model: SNNet,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        sharded: bool,
+        steps_per_epoch: int,
+        images: int,
+    ) -> None:
+        self.model, self.config, self.accelerator, self.sharded = model, config, accelerator, sharded
+        self.steps_per_epoch, self.images = steps_per_epoch, images
+        self.step, self.mean_loss, self.best, self.evaluated_epoch = 0, math.nan, -math.inf, 0
+        self.store = open_checkpoints(config)
+        if self.store is not None and accelerator.is_main_process:
+            self.store.clean()
+
+    def prepare(self, meter: LossMeter) -> None:
+        """Make optimizer, schedule and average, once it is known what is frozen; resume if there is a run.
+
+        Args:
+            meter: of the run's losses.
+
+        Raises:
+            OSError: if `resume=True` and there is no checkpoint.
+            ValueError: if there is one and `resume` is False, or it is of a run with other values.
+        """
+        config, model, self.meter = self.config, self.model, meter
+        kept = self._checkpoint()
+        if kept is not None:
+            model.load_state_dict(kept["model"])
+        optimizer = make_optimizer(model, config)
+        self.scheduler = make_scheduler(optimizer, config, self.steps_per_epoch)
+        if self.sharded:
+            self.unsharded = meta_copy(model, buffers=False)
+            self.optimizer = shard(self.accelerator, model, optimizer)
+        else:
+            self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay is not None else None
+        if kept is not None:
+            self._restore(kept)
+
+    def _checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint, if this run is to continue it."""
+        last = self.store.last if self.store is not None else None
+        if self.store is None or last is None:
+            if self.config.resume is True:
+                raise FileNotFoundError(
+                    f"there is no checkpoint in {self.config.output!r} to resume: use resume='auto'."
+                )
+            return None
+        if not self.config.resume:
+            raise ValueError(
+                f"there is a run already, {str(last)!r}: set resume='auto' to continue it, or another output."
+            )
+        kept = self.store.load(last) or {}
+        check_same(kept["run"], self._values(), self.store.folder)
+        return kept
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        """Take up all but the weights from a checkpoint."""
+        if self.sharded:
+            load_optimizer(self.model, self.optimizer, kept["optimizer"])
+        else:
+            self.optimizer.load_state_dict(kept["optimizer"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(kept["ema"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(kept["scaler"])
+        self.meter.epoch.copy_(kept["epoch_losses"])
+        self.step, self.mean_loss = kept["step"], kept["mean_loss"]
+        self.best, self.evaluated_epoch = kept["best"], kept["scored"]
+
+    def save(self, best: bool = False) -> None:
+        """Write a checkpoint, if the run has an output.
+
+        Args:
+            best: keep it as the best one too.
+
+        Raises:
+            FloatingPointError: if a weight is no longer finite; nothing is written then.
+            OSError: if it cannot be written.
+        """
+        average_statistics(self.model)
+        if self.ema is not None:
+            average_statistics(self.ema.module)
+        bad = check_finite(local_tensors(self.model))
+        if self.sharded:
+            bad = any_process(bad, self.accelerator.device)
+        if bad is not None:
+            raise self.not_finite(f"the weights {bad!r} are")
+        if self.store is None:
+            return
+        losses = self.accelerator.reduce(self.meter.epoch, "mean")
+        if self.sharded:
+            weights, moments = full_states(self.model, self.optimizer)
+        else:
+            weights, moments = self.model.state_dict(), self.optimizer.state_dict()
+        if self.accelerator.is_main_process:
+            state = {
+                "run": self._values(),
+                "model": weights,
+                "optimizer": moments,
+                "ema": self.ema.module.state_dict() if self.ema is not None else None,
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+                "epoch_losses": losses,
+                "best": self.best,
+                "scored": self.evaluated_epoch,
+                "mean_loss": self.mean_loss,
+            }
+            self.store.save(self.step, state, best)
+
+    def _values(self) -> dict[str, Any]:
+        """What a run that continues this one must have equal."""
+        values = {name: value for name, value in asdict(self.config).items() if name not in FREE}
+        return values | {"images": self.images, "stitches of the network": len(self.model.plan)}
+
+    def result(self) -> SNNet:
+        """The network as the run gives it: averaged, if an average was kept; whole on the main process, if sharded."""
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.module.state_dict())
+        if not self.sharded:
+            return self.model
+        weights, _ = full_states(self.model, self.optimizer)
+        if self.accelerator.is_main_process:
+            self.unsharded.load_state_dict(weights, assign=True)
+        return self.unsharded
+
+    def not_finite(self, what: str) -> FloatingPointError:
+        """The error of a run whose loss or weights are no longer finite."""
+        last = self.store.last if self.store is not None else None
+        epoch = max(self.step - 1, 0) // self.steps_per_epoch + 1
+        kept = f"The last good checkpoint is {str(last)!r}" if last else "There is no good checkpoint"
+        return FloatingPointError(
+            f"{what} no longer finite (step {self.step}, epoch {epoch}). {kept}. "
+            f"Lower lr={self.config.lr}, set clip_grad, or use precision='bf16' instead of 'fp16'."
+        )
