@@ -14,7 +14,7 @@ import torch
 import timm_stitch  # noqa: F401
 
 NETWORKS = golden_logits.read()
-TOLERANCE = 1e-3  # on logits of unit scale; what was seen is below 2e-5
+TOLERANCE = 1e-4  # on logits of unit scale; what was seen is below 2e-5
 # Of the largest network every fifth stitch (between them they use all of its stitching layers), for the whole takes as
 # long as the six others together; it has the same plan as snnetv2_deit3_sb. All of them with TIMM_STITCH_ALL_LOGITS=1.
 FEWER = {} if os.environ.get("TIMM_STITCH_ALL_LOGITS") else {"snnetv2_deit3_sl": (5, 3)}
