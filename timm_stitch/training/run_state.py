@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from ..anchors.meta_device import meta_copy
 from ..network.network import SNNet
 from .checkpointing import Checkpoints, check_finite, check_same
 from .config import FREE, TrainConfig
