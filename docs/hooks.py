@@ -76,7 +76,9 @@ def _relinked(text: str) -> str:
 
 def command_line() -> Iterator[str]:
     """One section a verb, in the parser's order."""
-    for name, verb in _verbs(_parser()):
+    from timm_stitch.cli.entry import make_parser
+
+    for name, verb in _verbs(make_parser()):
         yield f"## {name}\n"
         yield f"{_sentence(verb.description)}\n"
         yield f"```\n{verb.format_usage().removeprefix('usage: ').rstrip()}\n```\n"
@@ -89,14 +91,6 @@ def command_line() -> Iterator[str]:
             yield ""
         if verb.epilog:
             yield f"```\n{verb.epilog.removeprefix('example: ')}\n```\n"
-
-
-def _parser() -> argparse.ArgumentParser:
-    try:
-        from timm_stitch.cli.entry import make_parser
-    except ImportError:
-        from timm_stitch.cli import _parser as make_parser
-    return make_parser()
 
 
 def _verbs(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
@@ -124,18 +118,14 @@ def _help(action: argparse.Action) -> str:
 
 
 def train_config() -> Iterator[str]:
-    """A table of the fields of TrainConfig, with what each says of itself, as far as it does."""
+    """A table of the fields of TrainConfig, with what each says of itself."""
     import timm_stitch
 
-    fields = dataclasses.fields(timm_stitch.TrainConfig)
-    described = any("help" in field.metadata for field in fields)
-    yield f"| field | type | default |{' |' * described}"
-    yield f"|---|---|---|{'---|' * described}"
-    for field in fields:
-        row = (
-            f"| `{field.name}` | {_code(str(getattr(field.type, '__name__', field.type)))} | {_code(_default(field))} |"
-        )
-        yield row + (f" {_cell(_about(field))} |" if described else "")
+    yield "| field | type | default | |"
+    yield "|---|---|---|---|"
+    for field in dataclasses.fields(timm_stitch.TrainConfig):
+        kind = str(getattr(field.type, "__name__", field.type))
+        yield f"| `{field.name}` | {_code(kind)} | {_code(_default(field))} | {_cell(_about(field))} |"
     yield ""
 
 

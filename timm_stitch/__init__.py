@@ -6,6 +6,7 @@ Importing this package registers the `snnet_*` models with timm.
 from typing import TYPE_CHECKING, Any
 
 from .deployment.cascade import Cascade, find_cascade
+from .deployment.demo import make_page
 from .deployment.exporting import export
 from .deployment.latency_controller import LatencyController
 from .evaluation.accuracy import evaluate
@@ -50,6 +51,7 @@ __all__ = [
     "find_cascade",
     "from_hub",
     "least_squares_init",
+    "make_page",
     "pareto_frontier",
     "plot_curve",
     "profile",
