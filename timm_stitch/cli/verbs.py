@@ -31,7 +31,8 @@ from ..evaluation.plotting import plot_curve
 from ..evaluation.profiling import profile
 from ..evaluation.selection import select
 from ..hub.json_files import STITCHES_FILE, read_stitches
-from ..hub.push import from_hub, list_hub, push_to_hub
+from ..hub.pull import from_hub
+from ..hub.push import list_hub, push_to_hub
 from ..hub.saving import save_pretrained
 from ..models.checkpoints import convert_checkpoint
 from ..models.published import published_table
