@@ -52,7 +52,7 @@ def push_to_hub(
         The address of the commit, or of the pull request.
 
     Raises:
-        ValueError: as `save_pretrained`, or if `repo_id` is none.
+        ValueError: as `save_pretrained`, or if `repo_id` is not the name of a repository.
         OSError: if the Hub refuses or cannot be reached; says what happened and what to do.
     """
     check_repo_id(repo_id)
