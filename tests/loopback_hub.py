@@ -1,6 +1,6 @@
 """A small Hub on loopback that speaks the protocol of the released client, can fail on purpose, and counts bytes.
 
-    python tests/hub.py PORT [--lfs]
+    python tests/loopback_hub.py PORT [--lfs]
 
 `POST /_fault` with `{"on": "GET .*safetensors", "do": 500, "times": 2, "after": 1000}` makes the next requests
 that match fail: by a status, with `"drop"` after so many bytes, or with `"lost"`, where only

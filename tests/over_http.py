@@ -1,5 +1,6 @@
-"""What `test_sharing` runs in a process of its own, whose huggingface_hub looks at the loopback server of `hub.py`."""
+"""What `hub/test_sharing.py` runs in a process of its own, whose huggingface_hub looks at `loopback_hub.py`."""
 
+import errno
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import torch
 from conftest import anchor_specs
 from huggingface_hub import HfApi, RepoCard, constants, hf_hub_download, snapshot_download
 from PIL import Image
+from safetensors.torch import save_file
 
 import timm_stitch
 from timm_stitch import cli
@@ -183,6 +185,40 @@ def test_a_second_push_keeps_what_the_user_wrote(model, rows, repo):
     assert timm_stitch.select(timm_stitch.from_hub(repo), macs=1e9) == 2
     model.forget()
     timm_stitch.push_to_hub(model, repo, results=rows, dataset="acme/squares", split="test", token=SECRET)
+
+
+def test_weights_are_written_once_for_a_push(model, repo, monkeypatch):
+    written = []
+
+    def counted(*args, **kwargs):
+        written.append(args[1])
+        return save_file(*args, **kwargs)
+
+    monkeypatch.setattr("timm_stitch.hub.saving.save_file", counted)
+    assert "README.md" in HfApi().list_repo_files(repo)
+    timm_stitch.push_to_hub(model, repo, token=SECRET, commit_message="once")
+    assert len(written) == 1
+    timm_stitch.push_to_hub(model, "acme/fresh", token=SECRET)
+    assert len(written) == 2
+
+
+def test_what_cannot_be_saved_makes_no_repository(model, monkeypatch):
+    with pytest.raises(ValueError, match="timm would make another network from these anchors' names"):
+        timm_stitch.push_to_hub(changed_by_hand(), "acme/never", token=SECRET)
+    monkeypatch.setattr("timm_stitch.hub.saving.save_file", no_room)
+    with pytest.raises(OSError, match="No space left on device"):
+        timm_stitch.push_to_hub(model, "acme/never", token=SECRET)
+    assert not HfApi().repo_exists("acme/never")
+
+
+def changed_by_hand():
+    other = timm.create_model("snnet", anchors=anchor_specs())
+    other.anchors[0].blocks[0].mlp = torch.nn.Identity()
+    return other
+
+
+def no_room(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_branches_pull_requests_and_messages(model, repo):

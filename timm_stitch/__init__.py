@@ -13,10 +13,12 @@ from .evaluation.accuracy import evaluate
 from .evaluation.plotting import plot_curve
 from .evaluation.profiling import profile
 from .evaluation.selection import select
-from .hub.push import from_hub, push_to_hub
+from .hub.pull import from_hub
+from .hub.push import push_to_hub
 from .hub.saving import save_pretrained
+from .models import snnet as _registered  # noqa: F401 registers the models with timm
 from .models.checkpoints import convert_checkpoint
-from .models.snnet import create_snnet
+from .models.factory import create_snnet
 from .network.network import SNNet
 from .network.stitching import stitch
 from .plan.frontier import pareto_frontier

@@ -241,7 +241,7 @@ def test_int8_is_refused_where_it_would_do_little(tmp_path):
 
 def test_a_folder_in_use_is_left_alone(net, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds something: an export has a folder of its own"):
+    with pytest.raises(FileExistsError, match="holds something: this needs a folder of its own"):
         timm_stitch.export(net, tmp_path, 3)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "empty").mkdir()

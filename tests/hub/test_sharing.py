@@ -129,8 +129,8 @@ def test_damaged_and_exchanged_weights(folder):
     file = folder / "model.safetensors"
     good = file.read_bytes()
     for bad, message in (
-        (good[: len(good) // 2], "is no readable weights file"),
-        (b"", "is no readable weights file"),
+        (good[: len(good) // 2], "is not a readable weights file"),
+        (b"", "is not a readable weights file"),
         (good[:-5] + b"wrong", "are not those that stitches.json was written for .*damaged or exchanged"),
     ):
         file.write_bytes(bad)
@@ -141,7 +141,7 @@ def test_damaged_and_exchanged_weights(folder):
     save_file({"other": torch.zeros(2)}, file)
     with pytest.raises(ValueError, match="these weights are not those of this network"):
         timm_stitch.from_hub(folder, verify=False)
-    with pytest.raises(ValueError, match=r"is no readable weights file .*of another network"):
+    with pytest.raises(ValueError, match=r"is not a readable weights file .*of another network"):
         timm_stitch.from_hub(folder, extract=9)
     file.unlink()
     for extract in (None, 9):
@@ -154,9 +154,9 @@ def test_damaged_and_exchanged_weights(folder):
     [
         (
             lambda c: c.update(architecture="resnet18"),
-            "names the architecture 'resnet18', which is no stitchable network",
+            "names the architecture 'resnet18', which is not a stitchable network",
         ),
-        (lambda c: c.update(architecture=["x"]), "which is no stitchable network"),
+        (lambda c: c.update(architecture=["x"]), "which is not a stitchable network"),
         (lambda c: c["model_args"].update(checkpoint_path="/etc/passwd"), r"read other files \(checkpoint_path\)"),
         (lambda c: c["model_args"]["anchors"][0].update(pretrained=True), "anchor 0 .*read other files"),
         (
@@ -190,15 +190,15 @@ def test_a_hostile_config(folder, change, message, extract):
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"a": NaN}', "[" * 100_000, '{"n": ' + "9" * 5000 + "}"])
 def test_a_config_that_is_none(folder, text):
     (folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config.json (is no readable JSON|holds a list)"):
+    with pytest.raises(ValueError, match=r"config.json (is not readable JSON|holds a list)"):
         timm_stitch.from_hub(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.update(stitches=[{"stitch_id": 99}]), "has a row that is none"),
-        (lambda s: s["stitches"][0].update(top1=10**9), "has a row that is none"),
+        (lambda s: s.update(stitches=[{"stitch_id": 99}]), "has a row that is not one"),
+        (lambda s: s["stitches"][0].update(top1=10**9), "has a row that is not one"),
         (lambda s: s["stitches"][0].update(top1="<script>"), None),
         (lambda s: s["plan"]["stitches"].pop(), "has another plan"),
         (lambda s: s.pop("plan"), "no stitch plan"),
@@ -294,7 +294,7 @@ def test_a_card_of_the_user_is_kept(net, rows, folder):
     assert "license: mit" in card
     assert "on the frontier" in card
     (folder / "README.md").write_text("---\n: [\n---\n# Mine\n")
-    with pytest.raises(ValueError, match=r"front matter of the README.md that is there is no YAML"):
+    with pytest.raises(ValueError, match=r"front matter of the README.md that is there is not a YAML mapping"):
         timm_stitch.save_pretrained(net, folder, results=rows)
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -44,6 +46,28 @@ def test_registered():
     assert model.default_cfg["crop_pct"] == 0.875
     assert timm.get_pretrained_cfg("snnet_deit_tsb").tag == "snnet_in1k"
     assert timm.get_pretrained_cfg("snnet_deit_tsb").url.endswith("/v1.0/snnet_deit.pth")
+
+
+NAMES = [
+    "snnet", "snnet_deit", "snnet_deit_tsb", "snnet_efficientnet_lite_012", "snnet_levit_192_256",
+    "snnet_resnet18_swin_t", "snnet_resnet_18_50", "snnet_swin", "snnet_swin_tsb", "snnetv2_deit3_bl",
+    "snnetv2_deit3_sb", "snnetv2_deit3_sl",
+]  # fmt: skip
+
+
+def test_importing_the_package_is_enough_for_timm_to_list_all_names():
+    code = "import timm, timm_stitch; print(*timm.list_models('snnet*')); print(*timm.list_models(module='snnet'))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert [line.split() for line in out.splitlines()] == [NAMES, NAMES]
+
+
+@pytest.mark.parametrize(("name", "letters"), [("sb", "s_b"), ("sl", "s_l"), ("bl", "b_l")])
+def test_where_the_second_versions_weights_are(name, letters):
+    """As listed in the Hub's repositories, and in the release 1.0 of github.com/ziplab/SN-Netv2."""
+    cfg = timm.get_pretrained_cfg(f"snnetv2_deit3_{name}")
+    assert cfg.tag == "snnet_in1k"
+    assert cfg.hf_hub_id == f"ziplab/snnetv2_deit3_{letters}_imagenet_1k"
+    assert cfg.hf_hub_filename == f"snnetv2_deit3_{letters}.pth"
 
 
 def test_num_classes_in_chans_img_size_and_pool():
@@ -153,7 +177,7 @@ def test_conversion_gives_weights_and_the_arguments_for_them(small, tmp_path):
     assert set(state) == set(model.state_dict())
     with pytest.raises(ValueError, match=r"not those of the authors' snnet_deit_tsb: .*have another shape"):
         timm_stitch.convert_checkpoint(authors_layout(small), "snnet_deit_tsb")
-    with pytest.raises(ValueError, match="'resnet18' is no stitchable network"):
+    with pytest.raises(ValueError, match="'resnet18' is not a stitchable network"):
         timm_stitch.convert_checkpoint(authors_layout(small), "resnet18")
     with pytest.raises(FileNotFoundError, match="there is no weights file"):
         timm_stitch.convert_checkpoint(tmp_path / "nowhere.pth", "snnet_deit_tsb")
@@ -195,15 +219,15 @@ def test_unreadable_and_foreign_weights_are_refused(small, tmp_path):
     torch.save(authors_layout(small), whole)
     cut = tmp_path / "cut.pth"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"cut.pth' is no readable weights file"):
+    with pytest.raises(ValueError, match=r"cut.pth' is not a readable weights file"):
         load(cut)
     for text in (b"", b"hello"):
         cut.write_bytes(text)
-        with pytest.raises(ValueError, match=r"cut.pth' is no readable weights file"):
+        with pytest.raises(ValueError, match=r"cut.pth' is not a readable weights file"):
             load(cut)
     wrong = tmp_path / "wrong.safetensors"
     wrong.write_bytes(b"12345678901234567890")
-    with pytest.raises(ValueError, match=r"wrong.safetensors' is no readable weights file"):
+    with pytest.raises(ValueError, match=r"wrong.safetensors' is not a readable weights file"):
         load(wrong)
     torch.save(timm.create_model("resnet10t").state_dict(), whole)
     with pytest.raises(ValueError, match=r"these weights are not those of this network: .*are missing.*are unknown"):
@@ -212,7 +236,7 @@ def test_unreadable_and_foreign_weights_are_refused(small, tmp_path):
     with pytest.raises(ValueError, match="no weights found"):
         load(whole)
     torch.save({"model": object_that_runs_code()}, whole)
-    with pytest.raises(ValueError, match="is no readable weights file"):
+    with pytest.raises(ValueError, match="is not a readable weights file"):
         load(whole)
     with pytest.raises(FileNotFoundError, match=r"there is no weights file .*nowhere.pth"):
         load(tmp_path / "nowhere.pth")
@@ -269,9 +293,6 @@ def test_torchscript_and_fx(images):
 
 
 def test_scripts_run_with_the_models_registered(tmp_path):
-    import subprocess
-    import sys
-
     script = tmp_path / "validate.py"
     script.write_text(
         "import sys, timm; print(sys.argv[1:], timm.create_model('snnet_deit', device='meta').num_stitches)"

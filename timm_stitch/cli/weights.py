@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from ..files import whole_file
 from ..hub.loading import load_network
-from ..hub.push import from_hub, push_to_hub
+from ..hub.pull import from_hub
+from ..hub.push import push_to_hub
 from ..hub.saving import save_pretrained
 from ..models.checkpoints import convert_checkpoint
 from ..network.network import SNNet

@@ -1,6 +1,6 @@
-"""A cascade: a cheap stitch for every image, a dearer one for those it is unsure of.
+"""A cascade: a cheap stitch for every image, a more expensive one for those it is unsure of.
 
-Where the two begin alike, the dearer one goes on from what the cheap one left. Imports torch and the layers below.
+Where the two begin alike, the expensive one goes on from what the cheap one left. Imports torch and the layers below.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Cascade:
 
     Args:
         model: the network, in eval mode.
-        cheap, dear: stitch ids.
-        threshold: an image goes on to the dear stitch if the cheap one's largest probability is below.
+        cheap, dear: ids of the cheap and of the more expensive stitch.
+        threshold: an image goes on to the expensive stitch if the cheap one's largest probability is below.
         top1, macs: what was measured when the threshold was set: accuracy in per cent, and multiply-adds of an
             image on average.
     """
@@ -43,7 +43,7 @@ class Cascade:
         return self.run(images)[0]
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, num_classes), and which images went on to the dear stitch, a (B,) of bool."""
+        """Logits (B, num_classes), and which images went on to the expensive stitch, a (B,) of bool."""
         model = self.model
         first, second = model.plan[self.cheap], model.plan[self.dear]
         shared = common_steps(first, second)
@@ -79,7 +79,7 @@ def find_cascade(
         loader: batches of (images (B, C, H, W), labels (B,)) that were not trained on.
         macs: the most multiply-adds for an image on average.
         stitch_ids: between which to look; all by default.
-        thresholds: how many to try for each pair, at even parts of the images.
+        thresholds: how many to try for each pair, evenly spread over the images.
         progress: show a bar.
 
     Returns:
@@ -102,10 +102,10 @@ def find_cascade(
             continue
         order = sure[i].argsort()
         confidence = sure[i][order]
-        for j, dear in enumerate(ids):
-            if alone[dear] < alone[cheap] or (dear == cheap and len(ids) > 1):
+        for j, expensive in enumerate(ids):
+            if alone[expensive] < alone[cheap] or (expensive == cheap and len(ids) > 1):
                 continue
-            more = shared_macs([model.plan[cheap], model.plan[dear]], costs) - alone[cheap]
+            more = shared_macs([model.plan[cheap], model.plan[expensive]], costs) - alone[cheap]
             gained = torch.cat([torch.zeros(1), (right[j] - right[i])[order].cumsum(0)]) + right[i].sum()
             for count in counts:
                 # Images of equal confidence stay together.
@@ -114,7 +114,7 @@ def find_cascade(
                 spent, top1 = alone[cheap] + more * count / images, 100 * float(gained[count]) / images
                 if spent <= macs and (best is None or (top1, -spent) > (best.top1, -(best.macs or 0.0))):
                     threshold = float(confidence[count]) if count < images else 2.0
-                    best = Cascade(model, cheap, dear, threshold, top1, spent)
+                    best = Cascade(model, cheap, expensive, threshold, top1, spent)
     if best is None:
         raise ValueError(f"no stitch is within macs={macs:,.0f}: the cheapest takes {min(alone.values()):,}.")
     return best

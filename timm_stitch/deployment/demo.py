@@ -180,43 +180,48 @@ def make_page(
     except ImportError as error:
         raise ImportError(f"the page needs {error.name}: pip install 'timm_stitch[demo]'.") from error
     viewer = Viewer(model, labels)
-    last, examples = len(viewer.steps) - 1, [[str(path)] for path in examples]
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     title = title or str(model.trained.get("pulled_from") or config.get("architecture") or "SN-Net")
     along = f", {len(viewer.steps)} of them on the frontier" if viewer.known else ""
     measured = f" Accuracy on {viewer.images}." if viewer.images else ""
-
-    def show(x: Tensor | None, step: float) -> tuple[dict[str, float] | None, str, str]:
-        step = min(max(int(step), 0), last)
-        look = None if x is None else viewer.look(x, step)
-        return look.top if look else None, viewer.facts(step, look), viewer.curve(step)
-
     with gr.Blocks(title=f"{title} – timm_stitch", analytics_enabled=False) as page:
         gr.HTML(_STYLE, padding=False)
         gr.Markdown(
             f"# {escape(title)}\n{model.num_stitches} networks in one set of weights{along}. "
             f"Drop an image and move the slider.{escape(measured)}"
         )
-        seen = gr.State()
-        with gr.Row():
-            with gr.Column(scale=2, min_width=280):
-                image = gr.Image(type="pil", image_mode=viewer.mode, label="image", height=280, elem_id="image")
-                top = gr.Label(num_top_classes=5, label="prediction", elem_id="prediction")
-            with gr.Column(scale=3, min_width=320):
-                step = gr.Slider(
-                    0, max(last, 1), last, step=1, label="cheapest ← stitch → dearest", interactive=last > 0,
-                    elem_id="slider",
-                )  # fmt: skip
-                facts = gr.HTML(viewer.facts(last), elem_id="facts")
-                curve = gr.HTML(viewer.curve(last), elem_id="curve")
-        if examples:
-            gr.Examples(examples, image)
-        # One at a time over all users; of one user's many moves of the slider the last.
-        how = {"show_progress": "hidden", "concurrency_id": "network", "concurrency_limit": 1}
-        shown = {"fn": show, "inputs": [seen, step], "outputs": [top, facts, curve], **how}
-        image.change(viewer.prepare, image, seen, **how).then(**shown)
-        step.change(**shown, trigger_mode="always_last")
+        _fill(gr, viewer, list(map(str, examples)))
     return page
+
+
+def _fill(gr: Any, viewer: Viewer, examples: Sequence[str]) -> None:
+    """Put the fields on a page that is open, and say what follows from what."""
+    last = len(viewer.steps) - 1
+
+    def show(x: Tensor | None, step: float) -> tuple[dict[str, float] | None, str, str]:
+        step = min(max(int(step), 0), last)
+        look = None if x is None else viewer.look(x, step)
+        return look.top if look else None, viewer.facts(step, look), viewer.curve(step)
+
+    seen = gr.State()
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            image = gr.Image(type="pil", image_mode=viewer.mode, label="image", height=280, elem_id="image")
+            top = gr.Label(num_top_classes=5, label="prediction", elem_id="prediction")
+        with gr.Column(scale=3, min_width=320):
+            step = gr.Slider(
+                0, max(last, 1), last, step=1, label="cheapest ← stitch → most expensive", interactive=last > 0,
+                elem_id="slider",
+            )  # fmt: skip
+            facts = gr.HTML(viewer.facts(last), elem_id="facts")
+            curve = gr.HTML(viewer.curve(last), elem_id="curve")
+    if examples:
+        gr.Examples([[path] for path in examples], image)
+    # One at a time over all users; of one user's many moves of the slider the last.
+    how = {"show_progress": "hidden", "concurrency_id": "network", "concurrency_limit": 1}
+    shown = {"fn": show, "inputs": [seen, step], "outputs": [top, facts, curve], **how}
+    image.change(viewer.prepare, image, seen, **how).then(**shown)
+    step.change(**shown, trigger_mode="always_last")
 
 
 def _labels(model: SNNet, labels: Sequence[str] | None) -> list[str]:

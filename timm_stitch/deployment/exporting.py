@@ -1,47 +1,34 @@
 """Stitches as files that run without this package: ONNX, or programs of `torch.export`.
 
-The exporters are torch's, the int8 quantisation is onnxruntime's, and onnx_ir writes the weights file. What is
-added: several stitches share one weights file that holds each tensor once, and every file is loaded and compared
-with PyTorch before the folder appears.
+What is added to the exporters of torch: several stitches share one weights file that holds each tensor once, and
+every file is loaded and compared with PyTorch before the folder appears.
 
-ONNX and onnxruntime are optional (`pip install 'timm_stitch[export]'`). Imports timm and the layers below.
+ONNX and onnxruntime are optional (`pip install 'timm_stitch[export]'`). Imports torch and the layers below.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from tqdm.auto import tqdm
 
 from ..data.dataset import image_config
+from ..files import whole_folder
 from ..network.network import SNNet
 from ..network.weights import glance
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from . import onnx_files, program_files
+from .program_files import Run, make_program
 
 FORMATS = ("onnx", "program")
-MANIFEST_FILE, ONNX_WEIGHTS, PROGRAM_WEIGHTS = "manifest.json", "weights.bin", "weights.safetensors"
-_PACKAGES = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
-_INLINE = 256  # bytes below which a tensor stays in its graph: a reference to it would be no shorter
-_BATCH = {0: torch.export.Dim("batch", max=2**20)}  # torch 2.6 wants a bound
-
-Run = Callable[[Tensor], Tensor]
-Programs = Iterable[tuple[Path, ExportedProgram]]
+MANIFEST_FILE = "manifest.json"
 
 
 def export(
@@ -91,51 +78,37 @@ def export(
         ImportError: for ONNX without onnx, onnxscript and onnxruntime.
     """
     _check_arguments(format, quantize, images)
-    given = [model.stitch_id] if stitch_ids is None else [stitch_ids] if isinstance(stitch_ids, int) else stitch_ids
-    ids = [model.plan[k].stitch_id for k in dict.fromkeys(given)]
-    if not ids:
-        raise ValueError("stitch_ids is empty: give one id or more, or leave it out for the stitch that is set.")
+    ids = _ids(model, stitch_ids)
     whole = _prepared(model, image_size)
-    parts = {k: whole.extract(k) for k in ids}
-    shape = (whole.in_chans, *whole.image_size)
-    noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).split([1, 3])
-    batches = noise if quantize is None or images is None else images.cpu().float().split(32)
-    if batches[0].shape[1:] != shape:
-        raise ValueError(f"images of shape {tuple(batches[0].shape[1:])} do not fit files for {shape}: resize them.")
-    files = {k: f"stitch-{k}.{'onnx' if format == 'onnx' else 'pt2'}" for k in ids}
-    rows = {row["stitch_id"]: row for row in whole.stitch_table() if row["stitch_id"] in parts}
-    with _appearing(Path(folder)) as beside:
-        steps = tqdm(parts.items(), desc="export", unit="stitch", disable=not progress)
-        programs = ((beside / files[k], _program(part, shape)) for k, part in steps)
-        if format == "onnx":
-            _write_onnx(programs, beside / ONNX_WEIGHTS, quantize)
-        else:
-            _write_programs(programs, beside / PROGRAM_WEIGHTS if len(parts) > 1 else None)
-        for k, part in parts.items():
-            run = (_open_onnx if format == "onnx" else _open_program)(beside / files[k])
-            difference, agreement = _compare(run, part, batches)
-            rows[k].update(file=files[k], max_difference=difference)
-            if quantize:
-                rows[k].update(agreement=agreement, compared_images=sum(map(len, batches)))
-            if not difference <= (float("inf") if quantize else tolerance):  # NaN neither
-                raise ValueError(
-                    f"stitch {k} as {format} differs from PyTorch by up to {difference:.1e}, more than "
-                    f"tolerance={tolerance:.0e}: nothing was written. Give a larger tolerance if that will do."
-                )
-        union = {name: tensor for part in parts.values() for name, tensor in part.state_dict().items()}
-        manifest = {
-            "version": 1,
-            "format": format,
-            "precision": quantize or "float32",
-            "input": {"name": "images", "dtype": "float32", "shape": ["batch", *shape]},
-            "output": {"name": "logits", "dtype": "float32", "shape": ["batch", whole.num_classes]},
-            "preprocessing": {k: v for k, v in image_config(whole).items() if k != "input_size"},
-            "bytes": sum(file.stat().st_size for file in beside.iterdir()),
-            "union_bytes": sum(tensor.nbytes for tensor in union.values()),
-            "stitches": [rows[k] for k in ids],
-        }
-        (beside / MANIFEST_FILE).write_text(text := json.dumps(manifest, indent=1), encoding="utf-8")
-    return json.loads(text)
+    job = _Job(whole, {stitch_id: whole.extract(stitch_id) for stitch_id in ids}, format, quantize)
+    batches = _batches(job.shape, images if quantize else None)
+    with whole_folder(folder) as beside:
+        files = _write(job, beside, progress)
+        rows = [_row(job, stitch_id, file, batches, tolerance) for stitch_id, file in files.items()]
+        manifest = json.dumps(_manifest(job, rows, beside), indent=1)
+        (beside / MANIFEST_FILE).write_text(manifest, encoding="utf-8")
+    return dict(json.loads(manifest))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is exported, and as what.
+
+    Args:
+        whole: the network, as `_prepared` gives it.
+        alone: each stitch by itself, by its id.
+        format, quantize: as in `export`.
+    """
+
+    whole: SNNet
+    alone: Mapping[int, SNNet]
+    format: str
+    quantize: str | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the images."""
+        return (self.whole.in_chans, *self.whole.image_size)
 
 
 def _check_arguments(format: str, quantize: str | None, images: Tensor | None) -> None:
@@ -148,11 +121,17 @@ def _check_arguments(format: str, quantize: str | None, images: Tensor | None) -
             f"quantize={quantize!r} with format={format!r} and {0 if images is None else len(images)} images: expected "
             "format='onnx', and images, shape (N, C, H, W), a few hundred, on which to measure what it changes."
         )
-    try:
-        for package in _PACKAGES if format == "onnx" else ():
-            import_module(package)
-    except ImportError as error:
-        raise ImportError(f"ONNX needs {', '.join(_PACKAGES)}: pip install 'timm_stitch[export]'.") from error
+    if format == "onnx":
+        onnx_files.check_packages()
+
+
+def _ids(model: SNNet, stitch_ids: int | Sequence[int] | None) -> list[int]:
+    """The stitches that are asked for, each once."""
+    given = [model.stitch_id] if stitch_ids is None else [stitch_ids] if isinstance(stitch_ids, int) else stitch_ids
+    ids = [model.plan[k].stitch_id for k in dict.fromkeys(given)]
+    if not ids:
+        raise ValueError("stitch_ids is empty: give one id or more, or leave it out for the stitch that is set.")
+    return ids
 
 
 def _prepared(model: SNNet, image_size: int | tuple[int, int] | None) -> SNNet:
@@ -163,7 +142,7 @@ def _prepared(model: SNNet, image_size: int | tuple[int, int] | None) -> SNNet:
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size or whole.image_size)
     if size != whole.image_size:
         cfg = getattr(whole, "pretrained_cfg", None) or {}
-        whole.pretrained_cfg = {**cfg, "input_size": (whole.in_chans, *size)}  # type: ignore[assignment]
+        whole.pretrained_cfg = {**cfg, "input_size": (whole.in_chans, *size)}
         whole.forget()  # it was measured at the other size
     if size != whole.image_size:
         raise ValueError(
@@ -172,132 +151,60 @@ def _prepared(model: SNNet, image_size: int | tuple[int, int] | None) -> SNNet:
     return whole
 
 
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes its place when all went well, and else leaves no trace."""
-    folder = folder.resolve()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{str(folder)!r} holds something: an export has a folder of its own, give a new one.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    beside.mkdir()
-    try:
-        yield beside
-        if folder.exists():
-            folder.rmdir()  # refuses, if something has come into it meanwhile
-        beside.replace(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+def _batches(shape: tuple[int, ...], images: Tensor | None) -> Sequence[Tensor]:
+    """What the files are compared with PyTorch on: the images, or noise in batches of 1 and 3."""
+    if images is None:
+        return torch.split(torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)), [1, 3])
+    if images.shape[1:] != shape:
+        raise ValueError(f"images of shape {tuple(images.shape[1:])} do not fit files for {shape}: resize them.")
+    return torch.split(images.cpu().float(), 32)
 
 
-def _compare(run: Run, part: nn.Module, batches: Sequence[Tensor]) -> tuple[float, float]:
+def _write(job: _Job, folder: Path, progress: bool) -> dict[int, Path]:
+    """Write the file of each stitch, and what they share; returns where each is."""
+    files = {k: folder / f"stitch-{k}.{'onnx' if job.format == 'onnx' else 'pt2'}" for k in job.alone}
+    steps = tqdm(job.alone.items(), desc="export", unit="stitch", disable=not progress)
+    programs = ((files[k], make_program(small, job.shape)) for k, small in steps)
+    if job.format == "onnx":
+        onnx_files.write(programs, folder / onnx_files.WEIGHTS_FILE, job.quantize)
+    else:
+        program_files.write(programs, folder / program_files.WEIGHTS_FILE if len(files) > 1 else None)
+    return files
+
+
+def _row(job: _Job, stitch_id: int, file: Path, batches: Sequence[Tensor], tolerance: float) -> dict[str, Any]:
+    """What the manifest says of a stitch: its row of the table, its file, and how far that is from PyTorch."""
+    run = onnx_files.load(file) if job.format == "onnx" else program_files.load(file)
+    difference, agreement = _compare(run, job.alone[stitch_id], batches)
+    if not difference <= (float("inf") if job.quantize else tolerance):  # NaN neither
+        raise ValueError(
+            f"stitch {stitch_id} as {job.format} differs from PyTorch by up to {difference:.1e}, more than "
+            f"tolerance={tolerance:.0e}: nothing was written. Give a larger tolerance if that will do."
+        )
+    row = next(row for row in job.whole.stitch_table() if row["stitch_id"] == stitch_id)
+    row |= {"file": file.name, "max_difference": difference}
+    return row | ({"agreement": agreement, "compared_images": sum(map(len, batches))} if job.quantize else {})
+
+
+def _manifest(job: _Job, rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """What `manifest.json` holds, of a folder that has all other files."""
+    union = {name: tensor for small in job.alone.values() for name, tensor in small.state_dict().items()}
+    return {
+        "version": 1,
+        "format": job.format,
+        "precision": job.quantize or "float32",
+        "input": {"name": "images", "dtype": "float32", "shape": ["batch", *job.shape]},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", job.whole.num_classes]},
+        "preprocessing": {k: v for k, v in image_config(job.whole).items() if k != "input_size"},
+        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+        "union_bytes": sum(tensor.nbytes for tensor in union.values()),
+        "stitches": rows,
+    }
+
+
+def _compare(run: Run, model: nn.Module, batches: Sequence[Tensor]) -> tuple[float, float]:
     """The largest difference of any logit, and the share of images with the same top class."""
     with torch.inference_mode():
         theirs = torch.cat([run(batch) for batch in batches])
-        ours = torch.cat([part(batch) for batch in batches])
+        ours = torch.cat([model(batch) for batch in batches])
     return float((theirs - ours).abs().max()), float((theirs.argmax(-1) == ours.argmax(-1)).double().mean())
-
-
-def _program(part: nn.Module, shape: tuple[int, ...]) -> ExportedProgram:
-    program = torch.export.export(part, (torch.zeros(2, *shape),), dynamic_shapes=(_BATCH,), strict=False)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths on this machine
-    return program
-
-
-# ── torch.export ──────────────────────────────────────────────────────────────────────────────────
-
-
-def _write_programs(programs: Programs, shared: Path | None) -> None:
-    """One file a stitch; where there is to be a shared file, all weights in that."""
-    weights: dict[str, Tensor] = {}
-    for path, program in programs:
-        if shared:
-            for name, tensor in program.state_dict.items():
-                weights[name] = tensor.detach().contiguous()
-                empty = tensor.detach().to("meta")
-                program.state_dict[name] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
-        torch.export.save(program, path)
-    if shared:
-        save_file(weights, shared)
-
-
-def _open_program(path: Path) -> Run:
-    program = torch.export.load(path)
-    module, shared = program.module(), path.with_name(PROGRAM_WEIGHTS)
-    if shared.exists():
-        weights = load_file(shared)
-        module.load_state_dict({name: weights[name] for name in program.state_dict}, assign=True)
-    return module
-
-
-# ── ONNX ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _write_onnx(programs: Programs, shared: Path, quantize: str | None) -> None:
-    """One file a stitch, and the weights of all in the shared one, where equal tensors are written once.
-
-    Equal in content: the exporter folds what is done to a weight alone (a transposition, a BatchNorm after a
-    convolution) and so names and stores another tensor, but the same one for every stitch.
-    """
-    import onnx_ir as ir
-
-    kept: dict[tuple[Any, ...], ir.TensorProtocol] = {}
-    graphs = {}
-    for path, program in programs:
-        graph = graphs[path] = _int8(_onnx(program), path.stem) if quantize else _onnx(program)
-        for value in graph.graph.initializers.values():
-            tensor = value.const_value
-            if tensor is not None and tensor.nbytes >= _INLINE:
-                key = tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
-                value.const_value = kept.setdefault(key, tensor)
-    tensors = list(kept.values())
-    written = ir.external_data.convert_tensors_to_external(tensors, shared.parent, shared.name)
-    places = {id(tensor): place for tensor, place in zip(tensors, written, strict=True)}
-    for path, graph in graphs.items():
-        for value in graph.graph.initializers.values():
-            value.const_value = places.get(id(value.const_value), value.const_value)
-        ir.save(graph, path)
-
-
-def _open_onnx(path: Path) -> Run:
-    session = import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-
-
-def _onnx(program: ExportedProgram) -> ir.Model:
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    found = torch.onnx.export(
-        program, dynamo=True, dynamic_shapes=(_BATCH,), input_names=["images"], output_names=["logits"],
-        optimize=True, verbose=False,
-    )  # fmt: skip
-    ClearMetadataAndDocStringPass()(found.model)  # type: ignore[union-attr]
-    return found.model  # type: ignore[union-attr]
-
-
-def _int8(model: ir.Model, name: str) -> ir.Model:
-    """Quantise linear layers: weights by channel, activations as they come.
-
-    `reduce_range` uses seven bits, so that no sum overflows on x86 processors without VNNI instructions: the
-    outputs measured here are then those to expect elsewhere.
-    """
-    import onnx_ir as ir
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    with tempfile.TemporaryDirectory() as scratch:
-        whole, typed, small = (Path(scratch) / f"{stage}.onnx" for stage in ("whole", "typed", "small"))
-        ir.save(model, whole)
-        quant_pre_process(whole, typed, skip_optimization=True, skip_symbolic_shape=True)
-        quantize_dynamic(
-            typed, small, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True,
-            weight_type=QuantType.QInt8,
-        )  # fmt: skip
-        before, after = whole.stat().st_size, small.stat().st_size
-        if after > before / 2:
-            raise ValueError(
-                f"int8 would make {after:,} bytes of {name}'s {before:,}: it quantises linear layers, and "
-                "most of this stitch is something else. Export it in float32."
-            )
-        return ir.load(small)

@@ -1,6 +1,6 @@
 """Hold a latency target while load and machine change, by moving along the frontier.
 
-Imports the standard library and `frontier`.
+Imports `plan.frontier`, and `evaluation.selection` for whose weights rows belong to.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from ..evaluation.selection import check_weights
 from ..plan.frontier import pareto_frontier
 from ..plan.results import Row
 
@@ -19,23 +20,26 @@ class LatencyController:
 
     What is measured of each request, over what was profiled of its stitch, says how much slower the machine is
     now. The best stitch of the frontier runs whose profiled latency, so slowed, is within the target. It goes down
-    at once, and up only after `patience` requests in a row that a dearer stitch would have met with `margin`.
+    at once, and up only after `patience` requests in a row that a more expensive stitch would have met with `margin`.
 
         controller = LatencyController(model, target_ms=50)
         logits = controller(images)
 
     Args:
-        model: the network; called with `stitch_id`, its own setting is left alone.
+        model: the network, or what else is called with images and `stitch_id`; its own setting is left alone.
         target_ms: how long one request may take, in milliseconds.
-        rows: dicts of `stitch_id`, `latency_ms` and `top1`; default what the network's table knows.
+        rows: dicts of `stitch_id`, `latency_ms` and `top1`, as `profile` and `evaluate` give them together; default
+            what the network's table knows. Those that say which weights they belong to (`weights`) must be of the
+            network's.
         window: how many of the last requests the slowdown is judged by.
         quantile: which of them counts, 0.5 to 1. A busy machine stalls now and then whatever runs; the median
             forgives that, 1 does not.
-        margin: the part of the target that is to stay free before going up, 0 to 1.
+        margin: the share of the target that is to stay free before going up, 0 to 1.
         patience: requests in a row before going up.
 
     Raises:
-        ValueError: if accuracy or latency is not known, or an argument is out of range.
+        ValueError: if accuracy or latency is not known, the rows belong to other weights, or an argument is out of
+            range.
     """
 
     def __init__(
@@ -54,9 +58,13 @@ class LatencyController:
                 f"target_ms={target_ms}, window={window}, quantile={quantile}, margin={margin}, patience={patience}: "
                 "expected a positive target, window and patience of 1 or more, 0.5 <= quantile <= 1, 0 <= margin < 1."
             )
+        if rows is None:
+            model.check_results()
         known = model.stitch_table() if rows is None else list(rows)
         if not known:
             raise ValueError("rows is empty: give rows of stitch_id, latency_ms and top1, or leave it out.")
+        if rows is not None and hasattr(model, "state_dict"):  # an exported file has no weights to look at
+            check_weights(model, known, "these rows")
         known = [row for row in known if row.get("latency_ms") is not None] or known[:1]
         self.model, self.target_ms = model, target_ms
         self.frontier = pareto_frontier(known, cost="latency_ms")

@@ -58,7 +58,7 @@ def push_space(
 
     Raises:
         ImportError: without gradio, whose version the Space gets.
-        ValueError: if either is no name of a repository, or the first is no network of timm_stitch.
+        ValueError: if either is not the name of a repository, or the first not a network of timm_stitch.
         OSError: if the Hub refuses or cannot be reached, or an example cannot be read.
     """
     model_repo = model_repo.removeprefix("hf-hub:")
@@ -69,7 +69,7 @@ def push_space(
         )
     for name in (model_repo, space_id):
         if name.count("/") != 1:
-            raise ValueError(f"{name!r:.200} is no repository of the Hub: expected 'user/name'.")
+            raise ValueError(f"{name!r:.200} is not a repository of the Hub: expected 'user/name'.")
     files = _files(model_repo, space_id, [Path(path) for path in examples])
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     api = HfApi(token=token, library_name="timm_stitch")
@@ -86,6 +86,7 @@ def push_space(
 
 
 def _files(model_repo: str, space_id: str, examples: list[Path]) -> dict[str, Any]:
+    """The contents of the Space by name: bytes, or paths of files here."""
     try:
         gradio, needs = version("gradio"), requires("timm_stitch") or []
     except PackageNotFoundError as error:

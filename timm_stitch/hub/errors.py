@@ -1,4 +1,4 @@
-"""What huggingface_hub raises, in one line: what happened, what was left behind, what to do.
+"""What the Hub refuses and huggingface_hub raises, in one line: what happened, what was left behind, what to do.
 
 Imports huggingface_hub.
 """
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from huggingface_hub import errors as hub
+from huggingface_hub.utils import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
 
 
 class explained:  # noqa: N801
@@ -31,8 +33,25 @@ class explained:  # noqa: N801
             raise found[0](f"cannot {self.doing}: {found[1]}{left and '; ' + left}. {found[2]}") from error
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        validate_repo_id(repo_id)
+        valid = repo_id.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"{repo_id!r:.200} is neither a folder nor a repository of the Hub: expected 'user/name' or a folder."
+        )
+
+
 def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
-    """The class, what happened, and what to do; None for what is no matter of the Hub or of the network."""
+    """The class, what happened, and what to do; None for what is neither a matter of the Hub nor of the connection."""
     if isinstance(error, (RuntimeError, hub.LocalEntryNotFoundError)) and isinstance(error.__cause__, Exception):
         found = _explain(error.__cause__)  # uploads of large files, and failing downloads, are wrapped so
         if found is not None:

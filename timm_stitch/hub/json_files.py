@@ -40,7 +40,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is too large, no JSON, or no object.
+        ValueError: if it is too large, not JSON, or not an object.
     """
     path = Path(path)
     if not path.is_file():
@@ -53,13 +53,13 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
+        raise ValueError(f"{constant} is not a number")
 
     try:
         data = json.loads(path.read_bytes(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path.name} is no readable JSON ({error!s:.120}): fetch or save the network again."
+            f"{path.name} is not readable JSON ({error!s:.120}): fetch or save the network again."
         ) from None
     if not isinstance(data, dict):
         raise ValueError(f"{path.name} holds a {type(data).__name__}, expected an object: save the network again.")
@@ -81,7 +81,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     ours = isinstance(name, str) and timm.is_model(name)
     if not ours or not timm.model_entrypoint(str(name)).__module__.startswith("timm_stitch."):
         raise ValueError(
-            f"config.json names the architecture {name!r:.80}, which is no stitchable network here: expected "
+            f"config.json names the architecture {name!r:.80}, which is not a stitchable network here: expected "
             f"one of {', '.join(timm.list_models('snnet*'))}; other models load by timm.create_model."
         )
     check_arguments(args)
@@ -169,7 +169,8 @@ def read_stitches(path: str | os.PathLike[str], plan: StitchPlan | None = None) 
     rows, mark = data.get("stitches"), data.get("weights")
     if not isinstance(mark, str) or len(mark) > 64 or not isinstance(rows, list):
         raise ValueError("stitches.json lacks its fingerprint or its rows: expected what save_pretrained writes.")
-    own = StitchPlan.from_dict(data.get("plan"))  # type: ignore[arg-type]
+    saved: Any = data.get("plan")
+    own = StitchPlan.from_dict(saved)
     if plan is not None and own != plan:
         raise ValueError("stitches.json has another plan than the network beside it: save the network again.")
     seen = set()
@@ -178,7 +179,7 @@ def read_stitches(path: str | os.PathLike[str], plan: StitchPlan | None = None) 
         plain = isinstance(number, int) and number in own and number not in seen
         seen.add(number)
         if not plain or not all(_is_plain(key, value) for key, value in row.items()):
-            raise ValueError(f"stitches.json has a row that is none ({row!s:.80}): save the network again.")
+            raise ValueError(f"stitches.json has a row that is not one ({row!s:.80}): save the network again.")
     if not isinstance(data.get("training", {}), dict):
         raise ValueError("stitches.json garbles how the network was trained: save the network again.")
     return data
@@ -216,7 +217,8 @@ def recall(model: Any, cfg: Any, cache_dir: str | os.PathLike[str] | None = None
             path = Path(cfg.file) / STITCHES_FILE
         else:
             repo_id, _, revision = cfg.hf_hub_id.partition("@")
-            path = Path(hf_hub_download(repo_id, STITCHES_FILE, revision=revision or None, cache_dir=cache_dir))
+            cache = None if cache_dir is None else Path(cache_dir)
+            path = Path(hf_hub_download(repo_id, STITCHES_FILE, revision=revision or None, cache_dir=cache))
         remember(model, read_stitches(path, model.plan))
     except OSError as error:
         _logger.debug("no rows beside the weights: %s", error)

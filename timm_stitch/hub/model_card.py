@@ -50,66 +50,101 @@ def render_card(
         existing: the card so far; what the user wrote in it is kept.
 
     Raises:
-        ValueError: if the front matter of the existing card is no YAML.
+        ValueError: if the front matter of the existing card is not YAML.
     """
     plan = StitchPlan.from_dict(stitches["plan"])
-    rows = [row for row in stitches["stitches"] if row.get("top1") is not None]
-    frontier = pareto_frontier(rows)
-    alone = [row for row in rows if plan[row["stitch_id"]].is_anchor]
     name = (repo_id or config["architecture"]).rpartition("/")[2]
-    cfg = config["pretrained_cfg"]
-    example = frontier[len(frontier) // 2] if frontier else {"stitch_id": plan.stitches[len(plan) // 2].stitch_id}
-    data = ModelCardData(
-        library_name="timm",
-        pipeline_tag="image-classification",
-        tags=list(TAGS),
-        license=license or cfg.get("license"),
-        datasets=sorted({str(row["dataset"]) for row in rows if row.get("dataset")}) or None,
-        base_model=list(base_models) or None,
-        model_name=name,
-        eval_results=_eval_results(rows, {row["stitch_id"] for row in [*frontier, *alone]}) or None,
-    )
-    source = [stitches[key] for key in ("source", "caveat", "note") if stitches.get(key)]
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters.update(big=short, cell=_cell)
     text = environment.from_string(card_file("template.md").read_text(encoding="utf-8")).render(
-        card_data=data.to_yaml(),
+        card_data=_front_matter(plan, stitches, config, name, base_models, license),
         model_name=name,
         repo_id=repo_id or "USER/" + name,
-        architecture=config["architecture"],
-        count=len(plan),
-        layers=len(plan.layers),
-        weights=stitches.get("weights"),
-        published=bool(source),
-        rows=rows,
-        evaluated=len(rows),
-        frontier=frontier,
-        anchors_alone=alone,
-        has_top5=bool(frontier) and all(isinstance(row.get("top5"), (int, float)) for row in frontier),
-        conditions=" ".join(map(_cell, source)) or _conditions(rows),
         picture=picture,
-        example_id=example["stitch_id"],
-        example_macs=example.get("macs"),
-        input_shape=f"(B, {', '.join(map(str, cfg.get('input_size', (3, 224, 224))))})",
-        anchors=_anchors(plan, base_models),
         base_models=[f"[{_cell(name)}](https://huggingface.co/{name})" for name in base_models],
-        norm=(
+        anchors=_anchors(plan, base_models),
+        **_of_results(plan, stitches),
+        **_of_network(plan, stitches, config),
+    )
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    return merge(existing, text) if existing else text
+
+
+def _evaluated(stitches: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [row for row in stitches["stitches"] if row.get("top1") is not None]
+
+
+def _alone(plan: StitchPlan, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of the anchors."""
+    return [row for row in rows if plan[row["stitch_id"]].is_anchor]
+
+
+def _front_matter(
+    plan: StitchPlan,
+    stitches: Mapping[str, Any],
+    config: Mapping[str, Any],
+    name: str,
+    base_models: Sequence[str],
+    license: str | None,
+) -> str:
+    """What the Hub reads, as YAML."""
+    rows = _evaluated(stitches)
+    shown = {row["stitch_id"] for row in [*pareto_frontier(rows), *_alone(plan, rows)]}
+    return ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=list(TAGS),
+        license=license or config["pretrained_cfg"].get("license"),
+        datasets=sorted({str(row["dataset"]) for row in rows if row.get("dataset")}) or None,
+        base_model=list(base_models) or None,
+        model_name=name,
+        eval_results=_eval_results(rows, shown) or None,
+    ).to_yaml()
+
+
+def _of_results(plan: StitchPlan, stitches: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template needs to tell of accuracies: whose they are, the frontier, an example of its middle."""
+    rows = _evaluated(stitches)
+    frontier = pareto_frontier(rows)
+    example = frontier[len(frontier) // 2] if frontier else {"stitch_id": plan.stitches[len(plan) // 2].stitch_id}
+    source = [stitches[key] for key in ("source", "caveat", "note") if stitches.get(key)]
+    return {
+        "published": bool(source),
+        "rows": rows,
+        "evaluated": len(rows),
+        "frontier": frontier,
+        "anchors_alone": _alone(plan, rows),
+        "has_top5": bool(frontier) and all(isinstance(row.get("top5"), (int, float)) for row in frontier),
+        "conditions": " ".join(map(_cell, source)) or _conditions(rows),
+        "example_id": example["stitch_id"],
+        "example_macs": example.get("macs"),
+    }
+
+
+def _of_network(plan: StitchPlan, stitches: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template needs to tell of the network itself."""
+    size = config["pretrained_cfg"].get("input_size", (3, 224, 224))
+    return {
+        "architecture": config["architecture"],
+        "count": len(plan),
+        "layers": len(plan.layers),
+        "weights": stitches.get("weights"),
+        "input_shape": f"(B, {', '.join(map(str, size))})",
+        "norm": (
             "Stitched paths end in the back anchor's final norm."
             if config.get("model_args", {}).get("stitched_norm", True)
             else "Stitched paths skip the back anchor's final norm, as these weights were trained."
         ),
-        runs=[_run(run) for run in (stitches.get("training") or {}).get("runs", ())],
-        second_version=any(layer.rank for layer in plan.layers),
-    )
-    text = re.sub(r"\n{3,}", "\n\n", text)
-    return merge(existing, text) if existing else text
+        "runs": [_run(run) for run in (stitches.get("training") or {}).get("runs", ())],
+        "second_version": any(layer.rank for layer in plan.layers),
+    }
 
 
 def merge(existing: str, fresh: str) -> str:
     """A card with our blocks and fields from `fresh`, and all else from `existing`.
 
     Raises:
-        ValueError: if the front matter of the existing card is no YAML.
+        ValueError: if the front matter of the existing card is not YAML.
     """
     front, body = _split(existing)
     new_front, new_body = _split(fresh)
@@ -126,9 +161,9 @@ def merge(existing: str, fresh: str) -> str:
     for block in ("results", "use", "network"):
         pattern = re.compile(_BLOCK.format(name=block), re.DOTALL)
         found = pattern.search(new_body)
-        new = found[0] if found else ""
-        if pattern.search(body):
-            body = pattern.sub(lambda _, new=new: new, body, count=1)
+        new, old = found[0] if found else "", pattern.search(body)
+        if old:
+            body = body[: old.start()] + new + body[old.end() :]
         elif block == "results":
             missing.append(new)
     if missing:
@@ -146,8 +181,8 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
         front = str(error).splitlines()[0]
     if not isinstance(front, dict):
         raise ValueError(
-            f"the front matter of the README.md that is there is no YAML mapping ({front!s:.80}): correct it first, so "
-            "that nothing of it is lost."
+            f"the front matter of the README.md that is there is not a YAML mapping ({front!s:.80}): correct it first, "
+            "so that nothing of it is lost."
         )
     return front, card[found.end() :]
 

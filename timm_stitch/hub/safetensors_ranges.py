@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -53,7 +54,7 @@ def parse_header(raw: bytes, begin: int, size: int | None) -> dict[str, Entry]:
         size: the file's length, if known.
 
     Raises:
-        ValueError: if it is no header, or tensors lie outside of the file.
+        ValueError: if it is not a header, or tensors lie outside of the file.
     """
     try:
         data = json.loads(raw)
@@ -67,7 +68,7 @@ def parse_header(raw: bytes, begin: int, size: int | None) -> dict[str, Entry]:
             entries[name] = Entry(dtype, shape, begin + start, begin + stop)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"model.safetensors has no readable header ({error!s:.120}): it is truncated or no safetensors file."
+            f"model.safetensors has no readable header ({error!s:.120}): it is truncated or not a safetensors file."
         ) from None
     return entries
 
@@ -94,7 +95,7 @@ class RemoteFile:
     """A file on a server that is read by ranges.
 
     Args:
-        url: where it is; it may be signed, and no part of it is ever shown.
+        url: where it is; it may be signed, and nothing of it is ever shown.
         headers: for every request.
         name: what people call it.
         size: its length in bytes, if known.
@@ -113,7 +114,7 @@ class RemoteFile:
         Raises:
             NoRangesError: if the server has none.
             OSError: if it cannot be reached.
-            ValueError: if the file is no safetensors file.
+            ValueError: if the file is not a safetensors file.
         """
         length = int.from_bytes(self.fetch(0, 8), "little")
         if not 2 <= length <= min(_MOST_HEADER, (self.size or _MOST_HEADER + 8) - 8):
@@ -126,13 +127,13 @@ class RemoteFile:
         """Read tensors, each into memory of its own; what is read beside them is dropped at once."""
         found = {name: torch.empty(e.shape, dtype=e.dtype) for name, e in entries.items()}
         views = sorted(
-            (e.start, e.stop, memoryview(found[name].reshape(-1).view(torch.uint8).numpy()))
+            (e.start, e.stop, found[name].reshape(-1).view(torch.uint8).numpy().data)
             for name, e in entries.items()
             if e.stop > e.start
         )
         for start, stop in merged(entries, self.read):
             inside = [view for view in views if start <= view[0] and view[1] <= stop]
-            self._stream(start, stop, lambda at, chunk, inside=inside: _scatter(at, chunk, inside))  # type: ignore[misc]
+            self._stream(start, stop, partial(_scatter, views=inside))
         return found
 
     def fetch(self, start: int, stop: int) -> bytes:
@@ -183,12 +184,12 @@ class RemoteFile:
 @contextmanager
 def _get(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
     """A streamed GET by huggingface_hub's own session: httpx since its release 1, requests before."""
-    session = get_session()
+    session: Any = get_session()
     if callable(getattr(session, "stream", None)):
         with session.stream("GET", url, headers=headers, timeout=30, follow_redirects=True) as response:
             yield response
     else:
-        with session.get(url, headers=headers, timeout=30, stream=True) as response:  # type: ignore[call-arg,attr-defined]
+        with session.get(url, headers=headers, timeout=30, stream=True) as response:
             yield response
 
 
@@ -205,13 +206,13 @@ def read_local(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, 
     """Some tensors of a safetensors file at hand.
 
     Raises:
-        ValueError: if it is no safetensors file, truncated, or lacks one of them.
+        ValueError: if it is not a safetensors file, is truncated, or lacks one of them.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(
-            f"{str(path)!r} is no readable weights file ({error!s:.120}): it may be truncated, or of another network. "
-            "Delete it and fetch it again."
+            f"{str(path)!r} is not a readable weights file ({error!s:.120}): it may be truncated, or of another "
+            "network. Delete it and fetch it again."
         ) from error

@@ -12,20 +12,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import save_for_hf
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from ..anchors.timm_compat import save_config_for_hf
 from ..evaluation.plotting import plot_curve
+from ..files import files_in
 from ..network.network import SNNet
-from ..network.weights import fingerprint
+from ..network.weights import NORM_FLAG, fingerprint
 from ..plan.results import Results
-from .json_files import CONFIG_FILE, STITCHES_FILE, check_arguments
+from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, check_arguments
 from .model_card import render_card
 
 CARD_FILE, CURVE_FILE = "README.md", "curve.png"
@@ -68,15 +69,10 @@ def save_pretrained(
             labels do not fit, or a card that is there cannot be read.
         OSError: if it cannot be written; the folder is then as it was.
     """
-    folder = Path(folder)
     mark = fingerprint(model)
-    measured_on = {"dataset": dataset, "split": split, "revision": dataset_revision}
-    rows, known = _rows(model, results or (), mark, {k: v for k, v in measured_on.items() if v})
-    model_args = rebuild_args(model)
-    if label_names is not None and len(label_names) != model.num_classes:
-        raise ValueError(
-            f"label_names has {len(label_names)} names for {model.num_classes} classes: give one for each."
-        )
+    images = {"dataset": dataset, "split": split, "revision": dataset_revision}
+    rows, known = _rows(model, results or (), mark, {k: v for k, v in images.items() if v})
+    _check_labels(model, label_names)
     stitches = {
         "version": 1,
         "weights": mark,
@@ -84,33 +80,42 @@ def save_pretrained(
         "plan": model.plan.to_dict(),
         "stitches": rows,
     }
-    old_card = folder / CARD_FILE
-    existing = old_card.read_text(encoding="utf-8") if old_card.is_file() else None
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".writing-{os.getpid()}"
-    try:
-        save_for_hf(model, str(beside), model_args=model_args, safe_serialization=True)
-        config = _finish_config(beside / CONFIG_FILE, model, label_names)
-        (beside / STITCHES_FILE).write_text(json.dumps(stitches, indent=1) + "\n", encoding="utf-8")
-        picture = _draw(rows, beside / CURVE_FILE, (repo_id or folder.name).rpartition("/")[2])
-        card = render_card(
-            stitches, config, repo_id=repo_id, license=license, picture=picture, existing=existing,
-            base_models=_base_models(model, repo_id) if base_models is None else base_models,
-        )  # fmt: skip
-        (beside / CARD_FILE).write_text(card, encoding="utf-8")
-        for file in beside.iterdir():
-            file.replace(folder / file.name)
-        if not picture:
-            (folder / CURVE_FILE).unlink(missing_ok=True)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-    beside.rmdir()
+    base_models = _base_models(model, repo_id) if base_models is None else base_models
+    about = {"repo_id": repo_id, "license": license, "base_models": base_models}
+    _write(model, Path(folder), rebuild_args(model), stitches, label_names, about)
     model.results = known
-    return folder
+    return Path(folder)
+
+
+def _check_labels(model: SNNet, label_names: Sequence[str] | None) -> None:
+    if label_names is not None and len(label_names) != model.num_classes:
+        raise ValueError(
+            f"label_names has {len(label_names)} names for {model.num_classes} classes: give one for each."
+        )
+
+
+def _write(
+    model: SNNet,
+    folder: Path,
+    model_args: dict[str, Any],
+    stitches: Mapping[str, Any],
+    label_names: Sequence[str] | None,
+    about: Mapping[str, Any],
+) -> None:
+    """Write the files of a folder, all of them or none; `about` is what the card says beside what is in them."""
+    old = folder / CARD_FILE
+    existing = old.read_text(encoding="utf-8") if old.is_file() else None
+    with files_in(folder) as beside:
+        save_file(_weights(model), beside / WEIGHTS_FILE)
+        save_config_for_hf(model, str(beside / CONFIG_FILE), model_args=model_args)
+        config = _edit_config(beside / CONFIG_FILE, model, label_names)
+        (beside / STITCHES_FILE).write_text(json.dumps(stitches, indent=1) + "\n", encoding="utf-8")
+        title = (about["repo_id"] or folder.name).rpartition("/")[2]
+        picture = _draw(stitches["stitches"], beside / CURVE_FILE, title)
+        card = render_card(stitches, config, picture=picture, existing=existing, **about)
+        (beside / CARD_FILE).write_text(card, encoding="utf-8")
+    if not picture:
+        (folder / CURVE_FILE).unlink(missing_ok=True)
 
 
 def _rows(
@@ -132,7 +137,24 @@ def _rows(
         model.results = before
 
 
-def _finish_config(path: Path, model: SNNet, label_names: Sequence[str] | None) -> dict[str, Any]:
+def _weights(model: SNNet) -> dict[str, Tensor]:
+    """The tensors as a file has them: each contiguous and with memory of its own, whatever they are in the network."""
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if name == NORM_FLAG:  # config.json says it
+            continue
+        tensor = tensor.detach().contiguous()
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() in places or memory.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        places.add(memory.data_ptr())
+        found[name] = tensor
+    return found
+
+
+def _edit_config(path: Path, model: SNNet, label_names: Sequence[str] | None) -> dict[str, Any]:
+    """Change what timm wrote to what both timm and transformers read; returns it."""
     config: dict[str, Any] = json.loads(path.read_text())
     # transformers passes num_classes itself and trips over a second one; timm reads it from the top level.
     config["model_args"].pop("num_classes", None)
@@ -180,7 +202,8 @@ def rebuild_args(model: SNNet) -> dict[str, Any]:
         )
     args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _RUNTIME}
     args.update(stitch_id=model.stitch_id, stitched_norm=model.stitched_norm)
-    name = str(model.pretrained_cfg["architecture"])  # type: ignore[index]
+    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    name = str(cfg["architecture"])
     if name != "snnet":
         _check_rebuilt(model, name, args)
         return args  # timm made it by name, and recorded how

@@ -1,6 +1,7 @@
 """Weights on their way in: the authors' layout to ours, and foreign weights refused in one line.
 
-How the authors name things is in `authors`. Nothing is read that needs more than `weights_only`.
+How the authors name things is in `authors_layout`. Nothing is read that needs more than `weights_only`. Imports timm,
+safetensors and the layers below.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import inspect
 import os
 import pickle
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import clean_state_dict
+from timm.models import PretrainedCfg, clean_state_dict
 from torch import Tensor, nn
 
 from ..network.network import SNNet
@@ -43,13 +46,13 @@ def convert_checkpoint(
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is no checkpoint of that network.
+        ValueError: if it is not a checkpoint of that network.
     """
     loaded = path_or_state_dict
     raw = dict(loaded) if isinstance(loaded, Mapping) else read_weights(loaded)
     model = timm.create_model(name, device="meta")
     if not isinstance(model, SNNet):
-        raise ValueError(f"{name!r} is no stitchable network: expected one of {timm.list_models('snnet*')}.")
+        raise ValueError(f"{name!r} is not a stitchable network: expected one of {timm.list_models('snnet*')}.")
     weights = unwrap(raw)
     if not is_authors(weights):
         raise ValueError(
@@ -78,7 +81,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+            loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return loaded
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(corrupt(str(path), error)) from error
 
@@ -87,7 +91,7 @@ def corrupt(source: str, error: Exception) -> str:
     """One line for weights that cannot be read."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"{source!r} is no readable weights file ({reason:.160}): it may be truncated or of another kind. "
+        f"{source!r} is not a readable weights file ({reason:.160}): it may be truncated or of another kind. "
         "Delete it and fetch it again, or give another file."
     )
 
@@ -102,7 +106,7 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         raise ValueError(
             f"no weights found: expected tensors by name, or such a dict under 'model'; got {list(checkpoint)[:6]}."
         )
-    return clean_state_dict({k: v for k, v in weights.items() if isinstance(v, Tensor)})  # type: ignore[no-any-return]
+    return clean_state_dict({k: v for k, v in weights.items() if isinstance(v, Tensor)})
 
 
 def trained_with_norm(model: SNNet) -> bool:
@@ -123,8 +127,8 @@ def from_authors(state_dict: Mapping[str, Tensor], model: SNNet) -> dict[str, Te
 def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | None) -> dict[str, Tensor]:
     """What timm's loader calls between reading weights and loading them.
 
-    Takes the authors' layout or ours, and lets each anchor's own family adapt its part (position
-    embeddings to another image size, and so on).
+    Takes the authors' layout or ours, and lets each anchor's own family adapt its weights
+    (position embeddings to another image size, and so on).
 
     Args:
         state_dict: as read.
@@ -148,7 +152,7 @@ def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | Non
 
 
 def _by_family(weights: Mapping[str, Tensor], model: SNNet) -> dict[str, Tensor]:
-    """Let each anchor's own family adapt its part."""
+    """Let each anchor's own family adapt its weights."""
     adapted = dict(weights)
     for number, anchor in enumerate(model.anchors):
         prefix = f"anchors.{number}."
@@ -164,3 +168,54 @@ def _family_filter(state_dict: dict[str, Tensor], anchor: nn.Module) -> dict[str
         return state_dict
     takes_model = len(inspect.signature(function).parameters) > 1
     return dict(function(state_dict, anchor) if takes_model else function(state_dict))
+
+
+def reading(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -> nn.Module:
+    """Call what may download or read weights, and say in one line what went wrong with which file.
+
+    Args:
+        cfg: timm's configuration of what is built, which names the file.
+        build: makes the model.
+
+    Raises:
+        OSError: if there is no such file or it cannot be fetched.
+        ValueError: if it is not a readable weights file.
+    """
+    source = (cfg.file or cfg.hf_hub_id or cfg.url or cfg.architecture) if cfg is not None else None
+    try:
+        # The authors' training checkpoints hold their command line: a Namespace of plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return build()
+    except _WeightsError:
+        raise  # an anchor's own, already in one line
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and cfg is not None and cfg.file:
+            raise _NoFileError(f"there is no weights file {str(source)!r}: check the path.") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _FetchError(
+            f"could not fetch {source!r} ({reason:.160}). Without internet, fetch the file elsewhere and give it: "
+            "timm.create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file='PATH')); or begin with random "
+            "weights: pretrained=False."
+        ) from error
+    except Exception as error:
+        if _while_reading(error) or (error.__cause__ is not None and _while_reading(error.__cause__)):
+            raise ValueError(corrupt(str(source), error)) from error
+        raise
+
+
+class _WeightsError(Exception):
+    """What went wrong with a weights file, said in one line."""
+
+
+class _NoFileError(_WeightsError, FileNotFoundError):
+    """There is no such file."""
+
+
+class _FetchError(_WeightsError, OSError):
+    """It could not be fetched."""
+
+
+def _while_reading(error: BaseException) -> bool:
+    """Whether an error came out of the readers of weight files."""
+    readers = (torch.serialization.__file__, safetensors.torch.__file__)
+    return any(frame.f_code.co_filename in readers for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -3,7 +3,7 @@
 Facts of the public code (github.com/ziplab/SN-Net, github.com/ziplab/SN-Netv2) that their weights depend
 on and that the papers do not say. Plans that we make ourselves (`enumeration`) share none of the oddities.
 
-Sources: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports `card_template` and `plan`.
+Sources: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports `hub.card_files` and `plan`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class Published:
             return {"direction": "two_way", "rank": self.rank}
         return {"plan": partial(plan_by_stages, stages=self.stages)} if self.stages else {}
 
+
+AUTHORS_TAG = "snnet_in1k"  # of the authors' weights in timm's registry
+ALIASES = {"snnet_deit": "snnet_deit_tsb", "snnet_swin": "snnet_swin_tsb"}
 
 _DEIT3 = "deit3_{}_patch16_224.fb_in22k_ft_in1k"
 _SWIN = "swin_{}_patch4_window7_224.ms_in22k_ft_in1k"

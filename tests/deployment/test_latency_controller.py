@@ -6,8 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from timm_stitch import LatencyController
+from timm_stitch.network.weights import fingerprint
 
 ROWS = [
     {"stitch_id": i, "latency_ms": ms, "top1": top1}
@@ -112,3 +114,18 @@ def test_what_is_not_known_is_said():
         LatencyController(Clockless(), 20, rows=[])
     with pytest.raises(ValueError, match="target_ms=-1"):
         LatencyController(Clockless(), -1)
+
+
+def test_rows_of_other_weights_are_refused(model):
+    rows = [{**row, "weights": fingerprint(model)} for row in ROWS[:4]]
+    assert LatencyController(model, 10, rows=rows).stitch_id == 2
+    model.remember(rows)
+    assert LatencyController(model, 10).stitch_id == 2
+    with torch.no_grad():
+        model.anchors[0].blocks[0].mlp.fc1.weight.mul_(1.5)
+    with pytest.raises(ValueError, match=r"these rows belong to other weights .*evaluate it again"):
+        LatencyController(model, 10, rows=rows)
+    with pytest.raises(ValueError, match="what is known of this network belongs to other weights"):
+        LatencyController(model, 10)
+    assert LatencyController(model, 10, rows=ROWS[:4]).stitch_id == 2  # which say nothing
+    assert LatencyController(Clockless(), 10, rows=rows).stitch_id == 2  # which has none

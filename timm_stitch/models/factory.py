@@ -1,0 +1,191 @@
+"""Networks built as timm builds its own, with all of `create_model`'s arguments.
+
+Anchors are made by name, the network is stitched from them, and weights are loaded by timm's own loader. Imports
+timm and the layers below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import timm
+from timm.models import PretrainedCfg, build_model_with_cfg
+from torch import nn
+
+from ..anchors.meta_device import can_build_on_meta, materialize
+from ..anchors.timm_compat import resolve_pretrained_cfg
+from ..hub.json_files import check_arguments, recall
+from ..network.network import SNNet
+from ..network.stitching import stitch
+from ..network.weights import glance
+from ..plan.costs import PublishedCount
+from .checkpoints import adapt, reading
+from .published import ALIASES, AUTHORS_TAG, published_table
+
+_logger = logging.getLogger(__name__)
+
+AnchorSpec = str | Mapping[str, Any]
+
+
+def create_snnet(
+    variant: str,
+    pretrained: bool,
+    anchors: Sequence[AnchorSpec],
+    published: PublishedCount | None = None,
+    plan_args: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a registered network as timm builds its own, with all of `create_model`'s arguments.
+
+    Args:
+        variant: the registered name.
+        pretrained: load the weights of the tag; for a tag without weights of its own, those of each
+            anchor, with random stitching layers.
+        anchors: names that timm knows, or dicts of such a name as `"architecture"` and its arguments.
+        published: how the authors counted, for a network of theirs, or None.
+        plan_args: arguments of `stitch`.
+        **kwargs: of `create_model`; what is not known here goes to every anchor.
+    """
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    cfg_arg = kwargs.pop("pretrained_cfg", None)
+    cfg = resolve_pretrained_cfg(variant, cfg_arg, overlay)
+    own_weights = bool(cfg.has_weights or cfg.state_dict or cfg.source)
+    if kwargs.get("pretrained_model_args"):
+        check_arguments(kwargs["pretrained_model_args"])
+    asked = kwargs.get("stitched_norm")
+    deferred = pretrained and own_weights and str(kwargs.get("device")) != "meta"
+    device = kwargs.pop("device", None) if deferred else None
+    theirs = bool(pretrained and own_weights and published and cfg.tag == AUTHORS_TAG)
+    if theirs and asked is None and published is not None:
+        kwargs["stitched_norm"] = published.stitched_norm
+    build = partial(
+        build_model_with_cfg,
+        partial(_assemble, anchors, pretrained and not own_weights, dict(plan_args or {}), published, deferred),
+        variant,
+        pretrained and own_weights,
+        pretrained_cfg=cfg_arg,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=partial(adapt, stitched_norm=asked),
+        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        **kwargs,
+    )
+    model = reading(cfg, build)
+    if deferred:
+        materialize(model, device)
+        recall(model, cfg, kwargs.get("cache_dir"))
+    as_released = theirs and asked is None and not (cfg.file or cfg.state_dict or cfg.source)
+    _note_origin(model, variant, cfg, overlay, pretrained, as_released)
+    return model
+
+
+def _note_origin(
+    model: nn.Module, variant: str, cfg: PretrainedCfg, overlay: Mapping[str, Any], pretrained: bool, as_released: bool
+) -> None:
+    """Let a network know what was published of it and where its weights came from; warn of untrained layers."""
+    if isinstance(model, SNNet) and model.published is not None:
+        _attach(model, ALIASES.get(variant, variant), as_released)
+    for holder in ("pretrained_cfg", "default_cfg"):
+        getattr(model, holder).pop("state_dict", None)  # else the network would hold its weights twice
+    if pretrained and isinstance(model, SNNet) and not cfg.source and not {"file", "url", "state_dict"} & set(overlay):
+        model.trained["base_models"] = _hub_ids(model)
+    if pretrained and not (cfg.has_weights or cfg.state_dict or cfg.source):
+        _logger.warning(
+            "%s: the anchors have their own pretrained weights, the stitching layers are untrained: initialise them "
+            "with timm_stitch.least_squares_init(model, images), then train.", variant,
+        )  # fmt: skip
+
+
+def _attach(model: SNNet, name: str, as_released: bool) -> None:
+    """Note what the authors published of each stitch, and as its accuracy if these are their weights."""
+    for row in published_table(name).get("stitches", ()):
+        top1 = row.get("top1")
+        if top1 is not None and row["stitch_id"] in model.plan:
+            model.published_top1[row["stitch_id"]] = top1
+    if as_released:
+        rows = [{"stitch_id": k, "top1": top1} for k, top1 in model.published_top1.items()]
+        model.remember(rows, weights=glance(model))
+
+
+def _hub_ids(model: SNNet) -> list[str]:
+    """Where on the Hub the anchors' own weights are."""
+    cfgs = [getattr(anchor, "pretrained_cfg", None) or {} for anchor in model.anchors]
+    return [str(cfg["hf_hub_id"]) for cfg in cfgs if cfg.get("hf_hub_id") and not cfg.get("file")]
+
+
+def _assemble(
+    anchors: Sequence[AnchorSpec],
+    pretrained_anchors: bool,
+    plan_args: Mapping[str, Any],
+    published: PublishedCount | None,
+    deferred: bool = False,
+    *,
+    rank: int | None = None,
+    stitched_norm: bool = True,
+    stitch_id: int | None = None,
+    touch_unused: bool | None = None,
+    drop_path_rate: float | Sequence[float] | None = None,
+    **kwargs: Any,
+) -> SNNet:
+    """The model class that `build_model_with_cfg` calls: anchors by name, then the network.
+
+    A deferred one is on the meta device, if all that a file does not hold can be computed after loading.
+    """
+    rates: Sequence[float | None] = (
+        drop_path_rate if isinstance(drop_path_rate, Sequence) else [drop_path_rate] * len(anchors)
+    )
+    if len(rates) != len(anchors):
+        raise ValueError(
+            f"drop_path_rate has {len(rates)} values for {len(anchors)} anchors: give one number, or one per anchor."
+        )
+    models = _make_anchors(anchors, rates, pretrained_anchors, kwargs | ({"device": "meta"} if deferred else {}))
+    if deferred and not can_build_on_meta(models):
+        models = _make_anchors(anchors, rates, pretrained_anchors, kwargs)
+    if rank is not None:
+        plan_args = {**plan_args, "rank": rank}
+    network = stitch(models, stitched_norm=stitched_norm, stitch_id=stitch_id, **plan_args)
+    network.published = published
+    if touch_unused is not None:
+        network.touch_unused = touch_unused
+    return network
+
+
+def _make_anchors(
+    anchors: Sequence[AnchorSpec], rates: Sequence[float | None], pretrained: bool, kwargs: Mapping[str, Any]
+) -> list[nn.Module]:
+    """Each anchor by name, with its own arguments over the common ones."""
+    resizable = any(_fixed_size(spec) for spec in anchors)
+    models = []
+    for spec, rate in zip(anchors, rates, strict=True):
+        own = {"architecture": spec} if isinstance(spec, str) else dict(spec)
+        name = own.pop("architecture", None)
+        if not isinstance(name, str):
+            raise ValueError(f"anchor {spec!r} names no timm model: give a name, or a dict with 'architecture'.")
+        given = {**own, **kwargs, **({} if rate is None else {"drop_path_rate": rate})}
+        if resizable and not _fixed_size(spec):
+            given.pop("img_size", None)  # as timm does: only models made for one size take one
+        models.append(_make_anchor(name, pretrained, given))
+    return models
+
+
+def _make_anchor(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
+    if not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"timm has no model {name!r}: see timm.list_models('*{name.split('_')[0]}*').")
+    if not pretrained:
+        return timm.create_model(name, **kwargs)
+    return reading(timm.get_pretrained_cfg(name), partial(timm.create_model, name, pretrained=True, **kwargs))
+
+
+def timm_cfg(anchor: AnchorSpec) -> dict[str, Any]:
+    """timm's own configuration of an anchor; empty for a name that it does not know."""
+    name = anchor if isinstance(anchor, str) else str(anchor.get("architecture"))
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    return {} if cfg is None else dataclasses.asdict(cfg)
+
+
+def _fixed_size(anchor: AnchorSpec) -> bool:
+    """Whether an anchor is made for one image size, which it then takes as an argument."""
+    return bool(timm_cfg(anchor).get("fixed_input_size"))
