@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..anchors.meta_device import materialize
 from ..network.network import SNNet
-from ..network.weights import NORM_FLAG, check_keys, fingerprint_of, glance
+from ..network.weights import NORM_FLAG, check_keys, fingerprint_of, glance, split_norm
 from .errors import check_repo_id, explained
 from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, read_config, read_json, read_stitches, remember
 from .safetensors_ranges import NoRangesError, RemoteFile, read_local
@@ -115,8 +115,7 @@ def _load(folder: Path, verify: bool, kwargs: Mapping[str, Any]) -> Any:
     if verify and rows.is_file():
         expected = read_json(rows).get("weights")
         weights = read_local(file, _names(file))
-        norm = None if NORM_FLAG in weights else bool(config.get("model_args", {}).get(NORM_FLAG, True))
-        found = fingerprint_of(weights, norm)
+        found = fingerprint_of(weights, bool(config.get("model_args", {}).get(NORM_FLAG, True)))
         if found != expected:
             raise ValueError(
                 f"the weights in {str(file)!r} are not those that {STITCHES_FILE} was written for (fingerprint "
@@ -157,7 +156,7 @@ def _extract(folder: Path, stitch_id: int, kwargs: Mapping[str, Any], remote: _R
     if not isinstance(whole, SNNet):
         raise ValueError(f"config.json asks for a {type(whole).__name__} instead of the network: save it again.")
     small = whole.extract(stitch_id)
-    own = {name: tensor for name, tensor in small.state_dict().items() if name != NORM_FLAG}
+    own, _ = split_norm(small.state_dict())
     if remote is None:
         _check_file(folder / WEIGHTS_FILE)
         tensors = read_local(folder / WEIGHTS_FILE, own)

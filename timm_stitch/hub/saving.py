@@ -24,7 +24,7 @@ from ..anchors.timm_compat import save_config_for_hf
 from ..evaluation.plotting import plot_curve
 from ..files import files_in
 from ..network.network import SNNet
-from ..network.weights import NORM_FLAG, fingerprint
+from ..network.weights import fingerprint, split_norm
 from ..plan.results import Results
 from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, check_arguments
 from .model_card import render_card
@@ -141,9 +141,7 @@ def _weights(model: SNNet) -> dict[str, Tensor]:
     """The tensors as a file has them: each contiguous and with memory of its own, whatever they are in the network."""
     found: dict[str, Tensor] = {}
     places: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        if name == NORM_FLAG:  # config.json says it
-            continue
+    for name, tensor in split_norm(model.state_dict())[0].items():  # config.json says of the norm
         tensor = tensor.detach().contiguous()
         memory = tensor.untyped_storage()
         if memory.data_ptr() in places or memory.nbytes() != tensor.nbytes:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..network.network import SNNet
 from ..network.pretrained_cfg import stems_and_heads
-from ..network.weights import NORM_FLAG, check_keys
+from ..network.weights import EXTRA_STATE, check_keys, split_norm
 from .authors_layout import is_authors, rename
 
 
@@ -63,7 +63,7 @@ def convert_checkpoint(
     check_keys(state_dict, model.state_dict(), f"the authors' {name}")
     with_norm = trained_with_norm(model)
     if not with_norm:
-        state_dict[NORM_FLAG] = torch.tensor(False)  # as in the network's own state_dict
+        state_dict[EXTRA_STATE] = torch.tensor(False)  # as in the network's own state_dict
     return state_dict, {"stitched_norm": with_norm}
 
 
@@ -135,13 +135,16 @@ def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | Non
         model: the network that is being loaded.
         stitched_norm: what the caller asked for, or None: what the weights were trained with.
     """
+    flag: bool | None
     weights = unwrap(state_dict)
     if is_authors(weights):
         weights, flag = from_authors(weights, model), trained_with_norm(model)
     else:
+        weights, flag = split_norm(weights)
         weights = _by_family(weights, model)
-        flag = bool(weights.pop(NORM_FLAG, model.stitched_norm))  # among the tensors in files of version 0.1
-    model.stitched_norm = flag if stitched_norm is None else stitched_norm
+    asked = flag if stitched_norm is None else stitched_norm
+    if asked is not None:
+        model.stitched_norm = asked
     # Classifiers and first convolutions may differ: timm adapts them to num_classes and in_chans.
     named = stems_and_heads([getattr(anchor, "pretrained_cfg", None) or {} for anchor in model.anchors])
     loose = {f"{name}.{leaf}" for name in named["classifier"] or () for leaf in ("weight", "bias")}

@@ -32,7 +32,7 @@ from .executor import Executor
 from .extraction import extract, single_stitch_graph
 from .layers import LowRankStitchingLayer, give_zero_gradients, make_layer
 from .timm_model import TimmModel
-from .weights import NORM_FLAG, fingerprint_again, glance
+from .weights import EXTRA_STATE, NORM_FLAG, fingerprint_again, glance
 
 torch.fx.wrap("give_zero_gradients")  # a call of its own in traced graphs, not what is inside it
 
@@ -440,23 +440,35 @@ class SNNet(TimmModel):
         self.forget()
         return super().load_state_dict(state_dict, strict, assign)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """As torch's, with a mark where stitched paths end without the norm: a checkpoint of such weights says so."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self.stitched_norm:
-            destination[prefix + NORM_FLAG] = torch.tensor(False)
+    def get_extra_state(self) -> Tensor:
+        """Whether stitched paths run the final norm: a checkpoint of weights that were trained without says so."""
+        return torch.tensor(self.stitched_norm)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over what `get_extra_state` gave."""
+        if not state.is_meta:
+            self.stitched_norm = bool(state)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.stitched_norm:  # the usual: nothing beside the weights
+            del destination[prefix + EXTRA_STATE]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *args: Any
+    ) -> None:
         if any(key.startswith(prefix + "stitch_layers.") for key in state_dict):
             raise ValueError(
                 "these weights are in the layout of the authors' release: convert them with "
                 "timm_stitch.convert_checkpoint, or load them by create_model(..., pretrained=True, "
                 "pretrained_cfg_overlay=dict(file=PATH))."
             )
-        flag = state_dict.pop(prefix + NORM_FLAG, None)  # from such a checkpoint, or a file of version 0.1
-        if flag is not None and not flag.is_meta:
-            self.stitched_norm = bool(flag)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        flag = state_dict.pop(prefix + NORM_FLAG, None)  # in files of version 0.1
+        if flag is not None:
+            self.set_extra_state(flag)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
+        if prefix + EXTRA_STATE in missing:
+            missing.remove(prefix + EXTRA_STATE)
 
 
 def _parameters(model: nn.Module) -> list[Tensor]:

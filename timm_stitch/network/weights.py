@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# A mark that stands among weights without being one: in files of version 0.1, in the `state_dict()` of networks whose
-# stitched paths end without the norm, and in what is fingerprinted.
-NORM_FLAG = "stitched_norm"
+# Whether stitched paths run the final norm stands among weights without being one: in files of version 0.1, and in what
+# is fingerprinted, as `stitched_norm`; in the `state_dict()` of networks without, as torch names what is no tensor.
+NORM_FLAG, EXTRA_STATE = "stitched_norm", "_extra_state"
+
+
+def split_norm(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool | None]:
+    """The weights alone, and whether they say that stitched paths run the final norm; None if they say nothing."""
+    weights = dict(state_dict)
+    marks = [mark for name in (NORM_FLAG, EXTRA_STATE) if (mark := weights.pop(name, None)) is not None]
+    return weights, bool(marks[0]) if marks and not marks[0].is_meta else None
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -29,10 +36,12 @@ def fingerprint_of(state_dict: Mapping[str, Tensor], stitched_norm: bool | None 
         state_dict: the weights.
         stitched_norm: of the network, where the weights do not hold it.
     """
-    if stitched_norm is not None:
-        state_dict = {NORM_FLAG: torch.tensor(stitched_norm), **state_dict}
+    weights, said = split_norm(state_dict)
+    flag = stitched_norm if said is None else said
+    if flag is not None:
+        weights[NORM_FLAG] = torch.tensor(flag)
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(state_dict.items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
@@ -69,7 +78,7 @@ def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what
     Raises:
         ValueError: naming what is missing, unknown, or of another shape.
     """
-    state_dict, own = ({k: v for k, v in names.items() if k != NORM_FLAG} for names in (state_dict, own))
+    state_dict, own = split_norm(state_dict)[0], split_norm(own)[0]
     problems = []
     for label, names in (
         ("are missing", [k for k in own if k not in state_dict]),
