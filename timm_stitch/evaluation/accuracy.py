@@ -70,15 +70,7 @@ def evaluate(
     ids = [model.plan[i].stitch_id for i in (model.stitch_ids if stitch_ids is None else stitch_ids)]
     mark = fingerprint(model)
     kept = read_rows(results) if results is not None and Path(results).exists() else []
-    count = _count(loader)
-    done = {
-        row["stitch_id"]: row
-        for row in kept
-        if row.get("weights") == mark
-        and row.get("stitch_id") in ids
-        and count in (None, row.get("images"))
-        and row.get("data") == data
-    }
+    done = _done(kept, ids, mark, data, _count(loader))
     missing = [turn.stitch.stitch_id for turn in schedule(model.plan[i] for i in dict.fromkeys(ids) if i not in done)]
     batches = _share(loader)
     size = -(-len(missing) // passes)
@@ -90,6 +82,18 @@ def evaluate(
         if results is not None and rank() == 0:
             write_rows(results, kept)
     return [done[i] for i in sorted(done)]
+
+
+def _done(kept: Rows, ids: Sequence[int], mark: str, data: str | None, images: int | None) -> dict[int, dict[str, Any]]:
+    """Of the rows that are kept, those of these stitches, weights and images."""
+    return {
+        row["stitch_id"]: row
+        for row in kept
+        if row.get("weights") == mark
+        and row.get("stitch_id") in ids
+        and images in (None, row.get("images"))
+        and row.get("data") == data
+    }
 
 
 def _one_pass(

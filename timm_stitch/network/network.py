@@ -3,6 +3,8 @@
 Source: SN-Net (arXiv:2302.06586). The network decides nothing: which stitches there are is in `plan`, which one runs
 is the caller's word, and how it runs is in `executor`. What timm asks of a model besides is in `timm_model`.
 
+The file is long because it is the one class that people call: most of its lines say what its methods do.
+
 Imports torch, timm (through `timm_compat` and the views) and the files beside it.
 """
 

@@ -75,14 +75,9 @@ def enumerate_stitches(
         for segments, numbers in _routes(anchors, route, joints):
             stitches.append(segments)
             used.append(numbers)
-    return StitchPlan(
-        anchors,
-        tuple(layers),
-        tuple(
-            Stitch(i, segments, numbers, stitch_name(anchors, segments))
-            for i, (segments, numbers) in enumerate(zip(stitches, used, strict=True))
-        ),
-    )
+    numbered = enumerate(zip(stitches, used, strict=True))
+    found = tuple(Stitch(i, segments, joined, stitch_name(anchors, segments)) for i, (segments, joined) in numbered)
+    return StitchPlan(anchors, tuple(layers), found)
 
 
 def _check_arguments(anchors: tuple[Anchor, ...], direction: str, kernel_size: int, stride: int, rank: int) -> None:

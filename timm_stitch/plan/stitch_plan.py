@@ -2,7 +2,8 @@
 
 A plan says all that can be said of a stitchable network without a tensor. It is written to and read
 from JSON, and it is the only thing that decides what the network runs. How plans are enumerated is in
-`enumeration`; this file holds the values themselves and refuses the ones that cannot be.
+`enumeration`; this file holds the values themselves and refuses the ones that cannot be: they are one format, which
+is why they are in one file.
 
 Source: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports the standard library only.
 """
