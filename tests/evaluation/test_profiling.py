@@ -88,4 +88,4 @@ def test_the_verb_keeps_figures_for_select(model, tmp_path, capsys):
     again = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert again.set_budget(latency_ms=slowest * 2).stitch_id == timm_stitch.select(again, macs=1e12)
     assert cli.main(["profile", "snnet_deit", "--save"]) == 1
-    assert "'snnet_deit' is none: use --output" in capsys.readouterr().err
+    assert "'snnet_deit' is not one: use --output" in capsys.readouterr().err
