@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Files of tests side by side, one thread each: small tensors gain nothing by more.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 # With dev,browser the page's tests run too; they also want Debian's chromium.
 EXTRAS ?= dev
 
@@ -11,7 +13,7 @@ quickstart: $(VENV)/ready
 	$(BIN)/python examples/quickstart.py --output quickstart-output
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
@@ -20,7 +22,7 @@ lint: $(VENV)/ready
 	$(BIN)/lint-imports
 
 check: lint
-	$(BIN)/python -m pytest --cov=timm_stitch --cov-report=term:skip-covered
+	$(PYTEST) --cov=timm_stitch --cov-report=term:skip-covered
 
 # The oldest versions that pyproject.toml promises.
 oldest: $(VENV)-oldest/ready
