@@ -246,6 +246,12 @@ class TracedView(View):
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
+    def on(self, anchor: nn.Module) -> View:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._bind(anchor)
+        return twin
+
     def holds(self, index: int) -> bool:
         for name in self.block_names(index):
             module: Any = self.anchor

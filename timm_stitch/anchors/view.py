@@ -197,6 +197,12 @@ class View:
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
+    def on(self, anchor: nn.Module) -> View:
+        """The same view of a replica of the anchor."""
+        twin = copy.copy(self)
+        twin.anchor = anchor
+        return twin
+
     def like_last(self, index: int) -> bool:
         """Whether what leaves block `index` has the channels and the resolution of the last block."""
         end = self.widths[-1], self.reductions[-1]
@@ -221,10 +227,17 @@ def anchor_name(model: nn.Module) -> str:
     return cfg.get("architecture") or type(model).__name__
 
 
+def _twin(module: nn.Module) -> nn.Module:
+    """A module with the same attributes and no hooks; `copy.copy` refuses parametrised ones."""
+    twin = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    drop_hooks(twin)
+    return twin
+
+
 def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
     """Copy a module without what is not kept; kept parameters and submodules are the same objects."""
-    twin = copy.copy(module)
-    drop_hooks(twin)
+    twin = _twin(module)
     twin._parameters = {k: v for k, v in module._parameters.items() if v is None or k in keep}
     twin._buffers = {k: v for k, v in module._buffers.items() if v is None or k in keep}
     twin._modules = {}
@@ -248,8 +261,7 @@ def _own_shell(module: nn.Module | None) -> nn.Module | None:
     """A module with submodules of its own and the same tensors."""
     if module is None:
         return None
-    twin = copy.copy(module)
-    drop_hooks(twin)
+    twin = _twin(module)
     twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
     twin._modules = {name: _own_shell(child) for name, child in module._modules.items()}
     return twin

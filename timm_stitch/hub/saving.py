@@ -156,6 +156,8 @@ def _edit_config(path: Path, model: SNNet, label_names: Sequence[str] | None) ->
     config: dict[str, Any] = json.loads(path.read_text())
     # transformers passes num_classes itself and trips over a second one; timm reads it from the top level.
     config["model_args"].pop("num_classes", None)
+    if len({_pooling(anchor) for anchor in model.anchors}) > 1:  # each anchor pools in its own way
+        config["model_args"].pop("global_pool", None)
     for field in ("label_names", "label_descriptions"):
         inner = config["pretrained_cfg"].pop(field, None)
         if inner and len(inner) == model.num_classes:
@@ -165,6 +167,12 @@ def _edit_config(path: Path, model: SNNet, label_names: Sequence[str] | None) ->
         config.pop("label_descriptions", None)
     path.write_text(json.dumps(config, indent=2) + "\n")
     return config
+
+
+def _pooling(anchor: nn.Module) -> str:
+    """How an anchor pools, by timm's name."""
+    pool: Any = getattr(anchor, "global_pool", None)
+    return str(getattr(pool, "pool_type", pool) if isinstance(pool, nn.Module) else pool)
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> bool:

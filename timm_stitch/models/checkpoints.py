@@ -165,7 +165,13 @@ def _by_family(weights: Mapping[str, Tensor], model: SNNet) -> dict[str, Tensor]
 
 
 def _family_filter(state_dict: dict[str, Tensor], anchor: nn.Module) -> dict[str, Tensor]:
-    """Apply the `checkpoint_filter_fn` that timm keeps beside an anchor's class, if there is one."""
+    """Apply the `checkpoint_filter_fn` that timm keeps beside an anchor's class, if there is one and something to adapt.
+
+    Weights that fit are passed on as they are: some filters resample position embeddings to the size that they have.
+    """
+    own = {name: tensor.shape for name, tensor in anchor.state_dict().items()}
+    if own == {name: tensor.shape for name, tensor in state_dict.items()}:
+        return state_dict
     function = getattr(sys.modules.get(type(anchor).__module__), "checkpoint_filter_fn", None)
     if function is None or not state_dict:
         return state_dict

@@ -101,6 +101,24 @@ class SNNet(TimmModel):
         self.stitch_id = plan[largest if stitch_id is None else stitch_id].stitch_id
         update_model_args(self, stitched_norm=self.stitched_norm)
 
+    def _replicate_for_data_parallel(self) -> Self:
+        """As torch's, for `nn.DataParallel`: the executor is made when the replica runs, on its own anchors."""
+        replica: Self = super()._replicate_for_data_parallel()
+        replica._replica_of = replica.__dict__.pop("executor")
+        return replica
+
+    def __getattr__(self, name: str) -> Any:
+        """As torch's; of a replica that has not run, the executor."""
+        if name == "executor" and "_replica_of" in self.__dict__:
+            whole: Executor = self.__dict__["_replica_of"]
+            anchors: Any = self.anchors
+            views = [
+                view if anchor is None else view.on(anchor) for view, anchor in zip(whole.views, anchors, strict=True)
+            ]
+            self.executor = Executor(views, self.stitching_layers, whole.stitched_norm)
+            return self.executor
+        return super().__getattr__(name)
+
     # ── which stitch ──────────────────────────────────────────────────────────────────────────────
 
     @property
