@@ -16,7 +16,7 @@ from conftest import anchor_specs
 import timm_stitch
 from timm_stitch.data.yaml_text import load_yaml
 from timm_stitch.hub import safetensors_ranges as ranges
-from timm_stitch.hub.model_card import _cell
+from timm_stitch.hub.model_card import plain_text
 from timm_stitch.plan.bounds import MOST_STITCHES
 from timm_stitch.plan.stitch_plan import StitchPlan
 
@@ -113,8 +113,8 @@ def test_aliases_are_counted():
 
 
 def test_text_of_strangers_starts_no_markup():
-    assert _cell("deit[0:3] + deit[2:6]") == "deit[0:3] + deit[2:6]"
-    text = _cell("a)\n# b <script> ![](http://evil.example/x.png) | `c`")
+    assert plain_text("deit[0:3] + deit[2:6]") == "deit[0:3] + deit[2:6]"
+    text = plain_text("a)\n# b <script> ![](http://evil.example/x.png) | `c`")
     assert "\n" not in text
     assert not re.search(r"(?<!\\)[\[\]()<>|`]|://", text)
 
