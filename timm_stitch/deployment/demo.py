@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.dataset import image_config
 from ..evaluation.plotting import curve_svg
+from ..hub.model_card import plain_text
 from ..network.network import SNNet
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
@@ -183,12 +184,12 @@ def make_page(
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     title = title or str(model.trained.get("pulled_from") or config.get("architecture") or "SN-Net")
     along = f", {len(viewer.steps)} of them on the frontier" if viewer.known else ""
-    measured = f" Accuracy on {viewer.images}." if viewer.images else ""
+    measured = f"Accuracy on {viewer.images}." if viewer.images else ""
     with gr.Blocks(title=f"{title} – timm_stitch", analytics_enabled=False) as page:
         gr.HTML(_STYLE, padding=False)
         gr.Markdown(
-            f"# {escape(title)}\n{model.num_stitches} networks in one set of weights{along}. "
-            f"Drop an image and move the slider.{escape(measured)}"
+            f"# {plain_text(title)}\n{model.num_stitches} networks in one set of weights{along}. "
+            f"Drop an image and move the slider. {plain_text(measured)}"
         )
         _fill(gr, viewer, list(map(str, examples)))
     return page

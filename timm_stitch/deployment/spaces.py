@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from ..hub.errors import explained
+from ..hub.errors import check_repo_id, check_token, explained
 from ..hub.json_files import STITCHES_FILE
 
 _APP = '''"""The page of {repo_id}, as timm_stitch writes it."""
@@ -68,16 +68,16 @@ def push_space(
             "--repo user/name, then give hf-hub:user/name."
         )
     for name in (model_repo, space_id):
-        if name.count("/") != 1:
-            raise ValueError(f"{name!r:.200} is not a repository of the Hub: expected 'user/name'.")
+        check_repo_id(name)
+    check_token(token)
     files = _files(model_repo, space_id, [Path(path) for path in examples])
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     api = HfApi(token=token, library_name="timm_stitch")
-    with explained(f"find {model_repo}"):
+    with explained(f"find {model_repo}", token=token):
         there = {file.rfilename for file in api.model_info(model_repo).siblings or ()}
     if STITCHES_FILE not in there:
         raise ValueError(f"{model_repo} has no {STITCHES_FILE}: expected a network that timm-stitch push put there.")
-    with explained(f"push to {space_id}", "nothing was committed"):
+    with explained(f"push to {space_id}", "nothing was committed", token):
         space = api.create_repo(space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         api.create_commit(
             space.repo_id, operations, repo_type="space", commit_message=f"The page of {model_repo} by timm_stitch"

@@ -13,14 +13,16 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from ..anchors.view import Context
@@ -159,13 +161,43 @@ def _memory(model: SNNet, stitch: Stitch, x: Tensor) -> int:
         before = torch.cuda.memory_allocated(x.device)
         model(x, stitch_id=stitch.stitch_id)
         return int(weights + torch.cuda.max_memory_allocated(x.device) - before)
-    tracker = MemTracker()
-    with tracker:
+    with _Alive((*model.parameters(), *model.buffers(), x)) as alive:
         model(x, stitch_id=stitch.stitch_id)
-    kinds = tracker.get_tracker_snapshot("peak").get(x.device, {})
-    return int(
-        weights + sum(size for kind, size in kinds.items() if getattr(kind, "name", "") in ("ACT", "TEMP", "OTH"))
-    )
+    return int(weights + alive.peak)
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that calls of this thread make, as long as they live; others are left alone.
+
+    Args:
+        known: tensors that are there before, which do not count.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in known)}
+        self.living: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return out
+
+    def _note(self, storage: Any) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self.known or key in self.living:
+            return
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            self.living.pop(key, None)
+
+        self.living[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
 
 
 def name_of(device: torch.device) -> str:

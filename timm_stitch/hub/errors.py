@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 from huggingface_hub import errors as hub
+from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
@@ -18,8 +20,8 @@ from huggingface_hub.utils._validators import validate_repo_id
 class explained:  # noqa: N801
     """Turn what huggingface_hub raises into one line: what happened, what was left, what to do."""
 
-    def __init__(self, doing: str, left: str | Callable[[], str] = "") -> None:
-        self.doing, self.left = doing, left
+    def __init__(self, doing: str, left: str | Callable[[], str] = "", token: str | bool | None = None) -> None:
+        self.doing, self.left, self.token = doing, left, token
 
     def __enter__(self) -> None:
         return None
@@ -27,10 +29,49 @@ class explained:  # noqa: N801
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         if error is None or not isinstance(error, Exception):
             return
+        hide(error, self.token)
         found = _explain(error)
         if found is not None:
             left = self.left if isinstance(self.left, str) else self.left()
             raise found[0](f"cannot {self.doing}: {found[1]}{left and '; ' + left}. {found[2]}") from error
+
+
+def check_token(token: str | bool | None) -> None:
+    """Refuse a token that no request can carry, without showing it.
+
+    Raises:
+        ValueError: if it has other characters than a token has.
+    """
+    if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
+        raise ValueError(
+            "the token has a line break, a blank or another character that no token has (or is empty): give it as the "
+            "Hub shows it, e.g. open(path).read().strip()."
+        )
+
+
+def hide(error: BaseException, token: str | bool | None = None) -> None:
+    """Take tokens and the signatures of addresses out of what an error, its causes and contexts say."""
+    known = {str(value) for value in (token, get_token()) if isinstance(value, str) and value}
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        one = queue.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.args = tuple(_hidden(arg, known) for arg in one.args)
+        queue += [one.__cause__, one.__context__]
+
+
+def _hidden(value: object, known: set[str]) -> object:
+    if isinstance(value, (bytes, bytearray)):
+        value = value.decode(errors="replace")
+    if not isinstance(value, str):
+        return value
+    for token in known:
+        value = value.replace(token, "…")
+    value = re.sub(r"(?i)(bearer\s+)[^\s'\"]+", r"\1…", value)
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"<>]+", r"\1", value)
 
 
 def check_repo_id(repo_id: str) -> None:

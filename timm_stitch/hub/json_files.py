@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 from huggingface_hub import hf_hub_download
-from timm.models import PretrainedCfg
 
 from ..network.network import SNNet
 from ..plan.results import measured
 from ..plan.stitch_plan import StitchPlan
+from .arguments import MOST_CLASSES, MOST_PIXELS, check_arguments, check_cfg
 
 CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE = "config.json", "stitches.json", "model.safetensors"
 
-# Arguments of create_model that read files or change how things are built: no saved network needs them.
-_READ_FILES = frozenset(
-    {"checkpoint_path", "pretrained", "cache_dir", "scriptable", "exportable", "no_jit", "pretrained_cfg",
-     "pretrained_cfg_overlay", "pretrained_model_args"}
-)  # fmt: skip
-_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
-_MOST_BYTES, _MOST_ANCHORS, _MOST_BLOCKS, _MOST = 16 << 20, 16, 512, 1 << 20
+_MOST_BYTES = 16 << 20
 
 _logger = logging.getLogger(__name__)
 
@@ -77,78 +71,27 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: if it is not that of an SN-Net, or asks for more than building a network.
     """
     config = read_json(path)
-    name, args, cfg = config.get("architecture"), config.get("model_args", {}), config.get("pretrained_cfg")
+    name, args = config.get("architecture"), config.get("model_args", {})
+    cfg: Any = config.get("pretrained_cfg")
     ours = isinstance(name, str) and timm.is_model(name)
     if not ours or not timm.model_entrypoint(str(name)).__module__.startswith("timm_stitch."):
         raise ValueError(
             f"config.json names the architecture {name!r:.80}, which is not a stitchable network here: expected "
             f"one of {', '.join(timm.list_models('snnet*'))}; other models load by timm.create_model."
         )
-    check_arguments(args)
-    known = set(PretrainedCfg.__dataclass_fields__)
-    if not isinstance(cfg, dict) or set(cfg) - known:
-        strange = sorted(set(cfg) - known)[:4] if isinstance(cfg, dict) else type(cfg).__name__
-        raise ValueError(f"the pretrained_cfg in config.json is not one of timm's ({strange}): save the network again.")
-    sources = [field for field in _SOURCES if cfg.get(field)]
-    if sources:
-        raise ValueError(
-            f"the pretrained_cfg in config.json names files of its own ({', '.join(sources)}): remove them."
-        )
+    check_arguments(args, str(name))
+    check_cfg(cfg)
     size = cfg.get("input_size", [3, 224, 224])
     numbers = [config.get("num_classes", 1), *(size if isinstance(size, list) else ["?"])]
-    if (
-        not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= _MOST for n in numbers)
-        or len(numbers) != 4
+    most = [MOST_CLASSES, *[MOST_PIXELS] * 3]
+    if len(numbers) != 4 or not all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= m for n, m in zip(numbers, most, strict=True)
     ):
         raise ValueError(
             f"config.json has num_classes={config.get('num_classes')!r:.40} and input_size={size!r:.60}: expected a "
-            f"number of classes and [channels, height, width], whole numbers of at most {_MOST:,}."
+            f"number of classes (at most {MOST_CLASSES:,}) and [channels, height, width] (at most {MOST_PIXELS:,})."
         )
     return config
-
-
-def check_arguments(args: Any) -> None:
-    """Refuse saved `model_args` that do more than say how to build a network, or would build without end.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not isinstance(args, Mapping):
-        raise ValueError(f"model_args in config.json is a {type(args).__name__}: expected an object of arguments.")
-    anchors = args.get("anchors", ())
-    if not isinstance(anchors, (list, tuple)) or len(anchors) > _MOST_ANCHORS:
-        raise ValueError(f"model_args in config.json must list at most {_MOST_ANCHORS} anchors.")
-    for where, own in (
-        ("model_args", args),
-        *((f"anchor {i}", a) for i, a in enumerate(anchors) if isinstance(a, Mapping)),
-    ):
-        reading = sorted(_READ_FILES & set(own) - ({"pretrained_cfg_overlay"} if own is not args else set()))
-        if reading:
-            raise ValueError(
-                f"{where} in config.json asks timm to read other files ({', '.join(reading)}): a saved network needs "
-                "none, so this was refused. Remove it if you trust its author."
-            )
-        _check_value(where, own)
-
-
-def _check_value(where: str, value: Any, level: int = 0) -> None:
-    if isinstance(value, bool) or value is None:
-        return
-    if isinstance(value, (int, float)):
-        most = _MOST_BLOCKS if where.rpartition(".")[2].startswith("depth") else _MOST
-        if not math.isfinite(value) or abs(value) > most:
-            raise ValueError(f"{where} in config.json is {value!r:.40}: expected at most {most:,}.")
-    elif isinstance(value, str):
-        if len(value) > 256:
-            raise ValueError(f"{where} in config.json is a text of {len(value):,} letters: expected a name.")
-    elif level > 8 or not isinstance(value, (Mapping, list, tuple)):
-        raise ValueError(f"{where} in config.json is a {type(value).__name__} too deep or strange for an argument.")
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            _check_value(f"{where}.{key:.64}", inner, level + 1)
-    else:
-        for inner in value:
-            _check_value(where, inner, level + 1)
 
 
 def read_stitches(path: str | os.PathLike[str], plan: StitchPlan | None = None) -> dict[str, Any]:
@@ -177,15 +120,16 @@ def read_stitches(path: str | os.PathLike[str], plan: StitchPlan | None = None) 
     for row in rows:
         number = row.get("stitch_id") if isinstance(row, dict) else None
         plain = isinstance(number, int) and number in own and number not in seen
-        seen.add(number)
-        if not plain or not all(_is_plain(key, value) for key, value in row.items()):
+        seen.add(number if plain else None)
+        if not plain or not all(is_plain(key, value) for key, value in row.items()):
             raise ValueError(f"stitches.json has a row that is not one ({row!s:.80}): save the network again.")
     if not isinstance(data.get("training", {}), dict):
         raise ValueError("stitches.json garbles how the network was trained: save the network again.")
     return data
 
 
-def _is_plain(key: str, value: Any) -> bool:
+def is_plain(key: str, value: Any) -> bool:
+    """Whether a row may say that: the one rule of what is saved and what is read."""
     if isinstance(value, str):
         return len(value) <= 1024
     if key in ("top1", "top5") and value is not None:
@@ -198,7 +142,29 @@ def remember(model: SNNet, data: Mapping[str, Any]) -> None:
     rows = [{"stitch_id": row["stitch_id"], **measured(row)} for row in data["stitches"]]
     model.forget()
     model.remember([row for row in rows if len(row) > 1 and row["stitch_id"] in model.plan], data["weights"])
-    model.trained = dict(data.get("training") or {})
+    model.trained = plain_training(data.get("training"))
+
+
+def plain_training(training: Any) -> dict[str, Any]:
+    """What is known of how weights came about, without whatever is not a plain value or a repository's name."""
+    given = training if isinstance(training, Mapping) else {}
+    found: dict[str, Any] = {}
+    models, runs = given.get("base_models"), given.get("runs")
+    if isinstance(models, (list, tuple)):
+        found["base_models"] = [name for name in models[:64] if _is_repo(name)]
+    if isinstance(runs, (list, tuple)):
+        found["runs"] = [
+            {k: v for k, v in run.items() if is_plain(k, v) and len(k) <= 64}
+            for run in runs[:100]
+            if isinstance(run, Mapping)
+        ]
+    if _is_repo(given.get("pulled_from")):
+        found["pulled_from"] = given["pulled_from"]
+    return found
+
+
+def _is_repo(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) is not None
 
 
 def recall(model: Any, cfg: Any, cache_dir: str | os.PathLike[str] | None = None) -> None:
@@ -222,5 +188,5 @@ def recall(model: Any, cfg: Any, cache_dir: str | os.PathLike[str] | None = None
         remember(model, read_stitches(path, model.plan))
     except OSError as error:
         _logger.debug("no rows beside the weights: %s", error)
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         _logger.warning("the network loads without its rows: %s", error)

@@ -16,6 +16,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..data.yaml_text import load_yaml
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
 from ..plan.stitch_plan import StitchPlan
@@ -24,6 +25,7 @@ from .card_files import card_file
 TAG = "stitchable-neural-networks"  # by which networks are found on the Hub
 TAGS = ("image-classification", "timm", "transformers", TAG)
 _BLOCK = r"<!-- timm_stitch {name}:.*?<!-- end of timm_stitch {name} -->"
+_PLAIN = re.compile(r"(?:[\w ,./%()+=#-]|\[\d+:\d+\](?!\())*")  # names of stitches among them
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
@@ -53,15 +55,16 @@ def render_card(
         ValueError: if the front matter of the existing card is not YAML.
     """
     plan = StitchPlan.from_dict(stitches["plan"])
+    base_models = [model for model in base_models if _is_repo(model)]
     name = (repo_id or config["architecture"]).rpartition("/")[2]
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
-    environment.filters.update(big=short, cell=_cell)
+    environment.filters.update(big=short, cell=plain_text)
     text = environment.from_string(card_file("template.md").read_text(encoding="utf-8")).render(
         card_data=_front_matter(plan, stitches, config, name, base_models, license),
         model_name=name,
         repo_id=repo_id or "USER/" + name,
         picture=picture,
-        base_models=[f"[{_cell(name)}](https://huggingface.co/{name})" for name in base_models],
+        base_models=[f"[{plain_text(name)}](https://huggingface.co/{name})" for name in base_models],
         anchors=_anchors(plan, base_models),
         **_of_results(plan, stitches),
         **_of_network(plan, stitches, config),
@@ -115,7 +118,7 @@ def _of_results(plan: StitchPlan, stitches: Mapping[str, Any]) -> dict[str, Any]
         "frontier": frontier,
         "anchors_alone": _alone(plan, rows),
         "has_top5": bool(frontier) and all(isinstance(row.get("top5"), (int, float)) for row in frontier),
-        "conditions": " ".join(map(_cell, source)) or _conditions(rows),
+        "conditions": " ".join(map(plain_text, source)) or _conditions(rows),
         "example_id": example["stitch_id"],
         "example_macs": example.get("macs"),
     }
@@ -135,7 +138,7 @@ def _of_network(plan: StitchPlan, stitches: Mapping[str, Any], config: Mapping[s
             if config.get("model_args", {}).get("stitched_norm", True)
             else "Stitched paths skip the back anchor's final norm, as these weights were trained."
         ),
-        "runs": [_run(run) for run in (stitches.get("training") or {}).get("runs", ())],
+        "runs": [_run(run) for run in _runs(stitches)],
         "second_version": any(layer.rank for layer in plan.layers),
     }
 
@@ -176,8 +179,8 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
     if not found:
         return {}, card
     try:
-        front = yaml.safe_load(found[1]) or {}
-    except yaml.YAMLError as error:
+        front = load_yaml(found[1]) or {}
+    except (yaml.YAMLError, ValueError) as error:
         front = str(error).splitlines()[0]
     if not isinstance(front, dict):
         raise ValueError(
@@ -219,7 +222,7 @@ def _conditions(rows: Sequence[Mapping[str, Any]]) -> str:
         text += f", revision {revision}" if revision else ""
         text += f", {images} images" if images else ""
         text += f", on {device}" if device else ""
-        found.append((f"{count} of them " if len(kinds) > 1 else "") + _cell(text))
+        found.append((f"{count} of them " if len(kinds) > 1 else "") + plain_text(text))
     return "Evaluated " + "; ".join(found) + "." if found else ""
 
 
@@ -227,17 +230,35 @@ def _anchors(plan: StitchPlan, base_models: Sequence[str]) -> list[str]:
     """The anchors' names, with links where the weights are known to have begun there."""
     links = {name.rpartition("/")[2].split(".")[0]: name for name in base_models}
     return [
-        f"[{_cell(a.name)}](https://huggingface.co/{links[a.name]})" if a.name in links else f"`{_cell(a.name)}`"
+        f"[{plain_text(a.name)}](https://huggingface.co/{links[a.name]})"
+        if a.name in links
+        else f"`{plain_text(a.name)}`"
         for a in plan.anchors
     ]
+
+
+def _runs(stitches: Mapping[str, Any]) -> Sequence[Any]:
+    runs = (stitches.get("training") or {}).get("runs")
+    return runs[:100] if isinstance(runs, list) else ()
 
 
 def _run(run: Any) -> str:
     """One training run in a line."""
     values = dict(run) if isinstance(run, Mapping) else {}
-    return _cell(", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, "")))
+    return plain_text(", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, "")))
 
 
-def _cell(text: Any) -> str:
-    """Text that stays inside its cell and starts no markup."""
-    return re.sub(r"\s+", " ", str(text)).replace("|", "\\|").replace("<", "&lt;")
+def plain_text(text: Any) -> str:
+    """A stranger's text as plain text: it stays in its cell and line, and starts no markup, link or picture."""
+    line = re.sub(r"[\x00-\x20\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+", " ", str(text)[:1024]).strip()
+    if _PLAIN.fullmatch(line) and "www." not in line and not re.search(r"(?<!\w)_|_(?!\w)", line):
+        return line
+    return (
+        re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+        .replace("\\&amp\\;", "&amp;")
+        .replace("\\&lt\\;", "&lt;")
+    )
+
+
+def _is_repo(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) is not None

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..anchors.meta_device import materialize
 from ..network.network import SNNet
 from ..network.weights import NORM_FLAG, check_keys, fingerprint_of, glance, split_norm
-from .errors import check_repo_id, explained
+from .errors import check_repo_id, check_token, explained
 from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, read_config, read_json, read_stitches, remember
 from .safetensors_ranges import NoRangesError, RemoteFile, read_local
 
@@ -45,7 +45,8 @@ def from_hub(
     """Load a network that `save_pretrained` or `push_to_hub` kept.
 
     Args:
-        repo_or_folder: `"user/name"`, `"user/name@revision"`, or a folder.
+        repo_or_folder: `"user/name"`, `"user/name@revision"`, or a folder; `"hf-hub:…"` is always the Hub, and
+            `"local-dir:…"` always a folder.
         extract: fetch and load this one stitch, and nothing that it does not use.
         revision: branch, tag or commit.
         token: as huggingface_hub takes it; default the one that is logged in.
@@ -61,16 +62,26 @@ def from_hub(
             such stitch.
         OSError: if something cannot be fetched; says what happened and what to do.
     """
-    place = str(repo_or_folder).removeprefix("local-dir:").removeprefix("hf-hub:")
+    check_token(token)
+    word, _, place = str(repo_or_folder).rpartition(":")
+    if word not in ("hf-hub", "local-dir"):
+        word, place = "", str(repo_or_folder)
+    folder = Path(place).expanduser()
+    if word == "local-dir" and not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {place!r}: give the one that save_pretrained wrote.")
     model: SNNet
-    if Path(place).expanduser().is_dir():
-        folder = Path(place).expanduser()
+    if word != "hf-hub" and folder.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"{place!r} is a folder, which has no revision {revision!r}: give hf-hub:{place} for the Hub's, or no "
+                "revision."
+            )
         model = _load(folder, verify, kwargs) if extract is None else _extract(folder, extract, kwargs)
         return model.eval()
     repo_id, _, pinned = place.partition("@")
     check_repo_id(repo_id)
     remote = _Repository(repo_id, revision or pinned or None, token, None if cache_dir is None else Path(cache_dir))
-    with explained(f"load {repo_id}"):
+    with explained(f"load {repo_id}", token=token):
         config = remote.file(CONFIG_FILE)
         remote = replace(remote, revision=_commit(config) or remote.revision)
         read_config(config)
@@ -113,10 +124,10 @@ def _load(folder: Path, verify: bool, kwargs: Mapping[str, Any]) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"there is no {WEIGHTS_FILE} in {str(folder)!r}: other weight files are not read.")
     if verify and rows.is_file():
-        expected = read_json(rows).get("weights")
+        expected = _mark(rows)
         weights = read_local(file, _names(file))
         found = fingerprint_of(weights, bool(config.get("model_args", {}).get(NORM_FLAG, True)))
-        if found != expected:
+        if expected is not None and found != expected:
             raise ValueError(
                 f"the weights in {str(file)!r} are not those that {STITCHES_FILE} was written for (fingerprint "
                 f"{found}, expected {expected!s:.32}): the file was damaged or exchanged. Fetch it again, or give "
@@ -127,6 +138,15 @@ def _load(folder: Path, verify: bool, kwargs: Mapping[str, Any]) -> Any:
     except TypeError as error:
         raise ValueError(f"this network cannot be built with these arguments: {error!s:.160}.") from error
     return model
+
+
+def _mark(rows: Path) -> Any:
+    """The fingerprint in a `stitches.json`; None, with a warning, where it cannot be read."""
+    try:
+        return read_json(rows).get("weights")
+    except ValueError as error:
+        _logger.warning("the weights are not compared with their fingerprint: %s", error)
+        return None
 
 
 def _names(file: Path) -> list[str]:
@@ -192,7 +212,7 @@ def _fetch(remote: _Repository, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(cached, str):
         _logger.info("%s: the whole file is in the cache, nothing was fetched.", repo_id)
         return read_local(cached, own)
-    with explained(f"load {repo_id}"):
+    with explained(f"load {repo_id}", token=remote.token):
         url = hf_hub_url(repo_id, WEIGHTS_FILE, revision=remote.revision)
         meta = get_hf_file_metadata(url, token=remote.token)
         if not _in_cache(repo_id, meta.etag, remote.cache_dir):

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..network.network import SNNet
-from .errors import check_repo_id, explained
+from .errors import check_repo_id, check_token, explained
 from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE
 from .model_card import TAG, merge
 from .saving import CARD_FILE, CURVE_FILE, save_pretrained
@@ -56,11 +56,12 @@ def push_to_hub(
         OSError: if the Hub refuses or cannot be reached; says what happened and what to do.
     """
     check_repo_id(repo_id)
+    check_token(token)
     api = HfApi(token=token, library_name="timm_stitch")
     with tempfile.TemporaryDirectory(prefix="timm-stitch-") as scratch:
         # Everything that can be refused here is refused before the Hub hears of it.
         folder = save_pretrained(model, Path(scratch, "net"), results, repo_id=repo_id, **card)
-        with explained(f"push to {repo_id}", "nothing was committed"):
+        with explained(f"push to {repo_id}", "nothing was committed", token):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -72,7 +73,7 @@ def push_to_hub(
             fresh = (folder / CARD_FILE).read_text(encoding="utf-8")
             (folder / CARD_FILE).write_text(merge(existing, fresh), encoding="utf-8")
         operations = _operations(folder, there)
-        with explained(f"push to {repo_id}", lambda: _left(api, repo_id, revision, info.sha)):
+        with explained(f"push to {repo_id}", lambda: _left(api, repo_id, revision, info.sha), token):
             commit = api.create_commit(
                 repo_id, operations, revision=revision, create_pr=create_pr, parent_commit=info.sha,
                 commit_message=commit_message or f"{model.num_stitches} stitches by timm_stitch",
@@ -106,7 +107,8 @@ def list_hub(
     Raises:
         OSError: if the Hub refuses or cannot be reached.
     """
-    with explained("list the networks on the Hub", "nothing was fetched"):
+    check_token(token)
+    with explained("list the networks on the Hub", "nothing was fetched", token):
         found = HfApi(token=token, library_name="timm_stitch").list_models(
             filter=TAG, search=search, author=author, sort="downloads", limit=limit
         )

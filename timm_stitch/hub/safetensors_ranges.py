@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,11 +29,18 @@ DTYPES = {
 }  # fmt: skip
 OVERHEAD = 0.045  # of the bytes needed: what may be read beside them, the header among it, to save requests
 ATTEMPTS, WAIT = 4, 1.0  # for one range; seconds before the second attempt, doubled after each
-_MOST_HEADER = 64 << 20
+_MOST_HEADER = 8 << 20
 
 
 class NoRangesError(Exception):
     """The server sends whole files only."""
+
+
+class ChangedError(OSError):
+    """The file became another one while it was read."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} was exchanged while it was read, so nothing of it was kept: load it again.")
 
 
 @dataclass(frozen=True)
@@ -107,12 +115,14 @@ class RemoteFile:
     def __init__(self, url: str, headers: Mapping[str, str], name: str, size: int | None) -> None:
         self.url, self.headers, self.name, self.size = url, {**headers, "Accept-Encoding": "identity"}, name, size
         self.read = 0
+        self.etag: str | None = None
 
     def header(self) -> dict[str, Entry]:
         """The entries of the file.
 
         Raises:
             NoRangesError: if the server has none.
+            ChangedError: if the file is exchanged meanwhile.
             OSError: if it cannot be reached.
             ValueError: if the file is not a safetensors file.
         """
@@ -147,38 +157,53 @@ class RemoteFile:
         return bytes(data)
 
     def _stream(self, start: int, stop: int, put: Callable[[int, bytes], None]) -> None:
-        """Read a range, going on where a broken connection stopped."""
-        at, wait = start, WAIT
-        for attempt in range(1, ATTEMPTS + 1):
+        """Read a range, going on where a connection stopped; given up only where nothing more comes."""
+        at, wait, failed = start, WAIT, 0
+        while at < stop:
+            before = at
             try:
                 for chunk in self._chunks(at, stop):
                     chunk = chunk[: stop - at]
                     put(at, chunk)
                     at += len(chunk)
                     self.read += len(chunk)
-                if at < stop:
+                    if at == stop:
+                        return  # whatever else the server would send
+                if at == before:
                     raise ConnectionError(f"the connection ended after {at - start:,} of {stop - start:,} bytes")
-                return
-            except NoRangesError:
+                failed, wait = 0, WAIT  # fewer bytes than asked for, but some
+            except (NoRangesError, ChangedError):
                 raise
             except Exception as error:
                 status = getattr(getattr(error, "response", None), "status_code", None)
-                if attempt == ATTEMPTS or (status is not None and status not in (408, 429, 500, 502, 503, 504)):
+                failed = 1 if at > before else failed + 1
+                wait = WAIT if at > before else wait
+                if failed == ATTEMPTS or (status is not None and status not in (408, 429, 500, 502, 503, 504)):
                     raise
                 time.sleep(wait)
                 wait *= 2
 
     def _chunks(self, start: int, stop: int) -> Iterator[bytes]:
         with _get(self.url, {**self.headers, "Range": f"bytes={start}-{stop - 1}"}) as response:
+            if response.status_code == 416:
+                raise ChangedError(self.name)
             if response.status_code == 200:
                 raise NoRangesError
             if response.status_code >= 400:
                 if hasattr(response, "read"):
                     response.read()
                 hf_raise_for_status(response)
-            if not str(response.headers.get("Content-Range", f"bytes {start}-")).startswith(f"bytes {start}-"):
+            said = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", str(response.headers.get("Content-Range", "")).strip())
+            if said is None or int(said[1]) != start:
                 raise NoRangesError
+            self._same(None if said[3] == "*" else int(said[3]), response.headers.get("ETag"))
             yield from response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(1 << 20)
+
+    def _same(self, size: int | None, etag: str | None) -> None:
+        """Notice another version of the file: another length, or another mark than before."""
+        if (size and self.size and size != self.size) or (etag and self.etag and etag != self.etag):
+            raise ChangedError(self.name)
+        self.size, self.etag = self.size or size, self.etag or etag
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from ..files import files_in
 from ..network.network import SNNet
 from ..network.weights import fingerprint, split_norm
 from ..plan.results import Results
-from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, check_arguments
+from .arguments import check_arguments
+from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, is_plain, plain_training
 from .model_card import render_card
 
 CARD_FILE, CURVE_FILE = "README.md", "curve.png"
@@ -76,7 +77,7 @@ def save_pretrained(
     stitches = {
         "version": 1,
         "weights": mark,
-        "training": model.trained,
+        "training": plain_training(model.trained),
         "plan": model.plan.to_dict(),
         "stitches": rows,
     }
@@ -129,6 +130,13 @@ def _rows(
     unknown = [row.get("stitch_id") for row in given if row.get("stitch_id") not in model.plan]
     if unknown:
         raise ValueError(f"the results hold stitches that the plan does not have: {unknown[:6]}.")
+    for row in given:
+        odd = sorted(str(key) for key, value in row.items() if not is_plain(str(key), value))
+        if odd:
+            raise ValueError(
+                f"the row of stitch {row['stitch_id']} has {odd[0]}={row.get(odd[0])!r:.60}, which would not load "
+                "again: expected texts of at most 1,024 letters, finite numbers, and accuracies from 0 to 100."
+            )
     before = model.results
     try:
         model.remember([{**images, **row} for row in given], mark)
@@ -224,7 +232,7 @@ def rebuild_args(model: SNNet) -> dict[str, Any]:
 
 def _check_rebuilt(model: SNNet, name: str, args: Mapping[str, Any]) -> None:
     """Make the network again without memory, and compare."""
-    check_arguments(args)
+    check_arguments(args, name)
     shape = {"num_classes": model.num_classes, "in_chans": model.in_chans}
     again = timm.create_model(name, device="meta", **{**shape, **args, **shape})
     own, theirs = model.state_dict(), again.state_dict()

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg, clean_state_dict
 from torch import Tensor, nn
 
+from ..hub.errors import hide
 from ..network.network import SNNet
 from ..network.pretrained_cfg import stems_and_heads
 from ..network.weights import EXTRA_STATE, check_keys, split_norm
@@ -198,6 +199,7 @@ def reading(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -> nn.Mod
     except _WeightsError:
         raise  # an anchor's own, already in one line
     except OSError as error:
+        hide(error)
         if isinstance(error, FileNotFoundError) and cfg is not None and cfg.file:
             raise _NoFileError(f"there is no weights file {str(source)!r}: check the path.") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

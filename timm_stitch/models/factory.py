@@ -7,6 +7,7 @@ timm and the layers below.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,9 +17,11 @@ import timm
 from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import nn
 
+from ..anchors.budget import bounded
 from ..anchors.meta_device import can_build_on_meta, materialize
 from ..anchors.timm_compat import resolve_pretrained_cfg
-from ..hub.json_files import check_arguments, recall
+from ..hub.arguments import check_anchor, check_arguments, check_cfg, without_sources
+from ..hub.json_files import recall
 from ..network.network import SNNet
 from ..network.stitching import stitch
 from ..network.weights import glance
@@ -54,8 +57,11 @@ def create_snnet(
     cfg_arg = kwargs.pop("pretrained_cfg", None)
     cfg = resolve_pretrained_cfg(variant, cfg_arg, overlay)
     own_weights = bool(cfg.has_weights or cfg.state_dict or cfg.source)
-    if kwargs.get("pretrained_model_args"):
-        check_arguments(kwargs["pretrained_model_args"])
+    saved = _saved_arguments(cfg, kwargs, anchors)
+    if saved is not None:
+        check_arguments(saved, variant)
+        with bounded():  # without memory, before there is any
+            _make_anchors(anchors, [None] * len(anchors), False, {**_common(kwargs), "device": "meta"})
     asked = kwargs.get("stitched_norm")
     deferred = pretrained and own_weights and str(kwargs.get("device")) != "meta"
     device = kwargs.pop("device", None) if deferred else None
@@ -80,6 +86,41 @@ def create_snnet(
     as_released = theirs and asked is None and not (cfg.file or cfg.state_dict or cfg.source)
     _note_origin(model, variant, cfg, overlay, pretrained, as_released)
     return model
+
+
+def _saved_arguments(
+    cfg: PretrainedCfg, kwargs: Mapping[str, Any], anchors: Sequence[AnchorSpec]
+) -> Mapping[str, Any] | None:
+    """The arguments that a saved network's file gave, or None where somebody typed them.
+
+    timm says so of a folder and of the Hub; of transformers, which calls `timm.create_model` with what its file holds,
+    only the callers tell.
+
+    Raises:
+        ValueError: if the file names other files beside these arguments.
+    """
+    frame, outer = inspect.currentframe(), None
+    while frame is not None and outer is None:
+        outer = frame if frame.f_code is timm.create_model.__code__ else None
+        frame = frame.f_back
+    by_transformers = frame is not None and str(frame.f_globals.get("__name__")).startswith("transformers.")
+    if by_transformers and outer is not None:
+        typed = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
+        given = {name: outer.f_locals[name] for name in typed if outer.f_locals.get(name)}
+        return {**outer.f_locals.get("kwargs", {}), **given}
+    if cfg.source not in ("local-dir", "hf-hub"):
+        return None
+    own = {"source": None, "file" if cfg.source == "local-dir" else "hf_hub_id": None}
+    check_cfg({**dataclasses.asdict(cfg), **own})
+    found = kwargs.get("pretrained_model_args")
+    return {"anchors": anchors} if found is None else found
+
+
+def _common(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a network's arguments, those that every anchor takes."""
+    ours = ("pretrained_model_args", "cache_dir", "device", "rank", "stitched_norm", "stitch_id", "touch_unused")
+    other = ("features_only", "out_indices", "feature_cls", "pretrained_strict", "drop_path_rate")
+    return {k: v for k, v in kwargs.items() if k not in (*ours, *other)}
 
 
 def _note_origin(
@@ -167,7 +208,8 @@ def _make_anchors(
         given = {**own, **kwargs, **({} if rate is None else {"drop_path_rate": rate})}
         if resizable and not _fixed_size(spec):
             given.pop("img_size", None)  # as timm does: only models made for one size take one
-        models.append(_make_anchor(name, pretrained, given))
+        check_anchor(own)
+        models.append(_make_anchor(name, pretrained, given if pretrained else without_sources(given)))
     return models
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 
+from .bounds import MOST_STITCHES, check_routes, too_many
 from .stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan, stitch_name
 
 DIRECTIONS = ("fast_to_slow", "slow_to_fast", "two_way")
@@ -47,7 +48,7 @@ def enumerate_stitches(
         last block would only swap the head.
 
     Raises:
-        ValueError: if there is nothing to join, or the window does not fit.
+        ValueError: if there is nothing to join, the window does not fit, or there would be too many stitches.
     """
     anchors = tuple(anchors)
     _check_arguments(anchors, direction, kernel_size, stride, rank)
@@ -60,6 +61,8 @@ def enumerate_stitches(
     if nearest:
         routes = sorted(pairwise(order), key=min)
     else:
+        if 2 ** len(anchors) > MOST_STITCHES:
+            raise too_many(f"more than {MOST_STITCHES:,}")
         routes = [route for n in range(2, len(anchors) + 1) for route in combinations(order, n)]
 
     layers: list[LayerSpec] = []
@@ -68,6 +71,11 @@ def enumerate_stitches(
         joints[front, back] = _join(anchors, front, back, kernel_size, stride, layers, rank)
         if not joints[front, back]:
             raise _meet_nowhere(anchors[front], anchors[back])
+        if len(anchors) + sum(map(len, joints.values())) > MOST_STITCHES:
+            raise too_many(f"more than {MOST_STITCHES:,}")
+    if not nearest:
+        depths = {i: anchor.depth for i, anchor in enumerate(anchors)}
+        check_routes(order, depths, {pair: [joint for joint, _ in found] for pair, found in joints.items()})
 
     stitches: list[tuple[Segment, ...]] = [(Segment(i, 0, anchor.depth),) for i, anchor in enumerate(anchors)]
     used: list[tuple[int, ...]] = [()] * len(anchors)
@@ -173,6 +181,8 @@ def _join(
                     shared[widths] = len(layers)
                     layers.append(LayerSpec(front, back, *widths, rank))
                 found.append(((j, k), shared[widths]))
+            if len(found) > MOST_STITCHES:
+                raise too_many(f"more than {MOST_STITCHES:,}")
     return found
 
 
@@ -218,6 +228,9 @@ def _two_way(anchors: tuple[Anchor, ...], pairs: Sequence[tuple[int, int]], rank
     layers: list[LayerSpec] = []
     stitches = [Stitch(i, (Segment(i, 0, a.depth),), (), a.name) for i, a in enumerate(anchors)]
     next_id = len(anchors)
+    meet = [min(anchors[a].depth, anchors[b].depth) for a, b in pairs]
+    if sum(n * (n + 1) for n in meet) > MOST_STITCHES:  # n once each way, and n (n - 1) / 2 there and back
+        raise too_many(f"more than {MOST_STITCHES:,}", "give fewer or shallower anchors, or nearest=True")
     for a, b in pairs:
         first, second = anchors[a], anchors[b]
         meeting = shared_boundaries(first, second)

@@ -3,9 +3,9 @@
 A plan says all that can be said of a stitchable network without a tensor. It is written to and read
 from JSON, and it is the only thing that decides what the network runs. How plans are enumerated is in
 `enumeration`; this file holds the values themselves and refuses the ones that cannot be: they are one format, which
-is why they are in one file.
+is why they are in one file. How much of one is read is bounded by `bounds`.
 
-Source: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports the standard library only.
+Source: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports the standard library and `bounds` only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from operator import index
 from typing import Any
+
+from .bounds import check_saved
 
 _FORMAT_VERSION = 1
 
@@ -236,7 +238,10 @@ class StitchPlan:
             raise ValueError(self._unknown(stitch_id)) from None
 
     def __contains__(self, stitch_id: object) -> bool:
-        return stitch_id in self.stitch_ids
+        try:
+            return stitch_id in self._by_id
+        except TypeError:
+            return False  # a list is no id
 
     def _unknown(self, stitch_id: object) -> str:
         first, last = self.stitches[0].stitch_id, self.stitches[-1].stitch_id
@@ -294,7 +299,7 @@ class StitchPlan:
         """Read what `to_dict` wrote.
 
         Raises:
-            ValueError: if it is not a plan, or one of a newer format.
+            ValueError: if it is not a plan, one of a newer format, or larger than any network needs.
         """
         version = data.get("version") if isinstance(data, Mapping) else None
         if version != _FORMAT_VERSION:
@@ -303,6 +308,7 @@ class StitchPlan:
                 "expected what StitchPlan.to_dict() writes; a newer file needs a newer timm_stitch."
             )
         try:
+            check_saved(data)
             anchors = tuple(Anchor(str(a["name"]), _ints(a["widths"]), _ints(a["reductions"])) for a in data["anchors"])
             layers = tuple(LayerSpec(**{k: _int(v) for k, v in layer.items()}) for layer in data["layers"])
             stitches = []
@@ -311,9 +317,10 @@ class StitchPlan:
                 known = all(0 <= g.anchor < len(anchors) for g in segments)
                 name = stitch_name(anchors, segments) if known and segments else ""
                 stitches.append(Stitch(_int(s["stitch_id"]), segments, _ints(s["layers"]), name))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
-                f"this stitch plan lacks or garbles a field ({error!r}): expected what StitchPlan.to_dict() writes."
+                f"this stitch plan lacks or garbles a field ({error!r:.160}): expected what StitchPlan.to_dict() "
+                "writes."
             ) from None
         return cls(anchors, layers, tuple(stitches))
 

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..data.dataset import build_dataset
 from ..data.fields import check, option, options, read
 from ..data.loader import first_images
+from ..data.yaml_text import load_yaml
 from ..files import PathLike
 from ..hub.loading import load_network
 from ..network.network import SNNet
@@ -139,7 +140,7 @@ def _read_file(recipe: PathLike) -> dict[str, Any]:
             )
         path = shipped[str(recipe)]
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Strict)
+        values = load_yaml(path.read_text(encoding="utf-8"), _Strict)
     except yaml.YAMLError as error:
         raise ValueError(f"{str(recipe)!r} is not YAML: {error}") from None
     if not isinstance(values, dict):

@@ -1,0 +1,161 @@
+"""What a stranger's files may ask for, by every door, and how servers may behave."""
+
+import http.server
+import json
+import re
+import shutil
+import threading
+from contextlib import contextmanager
+
+import pytest
+import timm
+import torch
+import yaml
+from conftest import anchor_specs
+
+import timm_stitch
+from timm_stitch.data.yaml_text import load_yaml
+from timm_stitch.hub import safetensors_ranges as ranges
+from timm_stitch.hub.model_card import plain_text
+from timm_stitch.plan.bounds import MOST_STITCHES
+from timm_stitch.plan.stitch_plan import StitchPlan
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    net = timm.create_model("snnet", anchors=anchor_specs(depth=2))
+    return timm_stitch.save_pretrained(net, tmp_path_factory.mktemp("saved") / "net")
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "net")
+
+
+def edit(file, change):
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+def by_transformers(folder):
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoModelForImageClassification.from_pretrained(folder)
+
+
+DOORS = {
+    "from_hub": timm_stitch.from_hub,
+    "extract": lambda folder: timm_stitch.from_hub(folder, extract=0),
+    "timm": lambda folder: timm.create_model(f"local-dir:{folder}", pretrained=True),
+    "transformers": by_transformers,
+}
+INNER = {"architecture": "resnet18", "pretrained": True, "pretrained_cfg_overlay": {"file": "/etc/passwd"}}
+NESTED = [{"architecture": "snnet", "anchors": [INNER, "resnet34"]}, "resnet18"]
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"anchors": NESTED}, r"read other files \(pretrained\)"),
+        ({"anchors": [{"architecture": "resnet18", "checkpoint_path": "/etc/passwd"}] * 2}, "read other files"),
+        ({"anchors": ["resnet18"] * 2, "checkpoint_path": "/etc/passwd"}, r"read other files \(checkpoint_path\)"),
+        ({"anchors": ["deit_tiny_patch16_224"] * 6, "nearest": False, "kernel_size": 12}, "stitches: expected at most"),
+    ],
+)
+def test_no_door_builds_what_reads_or_has_no_end(folder, door, args, message):
+    edit(folder / "config.json", lambda c: c.update(model_args=args))
+    with pytest.raises(ValueError, match=message):
+        DOORS[door](folder)
+
+
+def test_a_plan_is_counted_before_it_is_read():
+    stitch = {"stitch_id": 0, "segments": [[0, 0, 1]], "layers": []}
+    anchor = {"name": "a", "widths": [1, 1], "reductions": [1, 1]}
+    plan = {"version": 1, "anchors": [anchor], "layers": [], "stitches": [stitch] * (MOST_STITCHES + 1)}
+    with pytest.raises(ValueError, match="10,001 stitches: expected at most 10,000"):
+        StitchPlan.from_dict(plan)
+
+
+def test_a_token_is_not_shown():
+    with pytest.raises(ValueError, match="the token has a line break") as caught:
+        timm_stitch.from_hub("acme/net", token="hf_SECRET\n")
+    assert "SECRET" not in str(caught.value)
+
+
+def test_prefixes_and_revisions_are_obeyed(folder):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        timm_stitch.from_hub(f"local-dir:{folder}-not")
+    with pytest.raises(ValueError, match="which has no revision 'v9'"):
+        timm_stitch.from_hub(folder, revision="v9")
+
+
+def test_rows_that_would_not_load_are_not_saved(folder):
+    model = timm_stitch.from_hub(folder)
+    for extra in ({"loss": float("nan")}, {"per_class": [1.0]}):
+        with pytest.raises(ValueError, match="which would not load again"):
+            timm_stitch.save_pretrained(model, folder, results=[{"stitch_id": 0, **extra}])
+
+
+def test_channels_last_and_tied_weights_are_saved(folder):
+    model = timm_stitch.from_hub(folder).to(memory_format=torch.channels_last)
+    again = timm_stitch.from_hub(timm_stitch.save_pretrained(model, folder.parent / "again"))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_aliases_are_counted():
+    text = "&a [x,x,x,x,x,x,x,x,x,x]"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True):
+        text = f"&{new} [{text}" + f",*{old}" * 9 + "]"
+    with pytest.raises(ValueError, match="aliases in this YAML stand for more"):
+        load_yaml(text)
+    assert load_yaml("a: &x [1]\nb: *x") == yaml.safe_load("a: [1]\nb: [1]")
+
+
+def test_text_of_strangers_starts_no_markup():
+    assert plain_text("deit[0:3] + deit[2:6]") == "deit[0:3] + deit[2:6]"
+    text = plain_text("a)\n# b <script> ![](http://evil.example/x.png) | `c`")
+    assert "\n" not in text
+    assert not re.search(r"(?<!\\)[\[\]()<>|`]|://", text)
+
+
+@contextmanager
+def server(answer):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):
+            start, stop = map(int, re.findall(r"\d+", self.headers["Range"]))
+            part, total, etag = answer(start, stop + 1)
+            self.send_response(206)
+            self.send_header("ETag", etag)
+            self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{total}")
+            self.send_header("Content-Length", str(len(part)))
+            self.end_headers()
+            self.wfile.write(part)
+
+    running = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{running.server_port}/x"
+    finally:
+        running.shutdown()
+        running.server_close()
+
+
+def test_ranges_go_on_and_notice_another_version():
+    data = bytes(range(256)) * 200
+    with server(lambda start, stop: (data[start : min(stop, start + 4096)], len(data), '"1"')) as url:
+        assert ranges.RemoteFile(url, {}, "x", len(data)).fetch(0, len(data)) == data
+    count = [0]
+
+    def exchanged(start, stop):
+        count[0] += 1
+        return data[start:stop], len(data), f'"{count[0] > 1}"'
+
+    with server(exchanged) as url:
+        file = ranges.RemoteFile(url, {}, "x", len(data))
+        file.fetch(0, 8)
+        with pytest.raises(OSError, match="x was exchanged while it was read"):
+            file.fetch(8, 16)

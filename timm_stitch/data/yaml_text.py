@@ -1,0 +1,44 @@
+"""YAML whose size is known before it is built: a few bytes of aliases can stand for more than memory holds.
+
+Imports PyYAML.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+_MOST_LETTERS, _MOST_VALUES = 256 << 10, 100_000
+
+
+def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """Read YAML of plain values.
+
+    Args:
+        text: at most 256 KiB.
+        loader: a `SafeLoader`.
+
+    Raises:
+        yaml.YAMLError: if it is not YAML.
+        ValueError: if it is too long, nested too deep, or its aliases stand for too many values.
+    """
+    if len(text) > _MOST_LETTERS:
+        raise ValueError(f"this YAML has {len(text):,} letters: expected at most {_MOST_LETTERS:,}.")
+    try:
+        if _values(yaml.compose(text, loader), {}) > _MOST_VALUES:
+            raise ValueError(f"the aliases in this YAML stand for more than {_MOST_VALUES:,} values: write fewer.")
+        return yaml.load(text, loader)
+    except RecursionError:
+        raise ValueError("this YAML is nested too deep, or holds itself: expected plain fields and values.") from None
+
+
+def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """How many values a node stands for, each alias counted anew."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # what holds itself has no end
+        inner = [n for pair in node.value for n in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_values(n, known) for n in inner)
+    return known[id(node)]
