@@ -166,7 +166,7 @@ def _by_family(weights: Mapping[str, Tensor], model: SNNet) -> dict[str, Tensor]
 
 
 def _family_filter(state_dict: dict[str, Tensor], anchor: nn.Module) -> dict[str, Tensor]:
-    """Apply the `checkpoint_filter_fn` that timm keeps beside an anchor's class, if there is one and something to adapt.
+    """Apply the `checkpoint_filter_fn` that timm keeps beside an anchor's class, if there is one and need of it.
 
     Weights that fit are passed on as they are: some filters resample position embeddings to the size that they have.
     """

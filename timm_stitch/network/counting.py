@@ -73,7 +73,11 @@ def image_size_of(network: Any) -> tuple[int, int]:
     """(height, width) of the images that a network takes, or expects by default."""
     used = [network.views[segment.anchor] for stitch in network.plan for segment in stitch.segments]
     sizes = [view.image_size for view in dict.fromkeys(used) if view.image_size]
-    cfg = getattr(network, "pretrained_cfg", None) or getattr(used[0].anchor, "pretrained_cfg", None) or {}
+    cfg = getattr(network, "pretrained_cfg", None)
+    if not cfg:  # not yet: what its first anchor was made for
+        made_for = getattr(getattr(used[0].anchor, "patch_embed", None), "img_size", None)
+        cfg = getattr(used[0].anchor, "pretrained_cfg", None) or {}
+        cfg = {**cfg, "input_size": (3, *made_for)} if made_for else cfg
     height, width = sizes[0] if sizes else cfg.get("input_size", (3, 224, 224))[-2:]
     return height, width
 
