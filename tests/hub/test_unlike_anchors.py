@@ -7,6 +7,7 @@ import torch
 import timm_stitch
 
 
+@pytest.mark.filterwarnings("ignore:the anchors were trained on images normalised differently")
 @pytest.mark.parametrize(
     "names", [("test_efficientnet", "test_vit"), ("test_vit", "test_vit2"), ("test_vit2", "test_vit4")]
 )
