@@ -74,10 +74,11 @@ def image_size_of(network: Any) -> tuple[int, int]:
     used = [network.views[segment.anchor] for stitch in network.plan for segment in stitch.segments]
     sizes = [view.image_size for view in dict.fromkeys(used) if view.image_size]
     cfg = getattr(network, "pretrained_cfg", None)
-    if not cfg:  # not yet: what its first anchor was made for
-        made_for = getattr(getattr(used[0].anchor, "patch_embed", None), "img_size", None)
-        cfg = getattr(used[0].anchor, "pretrained_cfg", None) or {}
-        cfg = {**cfg, "input_size": (3, *made_for)} if made_for else cfg
+    if not cfg:  # not yet: what its anchors were made for
+        embeds = [getattr(view.anchor, "patch_embed", None) for view in used]
+        made_for = [embed.img_size for embed in embeds if getattr(embed, "img_size", None)]
+        cfg = dict(getattr(used[0].anchor, "pretrained_cfg", None) or {})
+        cfg |= {"input_size": (3, *made_for[0])} if made_for else {}
     height, width = sizes[0] if sizes else cfg.get("input_size", (3, 224, 224))[-2:]
     return height, width
 
