@@ -75,7 +75,7 @@ def image_size_of(network: Any) -> tuple[int, int]:
     sizes = [view.image_size for view in dict.fromkeys(used) if view.image_size]
     cfg = getattr(network, "pretrained_cfg", None)
     if not cfg:  # not yet: what its anchors were made for
-        embeds = [getattr(view.anchor, "patch_embed", None) for view in used]
+        embeds: list[Any] = [getattr(view.anchor, "patch_embed", None) for view in used]
         made_for = [embed.img_size for embed in embeds if getattr(embed, "img_size", None)]
         cfg = dict(getattr(used[0].anchor, "pretrained_cfg", None) or {})
         cfg |= {"input_size": (3, *made_for[0])} if made_for else {}
