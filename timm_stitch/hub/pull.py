@@ -81,22 +81,8 @@ def from_hub(
     repo_id, _, pinned = place.partition("@")
     check_repo_id(repo_id)
     remote = _Repository(repo_id, revision or pinned or None, token, None if cache_dir is None else Path(cache_dir))
-    with explained(f"load {repo_id}", token=token):
-        config = remote.file(CONFIG_FILE)
-        remote = replace(remote, revision=_commit(config) or remote.revision)
-        read_config(config)
-        try:
-            remote.file(STITCHES_FILE)
-        except hub.LocalEntryNotFoundError:
-            _logger.warning("%s: %s could not be fetched, so the rows are not known.", repo_id, STITCHES_FILE)
-        except hub.EntryNotFoundError:
-            _logger.debug("%s has no %s", repo_id, STITCHES_FILE)
-        if extract is None:
-            weights = remote.file(WEIGHTS_FILE)
-    if extract is None:
-        model = _load(weights.parent, verify, kwargs)
-    else:
-        model = _extract(config.parent, extract, kwargs, remote)
+    remote, folder = _fetch_files(remote, whole=extract is None)
+    model = _load(folder, verify, kwargs) if extract is None else _extract(folder, extract, kwargs, remote)
     model.trained["pulled_from"] = repo_id
     return model.eval()
 
@@ -116,6 +102,23 @@ class _Repository:
             self.repo_id, name, revision=self.revision, token=self.token, cache_dir=self.cache_dir
         )  # fmt: skip
         return Path(path)
+
+
+def _fetch_files(remote: _Repository, whole: bool) -> tuple[_Repository, Path]:
+    """Fetch config, rows and, of a whole network, weights; gives the repository at that commit, and their folder."""
+    with explained(f"load {remote.repo_id}", token=remote.token):
+        config = remote.file(CONFIG_FILE)
+        remote = replace(remote, revision=_commit(config) or remote.revision)
+        read_config(config)
+        try:
+            remote.file(STITCHES_FILE)
+        except hub.LocalEntryNotFoundError:
+            _logger.warning("%s: %s could not be fetched, so the rows are not known.", remote.repo_id, STITCHES_FILE)
+        except hub.EntryNotFoundError:
+            _logger.debug("%s has no %s", remote.repo_id, STITCHES_FILE)
+        if whole:
+            remote.file(WEIGHTS_FILE)
+    return remote, config.parent
 
 
 def _load(folder: Path, verify: bool, kwargs: Mapping[str, Any]) -> Any:

@@ -53,9 +53,8 @@ def enumerate_stitches(
     anchors = tuple(anchors)
     _check_arguments(anchors, direction, kernel_size, stride, rank)
     if direction == "two_way":
-        return _two_way(
-            anchors, list(pairwise(range(len(anchors))) if nearest else combinations(range(len(anchors)), 2)), rank
-        )
+        numbers = range(len(anchors))
+        return _two_way(anchors, list(pairwise(numbers) if nearest else combinations(numbers, 2)), rank)
     order = range(len(anchors)) if direction == "fast_to_slow" else range(len(anchors) - 1, -1, -1)
     routes: list[tuple[int, ...]]
     if nearest:
@@ -77,14 +76,10 @@ def enumerate_stitches(
         depths = {i: anchor.depth for i, anchor in enumerate(anchors)}
         check_routes(order, depths, {pair: [joint for joint, _ in found] for pair, found in joints.items()})
 
-    stitches: list[tuple[Segment, ...]] = [(Segment(i, 0, anchor.depth),) for i, anchor in enumerate(anchors)]
-    used: list[tuple[int, ...]] = [()] * len(anchors)
-    for route in routes:
-        for segments, numbers in _routes(anchors, route, joints):
-            stitches.append(segments)
-            used.append(numbers)
-    numbered = enumerate(zip(stitches, used, strict=True))
-    found = tuple(Stitch(i, segments, joined, stitch_name(anchors, segments)) for i, (segments, joined) in numbered)
+    alone = [((Segment(i, 0, anchor.depth),), ()) for i, anchor in enumerate(anchors)]
+    joined = [found for route in routes for found in _routes(anchors, route, joints)]
+    numbered = enumerate([*alone, *joined])
+    found = tuple(Stitch(i, segments, used, stitch_name(anchors, segments)) for i, (segments, used) in numbered)
     return StitchPlan(anchors, tuple(layers), found)
 
 
