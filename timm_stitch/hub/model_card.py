@@ -253,11 +253,8 @@ def plain_text(text: Any) -> str:
     line = re.sub(r"[\x00-\x20\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+", " ", str(text)[:1024]).strip()
     if _PLAIN.fullmatch(line) and "www." not in line and not re.search(r"(?<!\w)_|_(?!\w)", line):
         return line
-    return (
-        re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
-        .replace("\\&amp\\;", "&amp;")
-        .replace("\\&lt\\;", "&lt;")
-    )
+    line = line.replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\`*_\[\]!|~$@>{}]|^[#+=-]|:(?=//)|(?<=www)\.", r"\\\g<0>", line)
 
 
 def _is_repo(name: Any) -> bool:
