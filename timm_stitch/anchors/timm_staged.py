@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .view import View, inner
+from .view import View, child, inner
 
 
 class StagedView(View):
@@ -38,11 +38,10 @@ class StagedView(View):
         self.reductions = (stem_reduction, *(reduction for blocks, _, reduction in stages for _ in blocks))
 
     def modules(self, index: int) -> tuple[nn.Module, ...]:
-        return tuple(self.anchor.get_submodule(name) for name in self._parts[index])
+        return tuple(child(self.anchor, name) for name in self._parts[index])
 
     def block(self, index: int) -> nn.Module:
-        block: nn.Module = self.anchor.get_submodule(self.block_name(index))
-        return block
+        return child(self.anchor, self.block_name(index))
 
     def block_names(self, index: int) -> tuple[str, ...]:
         return self._parts[index]

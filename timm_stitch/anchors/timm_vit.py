@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .view import View, anchor_name
+from .view import View, anchor_name, child, with_hook
 
 
 class TransformerView(View):
@@ -42,7 +42,9 @@ class TransformerView(View):
 
     def stem(self, x: Tensor) -> Tensor:
         model = self.anchor
-        h: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        h: Tensor = model.patch_embed(x)
+        h = with_hook(model, model._pos_embed, h) if "_hf_hook" in model.__dict__ else model._pos_embed(h)
+        h = model.norm_pre(model.patch_drop(h))
         return h
 
     @property
@@ -51,12 +53,14 @@ class TransformerView(View):
         return count + self.prefix_tokens if count else None
 
     def block(self, index: int) -> nn.Module:
-        block: nn.Module = self.anchor.blocks._modules[str(index)]
-        return block
+        return child(self.anchor, self._blocks[index])
 
     def row(self, start: int, stop: int) -> list[nn.Module]:
         blocks = self.anchor.blocks._modules  # looked up once: this is in every forward pass
-        return [blocks[str(index)] for index in range(start, stop)]
+        try:
+            return [blocks[str(index)] for index in range(start, stop)]
+        except KeyError:
+            return [child(self.anchor, name) for name in self._blocks[start:stop]]  # says what is missing
 
     def _norm(self, h: Tensor) -> Tensor:
         h = self.anchor.norm(h)
@@ -85,13 +89,16 @@ class TransformerView(View):
 
     def _own_prefix(self) -> Tensor:
         """What the stem puts before the patch tokens, (1, prefix_tokens, C)."""
+        normed: Tensor = self.anchor.norm_pre(with_hook(self.anchor, self._unnormed_prefix))
+        return normed
+
+    def _unnormed_prefix(self) -> Tensor:
         model = self.anchor
         names = ("cls_token", "dist_token", "reg_token")
         own = torch.cat([t for t in (getattr(model, name, None) for name in names) if t is not None], dim=1)
         if model.pos_embed is not None and not getattr(model, "no_embed_class", False):
             own = own + model.pos_embed[:, : self.prefix_tokens]
-        normed: Tensor = model.norm_pre(own)
-        return normed
+        return own
 
     def prefix_names(self) -> tuple[str, ...]:
         embedded = () if getattr(self.anchor, "no_embed_class", False) else ("pos_embed",)

@@ -25,7 +25,7 @@ from .meta_device import meta_copy
 from .tracing.partition import Span
 from .tracing.partitioner import partition
 from .tracing.recording import DEVICE
-from .view import Context, View, anchor_name, shallow
+from .view import Context, View, anchor_name, child, shallow
 
 
 class Slice(nn.Module):
@@ -103,19 +103,7 @@ class TracedView(View):
             None if span is None else Slice(anchor, span) for span in (found.norm, found.head)
         )
         self._slices = tuple(Slice(anchor, span) for span in found.blocks)
-        self._modules_of = tuple(self._alone(block) for block in self._slices)
-
-    def _alone(self, block: Slice) -> nn.Module:
-        """A slice, or the model's own module where the slice is that and nothing else."""
-        if len(block.span.steps) == 1 and not block.span.sides:
-            _, step = block.span.steps[0]
-            if step.kind == "module" and not step.kwargs and len(step.args) == 1:
-                try:
-                    module: nn.Module = self.anchor.get_submodule(step.target)
-                    return module
-                except AttributeError:
-                    return block
-        return block
+        self._alone = tuple(_only_module(block) for block in self._slices)
 
     def layout_at(self, boundary: int) -> str:
         return self._layouts[boundary]
@@ -132,12 +120,21 @@ class TracedView(View):
         return _call(self._stem, x, *self._side_inputs(self._stem, x))
 
     def block(self, index: int) -> nn.Module:
-        return self._modules_of[index]
+        name = self._alone[index]
+        if name is None or (self.is_partial and not self.holds(index)):
+            return self._slices[index]
+        return child(self.anchor, name)  # looked up when called: it may have been replaced
 
     def run(self, h: Tensor, start: int, stop: int, context: Context) -> Tensor:
         for index in range(start, stop):
-            block, sides = self._modules_of[index], self._side_inputs(self._slices[index], context.images)
-            h = checkpoint(block, h, *sides) if context.checkpointed else _call(block, h, *sides)
+            name = self._alone[index]
+            if name is not None:
+                module = child(self.anchor, name)  # as it is now: it may have been replaced
+                h = checkpoint(module, h) if context.checkpointed else module(h)
+            else:
+                block = self._slices[index]
+                sides = self._side_inputs(block, context.images)
+                h = checkpoint(block, h, *sides) if context.checkpointed else _call(block, h, *sides)
         return h
 
     def _side_inputs(self, block: Slice, image: Tensor) -> tuple[Any, ...]:
@@ -246,6 +243,12 @@ class TracedView(View):
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
+    def on(self, anchor: nn.Module) -> View:
+        twin = super().on(anchor)
+        assert isinstance(twin, TracedView)
+        twin._bind(anchor)
+        return twin
+
     def holds(self, index: int) -> bool:
         for name in self.block_names(index):
             module: Any = self.anchor
@@ -255,6 +258,15 @@ class TracedView(View):
                 if module is None:
                     return False
         return True
+
+
+def _only_module(block: Slice) -> str | None:
+    """The name of the model's own module where a slice is that and nothing else."""
+    if len(block.span.steps) == 1 and not block.span.sides:
+        _, step = block.span.steps[0]
+        if step.kind == "module" and not step.kwargs and len(step.args) == 1:
+            return str(step.target)
+    return None
 
 
 def _call(module: nn.Module, *args: Any) -> Tensor:

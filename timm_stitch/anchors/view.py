@@ -16,7 +16,7 @@ Imports torch and timm.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from timm.models import checkpoint
@@ -117,7 +117,12 @@ class View:
 
     def head(self, h: Tensor, pre_logits: bool = False) -> Tensor:
         """Normed activation to logits (B, num_classes), or to what enters the classifier."""
-        return self._head(h, pre_logits) if self.has_head else h
+        if not self.has_head:
+            return h
+        if "_hf_hook" in self.anchor.__dict__:
+            h = with_hook(self.anchor, self._head, h, pre_logits)
+            return h
+        return self._head(h, pre_logits)
 
     def _norm(self, h: Tensor) -> Tensor:
         raise NotImplementedError
@@ -197,6 +202,12 @@ class View:
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
+    def on(self, anchor: nn.Module) -> View:
+        """The same view of another copy of the anchor: a replica of it."""
+        twin = copy.copy(self)
+        twin.anchor = anchor
+        return twin
+
     def like_last(self, index: int) -> bool:
         """Whether what leaves block `index` has the channels and the resolution of the last block."""
         end = self.widths[-1], self.reductions[-1]
@@ -253,6 +264,50 @@ def _own_shell(module: nn.Module | None) -> nn.Module | None:
     twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
     twin._modules = {name: _own_shell(child) for name, child in module._modules.items()}
     return twin
+
+
+def child(model: nn.Module, name: str) -> nn.Module:
+    """The submodule of a dotted name, as it is now; through `_modules`, so that no wrapper on the way is passed by.
+
+    Raises:
+        ValueError: if it is not there: a module on the way was replaced by one that is made in another way.
+    """
+    module: Any = model
+    if name:
+        try:
+            for atom in name.split("."):
+                module = module._modules[atom]
+        except (KeyError, AttributeError):
+            raise _replaced(model, name) from None
+    found: nn.Module = module
+    return found
+
+
+def _replaced(model: nn.Module, name: str) -> ValueError:
+    """That the submodule of a name is not there, and what is in its place."""
+    module, way = model, []
+    for atom in name.split("."):
+        below = module._modules.get(atom)
+        if below is None:
+            break
+        module, way = below, [*way, atom]
+    return ValueError(
+        f"{anchor_name(model)!r} has no {name!r} any more: {'.'.join(way) or 'the model'} is now a "
+        f"{type(module).__name__}, or what was in it was removed. Replace {name!r} itself, or stitch again after "
+        "replacing."
+    )
+
+
+def with_hook(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
+    """Call what uses tensors of a module outside of the module's own call, with Accelerate's hook around it.
+
+    The hook brings the module's tensors to where they are used, and takes them away again.
+    """
+    hook: Any = module.__dict__.get("_hf_hook")
+    if hook is None:
+        return function(*args)
+    args, kwargs = hook.pre_forward(module, *args)
+    return hook.post_forward(module, function(*args, **kwargs))
 
 
 def inner(module: nn.Module | None, name: str) -> nn.Module | None:

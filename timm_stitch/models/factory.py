@@ -21,6 +21,7 @@ from ..anchors.timm_compat import resolve_pretrained_cfg
 from ..hub.json_files import check_arguments, recall
 from ..network.network import SNNet
 from ..network.stitching import stitch
+from ..network.timm_model import Features
 from ..network.weights import glance
 from ..plan.costs import PublishedCount
 from .checkpoints import adapt, reading
@@ -70,7 +71,7 @@ def create_snnet(
         pretrained_cfg=cfg_arg,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=partial(adapt, stitched_norm=asked),
-        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        feature_cfg={"out_indices": None, "feature_cls": Features},
         **kwargs,
     )
     model = reading(cfg, build)

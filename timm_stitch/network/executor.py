@@ -36,6 +36,25 @@ class Executor:
     def __init__(self, views: Sequence[View], layers: nn.ModuleList, stitched_norm: bool) -> None:
         self.views, self.layers, self.stitched_norm = list(views), layers, stitched_norm
 
+    def on(self, anchors: Sequence[nn.Module], layers: nn.ModuleList) -> Executor:
+        """The same on copies of the anchors and layers: those of a replica."""
+        views = [view.on(anchor) for view, anchor in zip(self.views, anchors, strict=True)]
+        return Executor(views, layers, self.stitched_norm)
+
+    def check_anchors(self, stitch: Stitch, anchors: nn.ModuleList) -> None:
+        """Refuse to run past an anchor that was put in the place of the one that was stitched.
+
+        Raises:
+            ValueError: naming both.
+        """
+        for segment in stitch.segments:
+            opened, now = self.views[segment.anchor].anchor, anchors._modules[str(segment.anchor)]
+            if now is not opened:
+                raise ValueError(
+                    f"anchors.{segment.anchor} was a {type(opened).__name__} when stitched and is now a "
+                    f"{type(now).__name__}, which would not run: stitch again with it, or replace modules inside."
+                )
+
     def features(self, stitch: Stitch, context: Context) -> Tensor:
         """From images to what enters the head."""
         views, segments = self.views, stitch.segments

@@ -12,6 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -201,6 +202,7 @@ class SNNet(TimmModel):
         self.executor.check_images(x, stitch, self.in_chans)
         if self._stitch_hooks:
             self._notify(stitch, len(x))
+        self.executor.check_anchors(stitch, self.anchors)
         return self.executor.features(stitch, Context(x, self.grad_checkpointing))
 
     def _mark(self, features: Tensor, stitch_id: Any) -> Tensor:
@@ -325,6 +327,13 @@ class SNNet(TimmModel):
         recorded = {"plan": self.plan.to_dict()} if "plan" in getattr(self, "_model_args", {}) else {"rank": 0}
         update_model_args(self, **recorded)
         return self
+
+    def _replicate_for_data_parallel(self) -> Any:
+        """A replica of `nn.DataParallel`: its executor is made at first use, when it has its own anchors."""
+        replica: Any = super()._replicate_for_data_parallel()
+        replica.__class__ = _replica_of(type(self))
+        replica._of = replica.__dict__.pop("executor")
+        return replica
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` gets: the current stitch alone, as a graph of the anchors' own modules."""
@@ -471,6 +480,19 @@ class SNNet(TimmModel):
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
         if prefix + EXTRA_STATE in missing:
             missing.remove(prefix + EXTRA_STATE)
+
+
+@cache
+def _replica_of(kind: type[SNNet]) -> type[SNNet]:
+    """The class of the replicas of a network: the same, with an executor that is made when it is first used."""
+
+    def executor(replica: Any) -> Executor:
+        original: Executor = replica._of
+        return original.on(list(replica.anchors._modules.values()), replica.stitching_layers)
+
+    made = cached_property(executor)
+    made.__set_name__(kind, "executor")
+    return type(kind.__name__, (kind,), {"executor": made})
 
 
 def _parameters(model: nn.Module) -> list[Tensor]:

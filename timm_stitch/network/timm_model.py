@@ -199,21 +199,21 @@ class TimmModel(nn.Module):
             self.num_classes = 0
         return take
 
-    def backbone(self, stitch_id: int | None = None, out_indices: int | Sequence[int] = 3) -> FeatureGetterNet:
+    def backbone(self, stitch_id: int | None = None, out_indices: int | Sequence[int] | None = None) -> Features:
         """The feature maps of one stitch, for a detection or segmentation head; as timm's `features_only`.
 
         Several backbones of one network share its weights.
 
         Args:
             stitch_id: which, for good; default the one that is set.
-            out_indices: entries of the stitch's `feature_info`, or how many of the last.
+            out_indices: entries of the stitch's `feature_info`, or how many of the last; default every level of a
+                staged network, and the last three blocks of others, as timm's own models give.
 
         Returns:
             A module from images (B, C, H, W) to a list of maps (B, channels, H', W'), with timm's `feature_info`
             (`channels()`, `reduction()`).
         """
-        wanted = out_indices if isinstance(out_indices, int) else tuple(out_indices)
-        return FeatureGetterNet(self.extract(stitch_id), wanted)
+        return Features(self.extract(stitch_id), out_indices)
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         """The classifiers of all anchors, fastest first; of an anchor with two heads (distilled) both."""
@@ -288,6 +288,22 @@ class TimmModel(nn.Module):
 
     def _present(self) -> list[tuple[int, Any]]:
         return [(i, anchor) for i, anchor in enumerate(self.anchors) if anchor is not None]
+
+
+class Features(FeatureGetterNet):
+    """timm's module around a model for its feature maps, with a default that looks at the network.
+
+    Args:
+        model: the network.
+        out_indices: as timm's; None for every level of a staged network, and the last three blocks of others.
+        **kwargs: as timm's.
+    """
+
+    def __init__(self, model: TimmModel, out_indices: int | Sequence[int] | None = None, **kwargs: Any) -> None:
+        levels = [info["reduction"] for info in model.feature_info]
+        default = len(levels) if len(set(levels)) > 1 else 3
+        wanted = default if out_indices is None else out_indices
+        super().__init__(model, wanted if isinstance(wanted, int) else tuple(wanted), **kwargs)
 
 
 def _as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
