@@ -285,7 +285,8 @@ def child(model: nn.Module, name: str) -> nn.Module:
 
 def _replaced(model: nn.Module, name: str) -> ValueError:
     """That the submodule of a name is not there, and what is in its place."""
-    module, way = model, []
+    module: nn.Module = model
+    way: list[str] = []
     for atom in name.split("."):
         below = module._modules.get(atom)
         if below is None:

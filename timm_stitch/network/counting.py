@@ -169,8 +169,7 @@ def _anchor_costs(
     norm_macs = head_macs = 0
     if ("head", number, 1) in steps or ("head", number, 2) in steps:
         last = activations[number, view.depth]
-        if under(names["norm"]):
-            norm_macs, last = _macs(partial(view.norm, last))
+        norm_macs, last = _macs(partial(view.norm, last))  # also where it has no weights and only turns the layout
         head_macs, _ = _macs(partial(view.head, last))
     return AnchorCosts(
         Cost(stem_macs, _params(under(names["stem"]))),

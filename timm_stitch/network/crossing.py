@@ -17,9 +17,7 @@ from ..anchors.view import Context, View
 from ..plan.stitch_plan import StitchPlan
 
 
-def cross(
-    layer: nn.Module, h: Tensor, front: View, leave: int, back: View, enter: int, context: Context
-) -> Tensor:
+def cross(layer: nn.Module, h: Tensor, front: View, leave: int, back: View, enter: int, context: Context) -> Tensor:
     """Carry what leaves one segment into the next through a stitching layer.
 
     Args:
@@ -43,8 +41,8 @@ def cross(
 
 def _of_last(layer: nn.Module, h: Tensor) -> Tensor:
     """A layer on an activation whose channels are last."""
-    h = layer(h)
-    return h
+    mapped: Tensor = layer(h)
+    return mapped
 
 
 def _of_map(layer: nn.Module, h: Tensor) -> Tensor:
@@ -55,7 +53,8 @@ def _of_map(layer: nn.Module, h: Tensor) -> Tensor:
     """
     height, width = h.shape[-2], h.shape[-1]
     mapped: Tensor = layer(h.flatten(2).transpose(1, 2))
-    return mapped.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+    spatial: Tensor = mapped.transpose(1, 2).unflatten(2, (height, width))
+    return spatial.contiguous()
 
 
 def aligned(

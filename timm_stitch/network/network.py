@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -482,7 +482,9 @@ class SNNet(TimmModel):
             missing.remove(prefix + EXTRA_STATE)
 
 
-@cache
+_replicas: dict[type, type["SNNet"]] = {}  # classes, made once
+
+
 def _replica_of(kind: type[SNNet]) -> type[SNNet]:
     """The class of the replicas of a network: the same, with an executor that is made when it is first used."""
 
@@ -490,9 +492,9 @@ def _replica_of(kind: type[SNNet]) -> type[SNNet]:
         original: Executor = replica._of
         return original.on(list(replica.anchors._modules.values()), replica.stitching_layers)
 
-    made = cached_property(executor)
-    made.__set_name__(kind, "executor")
-    return type(kind.__name__, (kind,), {"executor": made})
+    if kind not in _replicas:
+        _replicas[kind] = type(kind.__name__, (kind,), {"executor": cached_property(executor)})
+    return _replicas[kind]
 
 
 def _parameters(model: nn.Module) -> list[Tensor]:
