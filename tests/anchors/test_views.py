@@ -127,7 +127,7 @@ def test_there_are_three_cuts_or_more(opened: tuple) -> None:
     _, part, *_ = opened
     assert part.depth >= 4
     if isinstance(part, TracedView):
-        assert part._partition.middle >= 3
+        assert part._usual.partition.middle >= 3
     assert len(part.widths) == len(part.reductions) == part.depth + 1
     assert all(b >= a for a, b in zip(part.reductions, part.reductions[1:], strict=False))
 

@@ -173,7 +173,9 @@ def test_what_cannot_be_a_space(folder, capsys):
     said = capsys.readouterr().err
     assert "is a folder, and a Space loads from the Hub: push it first" in said
     assert said.count("\n") == 1
-    with pytest.raises(ValueError, match="'page' is neither a folder nor a repository of the Hub: expected 'user/name'"):
+    with pytest.raises(
+        ValueError, match="'page' is neither a folder nor a repository of the Hub: expected 'user/name'"
+    ):
         push_space("acme/net", "page")
 
 

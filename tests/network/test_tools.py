@@ -1,54 +1,303 @@
-"""What other tools do to a network, beside the same done to a plain timm model."""
+"""Tools that people use on any model: each beside what it does to a plain timm model."""
 
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import accelerate
 import pytest
 import timm
 import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointWrapper,
+    apply_activation_checkpointing,
+)
 
 import timm_stitch
+from timm_stitch.anchors.auto import view_of
 
-IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def vits():
-    sizes = {"num_heads": 2, "depth": 4, "img_size": 32, "patch_size": 8, "num_classes": 10}
-    return [timm.create_model("vit_tiny_patch16_224", embed_dim=width, **sizes).eval() for width in (32, 64)]
+VIT = {"num_heads": 2, "depth": 4, "img_size": 32, "patch_size": 8, "num_classes": 10}
 
 
-def staged():
-    return [timm.create_model(name, num_classes=10).eval() for name in ("test_convnext", "test_convnext2")]
+def vits() -> list[nn.Module]:
+    return [timm.create_model("vit_tiny_patch16_224", embed_dim=w, **VIT).eval() for w in (32, 64)]
 
 
-def replica(network):
-    """What torch.nn.parallel.replicate makes for one device, with copies in place of another device's tensors."""
-    twins = {module: module._replicate_for_data_parallel() for module in network.modules()}
+def convnexts() -> list[nn.Module]:
+    return [timm.create_model(n, num_classes=10).eval() for n in ("test_convnext", "test_convnext2")]
+
+
+def of_two_kinds() -> list[nn.Module]:
+    return [timm.create_model(n, num_classes=10, img_size=64).eval() for n in ("test_vit", "test_vit2")]
+
+
+STAGED = [
+    ("convnext_atto", "convnext_femto"),
+    ("resnet10t", "resnet14t"),
+    ("regnetx_002", "regnety_002"),
+    ("mobilenetv3_small_050", "mobilenetv3_small_075"),
+]
+KINDS = {"vit": (vits, 32), "convnext": (convnexts, 64), "other_vit": (of_two_kinds, 64)}
+
+
+def replica(net: nn.Module) -> Any:
+    """What torch.nn.parallel.replicate makes, with copies in place of another device's tensors."""
+    twins: dict[nn.Module, Any] = {m: m._replicate_for_data_parallel() for m in net.modules()}
     for module, twin in twins.items():
         twin._former_parameters = {}
-        for name, child in module._modules.items():
-            twin._modules[name] = None if child is None else twins[child]
+        for name, inner in module._modules.items():
+            twin._modules[name] = None if inner is None else twins[inner]
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 setattr(twin, name, parameter.detach().clone().requires_grad_())
-    return twins[network]
+    return twins[net]
 
 
-@pytest.mark.parametrize("anchors", [vits, staged])
-def test_replicas_of_data_parallel_run_their_own_anchors(anchors):
-    models = anchors()
-    net = timm_stitch.stitch(models).eval()
-    images = IMAGES if anchors is vits else torch.randn(2, 3, 64, 64)
-    for whole, args in ((models[1], {}), (net, {"stitch_id": 2})):
-        twin = replica(whole)
-        out = twin(images, **args)
-        assert torch.equal(out, whole(images, **args))
+def ran(net: nn.Module, kind: type[nn.Module]) -> list[int]:
+    """A list that grows whenever a module of a kind runs."""
+    found: list[int] = []
+    for module in net.modules():
+        if isinstance(module, kind):
+            module.register_forward_pre_hook(lambda *_: found.append(1))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_stitching_layers_are_called_as_linear_layers(kind: str) -> None:
+    class Adapted(nn.Module):  # what peft puts in the place of a linear layer
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base, self.extra = base, nn.Linear(base.in_features, base.out_features)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape[-1] == self.base.in_features
+            y: torch.Tensor = self.base(x) + self.extra(x)
+            return y
+
+    make, size = KINDS[kind]
+    net, x = timm_stitch.stitch(make()), torch.randn(2, 3, size, size)
+    stitched = [s.stitch_id for s in net.plan if not s.is_anchor]
+    before = [net(x, stitch_id=k) for k in stitched]
+    for number, layer in enumerate(net.stitching_layers):
+        assert isinstance(layer, nn.Linear)
+        net.stitching_layers[number] = Adapted(layer)
+    assert not any(torch.equal(net(x, stitch_id=k), y) for k, y in zip(stitched, before, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["vit", "convnext"])
+def test_peft_adapts_every_linear_layer(kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    make, size = KINDS[kind]
+    net, x = timm_stitch.stitch(make()).eval(), torch.randn(2, 3, size, size)
+    expected = {k: net(x, stitch_id=k) for k in net.stitch_ids}
+    adapted = peft.get_peft_model(net, peft.LoraConfig(target_modules="all-linear"))
+    assert all(hasattr(layer, "lora_A") for layer in net.stitching_layers)
+    for k, y in expected.items():  # an adapter begins as nothing
+        torch.testing.assert_close(adapted(x, stitch_id=k), y)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replaced_blocks_run(kind: str) -> None:
+    make, size = KINDS[kind]
+    models = make()
+    view = view_of(models[1])
+    block = type(view.block(1))
+    net, x = timm_stitch.stitch(models), torch.randn(2, 3, size, size)
+    apply_activation_checkpointing(net, check_fn=lambda m: isinstance(m, block))
+    found, k = ran(net, CheckpointWrapper), net.plan.anchor_id(1)
+    net(x, stitch_id=k)
+    ours = len(found)
+    found.clear()
+    models[1](x)
+    assert ours == len(found) > 0
+    before = net(x, stitch_id=k)
+    name = net.views[1].block_name(2)
+    owner, _, leaf = name.rpartition(".")
+    models[1].get_submodule(owner)._modules[leaf] = nn.Identity()
+    after = net(x, stitch_id=k)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, models[1](x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "holder"), [("vit", "blocks"), ("convnext", "stages.1"), ("convnext", "stages"), ("other_vit", "blocks")]
+)
+def test_what_holds_the_blocks_may_not_be_replaced_in_silence(kind: str, holder: str) -> None:
+    make, size = KINDS[kind]
+    net = timm_stitch.stitch(make())
+    owner, _, leaf = f"anchors.1.{holder}".rpartition(".")
+    holding = net.get_submodule(owner)
+    holding._modules[leaf] = nn.Sequential(holding._modules[leaf])
+    with pytest.raises(ValueError, match=rf"has no '{holder}.* any more: {holder}.* is now a .*or stitch again"):
+        net(torch.randn(1, 3, size, size), stitch_id=net.plan.anchor_id(1))
+
+
+def test_a_replaced_anchor_is_refused() -> None:
+    net = timm_stitch.stitch(vits())
+    net.anchors[1] = nn.Sequential(net.anchors[1])
+    with pytest.raises(ValueError, match=r"anchors.1 was a VisionTransformer when stitched and is now a Sequential"):
+        net(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replicas_run_their_own_anchors(kind: str) -> None:
+    make, size = KINDS[kind]
+    net, x = timm_stitch.stitch(make()).eval(), torch.randn(2, 3, size, size)
+    other = replica(net)
+    for k in net.stitch_ids:
+        out = other(x, stitch_id=k)
+        assert torch.equal(out, net(x, stitch_id=k))
         out.sum().backward()
-        assert all(parameter.grad is None for parameter in whole.parameters())
+        assert not any(p.grad is not None for p in net.parameters())
 
 
-def test_parametrised_modules_can_be_extracted():
-    anchors = vits()
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_offloaded_weights_are_brought_where_they_are_used(kind: str) -> None:
+    make, size = KINDS[kind]
+    net, x = timm_stitch.stitch(make()).eval(), torch.randn(2, 3, size, size)
+    expected = {k: net(x, stitch_id=k) for k in net.stitch_ids}
+    away = copy.deepcopy(net)
+    accelerate.cpu_offload(away, torch.device("cpu"))
+    assert all(p.is_meta for p in away.parameters())
+    for k, y in expected.items():
+        assert torch.equal(away(x, stitch_id=k), y)
+    assert all(p.is_meta for p in away.parameters())
+
+
+@pytest.mark.parametrize("anchors", STAGED)
+@torch.no_grad()
+def test_features_of_staged_networks_are_of_every_level(anchors: tuple[str, ...]) -> None:
+    models = [timm.create_model(name).eval() for name in anchors]
+    x = torch.randn(1, 3, 64, 64)
+    for k, model in ((0, models[0]), (1, models[1])):
+        net = timm_stitch.stitch(models, kernel_size=1).eval()
+        plain = timm.create_model(anchors[k], features_only=True).eval()
+        ours = net.backbone(net.plan.anchor_id(k))
+        assert ours.feature_info.reduction() == plain.feature_info.reduction()
+        assert ours.feature_info.channels() == plain.feature_info.channels()
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(ours(x), model.forward_intermediates(x, intermediates_only=True), strict=True)
+        )
+    named = timm.create_model("snnet", anchors=list(anchors), kernel_size=1, features_only=True)
+    assert named.feature_info.reduction() == timm.create_model(anchors[0], features_only=True).feature_info.reduction()
+
+
+def test_segmentation_models_take_staged_networks() -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    unet = smp.Unet("tu-snnet_resnet_18_50", encoder_weights=None, classes=3)
+    assert unet(torch.randn(2, 3, 64, 64)).shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("name", ["test_vit3", "cait_xxs24_224", "tiny_vit_5m_224"])
+def test_costs_of_anchors_with_unusual_heads(name: str) -> None:
+    with torch.device("meta"):
+        net = timm_stitch.stitch([timm.create_model(name), timm.create_model(name)], kernel_size=1)
+    rows = {row["stitch_id"]: row for row in net.stitch_table()}
+    assert rows[0]["macs"] == rows[net.plan.anchor_id(1)]["macs"] > 0
+    assert rows[0]["params"] == sum(p.numel() for p in net.anchors[0].parameters())
+
+
+@torch.no_grad()
+def test_parametrised_modules_can_be_extracted() -> None:
+    anchors, x = vits(), torch.randn(2, 3, 32, 32)
     for anchor in anchors:
         torch.nn.utils.parametrizations.weight_norm(anchor.head)
     net = timm_stitch.stitch(anchors).eval()
-    assert torch.equal(net.extract(2)(IMAGES), net(IMAGES, stitch_id=2))
-    assert torch.equal(net.extract(2, copy=True)(IMAGES), net(IMAGES, stitch_id=2))
-    assert len(net.backbone(2)(IMAGES)) == 3
+    assert torch.equal(net.extract(2)(x), net(x, stitch_id=2))
+    assert torch.equal(net.extract(2, copy=True)(x), net(x, stitch_id=2))
+    assert len(net.backbone(2)(x)) == 3
+
+
+@torch.no_grad()
+def test_one_classifier_stands_for_all_where_it_is_changed() -> None:
+    net = timm_stitch.stitch(vits())
+    before = [head.weight.clone() for head in net.get_classifier()]
+    net.get_classifier().weight.mul_(0.5)  # as timm's train.py --head-init-scale
+    nn.init.constant_(net.get_classifier().bias, -3.0)
+    for head, old in zip(net.get_classifier(), before, strict=True):
+        assert torch.equal(head.weight, old / 2)
+        assert (head.bias == -3).all()
+    assert net.get_classifier().in_features == 64
+    assert net.set_stitch(0).get_classifier().in_features == 32
+    assert net.get_classifier().weight.shape == (10, 32)
+    assert len(list(net.get_classifier().parameters())) == 4
+    assert isinstance(copy.deepcopy(net.get_classifier()), tuple)
+
+
+@torch.no_grad()
+def test_anchors_of_varying_sizes_take_them_as_the_plain_ones_do() -> None:
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("eva02_tiny_patch14_224", {"num_heads": 2, "depth": 4, "dynamic_img_size": True}),
+        ("vit_tiny_patch16_224", {"num_heads": 2, "depth": 4, "dynamic_img_size": True}),
+    ]
+    for name, options in kinds:
+        models = [timm.create_model(name, embed_dim=w, num_classes=10, **options).eval() for w in (32, 64)]
+        patch = models[0].patch_embed.patch_size[0]
+        net = timm_stitch.stitch(models).eval()
+        anchors, alone = (net.plan.anchor_id(0), net.plan.anchor_id(1)), net.extract(2)
+        for size in ((6, 4), (5, 5)):
+            x = torch.randn(2, 3, size[0] * patch, size[1] * patch)
+            for model, k in zip(models, anchors, strict=True):
+                assert torch.equal(net(x, stitch_id=k), model(x)), name
+            assert torch.equal(net(x, stitch_id=2), alone(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hooks_on_an_anchor_fire(kind: str) -> None:
+    make, size = KINDS[kind]
+    net, x = timm_stitch.stitch(make()).eval(), torch.randn(2, 3, size, size)
+    expected = {k: net(x, stitch_id=k) for k in net.stitch_ids}
+    seen: list[Any] = []
+    for anchor in net.anchors:
+        anchor.register_forward_pre_hook(lambda module, args: seen.append((type(module).__name__, args[0].shape[1:])))
+        anchor.register_forward_hook(lambda module, args, out: seen.append(out))
+    for k, y in expected.items():
+        seen.clear()
+        assert torch.equal(net(x, stitch_id=k), y)
+        assert len(seen) == 2 * len(net.plan[k].segments)
+        assert seen[0][0] == type(net.anchors[0]).__name__
+        assert seen[0][1] == x.shape[1:]
+        assert torch.equal(seen[-1], y)
+
+
+def test_anchors_of_any_size_take_the_size_that_is_set() -> None:
+    net = timm_stitch.stitch([timm.create_model(name, num_classes=5) for name in ("resnet18", "resnet34")])
+    before = net.stitch_table()[0]["macs"]
+    net.remember([{"stitch_id": 0, "top1": 70.0}])
+    net.set_input_size(64)
+    assert net.image_size == (64, 64)
+    assert net.stitch_table()[0]["macs"] < before / 10
+    assert "top1" not in net.stitch_table()[0]  # it was measured at the other size
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@torch.no_grad()
+def test_scripted_vits_take_every_size_that_the_plain_ones_take() -> None:
+    models = [
+        timm.create_model("vit_tiny_patch16_224", embed_dim=w, **VIT, dynamic_img_size=True).eval() for w in (32, 64)
+    ]
+    net = timm_stitch.stitch(models, stitch_id=2).eval()
+    scripted, plain = torch.jit.script(net), torch.jit.script(models[1])
+    for size in ((32, 32), (48, 40)):
+        x = torch.randn(2, 3, *size)
+        assert torch.equal(scripted(x), net(x))
+        assert torch.equal(plain(x), models[1](x))
+
+
+@pytest.mark.parametrize("names", [("fastvit_t8", "fastvit_t12"), ("repvit_m0_9", "repvit_m1_0")])
+@torch.no_grad()
+def test_reparameterised_anchors_run(names: tuple[str, str]) -> None:
+    net = timm_stitch.stitch([timm.create_model(name, num_classes=10) for name in names]).eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+    x = torch.randn(2, 3, 64, 64)
+    expected = net(x, stitch_id=2)
+    fewer = timm.utils.model.reparameterize_model(copy.deepcopy(net))
+    assert len(list(fewer.parameters())) < len(list(net.parameters()))
+    torch.testing.assert_close(fewer(x, stitch_id=2), expected)

@@ -17,8 +17,8 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from .modules import drop_hooks
 from .timm_compat import reinit_non_persistent_buffers
-from .view import drop_hooks
 
 Module = TypeVar("Module", bound=nn.Module)
 

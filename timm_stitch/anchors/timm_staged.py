@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .view import View, inner
+from .modules import child, inner
+from .view import View
 
 
 class StagedView(View):
@@ -38,11 +39,10 @@ class StagedView(View):
         self.reductions = (stem_reduction, *(reduction for blocks, _, reduction in stages for _ in blocks))
 
     def modules(self, index: int) -> tuple[nn.Module, ...]:
-        return tuple(self.anchor.get_submodule(name) for name in self._parts[index])
+        return tuple(child(self.anchor, name) for name in self._parts[index])
 
     def block(self, index: int) -> nn.Module:
-        block: nn.Module = self.anchor.get_submodule(self.block_name(index))
-        return block
+        return child(self.anchor, self.block_name(index))
 
     def block_names(self, index: int) -> tuple[str, ...]:
         return self._parts[index]
@@ -189,7 +189,10 @@ class ResNetView(StagedView):
             )
             for layer, info in infos.items()
         ]
-        super().__init__(anchor, anchor.feature_info[0]["num_chs"], infos["layer1"]["reduction"], stages)
+        early = anchor.feature_info[0]
+        super().__init__(anchor, early["num_chs"], infos["layer1"]["reduction"], stages)
+        if early["reduction"] < self.reductions[0]:
+            self.early = early["module"], early["num_chs"], early["reduction"]
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -203,9 +206,12 @@ class ResNetView(StagedView):
         )
 
     def stem(self, x: Tensor) -> Tensor:
+        return self.stem_in_two(x)[1]
+
+    def stem_in_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
         model = self.anchor
-        h: Tensor = model.maxpool(model.act1(model.bn1(model.conv1(x))))
-        return h
+        early = model.act1(model.bn1(model.conv1(x)))
+        return early, model.maxpool(early)
 
     def _norm(self, h: Tensor) -> Tensor:
         return h

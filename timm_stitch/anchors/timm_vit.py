@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from .view import View, anchor_name
+from .modules import anchor_name, child, shallow, with_hook
+from .view import View
 
 
 class TransformerView(View):
@@ -28,7 +29,7 @@ class TransformerView(View):
         self.reductions = (anchor.feature_info[0]["reduction"],) * (self.depth + 1)  # of hybrids not the patch size
         self.prefix_tokens = anchor.num_prefix_tokens
         self._pads = bool(getattr(anchor.patch_embed, "dynamic_img_pad", False))
-        self._blocks = tuple(f"blocks.{name}" for name in anchor.blocks._modules)
+        self._numbers = tuple(anchor.blocks._modules)
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -42,8 +43,19 @@ class TransformerView(View):
 
     def stem(self, x: Tensor) -> Tensor:
         model = self.anchor
-        h: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        if isinstance(x, fx.Proxy) and self.image_size is None:
+            alone: Tensor = self._stem_alone()(x)  # what it does depends on the size, which torch.fx cannot follow
+            return alone
+        h: Tensor = model.patch_embed(x)
+        h = with_hook(model, model._pos_embed, h) if "_hf_hook" in model.__dict__ else model._pos_embed(h)
+        h = model.norm_pre(model.patch_drop(h))
         return h
+
+    def _stem_alone(self) -> nn.Module:
+        """The stem as a module that TorchScript compiles as it does the model."""
+        twin = shallow(self.anchor, set(self.names()["stem"]))
+        twin.__class__ = type("Stem", (type(self.anchor),), {"forward": _stem_of})
+        return twin
 
     @property
     def tokens(self) -> int | None:
@@ -51,12 +63,14 @@ class TransformerView(View):
         return count + self.prefix_tokens if count else None
 
     def block(self, index: int) -> nn.Module:
-        block: nn.Module = self.anchor.blocks._modules[str(index)]
-        return block
+        return child(self.anchor, self.block_name(index))
 
     def row(self, start: int, stop: int) -> list[nn.Module]:
         blocks = self.anchor.blocks._modules  # looked up once: this is in every forward pass
-        return [blocks[str(index)] for index in range(start, stop)]
+        try:
+            return [blocks[number] for number in self._numbers[start:stop]]
+        except KeyError:
+            return [self.block(index) for index in range(start, stop)]  # says what is missing
 
     def _norm(self, h: Tensor) -> Tensor:
         h = self.anchor.norm(h)
@@ -85,21 +99,29 @@ class TransformerView(View):
 
     def _own_prefix(self) -> Tensor:
         """What the stem puts before the patch tokens, (1, prefix_tokens, C)."""
+        normed: Tensor = self.anchor.norm_pre(with_hook(self.anchor, self._unnormed_prefix))
+        return normed
+
+    def _unnormed_prefix(self) -> Tensor:
         model = self.anchor
         names = ("cls_token", "dist_token", "reg_token")
         own = torch.cat([t for t in (getattr(model, name, None) for name in names) if t is not None], dim=1)
         if model.pos_embed is not None and not getattr(model, "no_embed_class", False):
             own = own + model.pos_embed[:, : self.prefix_tokens]
-        normed: Tensor = model.norm_pre(own)
-        return normed
+        return own
 
     def prefix_names(self) -> tuple[str, ...]:
         embedded = () if getattr(self.anchor, "no_embed_class", False) else ("pos_embed",)
         return ("cls_token", "dist_token", "reg_token", "norm_pre", *embedded)
 
     def block_name(self, index: int) -> str:
-        return self._blocks[index]
+        return f"blocks.{self._numbers[index]}"
 
     def names(self) -> dict[str, tuple[str, ...]]:
         embeddings = ("cls_token", "reg_token", "dist_token", "pos_embed")
         return {"stem": self._STEM, "embeddings": embeddings, "norm": ("norm",)}
+
+
+def _stem_of(self: Any, x: Tensor) -> Tensor:
+    h: Tensor = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+    return h

@@ -13,6 +13,7 @@ Imports torch, timm and the files that record and cut.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -22,63 +23,28 @@ from timm.models import checkpoint
 from torch import Tensor, fx, nn
 
 from .meta_device import meta_copy
-from .tracing.partition import Span
+from .modules import anchor_name, child, shallow
+from .slices import Slice, Slices
+from .tracing.partition import Partition
 from .tracing.partitioner import partition
 from .tracing.recording import DEVICE
-from .view import Context, View, anchor_name, shallow
+from .view import Context, View
 
-
-class Slice(nn.Module):
-    """Consecutive steps of a recorded forward pass as a module that shares the model's parameters.
-
-    Args:
-        anchor: the model, or a subset that holds what the steps use.
-        span: which steps, and what enters and leaves.
-    """
-
-    def __init__(self, anchor: nn.Module, span: Span) -> None:
-        super().__init__()
-        self.span = span
-        self._anchor = (anchor,)  # in a tuple: the model is no child of its slice
-        last = {span.entry: -1}
-        for n, (_, step) in enumerate(span.steps):
-            last.update(dict.fromkeys(step.inputs, n))
-        self._drops = tuple(
-            tuple(v for v, at in last.items() if at == n and v != span.exit) for n in range(len(span.steps))
-        )
-
-    def forward(self, h: Tensor, *sides: Any) -> Any:
-        span, anchor, device = self.span, self._anchor[0], h.device
-        values: dict[int, Any] = dict(zip(span.sides, sides, strict=True))
-        values[span.entry] = h
-        for number in span.batches:
-            values[number] = h.shape[0]
-        for (number, step), drops in zip(span.steps, self._drops, strict=True):
-            values[number] = step.run(anchor, values, device)
-            for used in drops:
-                del values[used]
-        return values[span.exit]
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The names of the modules and tensors that the steps use."""
-        return tuple(dict.fromkeys(step.target for _, step in self.span.steps if step.kind in ("module", "attribute")))
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own parameters among those, by the model's names."""
-        for name, parameter in self._anchor[0].named_parameters():
-            if any(name == target or name.startswith(target + ".") for target in self.targets):
-                yield name, parameter
+_SIZES = 64  # of images, for which what depends on the size is kept
 
 
 class TracedView(View):
-    """A model by its recorded forward pass."""
+    """A model by its recorded forward pass.
+
+    Where the pass takes another way for images of another size (a position embedding that is resampled), it is
+    recorded again for each size that comes, with boundaries at the same places.
+    """
 
     def __init__(self, anchor: nn.Module) -> None:
         self._open(anchor)
 
     def _open(self, anchor: nn.Module) -> None:
-        self._partition = found = partition(anchor)
+        found = partition(anchor)
         boundaries = found.boundaries
         self.depth = len(boundaries) - 1
         self.widths = tuple(b.width for b in boundaries)
@@ -87,35 +53,53 @@ class TracedView(View):
         self._layouts = tuple(b.layout for b in boundaries)
         self.layout, self.prefix_tokens = self._layouts[0], self._prefixes[0]
         self._fixed_size = found.image_size
-        self._meta = meta_copy(anchor) if found.needs_sizes else None
+        self._meta = meta_copy(anchor) if found.needs_sizes or found.varies else None
         self._sizes: dict[tuple[int, ...], dict[int, Any]] = {}
-        self._bind(anchor)
+        self._recorded = {found.program.size: found}  # by the size of the images
+        self._bind(anchor, found)
 
     def refresh(self) -> None:
         self._open(self.anchor)
 
-    def _bind(self, anchor: nn.Module) -> None:
+    def _bind(self, anchor: nn.Module, found: Partition) -> None:
         """Make the slices on a model, or on a subset of it."""
-        found = self._partition
         self.anchor = anchor
-        self._stem = Slice(anchor, found.stem)
-        self._norm_slice, self._head_slice = (
-            None if span is None else Slice(anchor, span) for span in (found.norm, found.head)
-        )
-        self._slices = tuple(Slice(anchor, span) for span in found.blocks)
-        self._modules_of = tuple(self._alone(block) for block in self._slices)
+        self._usual = Slices(anchor, found)
+        self._sliced = {found.program.size: self._usual}
 
-    def _alone(self, block: Slice) -> nn.Module:
-        """A slice, or the model's own module where the slice is that and nothing else."""
-        if len(block.span.steps) == 1 and not block.span.sides:
-            _, step = block.span.steps[0]
-            if step.kind == "module" and not step.kwargs and len(step.args) == 1:
-                try:
-                    module: nn.Module = self.anchor.get_submodule(step.target)
-                    return module
-                except AttributeError:
-                    return block
-        return block
+    def _slices(self, images: Tensor) -> Slices:
+        """The slices for images of one size."""
+        usual = self._usual
+        if not usual.partition.varies or isinstance(images, fx.Proxy):
+            return usual
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        if size not in self._sliced:
+            if len(self._sliced) > _SIZES:
+                self._sliced = {usual.partition.program.size: usual}
+            self._sliced[size] = Slices(self.anchor, self._recording(size))
+        return self._sliced[size]
+
+    def _recording(self, size: tuple[int, int]) -> Partition:
+        """The model's recording for images of one size."""
+        if size not in self._recorded:
+            usual = self._usual.partition
+            if len(self._recorded) > _SIZES:
+                self._recorded.clear()
+            try:
+                found = partition(self._meta, size) if self._meta is not None else usual
+            except TypeError as error:
+                reason = str(error.__cause__ or error).strip().partition("\n")[0]
+                raise ValueError(
+                    f"{anchor_name(self.anchor)!r} does not take images of {size[0]}x{size[1]} ({reason:.160}): give "
+                    f"it {usual.program.size[0]}x{usual.program.size[1]}, as it was stitched."
+                ) from error
+            if [b.form for b in found.boundaries] != [b.form for b in usual.boundaries]:
+                raise ValueError(
+                    f"{anchor_name(self.anchor)!r} is cut elsewhere for images of {size[0]}x{size[1]}: give it "
+                    f"{usual.program.size[0]}x{usual.program.size[1]}, as it was stitched."
+                )
+            self._recorded[size] = found
+        return self._recorded[size]
 
     def layout_at(self, boundary: int) -> str:
         return self._layouts[boundary]
@@ -125,53 +109,64 @@ class TracedView(View):
 
     @property
     def tokens(self) -> int | None:
-        layouts, grid = set(self._layouts), [b.tokens for b in self._partition.boundaries]
+        layouts, grid = set(self._layouts), [b.tokens for b in self._usual.partition.boundaries]
         return grid[0] if self.image_size and layouts == {"NLC"} and len(set(grid)) == 1 else None
 
     def stem(self, x: Tensor) -> Tensor:
-        return _call(self._stem, x, *self._side_inputs(self._stem, x))
+        slices = self._slices(x)
+        return _call(slices.stem, x, *self._side_inputs(slices.partition, slices.stem, x))
 
     def block(self, index: int) -> nn.Module:
-        return self._modules_of[index]
+        name = self._usual.alone[index]
+        if name is None or (self.is_partial and not self.holds(index)):
+            return self._usual.blocks[index]
+        return child(self.anchor, name)  # as it is now: it may have been replaced
 
     def run(self, h: Tensor, start: int, stop: int, context: Context) -> Tensor:
+        slices = self._slices(context.images)
         for index in range(start, stop):
-            block, sides = self._modules_of[index], self._side_inputs(self._slices[index], context.images)
-            h = checkpoint(block, h, *sides) if context.checkpointed else _call(block, h, *sides)
+            name = slices.alone[index]
+            if name is not None:
+                module = child(self.anchor, name)  # as it is now: it may have been replaced
+                h = checkpoint(module, h) if context.checkpointed else module(h)
+            else:
+                block = slices.blocks[index]
+                sides = self._side_inputs(slices.partition, block, context.images)
+                h = checkpoint(block, h, *sides) if context.checkpointed else _call(block, h, *sides)
         return h
 
-    def _side_inputs(self, block: Slice, image: Tensor) -> tuple[Any, ...]:
+    def _side_inputs(self, partition: Partition, block: Slice, image: Tensor) -> tuple[Any, ...]:
         """The side inputs of a slice, from the image's size and the model's parameters."""
         if not block.span.sides:
             return ()
         values: dict[int, Any] = {0: image}
         measured: dict[int, Any] | None = None
-        for number, step in self._partition.sources(block.span.sides):
+        for number, step in partition.sources(block.span.sides):
             if step is None:
                 if measured is None:
-                    measured = self._sizes_for(image)
+                    measured = self._sizes_for(partition, image)
                 found = measured[number]
                 values[number] = image.device if found is DEVICE else found
             else:
                 values[number] = step.run(self.anchor, values, image.device)
         return tuple(values[number] for number in block.span.sides)
 
-    def _sizes_for(self, image: Tensor) -> dict[int, Any]:
+    def _sizes_for(self, partition: Partition, image: Tensor) -> dict[int, Any]:
         """Sizes that arise inside the model, by running it on the meta device; kept for each shape of image."""
-        if self._meta is None or isinstance(image, fx.Proxy):
-            return self._partition.example_sizes
+        if self._meta is None or not partition.needs_sizes or isinstance(image, fx.Proxy):
+            return partition.example_sizes
         key = tuple(image.shape)
         if key not in self._sizes:
-            if len(self._sizes) > 63:
+            if len(self._sizes) > _SIZES:
                 self._sizes.clear()
-            self._sizes[key] = self._partition.sizes(self._meta, key)
+            self._sizes[key] = partition.sizes(self._meta, key)
         return self._sizes[key]
 
     def _norm(self, h: Tensor) -> Tensor:
-        return h if self._norm_slice is None else _call(self._norm_slice, h)
+        return h if self._usual.norm is None else _call(self._usual.norm, h)
 
     def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
-        if self._head_slice is None:
+        if self._usual.head is None:
             head: Any = self.anchor.forward_head
             h = head(h, pre_logits=pre_logits) if "pre_logits" in inspect.signature(head).parameters else head(h)
             return h
@@ -180,7 +175,7 @@ class TracedView(View):
                 f"{anchor_name(self.anchor)!r} has no forward_head: what enters its classifier is not known. "
                 "Use pre_logits=False."
             )
-        return _call(self._head_slice, h)
+        return _call(self._usual.head, h)
 
     def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         layout = self._layouts[boundary]
@@ -215,41 +210,39 @@ class TracedView(View):
 
     def block_names(self, index: int) -> tuple[str, ...]:
         """The names of everything that block `index` uses inside the anchor."""
-        return self._slices[index].targets
+        return self._usual.blocks[index].targets
 
     def names(self) -> dict[str, tuple[str, ...]]:
-        direct = tuple(step.target for _, step in self._stem.span.steps if step.kind == "attribute")
+        direct = tuple(step.target for _, step in self._usual.stem.span.steps if step.kind == "attribute")
         return {
-            "stem": self._stem.targets,
+            "stem": self._usual.stem.targets,
             "embeddings": direct,
-            "norm": self._norm_slice.targets if self._norm_slice is not None else (),
+            "norm": self._usual.norm.targets if self._usual.norm is not None else (),
         }
 
     def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> View:
-        kept = [self._slices[i] for i in blocks]
+        usual = self._usual
+        kept = [usual.blocks[i] for i in blocks]
         keep: set[str] = {name for block in kept for name in block.targets}
         names = self.names()
-        for block in [*kept, *([self._stem] if stem else [])]:
-            steps = [step for _, step in self._partition.sources(block.span.sides) if step is not None]
+        for block in [*kept, *([usual.stem] if stem else [])]:
+            steps = [step for _, step in usual.partition.sources(block.span.sides) if step is not None]
             keep.update(step.target for step in steps if step.kind in ("module", "attribute"))
         keep.update(names["stem"] if stem else ())
         keep.update(names["norm"] if norm else ())
         if head:
-            used = {*names["stem"], *names["norm"], *(n for i in range(len(self._slices)) for n in self.block_names(i))}
+            used = {*names["stem"], *names["norm"], *(n for i in range(len(usual.blocks)) for n in self.block_names(i))}
             apart = {name.split(".")[0] for name in used}
             own = {*self.anchor._modules, *self.anchor._parameters, *self.anchor._buffers}
-            keep.update(own - apart, self._partition.head_targets)
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
+            keep.update(own - apart, usual.partition.head_targets)
+        twin = self.on(shallow(self.anchor, keep))
         twin.is_partial = True
-        twin._bind(shallow(self.anchor, keep))
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
     def on(self, anchor: nn.Module) -> View:
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin._bind(anchor)
+        twin = copy.copy(self)
+        twin._bind(anchor, self._usual.partition)
         return twin
 
     def holds(self, index: int) -> bool:

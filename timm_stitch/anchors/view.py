@@ -23,6 +23,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from ..plan.stitch_plan import Anchor
+from .modules import anchor_name, inner, own_shell, shallow, with_hook
 
 
 class Context(NamedTuple):
@@ -55,6 +56,7 @@ class View:
         widths, reductions: at each of the `depth + 1` boundaries, as in `plan.Anchor`.
         layout: of the activation at every boundary: `"NLC"`, `"NHWC"` or `"NCHW"`.
         prefix_tokens: tokens before the patch tokens at every boundary.
+        early: name, channels and reduction of a map (B, C, H, W) inside the stem, of a resolution that no block has.
         has_norm, has_head: False where they were pruned; then they pass the activation on.
         is_partial: whether the anchor is a shallow copy that shares modules with another.
     """
@@ -65,6 +67,7 @@ class View:
     reductions: tuple[int, ...]
     layout: str = "NLC"
     prefix_tokens: int = 0
+    early: tuple[str, int, int] | None = None
     has_norm: bool = True
     has_head: bool = True
     is_partial: bool = False
@@ -83,6 +86,10 @@ class View:
 
     def stem(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the activation at boundary 0."""
+        raise NotImplementedError
+
+    def stem_in_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The map that `early` names, and the activation at boundary 0."""
         raise NotImplementedError
 
     def block(self, index: int) -> nn.Module:
@@ -117,7 +124,12 @@ class View:
 
     def head(self, h: Tensor, pre_logits: bool = False) -> Tensor:
         """Normed activation to logits (B, num_classes), or to what enters the classifier."""
-        return self._head(h, pre_logits) if self.has_head else h
+        if not self.has_head:
+            return h
+        if "_hf_hook" in self.anchor.__dict__:
+            h = with_hook(self.anchor, self._head, h, pre_logits)
+            return h
+        return self._head(h, pre_logits)
 
     def _norm(self, h: Tensor) -> Tensor:
         raise NotImplementedError
@@ -193,7 +205,7 @@ class View:
         twin._kept_size, twin.is_partial = self.image_size, True
         twin.anchor = shallow(self.anchor, keep)
         for name in heads & set(twin.anchor._modules):  # heads are changed in place: Swin's, by reset_classifier
-            twin.anchor._modules[name] = _own_shell(twin.anchor._modules[name])
+            twin.anchor._modules[name] = own_shell(twin.anchor._modules[name])
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
@@ -219,56 +231,3 @@ class View:
     def holds(self, index: int) -> bool:
         """Whether block `index` is there, not pruned."""
         return all(inner(self.anchor, name) is not None for name in self.block_names(index))
-
-
-def anchor_name(model: nn.Module) -> str:
-    """What people call a model: timm's architecture name, or else its class."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return cfg.get("architecture") or type(model).__name__
-
-
-def _twin(module: nn.Module) -> nn.Module:
-    """A module with the same attributes and no hooks; `copy.copy` refuses parametrised ones."""
-    twin = object.__new__(type(module))
-    twin.__dict__.update(module.__dict__)
-    drop_hooks(twin)
-    return twin
-
-
-def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
-    """Copy a module without what is not kept; kept parameters and submodules are the same objects."""
-    twin = _twin(module)
-    twin._parameters = {k: v for k, v in module._parameters.items() if v is None or k in keep}
-    twin._buffers = {k: v for k, v in module._buffers.items() if v is None or k in keep}
-    twin._modules = {}
-    for name, child in module._modules.items():
-        inner = {k[len(name) + 1 :] for k in keep if k.startswith(name + ".")}
-        if child is None or name in keep:
-            twin._modules[name] = child
-        elif inner:
-            twin._modules[name] = shallow(child, inner)
-    return twin
-
-
-def drop_hooks(module: nn.Module) -> None:
-    """Give a shallow copy no hooks instead of those of the module that it was copied from."""
-    for name, value in module.__dict__.items():
-        if "_hooks" in name and isinstance(value, dict):
-            module.__dict__[name] = type(value)()
-
-
-def _own_shell(module: nn.Module | None) -> nn.Module | None:
-    """A module with submodules of its own and the same tensors."""
-    if module is None:
-        return None
-    twin = _twin(module)
-    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
-    twin._modules = {name: _own_shell(child) for name, child in module._modules.items()}
-    return twin
-
-
-def inner(module: nn.Module | None, name: str) -> nn.Module | None:
-    """The submodule of a dotted name, or None if it is not there or was pruned."""
-    for atom in name.split("."):
-        module = module._modules.get(atom) if module is not None else None
-    return module

@@ -22,6 +22,7 @@ from ..anchors.meta_device import can_build_on_meta, materialize
 from ..anchors.timm_compat import resolve_pretrained_cfg
 from ..hub.arguments import check_anchor, check_arguments, check_cfg, without_sources
 from ..hub.json_files import recall
+from ..network.features import Features
 from ..network.network import SNNet
 from ..network.stitching import stitch
 from ..network.weights import glance
@@ -76,7 +77,7 @@ def create_snnet(
         pretrained_cfg=cfg_arg,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=partial(adapt, stitched_norm=asked),
-        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        feature_cfg={"out_indices": None, "feature_cls": Features},
         **kwargs,
     )
     model = reading(cfg, build)

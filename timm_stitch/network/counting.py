@@ -1,6 +1,6 @@
 """Measures what each part of a network costs, once, without running it on real tensors.
 
-The parts run on a twin of the network on the meta device under PyTorch's own flop counter, so that it
+The parts run on a twin of the network on the meta device, counted by PyTorch's own registry of flops, so that it
 takes neither memory for weights nor arithmetic. The counter is told what fvcore counts besides matrix
 products and convolutions (normalisation, adaptive pooling), so that our figures line up with the papers' tables. The
 product inside a low-rank stitching layer is left out: it is of weights alone, the same for any number of
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ..anchors.meta_device import meta_copy
 from ..anchors.view import Context, View
@@ -29,8 +29,8 @@ _aten = torch.ops.aten
 
 
 def _elementwise(per_element: int) -> Callable[..., int]:
-    def flops(shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        return 2 * per_element * int(prod(shape))  # the counter counts two flops to one multiply-add
+    def flops(x: Tensor, *args: Any, **kwargs: Any) -> int:
+        return 2 * per_element * x.numel()  # PyTorch's registry counts two flops to one multiply-add
 
     return flops
 
@@ -43,6 +43,31 @@ _NORMS = {
     _aten._native_batch_norm_legit_no_training: _elementwise(2),
     _aten.cudnn_batch_norm: _elementwise(2),
 }
+
+
+class _Products(TorchDispatchMode):
+    """Counts by PyTorch's own registry of what an operation costs, and `_NORMS`.
+
+    PyTorch's `FlopCounterMode` would also hook every module of the process to tell which one an operation belongs to,
+    and fails where a module gets a view of a parameter without gradients (attention pooling's queries).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        count = _NORMS.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
+        if count is None and func is not torch.ops.prim.device.default:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if count is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
+        return out
 
 
 class _Pooling(TorchFunctionMode):
@@ -59,10 +84,10 @@ class _Pooling(TorchFunctionMode):
 
 
 def _macs(function: Callable[[], Any]) -> tuple[int, Any]:
-    counter, pooling = FlopCounterMode(display=False, custom_mapping=_NORMS), _Pooling()
+    counter, pooling = _Products(), _Pooling()
     with counter, pooling:
         result = function()
-    return counter.get_total_flops() // 2 + pooling.values, result
+    return counter.flops // 2 + pooling.values, result
 
 
 def _params(tensors: Iterable[Tensor]) -> int:
@@ -149,8 +174,7 @@ def _anchor_costs(
     norm_macs = head_macs = 0
     if ("head", number, 1) in steps or ("head", number, 2) in steps:
         last = activations[number, view.depth]
-        if under(names["norm"]):
-            norm_macs, last = _macs(partial(view.norm, last))
+        norm_macs, last = _macs(partial(view.norm, last))  # also where it has no weights and only turns the layout
         head_macs, _ = _macs(partial(view.head, last))
     return AnchorCosts(
         Cost(stem_macs, _params(under(names["stem"]))),

@@ -10,12 +10,14 @@ Imports torch, the views and `plan`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..anchors.modules import called, has_hooks
 from ..anchors.view import Context, View
 from ..plan.prefix_sharing import schedule
 from ..plan.stitch_plan import Segment, Stitch
@@ -45,6 +47,24 @@ class Executor:
                 h = self.cross(stitch.layers[i - 1], h, segments[i - 1], segment, context)
             h = views[segment.anchor].run(h, segment.start, segment.stop, context)
         return self.norm(h, stitch)
+
+    def hooked(self, stitch: Stitch, context: Context) -> Tensor:
+        """From images to logits as calls of the anchors, so that the hooks that hang on these fire.
+
+        The hooks of the front get the images, those of the back give the logits, and others see activations.
+        """
+        h, segments = context.images, stitch.segments
+        for i, segment in enumerate(segments):
+            view = self.views[segment.anchor]
+            h = self.cross(stitch.layers[i - 1], h, segments[i - 1], segment, context) if i else h
+            h = called(view.anchor, partial(self._segment, stitch, i, context), h)
+        return h
+
+    def _segment(self, stitch: Stitch, i: int, context: Context, h: Tensor) -> Tensor:
+        segment = stitch.segments[i]
+        view = self.views[segment.anchor]
+        h = view.run(h if i else view.stem(h), segment.start, segment.stop, context)
+        return h if i + 1 < len(stitch.segments) else view.head(self.norm(h, stitch))
 
     def cross(self, number: int, h: Tensor, before: Segment, after: Segment, context: Context) -> Tensor:
         """Carry what leaves one segment into the next through stitching layer `number`."""
@@ -127,24 +147,45 @@ class Executor:
                     pending.append((n, a, b, h[a - start : b - start]))
         return torch.cat(found).index_select(0, torch.argsort(index))
 
-    def check_images(self, x: Tensor, stitch: Stitch, in_chans: int) -> None:
-        """Refuse images that a stitch does not take.
+    def check(self, x: Tensor, stitch: Stitch, in_chans: int, anchors: Any) -> bool:
+        """Refuse images that a stitch does not take, and to run past an anchor that was put in another's place.
+
+        Args:
+            x: the images.
+            stitch: what is to run.
+            in_chans: channels of the images.
+            anchors: the anchors that the network has now.
+
+        Returns:
+            Whether hooks hang on the call of an anchor.
 
         Raises:
-            TypeError: if they are not a tensor.
-            ValueError: if they have another shape.
+            TypeError: if the images are not a tensor.
+            ValueError: if they have another shape, or an anchor is not the one that was stitched.
         """
-        if isinstance(x, fx.Proxy):
-            return
+        size, hooks = None, False
+        for segment in stitch.segments:
+            view = self.views[segment.anchor]
+            hooks = hooks or has_hooks(view.anchor)
+            if anchors._modules[str(segment.anchor)] is not view.anchor:
+                raise ValueError(_replaced(segment.anchor, view.anchor, anchors[segment.anchor]))
+            size = size or view.image_size
+        if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == in_chans:
+            if size is None or (x.shape[2], x.shape[3]) == size:
+                return hooks
+        elif isinstance(x, fx.Proxy):
+            return False
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"images must be a tensor of shape (B, C, H, W), got {type(x).__name__}: use torch.from_numpy."
             )
-        sizes = [size for s in stitch.segments if (size := self.views[s.anchor].image_size)]
-        size = sizes[0] if sizes else None
-        if x.ndim != 4 or x.shape[1] != in_chans or (size is not None and tuple(x.shape[-2:]) != size):
-            wanted = f"{size[0]}, {size[1]}" if size else "H, W"
-            advice = " Resize the images, or call model.set_input_size((H, W))." if size else ""
-            raise ValueError(
-                f"images of shape {tuple(x.shape)} do not fit: expected (B, {in_chans}, {wanted}).{advice}"
-            )
+        wanted = f"{size[0]}, {size[1]}" if size else "H, W"
+        advice = " Resize the images, or call model.set_input_size((H, W))." if size else ""
+        raise ValueError(f"images of shape {tuple(x.shape)} do not fit: expected (B, {in_chans}, {wanted}).{advice}")
+
+
+def _replaced(number: int, opened: nn.Module, now: nn.Module) -> str:
+    return (
+        f"anchors.{number} was a {type(opened).__name__} when stitched and is now a {type(now).__name__}, which would "
+        "not run: stitch again with it, or replace modules inside."
+    )

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..anchors.view import View, drop_hooks
+from ..anchors.modules import drop_hooks
+from ..anchors.view import View
 from ..plan.results import Results
 from ..plan.stitch_plan import Stitch, StitchPlan
 from .crossing import borrows
@@ -65,6 +66,13 @@ def single_stitch_graph(alone: nn.Module) -> torch.fx.GraphModule:
 
 class _ModuleTracer(torch.fx.Tracer):
     """Traces the network itself and leaves the anchors' modules whole."""
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        paths = self.submodule_paths
+        if paths is not None and mod not in paths:  # made for this graph
+            paths[mod] = f"part_{len(paths)}"
+            self.root.add_module(paths[mod], mod)
+        return super().path_of_module(mod)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

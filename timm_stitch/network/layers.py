@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,27 +18,11 @@ from ..plan.stitch_plan import LayerSpec
 
 
 class StitchingLayer(nn.Linear):
-    """An affine map of the channels at every position, whatever the activation's layout.
+    """An affine map of the channels at every position: (…, in_width) to (…, out_width).
 
-    The weight is stored as (out_width, in_width) also where it acts as a 1x1 convolution.
+    It is called as the linear layer that it is, with channels last, so that whatever wraps, adapts or quantises
+    linear layers works on it; `crossing` turns maps of (B, C, H, W) before and after.
     """
-
-    if TYPE_CHECKING:
-
-        def __call__(self, x: Tensor, channels_first: bool = False) -> Tensor: ...
-
-    def forward(self, x: Tensor, channels_first: bool = False) -> Tensor:
-        """Map channels.
-
-        Args:
-            x: (…, in_width), or (B, in_width, H, W) if `channels_first`.
-
-        Returns:
-            The same shape with out_width channels.
-        """
-        if channels_first:
-            return F.conv2d(x, self.weight[:, :, None, None], self.bias)
-        return F.linear(x, self.weight, self.bias)
 
 
 class LowRankStitchingLayer(StitchingLayer):
@@ -62,12 +46,9 @@ class LowRankStitchingLayer(StitchingLayer):
         self.lora_B = nn.Parameter(torch.zeros(out_width, rank, device=device, dtype=dtype))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
-    def forward(self, x: Tensor, channels_first: bool = False) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map channels; as in `StitchingLayer`."""
-        weight = self.weight + self.lora_B @ self.lora_A * self.scale
-        if channels_first:
-            return F.conv2d(x, weight[:, :, None, None], self.bias)
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, self.weight + self.lora_B @ self.lora_A * self.scale, self.bias)
 
     @torch.no_grad()
     def merge(self) -> StitchingLayer:

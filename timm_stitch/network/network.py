@@ -205,7 +205,11 @@ class SNNet(TimmModel):
         if stitch_id is not None and not isinstance(stitch_id, (int, str, torch.fx.Proxy)) and _is_row(stitch_id):
             out = self._forward_mixed(x, stitch_id)
         else:
-            out = self.forward_head(self._features(x, stitch_id), stitch_id=stitch_id)
+            stitch, context, hooks = self._begin(x, stitch_id)
+            if hooks:
+                out = self.executor.hooked(stitch, context)
+            else:
+                out = self.forward_head(self.executor.features(stitch, context), stitch_id=stitch_id)
         if self.training and self.touch_unused:
             out = give_zero_gradients(out, _parameters(self))
         return out
@@ -215,11 +219,16 @@ class SNNet(TimmModel):
         return self._mark(self._features(x, stitch_id), stitch_id)
 
     def _features(self, x: Tensor, stitch_id: int | None = None) -> Tensor:
+        stitch, context, _ = self._begin(x, stitch_id)
+        return self.executor.features(stitch, context)
+
+    def _begin(self, x: Tensor, stitch_id: int | None) -> tuple[Stitch, Context, bool]:
+        """Check a call and tell of it; the last is whether hooks hang on the call of an anchor."""
         stitch = self._stitch(stitch_id)
-        self.executor.check_images(x, stitch, self.in_chans)
+        hooks = self.executor.check(x, stitch, self.in_chans, self._modules["anchors"])
         if self._stitch_hooks:
             self._notify(stitch, len(x))
-        return self.executor.features(stitch, Context(x, self.grad_checkpointing))
+        return stitch, Context(x, self.grad_checkpointing), hooks
 
     def _mark(self, features: Tensor, stitch_id: Any) -> Tensor:
         """Note on features of a stitch that is not the one set, whose head they need."""
@@ -258,7 +267,7 @@ class SNNet(TimmModel):
         ids = self.stitch_ids if stitch_ids is None else stitch_ids
         stitches = [self._stitch(i) for i in dict.fromkeys(ids)]
         for stitch in stitches:
-            self.executor.check_images(x, stitch, self.in_chans)
+            self.executor.check(x, stitch, self.in_chans, self._modules["anchors"])
         yield from self.executor.each(stitches, Context(x, self.grad_checkpointing), self._notify)
 
     def forward_several(self, x: Tensor, stitch_ids: Sequence[int]) -> dict[int, Tensor]:
@@ -278,7 +287,7 @@ class SNNet(TimmModel):
             only = ids[0] if ids else None
             return self.forward_head(self._features(x, only), stitch_id=only)
         for stitch in set(stitches):
-            self.executor.check_images(x, stitch, self.in_chans)
+            self.executor.check(x, stitch, self.in_chans, self._modules["anchors"])
         widths = {self.views[stitch.back].widths[-1] for stitch in stitches}
         if self.num_classes == 0 and len(widths) > 1:
             raise ValueError(

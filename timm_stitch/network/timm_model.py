@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..anchors.timm_compat import FeatureGetterNet, feature_take_indices, update_model_input_size
-from ..anchors.view import Context, View, anchor_name
+from ..anchors.modules import anchor_name
+from ..anchors.timm_compat import feature_take_indices, update_model_input_size
+from ..anchors.view import Context, View
 from ..plan.stitch_plan import Stitch, StitchPlan
+from .classifiers import Classifiers
 from .executor import Executor
-from .extraction import blocks_of, extract
+from .extraction import extract
+from .features import Features, Tap, is_by_level, run_to, taps_of
 
 
 class TimmModel(nn.Module):
@@ -83,28 +86,14 @@ class TimmModel(nn.Module):
         """The layout of what `forward_features` gives for the current stitch: `"NLC"`, `"NHWC"`, `"NCHW"`."""
         return self._current[1].layout
 
-    def _taps(self, stitch: Stitch) -> list[int]:
-        """Which blocks of a stitch, counted along its path, give features.
-
-        Every block where all have one resolution, else the last block of each resolution.
-        """
-        reductions = [self.views[anchor].reductions[block + 1] for anchor, block in blocks_of(stitch)]
-        by_level = len(set(reductions)) > 1 if self._by_level is None else self._by_level
-        last = len(reductions) - 1
-        return [n for n, r in enumerate(reductions) if not by_level or n == last or reductions[n + 1] != r]
+    def _taps(self, stitch: Stitch) -> list[Tap]:
+        by_level = is_by_level(self.views, stitch) if self._by_level is None else self._by_level
+        return taps_of(self.views, stitch, by_level)
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """One entry a block of the current stitch, or one a resolution: module, channels and reduction."""
-        path = blocks_of(self._current[0])
-        return [
-            {
-                "module": f"anchors.{anchor}.{self.views[anchor].block_name(block)}",
-                "num_chs": self.views[anchor].widths[block + 1],
-                "reduction": self.views[anchor].reductions[block + 1],
-            }
-            for anchor, block in (path[n] for n in self._taps(self._current[0]))
-        ]
+        return [tap.info for tap in self._taps(self._current[0])]
 
     def forward_intermediates(
         self,
@@ -133,39 +122,32 @@ class TimmModel(nn.Module):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r} is unknown: expected 'NCHW' or 'NLC'.")
         stitch, context = self._stitch(stitch_id), Context(x, self.grad_checkpointing)
-        self.executor.check_images(x, stitch, self.in_chans)
+        self.executor.check(x, stitch, self.in_chans, self.anchors)
         taps = self._taps(stitch)
         wanted, last = feature_take_indices(len(taps), _as_list(indices))
-        take, last = {taps[i] for i in wanted}, taps[last]
-        found: list[Any] = []
-        h, n = self.views[stitch.front].stem(x), 0
-        for i, segment in enumerate(stitch.segments):
-            if i:
-                h = self.executor.cross(stitch.layers[i - 1], h, stitch.segments[i - 1], segment, context)
-            for block in range(segment.start, segment.stop):
-                h = self.views[segment.anchor].run(h, block, block + 1, context)
-                if n in take:
-                    found.append(self._tap(h, segment.anchor, block, context, norm, output_fmt, return_prefix_tokens))
-                if stop_early and n == last and intermediates_only:
-                    return found
-                n += 1
+        end = taps[last].after if stop_early and intermediates_only else None
+        h, kept = run_to(self.executor, stitch, context, {taps[i].after for i in wanted}, end)
+        found = [
+            self._tap(kept[tap.after], tap, context, norm, output_fmt, return_prefix_tokens)
+            for n, tap in enumerate(taps)
+            if n in wanted
+        ]
         return found if intermediates_only else (self._mark(self.executor.norm(h, stitch), stitch_id), found)
 
-    def _tap(
-        self, h: Tensor, anchor: int, block: int, context: Context, norm: bool, output_fmt: str, with_prefix: bool
-    ) -> Any:
-        """What leaves a block, as `forward_intermediates` gives it."""
-        view = self.views[anchor]
-        if norm and view.like_last(block):
+    def _tap(self, h: Tensor, tap: Tap, context: Context, norm: bool, output_fmt: str, with_prefix: bool) -> Any:
+        """What is taken at a tap, as `forward_intermediates` gives it."""
+        view, prefix = self.views[tap.anchor], None
+        if tap.after >= 0 and norm and view.like_last(tap.boundary - 1):
             if view.is_partial and not view.has_norm and self.num_classes:
                 raise ValueError(
-                    f"anchor {anchor}'s final norm is not in this extracted network: take normed intermediates from "
-                    "the whole one, with stitch_id."
+                    f"anchor {tap.anchor}'s final norm is not in this extracted network: take normed intermediates "
+                    "from the whole one, with stitch_id."
                 )
             h = view.norm(h)
-        spatial = view.as_map(h, context.size, block + 1)
-        spatial = spatial.flatten(2).transpose(1, 2) if output_fmt == "NLC" else spatial
-        prefix = view.prefix(h, block + 1)
+        if tap.after >= -1:
+            prefix = view.prefix(h, tap.boundary)
+            h = view.as_map(h, context.size, tap.boundary)
+        spatial = h.flatten(2).transpose(1, 2) if output_fmt == "NLC" else h
         return (spatial, prefix) if with_prefix and prefix is not None else spatial
 
     def prune_intermediate_layers(
@@ -179,7 +161,7 @@ class TimmModel(nn.Module):
         stitch = self._current[0]
         taps = self._taps(stitch)
         take, last = feature_take_indices(len(taps), _as_list(indices))
-        segments, left = [], taps[last] + 1
+        segments, left = [], max(taps[last].after, 0) + 1
         for segment in stitch.segments:
             if left:
                 segments.append(replace(segment, stop=min(segment.stop, segment.start + left)))
@@ -192,36 +174,39 @@ class TimmModel(nn.Module):
         short = replace(stitch, segments=tuple(segments), layers=stitch.layers[: len(segments) - 1])
         plan = StitchPlan(tuple(anchors), self.plan.layers, (short,))
         pruned = extract(self, plan, norm=not prune_norm, head=not prune_head)
-        pruned._by_level = len(taps) < len(blocks_of(stitch))
+        pruned._by_level = is_by_level(self.views, stitch) if self._by_level is None else self._by_level
         pruned.views[end.anchor].cut_off(end.stop)
         self.__dict__.update(pruned.__dict__)
         if prune_head:
             self.num_classes = 0
         return take
 
-    def backbone(self, stitch_id: int | None = None, out_indices: int | Sequence[int] = 3) -> FeatureGetterNet:
+    def backbone(self, stitch_id: int | None = None, out_indices: int | Sequence[int] | None = None) -> Features:
         """The feature maps of one stitch, for a detection or segmentation head; as timm's `features_only`.
 
         Several backbones of one network share its weights.
 
         Args:
             stitch_id: which, for good; default the one that is set.
-            out_indices: entries of the stitch's `feature_info`, or how many of the last.
+            out_indices: entries of the stitch's `feature_info`, or how many of the last; default every level of a
+                staged network, and the last three blocks of others, as timm's own models give.
 
         Returns:
             A module from images (B, C, H, W) to a list of maps (B, channels, H', W'), with timm's `feature_info`
             (`channels()`, `reduction()`).
         """
-        wanted = out_indices if isinstance(out_indices, int) else tuple(out_indices)
-        return FeatureGetterNet(self.extract(stitch_id), wanted)
+        return Features(self.extract(stitch_id), out_indices)
 
-    def get_classifier(self) -> tuple[nn.Module, ...]:
+    def get_classifier(self) -> Classifiers:
         """The classifiers of all anchors, fastest first; of an anchor with two heads (distilled) both."""
         found: list[nn.Module] = []
-        for view in self.views:
+        current = 0
+        for number, view in enumerate(self.views):
             heads: Any = view.anchor.get_classifier() if view.has_head else ()
+            if number == self._current[0].back:
+                current = len(found)
             found.extend(heads if isinstance(heads, (tuple, list)) else (heads,))
-        return tuple(found)
+        return Classifiers(found, found[current] if found else nn.Identity())
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give every anchor a new classifier.
@@ -240,7 +225,8 @@ class TimmModel(nn.Module):
     def set_input_size(self) -> Callable[..., None]:
         """`set_input_size(img_size)`: set the size of the images, resampling position embeddings.
 
-        Like timm's models, a network has this only if its anchors take other sizes: LeViT does not.
+        Like timm's models, a network has this only if its anchors take other sizes: LeViT does not. Of anchors that
+        take images of any size it sets what the network expects, counts costs for and is exported for.
         """
         for view in self.views:
             if view.image_size and not hasattr(view.anchor, "set_input_size"):
@@ -259,6 +245,9 @@ class TimmModel(nn.Module):
         for view in self.views:
             view.refresh()
         update_model_input_size(self, size)
+        if size:
+            self.pretrained_cfg = {**(self.pretrained_cfg or {}), "input_size": (self.in_chans, *size)}
+        self.forget()  # it was measured at the other size
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""

@@ -176,7 +176,7 @@ def least_squares_init(
     with evaluating(model):
         for batch in tqdm(_batches(images, batch_size), desc="least squares", unit="batch", disable=not progress):
             for stitch in model.plan:
-                model.executor.check_images(batch, stitch, model.in_chans)
+                model.executor.check(batch, stitch, model.in_chans, model.anchors)
             _accumulate(model, batch.to(like.device, like.dtype), systems)
     solved = {
         number: [equations.solve() for _, equations in of_layer] for number, of_layer in systems.items()

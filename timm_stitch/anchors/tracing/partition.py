@@ -35,6 +35,11 @@ class Boundary:
     tokens: int
     fraction: float
 
+    @property
+    def form(self) -> tuple[str, int, int, int]:
+        """What does not depend on the image's size: layout, width, reduction, prefix."""
+        return self.layout, self.width, self.reduction, self.prefix
+
 
 @dataclass(frozen=True)
 class Span:
@@ -78,6 +83,11 @@ class Partition:
     head_targets: frozenset[str]
     image_size: tuple[int, int] | None
     _sources: dict[tuple[int, ...], tuple[tuple[int, Step | None], ...]] = field(default_factory=dict, compare=False)
+
+    @property
+    def varies(self) -> bool:
+        """Whether the model takes other sizes of images, but by ways that this recording does not have."""
+        return self.program.forced and self.image_size is None
 
     @property
     def middle(self) -> int:

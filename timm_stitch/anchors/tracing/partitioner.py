@@ -22,8 +22,12 @@ from .values import kinds_of, refs, single_values
 _ENOUGH = 3
 
 
-def partition(model: nn.Module) -> Partition:
+def partition(model: nn.Module, size: tuple[int, int] | None = None) -> Partition:
     """Record a model and find its boundaries, with as few and as large blocks as give enough of them.
+
+    Args:
+        model: on any device; neither run nor changed.
+        size: (height, width) of the images; default one that the model takes.
 
     Raises:
         TypeError: if the forward pass cannot be recorded, or no single tensor crosses anywhere inside.
@@ -32,7 +36,7 @@ def partition(model: nn.Module) -> Partition:
     problem: Exception | None = None
     for level, opens in enumerate(OPENED):
         try:
-            found = _partition(model, *_record(model, opens), level)
+            found = _partition(model, *_record(model, opens, [size] if size else _sizes_to_try(model)), level)
         except Exception as error:
             problem = problem or error
             continue
@@ -56,9 +60,9 @@ def _worth(found: Partition) -> tuple[bool, bool]:
     return found.middle >= _ENOUGH, len(reductions) < len(found.blocks)
 
 
-def _record(model: nn.Module, opens: Any) -> tuple[Program, Program]:
+def _record(model: nn.Module, opens: Any, sizes: Sequence[tuple[int, int]]) -> tuple[Program, Program]:
     problem: Exception | None = None
-    for size in _sizes_to_try(model):
+    for size in sizes:
         try:
             program = record(model, _channels(model), size, opens)
             other = record(model, _channels(model), size, opens, batch=3, training=False)
@@ -117,7 +121,7 @@ def _partition(model: nn.Module, program: Program, other: Program, level: int) -
     return Partition(
         program, kinds, boundaries, span(0, 0, boundaries[0].value), blocks, norm,
         _head(program, last, span) if program.head is None else None,
-        frozenset(used), program.size if _insists(model, program) else None,
+        frozenset(used), program.size if _insists(model) else None,
     )  # fmt: skip
 
 
@@ -252,10 +256,10 @@ def _span(
     return Span(tuple(sorted(steps.items())), entry, exit, tuple(sorted(sides)), tuple(sorted(batches)))
 
 
-def _insists(model: nn.Module, program: Program) -> bool:
+def _insists(model: nn.Module) -> bool:
+    """Whether a model says that it takes images of one size."""
     embed = getattr(model, "patch_embed", None)
     cfg = getattr(model, "pretrained_cfg", None) or {}
+    fixed = bool(cfg.get("fixed_input_size"))
     strict = getattr(embed, "strict_img_size", None)
-    if strict is None:
-        strict = bool(cfg.get("fixed_input_size"))
-    return program.forced or bool(strict and (getattr(embed, "img_size", None) or cfg.get("fixed_input_size")))
+    return fixed if strict is None else bool(strict and (getattr(embed, "img_size", None) or fixed))

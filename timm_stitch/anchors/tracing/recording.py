@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
+
+from ..modules import child, with_hook
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,11 @@ class Step:
 
         args, kwargs = map_leaves(fill, self.args), map_leaves(fill, self.kwargs)
         if self.kind == "module":
-            return model.get_submodule(self.target)(*args, **kwargs)
+            return child(model, self.target)(*args, **kwargs)
         if self.kind == "attribute":
             owner, _, name = self.target.rpartition(".")
-            return getattr(model.get_submodule(owner), name)
+            module = child(model, owner)
+            return with_hook(module, partial(getattr, module, name))
         if self.kind == "method":
             return getattr(args[0], self.target)(*args[1:], **kwargs)
         return self.target(*args, **kwargs)

@@ -1,0 +1,86 @@
+"""The parts of a recorded forward pass as modules that run on the model itself, or on a subset of it.
+
+Imports torch and the recording.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .tracing.partition import Partition, Span
+
+
+class Slices:
+    """The parts that a partition cuts a model into.
+
+    Args:
+        anchor: the model, or a subset that holds what is run.
+        partition: where to cut.
+
+    Attributes:
+        stem, blocks, norm, head: the parts; None for a norm that is not there, and for a head that is the model's own.
+        alone: of each block the name of the model's own module, where it is that and nothing else.
+    """
+
+    def __init__(self, anchor: nn.Module, partition: Partition) -> None:
+        self.partition = partition
+        self.stem = Slice(anchor, partition.stem)
+        self.blocks = tuple(Slice(anchor, span) for span in partition.blocks)
+        self.norm, self.head = (
+            None if span is None else Slice(anchor, span) for span in (partition.norm, partition.head)
+        )
+        self.alone = tuple(_only_module(span) for span in partition.blocks)
+
+
+class Slice(nn.Module):
+    """Consecutive steps of a recorded forward pass as a module that shares the model's parameters.
+
+    Args:
+        anchor: the model, or a subset that holds what the steps use.
+        span: which steps, and what enters and leaves.
+    """
+
+    def __init__(self, anchor: nn.Module, span: Span) -> None:
+        super().__init__()
+        self.span = span
+        self._anchor = (anchor,)  # in a tuple: the model is no child of its slice
+        last = {span.entry: -1}
+        for n, (_, step) in enumerate(span.steps):
+            last.update(dict.fromkeys(step.inputs, n))
+        self._drops = tuple(
+            tuple(v for v, at in last.items() if at == n and v != span.exit) for n in range(len(span.steps))
+        )
+
+    def forward(self, h: Tensor, *sides: Any) -> Any:
+        span, anchor, device = self.span, self._anchor[0], h.device
+        values: dict[int, Any] = dict(zip(span.sides, sides, strict=True))
+        values[span.entry] = h
+        for number in span.batches:
+            values[number] = h.shape[0]
+        for (number, step), drops in zip(span.steps, self._drops, strict=True):
+            values[number] = step.run(anchor, values, device)
+            for used in drops:
+                del values[used]
+        return values[span.exit]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of the modules and tensors that the steps use."""
+        return tuple(dict.fromkeys(step.target for _, step in self.span.steps if step.kind in ("module", "attribute")))
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own parameters among those, by the model's names."""
+        for name, parameter in self._anchor[0].named_parameters():
+            if any(name == target or name.startswith(target + ".") for target in self.targets):
+                yield name, parameter
+
+
+def _only_module(span: Span) -> str | None:
+    """The name of the model's own module where a slice is that and nothing else."""
+    if len(span.steps) == 1 and not span.sides:
+        _, step = span.steps[0]
+        if step.kind == "module" and not step.kwargs and len(step.args) == 1:
+            return str(step.target)
+    return None
