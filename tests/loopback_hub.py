@@ -1,7 +1,8 @@
 """A small Hub on loopback that speaks the protocol of the released client, can fail on purpose, and counts bytes.
 
-    python tests/loopback_hub.py PORT [--lfs]
+    python tests/loopback_hub.py PORT [--lfs] [--xet]
 
+With `--xet` it names a storage that it does not have, and commits have names of 64 digits.
 `POST /_fault` with `{"on": "GET .*safetensors", "do": 500, "times": 2, "after": 1000}` makes the next requests
 that match fail: by a status, with `"drop"` after so many bytes, or with `"lost"`, where only
 the answer is dropped, or with `"whole"`, which ignores ranges. `GET /_log` gives requests and bytes sent,
@@ -18,7 +19,7 @@ import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-LFS = "--lfs" in sys.argv
+LFS, XET = "--lfs" in sys.argv, "--xet" in sys.argv
 REPOS, OBJECTS, FAULTS, LOG = {}, {}, [], []
 LOCK = threading.RLock()
 
@@ -101,7 +102,8 @@ class Handler(BaseHTTPRequestHandler):
         return found
 
     def new_commit(self, repo, branch, files, title):
-        oid = hashlib.sha1(f"{time.time_ns()}{title}".encode()).hexdigest()
+        digest = hashlib.sha256 if XET else hashlib.sha1  # git knows both
+        oid = digest(f"{time.time_ns()}{title}".encode()).hexdigest()
         repo["commits"][oid] = {"oid": oid, "files": files, "title": title, "parent": repo["refs"].get(branch)}
         repo["refs"][branch] = oid
         return oid
@@ -182,6 +184,11 @@ class Handler(BaseHTTPRequestHandler):
                 )
             data, sha = commit["files"][name]
             headers["ETag"] = f'"{sha or blob(data)}"'
+            if XET and name.endswith("safetensors"):
+                headers |= {
+                    "X-Xet-Hash": "a" * 64,
+                    "X-Xet-Refresh-Route": f"{host}/api/models/acme/net/xet-read-token/main",
+                }
             if sha:  # large files lie elsewhere, as on the Hub
                 store = host.replace("127.0.0.1", "localhost")
                 linked = {

@@ -364,6 +364,27 @@ def test_from_somebodys_network_to_ones_own(repo, tmp_path, monkeypatch):
     assert config["label_names"] == ["class0", "class1", "class2"]
 
 
+def test_without_xet(model, repo):
+    assert len(HfApi().model_info(repo).sha) == 64  # a push builds on such commits, too
+    for load in (timm_stitch.from_hub, lambda name: timm.create_model(f"hf-hub:{name}", pretrained=True)):
+        with pytest.raises(OSError, match="HF_HUB_DISABLE_XET=1") as caught:
+            load(repo)
+        assert "\n" not in str(caught.value)
+    alone = timm_stitch.from_hub(repo, extract=9)
+    assert torch.equal(alone(IMAGES), model(IMAGES, stitch_id=9))
+    run = subprocess.run(
+        [sys.executable, "-c", f"import timm_stitch; timm_stitch.from_hub({repo!r})"],
+        env=os.environ | {"HF_HUB_DISABLE_XET": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_server_that_knows_no_ranges_sends_the_whole(model, repo):
+    fault("GET .*(_lfs|safetensors)", 501, times=1)
+    alone = timm_stitch.from_hub(repo, extract=9)
+    assert torch.equal(alone(IMAGES), model(IMAGES, stitch_id=9))
+
+
 def test_the_page_as_a_space_that_runs(repo, tmp_path):
     gradio_client = pytest.importorskip("gradio_client")
     picture = tmp_path / "grey.png"

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing.pool import ThreadPool
 
 import pytest
 
-from timm_stitch.files import files_in, whole_file, whole_folder
+from timm_stitch.files import files_in, steadily, whole_file, whole_folder
 
 
 class CrashError(Exception):
@@ -195,3 +196,57 @@ def test_of_two_writers_of_one_folder_the_first_wins(tmp_path):
         write(whole_folder(place), "late", meanwhile=lambda: write(whole_folder(place), "early"))
     assert (place / "a").read_text() == "early"
     assert names(tmp_path) == ["deploy"]
+
+
+# ── several at a time ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_files_that_belong_together_are_never_those_of_two_writers(tmp_path):
+    folder, end, seen = tmp_path / "net", time.monotonic() + 3, []
+    with files_in(folder) as beside:
+        for name in "abc":
+            (beside / name).write_text("0")
+
+    def work(mark):
+        while time.monotonic() < end:
+            if mark:
+                with files_in(folder) as beside:
+                    for name in "abc":
+                        (beside / name).write_text(str(mark))
+            else:
+                seen.append(steadily([folder / name for name in "abc"], lambda: read_slowly(folder)))
+
+    def read_slowly(folder):
+        found = []
+        for name in "abc":
+            found.append((folder / name).read_text())
+            time.sleep(0.002)
+        return tuple(found)
+
+    with ThreadPool(5) as pool:
+        pool.map(work, [1, 2, 3, 0, 0], chunksize=1)
+    assert len(seen) > 10
+    assert all(len(set(found)) == 1 for found in seen)
+    assert names(folder) == ["a", "b", "c"]
+
+
+def test_an_error_of_files_that_nobody_writes_is_raised_at_once(tmp_path):
+    calls = []
+
+    def read():
+        calls.append(1)
+        raise CrashError
+
+    with pytest.raises(CrashError):
+        steadily([tmp_path / "a"], read)
+    assert len(calls) == 1
+
+
+def test_what_a_killed_writer_left_is_removed_a_day_later(tmp_path):
+    old, new = tmp_path / ".writing-1-a", tmp_path / ".writing-2-b"
+    for stray in (old, new):
+        stray.mkdir()
+        (stray / "a").write_text("half")
+    os.utime(old, (1, 1))
+    write(files_in(tmp_path), name="b")
+    assert names(tmp_path) == [".writing-2-b", "b"]

@@ -8,11 +8,24 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 PathLike = str | os.PathLike[str]
+T = TypeVar("T")
+
+_WRITING = ".writing-"
+_DAY = 24 * 60 * 60  # seconds
+_TRIES = 3
 
 
 @contextmanager
@@ -41,7 +54,8 @@ def whole_file(path: PathLike) -> Iterator[Path]:
 def files_in(folder: PathLike) -> Iterator[Path]:
     """A folder to write files into, which are moved into `folder` one by one when all went well.
 
-    Other files there are left alone; a folder that had to be made is removed again if nothing came of it.
+    Other files there are left alone; a folder that had to be made is removed again if nothing came of it. Any number
+    of writers may do this at once: the files of one are moved together, and the last one wins.
 
     Args:
         folder: where the files are to be; made if it is not there.
@@ -49,18 +63,84 @@ def files_in(folder: PathLike) -> Iterator[Path]:
     folder = Path(folder)
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".writing-{_mark()}"
+    _sweep(folder)
+    beside = folder / f"{_WRITING}{_mark()}"
     beside.mkdir()
     try:
         yield beside
-        for file in sorted(beside.iterdir()):
-            file.replace(folder / file.name)
+        with alone_in(folder):
+            for file in sorted(beside.iterdir()):
+                file.replace(folder / file.name)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
+        if made:
+            with suppress(OSError):  # another's files are there
+                folder.rmdir()
         raise
     beside.rmdir()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other writers of this machine from moving files into a folder, where the system can; waits a minute."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    until = time.monotonic() + 60
+    try:
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(handle)
+
+
+def steadily(files: Iterable[Path], read: Callable[[], T]) -> T:
+    """Read several files that belong together, again if somebody wrote them meanwhile.
+
+    Args:
+        files: in one folder.
+        read: reads them; called until they were the same before and after, and at last while no writer may write.
+    """
+    files = list(files)
+    for _ in range(_TRIES):
+        before = _stamps(files)
+        try:
+            found = read()
+        except Exception:
+            if _stamps(files) == before:
+                raise
+            continue
+        if _stamps(files) == before:
+            return found
+    with alone_in(files[0].parent):
+        return read()
+
+
+def _stamps(files: Iterable[Path]) -> list[tuple[int, int] | None]:
+    found: list[tuple[int, int] | None] = []
+    for file in files:
+        try:
+            status = file.stat()
+            found.append((status.st_ino, status.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writers left that were killed, a day after."""
+    for stray in folder.glob(f"{_WRITING}*"):
+        with suppress(OSError):
+            if time.time() - stray.stat().st_mtime > _DAY:
+                shutil.rmtree(stray, ignore_errors=True)
 
 
 @contextmanager

@@ -29,20 +29,26 @@ IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize(
     ("files", "which"),
-    [("lfs", "not as_a_space"), ("regular", "round_trip or by_ranges"), ("regular", "as_a_space")],
-    ids=["lfs", "regular", "space"],
+    [
+        ("lfs", "not as_a_space and not without_xet"),
+        ("regular", "round_trip or by_ranges"),
+        ("regular", "as_a_space"),
+        ("xet", "without_xet"),
+    ],
+    ids=["lfs", "regular", "space", "xet"],
 )
 def test_over_http(files, which, tmp_path):
     if which == "as_a_space":
         pytest.importorskip("gradio", reason="a Space needs gradio: pip install 'timm_stitch[demo]'")
-    arguments = ["--lfs"] if files == "lfs" else []
+    arguments = [] if files == "regular" else [f"--{files}"]
     server = subprocess.Popen(
         [sys.executable, HERE / "loopback_hub.py", "0", *arguments], stdout=subprocess.PIPE, text=True
     )
     try:
         port = server.stdout.readline().strip()
         env = os.environ | {
-            "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
+            "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path),
+            "HF_HUB_DISABLE_XET": "0" if files == "xet" else "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }  # fmt: skip
         env.pop("HF_TOKEN", None)

@@ -16,6 +16,8 @@ from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
+XET_ADVICE = "Try again with HF_HUB_DISABLE_XET=1 in the environment: a mirror may pass files on without that storage."
+
 
 class explained:  # noqa: N801
     """Turn what huggingface_hub raises into one line: what happened, what was left, what to do."""
@@ -91,12 +93,25 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
+def by_xet(error: BaseException | None) -> bool:
+    """Whether an error, or its cause, came of fetching or storing through Xet."""
+    while error is not None:
+        address = str(getattr(getattr(error, "response", None), "url", ""))
+        text = f"{type(error).__module__} {address} {error}".lower()
+        if re.search(r"hf_xet|/xet-(read|write)-token|\bxet\b|\bcas\b", text):
+            return True
+        error = error.__cause__
+    return False
+
+
 def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
     """The class, what happened, and what to do; None for what is neither a matter of the Hub nor of the connection."""
     if isinstance(error, (RuntimeError, hub.LocalEntryNotFoundError)) and isinstance(error.__cause__, Exception):
         found = _explain(error.__cause__)  # uploads of large files, and failing downloads, are wrapped so
         if found is not None:
             return found
+    if by_xet(error):
+        return ConnectionError, "the storage that it names (Xet) does not answer", XET_ADVICE
     status = getattr(getattr(error, "response", None), "status_code", None)
     login = "Check the name; if it is private, log in (`hf auth login`) or give a token that may see it."
     if isinstance(error, hub.GatedRepoError):

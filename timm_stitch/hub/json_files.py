@@ -26,6 +26,12 @@ CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE = "config.json", "stitches.json", "mode
 
 _MOST_BYTES = 16 << 20
 
+
+def network_files(folder: Path) -> list[Path]:
+    """The files in a folder that belong together."""
+    return [folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, STITCHES_FILE)]
+
+
 _logger = logging.getLogger(__name__)
 
 

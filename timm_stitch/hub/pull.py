@@ -23,10 +23,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..anchors.meta_device import materialize
+from ..files import steadily
 from ..network.network import SNNet
 from ..network.weights import NORM_FLAG, check_keys, fingerprint_of, glance, split_norm
 from .errors import check_repo_id, check_token, explained
-from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, read_config, read_json, read_stitches, remember
+from .json_files import (
+    CONFIG_FILE,
+    STITCHES_FILE,
+    WEIGHTS_FILE,
+    network_files,
+    read_config,
+    read_json,
+    read_stitches,
+    remember,
+)
 from .safetensors_ranges import NoRangesError, RemoteFile, read_local
 
 _logger = logging.getLogger(__name__)
@@ -76,8 +86,11 @@ def from_hub(
                 f"{place!r} is a folder, which has no revision {revision!r}: give hf-hub:{place} for the Hub's, or no "
                 "revision."
             )
-        model = _load(folder, verify, kwargs) if extract is None else _extract(folder, extract, kwargs)
-        return model.eval()
+
+        def read() -> SNNet:
+            return _load(folder, verify, kwargs) if extract is None else _extract(folder, extract, kwargs)
+
+        return steadily(network_files(folder), read).eval()
     repo_id, _, pinned = place.partition("@")
     check_repo_id(repo_id)
     remote = _Repository(repo_id, revision or pinned or None, token, None if cache_dir is None else Path(cache_dir))

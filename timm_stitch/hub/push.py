@@ -5,6 +5,7 @@ A token is never shown. Imports huggingface_hub and the layers below.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -75,11 +76,16 @@ def push_to_hub(
         operations = _operations(folder, there)
         with explained(f"push to {repo_id}", lambda: _left(api, repo_id, revision, info.sha), token):
             commit = api.create_commit(
-                repo_id, operations, revision=revision, create_pr=create_pr, parent_commit=info.sha,
+                repo_id, operations, revision=revision, create_pr=create_pr, parent_commit=_parent(info.sha),
                 commit_message=commit_message or f"{model.num_stitches} stitches by timm_stitch",
                 commit_description=commit_description,
             )  # fmt: skip
     return str(commit.pr_url or commit.commit_url)
+
+
+def _parent(commit: str | None) -> str | None:
+    """The commit that a push builds on, where huggingface_hub can name it: it takes names of git's SHA-1 alone."""
+    return commit if commit and re.fullmatch(r"[0-9A-Fa-f]{5,40}", commit) else None
 
 
 def _operations(folder: Path, there: set[str]) -> list[CommitOperationAdd | CommitOperationDelete]:

@@ -187,7 +187,7 @@ class RemoteFile:
         with _get(self.url, {**self.headers, "Range": f"bytes={start}-{stop - 1}"}) as response:
             if response.status_code == 416:
                 raise ChangedError(self.name)
-            if response.status_code == 200:
+            if response.status_code in (200, 501):  # 501: "not implemented"
                 raise NoRangesError
             if response.status_code >= 400:
                 if hasattr(response, "read"):

@@ -115,8 +115,8 @@ def _write(
         picture = _draw(stitches["stitches"], beside / CURVE_FILE, title)
         card = render_card(stitches, config, picture=picture, existing=existing, **about)
         (beside / CARD_FILE).write_text(card, encoding="utf-8")
-    if not picture:
-        (folder / CURVE_FILE).unlink(missing_ok=True)
+        if not picture:
+            (folder / CURVE_FILE).unlink(missing_ok=True)
 
 
 def _rows(

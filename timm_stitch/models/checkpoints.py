@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg, clean_state_dict
 from torch import Tensor, nn
 
-from ..hub.errors import hide
+from ..hub.errors import XET_ADVICE, by_xet, hide
 from ..network.network import SNNet
 from ..network.pretrained_cfg import stems_and_heads
 from ..network.weights import EXTRA_STATE, check_keys, split_norm
@@ -203,6 +203,8 @@ def reading(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -> nn.Mod
         if isinstance(error, FileNotFoundError) and cfg is not None and cfg.file:
             raise _NoFileError(f"there is no weights file {str(source)!r}: check the path.") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if by_xet(error):
+            raise _FetchError(f"could not fetch {source!r} ({reason:.160}). {XET_ADVICE}") from error
         raise _FetchError(
             f"could not fetch {source!r} ({reason:.160}). Without internet, fetch the file elsewhere and give it: "
             "timm.create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file='PATH')); or begin with random "

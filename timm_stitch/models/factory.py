@@ -11,6 +11,7 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -20,8 +21,9 @@ from torch import nn
 from ..anchors.budget import bounded
 from ..anchors.meta_device import can_build_on_meta, materialize
 from ..anchors.timm_compat import resolve_pretrained_cfg
+from ..files import steadily
 from ..hub.arguments import check_anchor, check_arguments, check_cfg, without_sources
-from ..hub.json_files import recall
+from ..hub.json_files import network_files, recall
 from ..network.features import Features
 from ..network.network import SNNet
 from ..network.stitching import stitch
@@ -80,10 +82,15 @@ def create_snnet(
         feature_cfg={"out_indices": None, "feature_cls": Features},
         **kwargs,
     )
-    model = reading(cfg, build)
-    if deferred:
-        materialize(model, device)
-        recall(model, cfg, kwargs.get("cache_dir"))
+
+    def load() -> nn.Module:
+        model = reading(cfg, build)
+        if deferred:
+            materialize(model, device)
+            recall(model, cfg, kwargs.get("cache_dir"))
+        return model
+
+    model = steadily(network_files(Path(cfg.file)), load) if cfg.source == "local-dir" and cfg.file else load()
     as_released = theirs and asked is None and not (cfg.file or cfg.state_dict or cfg.source)
     _note_origin(model, variant, cfg, overlay, pretrained, as_released)
     return model
