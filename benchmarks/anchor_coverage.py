@@ -1,4 +1,8 @@
-"""Which of timm's models open as anchors: one row a name, on random weights, at the smallest input it takes.
+"""Which of timm's models do all that an anchor does: one row a name, on random weights, at its smallest input.
+
+A name is stitched with itself and with another of its module. Of each network every stitch runs, its costs are
+counted, it is saved and loaded (equal), a stitch is extracted (equal), layers are initialised by least squares, and
+a stitch takes a training step.
 
     python benchmarks/anchor_coverage.py rows.jsonl --smallest-per-module   # the quick sweep
     python benchmarks/anchor_coverage.py rows.jsonl                         # all names, cheap ones first
@@ -12,10 +16,13 @@ meta device only and marked `"not run: size"`.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import resource
+import tempfile
 import time
+import warnings
 from collections import Counter, defaultdict
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -26,9 +33,12 @@ import torch
 from timm.models._registry import _model_to_module
 from torch import nn
 
+import timm_stitch
 from timm_stitch.anchors.auto import view_of
+from timm_stitch.anchors.traced import TracedView
 from timm_stitch.anchors.tracing.recorder import Macs
 from timm_stitch.anchors.view import Context, View
+from timm_stitch.network.network import SNNet
 from timm_stitch.network.stitching import stitch
 
 SIZES = (64, 96, 128, 192)
@@ -128,8 +138,8 @@ def gradients_agree(model: nn.Module, part: View, side: tuple[int, int]) -> bool
 
 def cuts(part: View, x: torch.Tensor) -> int:
     """How many boundaries have between 10 % and 90 % of the multiply-adds before them (at the native size if known)."""
-    if hasattr(part, "_cuts"):
-        return part._cuts.middle
+    if isinstance(part, TracedView):
+        return part._usual.partition.middle
     counter, before = Macs(), []
     with torch.no_grad(), counter:
         h = part.stem(x)
@@ -141,8 +151,59 @@ def cuts(part: View, x: torch.Tensor) -> int:
     return sum(0.1 <= macs / (counter.total or 1) <= 0.9 for macs in before)
 
 
+def joined(first: nn.Module, second: nn.Module) -> SNNet:
+    """The two as a network, the smaller first."""
+    anchors = sorted((first, second), key=lambda m: sum(p.numel() for p in m.parameters()))
+    try:
+        return stitch(anchors).eval()
+    except ValueError:  # a window of two does not fit levels of one block
+        return stitch(anchors, kernel_size=1).eval()
+
+
+def uses(network: SNNet, x: torch.Tensor) -> str:
+    """What does not work of all that is done with a network, or an empty text."""
+    step, between = "run", [s.stitch_id for s in network.plan if not s.is_anchor]
+    some = list(dict.fromkeys([0, *between[:1], *between[-1:], network.stitch_ids[-1]]))
+    try:
+        with torch.no_grad():
+            logits = dict(network.forward_each(x))
+            if set(logits) != set(network.stitch_ids) or not all(torch.isfinite(y).all() for y in logits.values()):
+                raise ValueError("a stitch gives no finite logits")
+            step = "costs"
+            if min(min(row["macs"], row["params"]) for row in network.stitch_table()) <= 0:
+                raise ValueError("a stitch that costs nothing")
+            step = "save and load"
+            with tempfile.TemporaryDirectory() as folder:
+                timm_stitch.save_pretrained(network, folder)
+                again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            if not all(torch.equal(again(x, stitch_id=k), logits[k]) for k in some):
+                raise ValueError("other logits than before")
+            step = "extract"
+            if not all(torch.equal(network.extract(k)(x), logits[k]) for k in some):
+                raise ValueError("other logits than before")
+            step = "least squares"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                timm_stitch.least_squares_init(network, torch.randn(2, *x.shape[1:]))
+            if not all(torch.isfinite(p).all() for p in network.stitching_layers.parameters()):
+                raise ValueError("layers that are not finite")
+        step = "train"
+        network.train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-6)
+        chosen = network.plan[between[len(between) // 2] if between else 0]
+        out = network(torch.randn(2, *x.shape[1:]), stitch_id=chosen.stitch_id)
+        sum(o.float().square().mean() for o in (out if isinstance(out, (tuple, list)) else [out])).backward()
+        for layer in (network.stitching_layers[number] for number in chosen.layers):
+            if layer.weight.grad is None or not torch.isfinite(layer.weight.grad).all():
+                raise ValueError("a stitching layer without a gradient")
+        optimizer.step()
+    except Exception as error:
+        return f"{step}: {type(error).__name__}: {str(error)[:150]}"
+    return ""
+
+
 def pair(name: str, model: nn.Module, side: tuple[int, int], others: list[str]) -> str:
-    """Stitch with the first model that it meets, of the smallest and the most alike, and run every stitch once."""
+    """Use a network with the first model that it meets, of the smallest and the most alike."""
     reason = "no other member"
     alike = sorted(others, key=lambda other: -SequenceMatcher(None, name, other).ratio())
     for other in dict.fromkeys([*others[:3], *alike[:6]]):
@@ -151,16 +212,11 @@ def pair(name: str, model: nn.Module, side: tuple[int, int], others: list[str]) 
             if other_side != side:
                 reason = f"{other} needs {other_side[0]} pixels"
                 continue
-            fastest_first = sorted((model, second), key=lambda m: sum(p.numel() for p in m.parameters()))
-            try:
-                network = stitch(fastest_first)
-            except ValueError:  # a window of two does not fit levels of one block
-                network = stitch(fastest_first, kernel_size=1)
-            x = torch.randn(1, model.pretrained_cfg["input_size"][0], *side)
-            logits = dict(network.eval().forward_each(x))
-            if set(logits) != set(network.stitch_ids) or not all(torch.isfinite(y).all() for y in logits.values()):
-                raise ValueError("a stitch gives no finite logits")
-            return f"{other}: {sum(not s.is_anchor for s in network.plan)}"
+            network = joined(copy.deepcopy(model), second)
+            wrong = uses(network, torch.randn(1, model.pretrained_cfg["input_size"][0], *side))
+            if not wrong:
+                return f"{other}: {sum(not s.is_anchor for s in network.plan)}"
+            reason = f"{other}: {wrong}"
         except Exception as error:
             reason = f"{other}: {type(error).__name__}: {str(error)[:120]}"
     return f"no ({reason})"
@@ -175,7 +231,7 @@ def examine(name: str, count: int, others: list[str], max_params: int, pair_para
         if count > max_params:
             with torch.device("meta"):
                 part = view_of(timm.create_model(name))
-            found = getattr(getattr(part, "_cuts", None), "middle", None)
+            found = part._usual.partition.middle if isinstance(part, TracedView) else None
             row.update(exact=None, mechanism=type(part).__name__, depth=part.depth, cuts=found, reason="not run: size")
             return row
         model, side = build(name)
@@ -192,8 +248,10 @@ def examine(name: str, count: int, others: list[str], max_params: int, pair_para
             row.update(gradients=None, reason=f"training: {type(error).__name__}: {str(error)[:150]}")
         row["keys"] = list(model.state_dict()) == keys
         if count <= pair_params:
-            with torch.no_grad():
-                row["pair"] = pair(name, model.eval(), side, others)
+            model.eval()
+            x = torch.randn(1, model.pretrained_cfg["input_size"][0], *side)
+            row["itself"] = uses(joined(copy.deepcopy(model), copy.deepcopy(model)), x) or "all"
+            row["pair"] = pair(name, model, side, others)
     except Exception as error:
         row.update(exact=row.get("exact", False), reason=f"{type(error).__name__}: {str(error)[:200]}")
     row["seconds"] = round(time.time() - started, 1)
@@ -237,24 +295,55 @@ def summary(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         groups[row["module"]].append(row)
     names = Counter(_model_to_module[name] for name in timm.list_models(exclude_filters="snnet*"))
-    titles = ("module", "names in timm", "run", "exact", "gradients", "3+ cuts", "cuts", "mechanism", "pair")
+    titles = (
+        "module", "names in timm", "run", "exact", "gradients", "3+ cuts", "cuts", "mechanism", "all with itself",
+        "with another",
+    )  # fmt: skip
+        "module",
+        "names in timm",
+        "run",
+        "exact",
+        "gradients",
+        "3+ cuts",
+        "cuts",
+        "mechanism",
+        "all with itself",
+        "with another",
+    )
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for module in sorted(groups, key=lambda m: -names[m]):
         some = groups[module]
         found = [r.get("cuts") or 0 for r in some]
         kinds = "/".join(sorted({r["mechanism"] for r in some if r.get("mechanism")}))
+        itself = sum(r.get("itself") == "all" for r in some)
         pairs = sum(not r.get("pair", "no").startswith("no") for r in some)
         lines.append(
             f"| {module} | {names[module]} | {len(some)} | {sum(bool(r.get('exact')) for r in some)} "
             f"| {sum(bool(r.get('gradients')) for r in some)} | {sum(c >= 3 for c in found)} "
-            f"| {min(found)}-{max(found)} | {kinds} | {pairs} |"
+            f"| {min(found)}-{max(found)} | {kinds} | {itself} | {pairs} |"
         )
     good = [r for r in rows if r.get("exact") and (r.get("cuts") or 0) >= 3]
     equal = sum(bool(r.get("gradients")) for r in good)
-    lines += ["", f"{len(rows)} names, {len(good)} exact with 3 or more cuts, {equal} of these with equal gradients."]
-    bad = [r for r in rows if r not in good or not r.get("gradients")]
-    reasons = Counter(f"{r['module']}: {r.get('reason') or 'cuts ' + str(r.get('cuts'))}"[:180] for r in bad)
+    used = [r for r in good if r.get("itself") == "all"]
+    both = [r for r in used if not r.get("pair", "no").startswith("no")]
+    lines += [
+        "",
+        f"{len(rows)} names, {len(good)} exact with 3 or more cuts, {equal} of these with equal gradients; "
+        f"{len(used)} do all with themselves, {len(both)} of these also with another.",
+    ]
+    bad = [r for r in rows if r not in both or not r.get("gradients")]
+    reasons = Counter(f"{r['module']}: {_reason(r)}"[:200] for r in bad)
     return "\n".join([*lines, "", *(f"- {count} x {reason}" for reason, count in reasons.most_common())])
+
+
+def _reason(row: dict[str, Any]) -> str:
+    if row.get("reason"):
+        return str(row["reason"])
+    if (row.get("cuts") or 0) < 3:
+        return f"cuts {row.get('cuts')}"
+    if row.get("itself", "all") != "all":
+        return f"with itself: {row['itself']}"
+    return f"with another: {row.get('pair', 'not stitched: size')}"
 
 
 def main() -> None:
