@@ -299,17 +299,6 @@ def summary(rows: list[dict[str, Any]]) -> str:
         "module", "names in timm", "run", "exact", "gradients", "3+ cuts", "cuts", "mechanism", "all with itself",
         "with another",
     )  # fmt: skip
-        "module",
-        "names in timm",
-        "run",
-        "exact",
-        "gradients",
-        "3+ cuts",
-        "cuts",
-        "mechanism",
-        "all with itself",
-        "with another",
-    )
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for module in sorted(groups, key=lambda m: -names[m]):
         some = groups[module]
