@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import yaml
 
-from ..data.processes import leave
+from ..data.processes import leave, rank
+from ..training.interruption import RunInterrupted
 from . import deployment, evaluation, plans, training, weights
 
 # What a wrong argument, file or network raises; anything else is a mistake of ours, and shows its traceback.
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.run(options)
     except _ERRORS as error:
         return _fail(str(error) or repr(error), 1)
+    except RunInterrupted as ended:
+        return _fail(str(ended), 128 + ended.number) if rank() == 0 else 128 + ended.number
     except KeyboardInterrupt:
         return _fail("interrupted.", 130)
     finally:
