@@ -50,7 +50,7 @@ def test_help_has_an_example(capsys):
         "export",
         "convert",
     )
-    for verb in (*verbs, "push", "pull", "demo"):
+    for verb in (*verbs, "check", "push", "pull", "demo"):
         with pytest.raises(SystemExit) as stop:
             run(verb, "--help")
         assert stop.value.code == 0

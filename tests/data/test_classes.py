@@ -10,7 +10,7 @@ from PIL import Image
 
 from timm_stitch.data.classes import check_split, ordered, positions
 from timm_stitch.data.config import DataConfig
-from timm_stitch.data.dataset import build_dataset
+from timm_stitch.data.dataset import build_dataset, name_classes
 
 
 def network(classes, names=None):
@@ -89,3 +89,13 @@ def test_images_beside_the_class_folders_are_no_class(tmp_path):
 def test_positions_by_name():
     assert positions("bc", "abc", "x") == [1, 2]
     assert positions("xyz", "abc", "x") is None
+
+
+def test_training_names_the_classes(tmp_path):
+    images(tmp_path, train=["1", "2", "10"])
+    model = network(3)
+    name_classes(model, build_dataset(DataConfig(data_dir=str(tmp_path)), model, training=True))
+    assert model.pretrained_cfg["label_names"] == ["1", "2", "10"]
+    model = network(3, ["10", "1", "2"])  # keeps the order of its outputs
+    name_classes(model, build_dataset(DataConfig(data_dir=str(tmp_path)), model, training=True))
+    assert model.pretrained_cfg["label_names"] == ["10", "1", "2"]

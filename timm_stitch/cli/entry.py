@@ -14,7 +14,7 @@ import yaml
 
 from ..data.processes import leave, rank
 from ..training.interruption import RunInterrupted
-from . import deployment, evaluation, plans, training, weights
+from . import check, deployment, evaluation, plans, training, weights
 
 # What a wrong argument, file or network raises; anything else is a mistake of ours, and shows its traceback.
 _ERRORS = (
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; it sets `run` to the function that does what a verb says."""
     parser = argparse.ArgumentParser(prog="timm-stitch", description="Stitchable neural networks for timm.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (plans, training, evaluation, weights, deployment):
+    for group in (plans, check, training, evaluation, weights, deployment):
         group.add_verbs(verbs)
     return parser
 

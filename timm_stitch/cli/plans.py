@@ -10,6 +10,7 @@ import timm
 
 from ..hub.loading import load_network
 from ..hub.push import list_hub
+from ..models.published import ALIASES
 from ..network.compatibility import meeting_points
 from .options import add_model, add_verb, print_rows
 
@@ -46,7 +47,9 @@ def run_list(options: argparse.Namespace) -> None:
             return
         print_rows(rows, options.json)
         return
-    print_rows([_registered(name) for name in timm.list_models("snnet*") if name != "snnet"], options.json)
+    print_rows(
+        [_registered(name) for name in timm.list_models("snnet*") if name not in ("snnet", *ALIASES)], options.json
+    )
 
 
 def _registered(name: str) -> dict[str, Any]:

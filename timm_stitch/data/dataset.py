@@ -122,6 +122,21 @@ def network_classes(model: SNNet) -> list[str]:
     return [str(name) for name in names] if len(names) == model.num_classes else []
 
 
+def name_classes(model: SNNet, dataset: Any) -> None:
+    """Let a network know the names of the classes that it is trained on, in the order of its outputs.
+
+    Args:
+        model: the network; one that knows the same names in whatever order keeps its own.
+        dataset: the training images, from `build_dataset`.
+    """
+    names, positions = class_names(dataset), dataset.target_transform.positions
+    if len(names) != model.num_classes or set(names) == set(network_classes(model)):
+        return
+    placed = dict(zip(positions or range(len(names)), names, strict=True))
+    model.pretrained_cfg["label_names"] = [placed[number] for number in range(len(names))]
+    model.pretrained_cfg.pop("label_descriptions", None)
+
+
 def _class_positions(config: DataConfig, model: SNNet, training: bool, names: Sequence[str]) -> Sequence[int] | None:
     """For each class of the images its number in the network, by name where both have names; None as they are."""
     if not names:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.dataset import build_dataset
+from ..data.dataset import build_dataset, name_classes
 from ..data.loader import Stream, build_loader, count_images, make_mixup, seed_all
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
@@ -124,6 +124,8 @@ class TrainingRun:
         if val_data is None and config.evaluate_every:
             val_data = build_dataset(config, model, training=False)
         self.val_data = val_data
+        if train_data is None:
+            name_classes(model, data)
         loader, self.order = build_loader(data, config, processes)
         self.loader = loader if isinstance(loader, Stream) else self.accelerator.prepare_data_loader(loader)
         self.steps_per_epoch: int = self.order.steps
