@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 
 def test_shipped_values_are_those_of_the_papers():
-    assert set(shipped_recipes()) == set(PAPERS)
+    assert set(shipped_recipes()) == {*PAPERS, "folder"}
     for name, values in PAPERS.items():
         recipe = read_recipe(name)
         c = recipe.config
