@@ -84,3 +84,15 @@ def test_check_tells_what_is_wrong_with_images(folder, tmp_path, capsys):
     text = "\n".join(found["warnings"])
     for part in ("train/a/1.png' cannot be read", "1 files (.webp) are passed over", "validation lacks classes"):
         assert part in text
+
+
+def test_anchors_of_ones_own(folder, tmp_path, capsys):
+    for spec in anchor_specs(depth=2, num_classes=3)[:2]:
+        anchor = timm.create_model(spec["architecture"], **{k: v for k, v in spec.items() if k != "architecture"})
+        kept = {k: v for k, v in spec.items() if k not in ("architecture", "num_classes")}
+        timm.models.save_for_hf(anchor, tmp_path / spec["architecture"], model_args=kept)
+    names = (tmp_path / "deit_tiny_patch16_224", f"local-dir:{tmp_path / 'deit_small_patch16_224'}")
+    assert run("plan", *names) == 0
+    assert "deit_small_patch16_224" in capsys.readouterr().out
+    assert run("init", *names, "--data-dir", folder / "images", "--images", 3, "--output", tmp_path / "net") == 0
+    assert len(timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).plan.anchors) == 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 
-from ..hub.loading import load_network
+from ..hub.loading import load_network, with_prefix
 from ..hub.push import list_hub
 from ..models.published import ALIASES
 from ..network.compatibility import meeting_points
@@ -63,7 +63,7 @@ def _registered(name: str) -> dict[str, Any]:
 def run_plan(options: argparse.Namespace) -> None:
     """Print what stitches there are, or where two models can meet."""
     if len(options.model) == 2 and options.meet:
-        models = [timm.create_model(name, device="meta") for name in options.model]
+        models = [timm.create_model(with_prefix(name), device="meta") for name in options.model]
         print_rows(meeting_points(*models), options.json)
         return
     model = load_network(options.model, pretrained=False, device="meta")
