@@ -14,6 +14,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 import timm_stitch
+from timm_stitch.data.classes import folder_classes
 from timm_stitch.data.dataset import build_dataset
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    classes = sorted(folder.name for folder in (options.images / "train").iterdir() if folder.is_dir())
+    classes = folder_classes(options.images / "train")
 
     print(f"1. Pull {options.source} with new heads for {len(classes)} classes.")
     model = timm_stitch.from_hub(options.source, num_classes=len(classes))
@@ -46,7 +47,8 @@ def main() -> None:
         print(f"   stitch {row['stitch_id']:>3}: {row['top1']:5.1f} % at {row['macs'] / 1e6:,.0f} MMACs")
 
     print("3. Keep it with its card.")
-    about = {"dataset": options.images.name, "split": "validation", "label_names": classes}
+    # training has let the network know the names of its classes
+    about = {"dataset": options.images.name, "split": "validation"}
     folder = timm_stitch.save_pretrained(model, options.output, results=results, **about)
     print(f"   in {folder}")
     if options.to:

@@ -50,7 +50,7 @@ def test_help_has_an_example(capsys):
         "export",
         "convert",
     )
-    for verb in (*verbs, "push", "pull", "demo"):
+    for verb in (*verbs, "check", "push", "pull", "demo"):
         with pytest.raises(SystemExit) as stop:
             run(verb, "--help")
         assert stop.value.code == 0
@@ -168,10 +168,12 @@ def test_fields_are_read_as_people_write_them(monkeypatch):
     )
     monkeypatch.setattr("timm_stitch.cli.training.rank", lambda: 1)
     words = "--epochs=3 --lr 1e-4 --data_dir 2012 --teacher null --crop-scale [0.5,1] --group-bias -0.5 --model 7"
+    words += " --sampling resource --distillation none --output net"
     assert run("train", "deit_tsb", *words.split(), "--model-args", "{rank: 4}", "--pretrained=false") == 0
     assert given == {
         "epochs": 3, "lr": 1e-4, "data_dir": "2012", "teacher": None, "crop_scale": [0.5, 1], "group_bias": -0.5,
-        "model": "7", "model_args": {"rank": 4}, "pretrained": False,
+        "sampling": "resource", "distillation": "none", "model": "7", "model_args": {"rank": 4}, "pretrained": False,
+        "output": "net",
     }  # fmt: skip
 
 
@@ -204,6 +206,20 @@ def test_images_of_more_classes_than_the_network_are_refused(folder, tmp_path, c
 
 
 def test_what_is_text_stays_text(folder, capsys):
-    assert run("train", "deit_tsb", "--data-dir", 2012, "--model", folder / "net", "--model-args", "{}") == 1
+    assert (
+        run(
+            "train",
+            "deit_tsb",
+            "--data-dir",
+            2012,
+            "--model",
+            folder / "net",
+            "--model-args",
+            "{}",
+            "--output",
+            folder / "no",
+        )
+        == 1
+    )
     error = capsys.readouterr().err
     assert "there is no folder '2012': set data_dir" in error

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import yaml
 
-from ..data.processes import leave
-from . import deployment, evaluation, plans, training, weights
+from ..data.processes import leave, rank
+from ..training.interruption import RunInterrupted
+from . import check, deployment, evaluation, plans, training, weights
 
 # What a wrong argument, file or network raises; anything else is a mistake of ours, and shows its traceback.
 _ERRORS = (
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.run(options)
     except _ERRORS as error:
         return _fail(str(error) or repr(error), 1)
+    except RunInterrupted as ended:
+        return _fail(str(ended), 128 + ended.number) if rank() == 0 else 128 + ended.number
     except KeyboardInterrupt:
         return _fail("interrupted.", 130)
     finally:
@@ -50,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; it sets `run` to the function that does what a verb says."""
     parser = argparse.ArgumentParser(prog="timm-stitch", description="Stitchable neural networks for timm.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (plans, training, evaluation, weights, deployment):
+    for group in (plans, check, training, evaluation, weights, deployment):
         group.add_verbs(verbs)
     return parser
 

@@ -17,10 +17,12 @@ from ..evaluation.plotting import plot_curve
 from ..evaluation.profiling import PRECISIONS, profile
 from ..evaluation.selection import select
 from ..hub.json_files import STITCHES_FILE, read_stitches
+from ..hub.loading import load_network
 from ..hub.saving import save_pretrained
 from ..models.published import published_table
+from ..network.weights import fingerprint
 from ..plan.frontier import pareto_frontier
-from ..plan.results import read_rows, write_rows
+from ..plan.results import check_kept, check_one_network, read_rows, write_rows
 from .options import add_images, add_model, add_verb, images_fingerprint, load_images, load_model, print_rows
 
 if TYPE_CHECKING:
@@ -76,18 +78,35 @@ def _add_eval(verbs: Verbs) -> None:
         "--passes", type=int, default=1, help="spread the stitches over so many passes, each kept when done"
     )
     verb.add_argument("--output", help="JSON lines file")
+    verb.add_argument("--save", action="store_true", help="keep the rows in the network's folder, for select")
+
+
+def _check_folder(options: argparse.Namespace) -> None:
+    """Refuse `--save` where there is no folder of a network to save into."""
+    if not (len(options.model) == 1 and Path(options.model[0]).is_dir()):
+        raise ValueError(
+            f"--save keeps figures in a network's folder, and {options.model[0]!r} is not one: use --output."
+        )
 
 
 def run_eval(options: argparse.Namespace) -> None:
     """Evaluate stitches, on one process or several."""
+    if options.save:
+        _check_folder(options)
     model = load_model(options)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a launcher started several processes: join them
         model.to(Accelerator().device)
+    data, ids = images_fingerprint(options, model), options.stitch_ids or model.stitch_ids
+    if options.output:
+        check_kept(options.output, fingerprint(model), ids, options.resume)
     rows = evaluate(
         model, load_images(options, model), options.stitch_ids, passes=options.passes, progress=not options.json,
-        results=options.output if options.resume else None, data=images_fingerprint(options, model),
+        results=options.output if options.resume else None, data=data,
     )  # fmt: skip
     if rank() == 0:
+        if options.save:
+            known = {"dataset": options.dataset, "split": options.split} if options.dataset else {}
+            save_pretrained(model, options.model[0], results=rows, **known)
         if options.output and not options.resume:
             write_rows(options.output, rows)
         print_rows(rows, options.json)
@@ -107,6 +126,7 @@ def _rows_of(source: str) -> list[dict[str, Any]]:
         rows = published_table(source.split(".")[0]).get("stitches", [])
     else:
         rows = read_stitches(path / STITCHES_FILE)["stitches"] if path.is_dir() else read_rows(path)
+    check_one_network(rows, source)
     known = [row for row in rows if row.get("top1") is not None]
     if not known:
         raise ValueError(
@@ -117,8 +137,12 @@ def _rows_of(source: str) -> list[dict[str, Any]]:
 
 def run_select(options: argparse.Namespace) -> None:
     """Print the best stitch within budgets."""
-    model = load_model(options)
     rows = read_rows(options.results) if options.results else None
+    name = options.model[0].split(".")[0]
+    if rows is None and len(options.model) == 1 and not Path(options.model[0]).is_dir() and timm.is_model(name):
+        model = load_network(options.model, pretrained=False, device="meta")  # what was published needs no weights
+    else:
+        model = load_model(options)
     budgets = {k: getattr(options, k) for k in ("macs", "params", "latency_ms", "memory_mb")}
     chosen = select(model, rows, **budgets)
     known = {row["stitch_id"]: row for row in rows or []}
@@ -147,10 +171,8 @@ def _add_profile(verbs: Verbs) -> None:
 
 def run_profile(options: argparse.Namespace) -> None:
     """Measure stitches on this device."""
-    if options.save and not (len(options.model) == 1 and Path(options.model[0]).is_dir()):
-        raise ValueError(
-            f"--save keeps figures in a network's folder, and {options.model[0]!r} is not one: use --output."
-        )
+    if options.save:
+        _check_folder(options)
     model = load_model(options)
     if options.compile:
         model.compile()

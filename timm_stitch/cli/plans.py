@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 
-from ..hub.loading import load_network
+from ..hub.loading import load_network, with_prefix
 from ..hub.push import list_hub
+from ..models.published import ALIASES
 from ..network.compatibility import meeting_points
 from .options import add_model, add_verb, print_rows
 
@@ -46,7 +47,9 @@ def run_list(options: argparse.Namespace) -> None:
             return
         print_rows(rows, options.json)
         return
-    print_rows([_registered(name) for name in timm.list_models("snnet*") if name != "snnet"], options.json)
+    print_rows(
+        [_registered(name) for name in timm.list_models("snnet*") if name not in ("snnet", *ALIASES)], options.json
+    )
 
 
 def _registered(name: str) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def _registered(name: str) -> dict[str, Any]:
 def run_plan(options: argparse.Namespace) -> None:
     """Print what stitches there are, or where two models can meet."""
     if len(options.model) == 2 and options.meet:
-        models = [timm.create_model(name, device="meta") for name in options.model]
+        models = [timm.create_model(with_prefix(name), device="meta") for name in options.model]
         print_rows(meeting_points(*models), options.json)
         return
     model = load_network(options.model, pretrained=False, device="meta")

@@ -17,7 +17,7 @@ from ..hub.saving import save_pretrained
 from ..training.config import TrainConfig
 from ..training.least_squares import METHODS, least_squares_init
 from ..training.recalibration import recalibrate
-from ..training.recipe import Recipe, shipped_recipes, train_recipe
+from ..training.recipe import Recipe, read_recipe, shipped_recipes, train_recipe
 from .options import add_images, add_model, add_verb, load_images, load_model
 from .weights import save_stitch
 
@@ -46,7 +46,7 @@ def add_verbs(verbs: Verbs) -> None:
         "train",
         run_train,
         "train by a recipe; any of its fields as --name value",
-        "train deit_tsb --data-dir imagenet --epochs 15",
+        "train deit_tsb --data-dir imagenet --epochs 15 --output my-snnet",
         usage="timm-stitch train RECIPE [--json] [--FIELD VALUE …]",
         allow_abbrev=False,
     )
@@ -82,7 +82,13 @@ def run_init(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train by a recipe."""
-    _, log = train_recipe(options.recipe, _given_fields(options), device=options.device)
+    given = _given_fields(options)
+    if read_recipe(options.recipe, given).config.output is None:
+        raise ValueError(
+            "train has no place for the network and would throw it away: give --output FOLDER (in a recipe, output: "
+            "FOLDER)."
+        )
+    _, log = train_recipe(options.recipe, given, device=options.device)
     if rank() == 0:
         print(
             json.dumps(log)

@@ -1,21 +1,31 @@
 """Images for training and evaluation, by timm's readers and transforms.
 
-Imports timm, the network, `config` and `processes`.
+Imports timm, the network and the files beside it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timm.data import create_dataset, create_transform, resolve_data_config
+from timm.data import ImageDataset, create_dataset, create_transform, resolve_data_config
 
+from .augmentation import mended
+from .classes import SPLITS, check_split, class_names, folder_classes, ordered, positions, split_folder
 from .config import DataConfig
+from .images import Images, Labels, open_image
 from .processes import world_size
 
 if TYPE_CHECKING:
     from ..network.network import SNNet
+
+
+_logger = logging.getLogger(__name__)
 
 
 def image_config(model: SNNet) -> dict[str, Any]:
@@ -47,7 +57,8 @@ def build_dataset(config: DataConfig, model: SNNet, training: bool, augment: boo
 
     Raises:
         OSError: if the folder is not there.
-        ValueError: if the configuration names no data, or they have more classes than the network.
+        ValueError: if the configuration names no data, the split is not there, or the images' classes are not the
+            network's.
     """
     if not config.dataset and not config.data_dir:
         raise ValueError(
@@ -55,28 +66,120 @@ def build_dataset(config: DataConfig, model: SNNet, training: bool, augment: boo
         )
     if not config.dataset and not os.path.exists(str(config.data_dir)):
         raise FileNotFoundError(f"there is no folder {config.data_dir!r}: set data_dir to a folder of class folders.")
+    dataset = open_dataset(config, training, "L" if model.in_chans == 1 else "RGB")
+    names = class_names(dataset)
+    dataset.target_transform = Labels(model.num_classes, _class_positions(config, model, training, names))
+    dataset.transform = _make_transform(config, model, augmented=training and augment)
+    return dataset
+
+
+def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:
+    """The images that a configuration names, as they are.
+
+    Args:
+        config: names the data.
+        training: the training split, else the validation split.
+        mode: Pillow's, of the images.
+
+    Raises:
+        ValueError: if the split is not there, or the reader cannot read what it finds.
+    """
+    split = config.train_split if training else config.val_split
+    if not config.dataset and os.path.isdir(str(config.data_dir)):
+        split_folder(str(config.data_dir), split)
+    check_split(config.dataset or "", split)
     further: dict[str, Any] = dict(config.dataset_args or {})
-    dataset = create_dataset(
-        config.dataset or "",
-        root=config.data_dir,
-        split=config.train_split if training else config.val_split,
-        is_training=training,
-        batch_size=config.micro_batch(world_size()),
-        seed=config.seed,
-        input_img_mode="L" if model.in_chans == 1 else "RGB",
-        **further,
-    )
+    try:
+        dataset = create_dataset(
+            config.dataset or "",
+            root=config.data_dir,
+            split=split,
+            is_training=training,
+            batch_size=config.micro_batch(world_size()),
+            seed=config.seed,
+            input_img_mode=mode,
+            **further,
+        )
+    except (LookupError, AssertionError, TypeError, AttributeError) as error:  # what readers trip over, in a word
+        raise ValueError(
+            f"the images {config.dataset or config.data_dir!r} (split {split!r}) cannot be opened, "
+            f"{type(error).__name__} {error}: check data_dir, the files in it (of wds/ the _info.json) and "
+            "dataset_args (input_key and target_key name columns)."
+        ) from error
     reader: Any = getattr(dataset, "reader", None)
     if not training and hasattr(reader, "dist_num_replicas"):
         reader.dist_rank, reader.dist_num_replicas = 0, 1
-    classes = getattr(dataset, "classes", None) or getattr(reader, "class_to_idx", None) or ()
-    if len(classes) > model.num_classes:
-        raise ValueError(
-            f"the images have {len(classes)} classes, the network {model.num_classes}: make it with "
-            f"num_classes={len(classes)} (in a recipe, model_args: {{num_classes: {len(classes)}}})."
-        )
-    dataset.transform = _make_transform(config, model, augmented=training and augment)
+    if isinstance(dataset, ImageDataset):
+        dataset = Images(reader, mode)
+    elif hasattr(dataset, "loader"):
+        dataset.loader = partial(open_image, mode=mode)
     return dataset
+
+
+def network_classes(model: SNNet) -> list[str]:
+    """The names of a network's classes, if it knows one for each."""
+    names = list((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ())
+    return [str(name) for name in names] if len(names) == model.num_classes else []
+
+
+def name_classes(model: SNNet, dataset: Any) -> None:
+    """Let a network know the names of the classes that it is trained on, in the order of its outputs.
+
+    Args:
+        model: the network; one that knows the same names in whatever order keeps its own.
+        dataset: the training images, from `build_dataset`.
+    """
+    names, positions = class_names(dataset), dataset.target_transform.positions
+    if len(names) != model.num_classes or set(names) == set(network_classes(model)):
+        return
+    placed = dict(zip(positions or range(len(names)), names, strict=True))
+    model.pretrained_cfg["label_names"] = [placed[number] for number in range(len(names))]
+    model.pretrained_cfg.pop("label_descriptions", None)
+
+
+def _class_positions(config: DataConfig, model: SNNet, training: bool, names: Sequence[str]) -> Sequence[int] | None:
+    """For each class of the images its number in the network, by name where both have names; None as they are."""
+    if not names:
+        return None
+    what = f"the {'training' if training else 'evaluation'} images"
+    if not config.dataset and "" in names:
+        raise ValueError(
+            f"{what} in {config.data_dir!r} are not all in class folders: move those that lie beside the folders into "
+            "one of them, or set data_dir to a folder of class folders."
+        )
+    if len(names) > model.num_classes:
+        raise ValueError(
+            f"the images have {len(names)} classes, the network {model.num_classes}: make it with "
+            f"num_classes={len(names)} (in a recipe, model_args: {{num_classes: {len(names)}}})."
+        )
+    folder = not config.dataset and not (config.dataset_args or {}).get("class_map")
+    order = ordered(names) if folder else list(names)
+    wanted = network_classes(model)
+    found = positions(names, wanted, what) if wanted else None
+    if found is None and folder and not training:
+        trained_on = _training_classes(config)
+        found = positions(names, trained_on, what) if 0 < len(trained_on) <= model.num_classes else None
+    if found is not None:
+        return found
+    if wanted and (training or len(names) == len(wanted)):
+        _logger.warning("%s have other classes than the network's (%s, not %s).", what, names[0], wanted[0])
+    if not training and len(names) < model.num_classes:
+        raise ValueError(
+            f"{what} have {len(names)} classes, the network {model.num_classes} of which it "
+            f"{'knows other names' if wanted else 'knows no names'}, so that their labels cannot be compared: put the "
+            "training images beside them (data_dir/train), or save the network with label_names."
+        )
+    return [order.index(name) for name in names]
+
+
+def _training_classes(config: DataConfig) -> list[str]:
+    """The classes of the training images beside the others in one folder; none where there are none."""
+    root = Path(str(config.data_dir))
+    if not root.is_dir():
+        return []
+    splits = [root / name for name in (config.train_split, "train", "training")]
+    splits += [root.parent / name for name in ("train", "training") if root.name in SPLITS]
+    return next((folder_classes(folder) for folder in splits if folder.is_dir()), [])
 
 
 def _make_transform(config: DataConfig, model: SNNet, augmented: bool) -> Any:
@@ -85,7 +188,7 @@ def _make_transform(config: DataConfig, model: SNNet, augmented: bool) -> Any:
     shape = {key: data[key] for key in ("input_size", "mean", "std")}
     if not augmented:
         return create_transform(**shape, interpolation=data["interpolation"], crop_pct=data["crop_pct"])
-    return create_transform(
+    made = create_transform(
         **shape,
         is_training=True,
         interpolation=config.train_interpolation,
@@ -98,3 +201,4 @@ def _make_transform(config: DataConfig, model: SNNet, augmented: bool) -> Any:
         re_prob=config.erase,
         re_mode=config.erase_mode,
     )
+    return mended(made)

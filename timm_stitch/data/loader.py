@@ -9,6 +9,7 @@ Imports torch, timm, `config`, `processes` and `seeding`.
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
@@ -109,8 +110,9 @@ class Stream:
         self.data, self.steps, self.accumulate, self.seed = data, steps, accumulate, seed
         self.generator = torch.Generator()
         self.loader: DataLoader[Any] = DataLoader(
-            data, batch_size, num_workers=workers, drop_last=True, generator=self.generator
-        )
+            data, batch_size, num_workers=workers, drop_last=True, generator=self.generator,
+            worker_init_fn=_leave_signals,
+        )  # fmt: skip
         self.epoch, self.start = 0, 0
 
     def begin(self, epoch: int, start: int = 0) -> None:
@@ -185,8 +187,15 @@ def build_loader(data: Any, config: DataConfig, processes: int) -> Any:
         persistent_workers=config.workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=_leave_signals,
     )
     return loader, batches
+
+
+def _leave_signals(worker: int) -> None:
+    """Have a process that reads images leave signals, which its whole group gets, to the one that trains."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def first_images(loader: Iterable[Any], count: int) -> Iterator[Tensor]:

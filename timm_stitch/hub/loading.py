@@ -14,6 +14,7 @@ import timm
 
 from ..files import PathLike
 from ..network.network import SNNet
+from ..network.stitching import stitch
 
 
 def load_network(
@@ -23,7 +24,7 @@ def load_network(
 
     Args:
         names: a registered name (`"snnet_deit_tsb"`), a folder that `save_pretrained` wrote, `"hf-hub:USER/NAME"`, or
-            several timm models to stitch, fastest first.
+            several timm models to stitch, fastest first, each a name, a folder or on the Hub.
         pretrained: with weights.
         device: where it is to be; on `"meta"` it has no weights.
         args: further arguments of `timm.create_model`.
@@ -35,9 +36,13 @@ def load_network(
     if device == "meta":
         args = {**args, "device": device}
     if len(several) > 1:
-        model: Any = timm.create_model("snnet", anchors=several, pretrained=pretrained, **args)
+        named = [with_prefix(name) for name in several]
+        if any(":" in name for name in named):  # one's own, which the registry cannot make by name
+            model: Any = stitch([timm.create_model(name, pretrained=pretrained, **args) for name in named])
+        else:
+            model = timm.create_model("snnet", anchors=several, pretrained=pretrained, **args)
     else:
-        name = f"local-dir:{several[0]}" if Path(several[0]).is_dir() else several[0]
+        name = with_prefix(several[0])
         if ":" not in name and not timm.is_model(name.split(".")[0]):
             known = ", ".join(timm.list_models("snnet*"))
             raise ValueError(
@@ -47,3 +52,8 @@ def load_network(
     if not isinstance(model, SNNet):
         raise ValueError(f"{several[0]!r} is one network, not a stitchable one: name several to stitch them.")
     return model if device == "meta" else model.to(device)
+
+
+def with_prefix(name: str) -> str:
+    """A name as timm takes it: a folder is `local-dir:`."""
+    return f"local-dir:{name}" if ":" not in name and Path(name).is_dir() else name

@@ -81,6 +81,51 @@ def measured(row: Row) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in OWN and value is not None}
 
 
+def check_one_network(rows: Iterable[Row], source: PathLike) -> None:
+    """Refuse rows of a file that holds those of several networks, or of several sets of images.
+
+    Raises:
+        ValueError: naming the file and what differs.
+    """
+    rows = list(rows)
+    for mark, what in (("weights", "weights"), ("data", "sets of images")):
+        marks = sorted({str(row[mark]) for row in rows if row.get(mark)})
+        if len(marks) > 1:
+            raise ValueError(
+                f"{str(source)!r} holds rows of {len(marks)} different {what} ({', '.join(marks[:4])}): evaluate one "
+                "network on one set of images into a file of its own."
+            )
+
+
+def check_kept(path: PathLike, weights: str, stitch_ids: Collection[int], resume: bool) -> None:
+    """Refuse to write rows into a file where others would be lost or mixed with them.
+
+    Args:
+        path: the file; it need not be there.
+        weights: the fingerprint of the network.
+        stitch_ids: whose rows are to be written.
+        resume: whether the rows that are there stay.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    if not Path(path).exists():
+        return
+    kept = read_rows(path)
+    foreign = sorted({str(row["weights"]) for row in kept if row.get("weights") not in (None, weights)})
+    if resume and foreign:
+        raise ValueError(
+            f"{str(path)!r} holds rows of other weights ({', '.join(foreign[:4])}) than the network's ({weights}): "
+            "give another --output, or remove it."
+        )
+    lost = sorted({str(row.get("stitch_id")) for row in kept if row.get("stitch_id") not in stitch_ids})
+    if lost and not resume:
+        raise ValueError(
+            f"{str(path)!r} holds rows of stitches that would be lost ({', '.join(lost[:6])}): keep them by --resume, "
+            "or give another --output."
+        )
+
+
 def write_rows(path: PathLike, rows: Iterable[Row]) -> None:
     """Write rows as JSON lines; the file appears whole or not at all."""
     with whole_file(path) as beside:

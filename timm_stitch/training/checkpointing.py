@@ -110,8 +110,9 @@ def check_same(kept: Mapping[str, Any], now: Mapping[str, Any], folder: Path) ->
     names = [name for name in dict.fromkeys([*kept, *now]) if kept.get(name) != now.get(name)]
     if names:
         what = ", ".join(f"{name}={now.get(name)!r} (was {kept.get(name)!r})" for name in names)
+        more = ", or resume='extend' for more epochs" if names == ["epochs"] else ""
         raise ValueError(
-            f"the run in {str(folder)!r} was begun with other values: {what}. Give those, or another output."
+            f"the run in {str(folder)!r} was begun with other values: {what}. Give those, or another output{more}."
         )
 
 

@@ -47,9 +47,10 @@ class TrainConfig(DataConfig):
     )
     resume: bool | str = _run(
         False,
-        "continue from the last checkpoint in output: true insists on one, auto begins anew if there is none, false "
-        "refuses to write over one",
-        choices=(False, True, "auto"),
+        "continue from the last checkpoint in output: true insists on one, auto begins anew if there is none, extend "
+        "is auto for more epochs than the run had (the schedule goes on as that of all of them), false refuses to "
+        "write over one",
+        choices=(False, True, "auto", "extend"),
     )
     checkpoint_steps: int | None = _run(None, "steps between checkpoints; null for one an epoch", range=(1, math.inf))
     keep: int = _run(2, "how many of the last checkpoints to keep; the best one is kept besides", range=(1, math.inf))

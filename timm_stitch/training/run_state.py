@@ -9,7 +9,7 @@ Imports torch, timm, Accelerate and the layers below.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .checkpointing import Checkpoints, check_finite, check_same
 from .config import FREE, TrainConfig
 from .data_parallel import average_statistics
 from .fsdp import any_process, full_states, load_optimizer, local_tensors, shard
+from .interruption import RunInterrupted, lock_output
 from .metrics import LossMeter
 from .optimizer import make_optimizer, make_scheduler
 
@@ -47,7 +48,7 @@ class RunState:
         step: how many are done.
         mean_loss: of the last epoch.
         best: the highest score of an evaluation.
-        evaluated_epoch: the last one after which there was an evaluation.
+        evaluated_epoch: the last one after which there was an evaluation; a part of one at the end of `max_steps`.
     """
 
     meter: LossMeter
@@ -67,10 +68,17 @@ class RunState:
     ) -> None:
         self.model, self.config, self.accelerator, self.sharded = model, config, accelerator, sharded
         self.steps_per_epoch, self.images = steps_per_epoch, images
-        self.step, self.mean_loss, self.best, self.evaluated_epoch = 0, math.nan, -math.inf, 0
+        self.step, self.mean_loss, self.best, self.evaluated_epoch = 0, math.nan, -math.inf, 0.0
         self.store = open_checkpoints(config)
+        self._lock = None
         if self.store is not None and accelerator.is_main_process:
+            self._lock = lock_output(self.store.folder)
             self.store.clean()
+
+    def close(self) -> None:
+        """Let another run have the output."""
+        if self._lock is not None:
+            self._lock.close()
 
     def prepare(self, meter: LossMeter) -> None:
         """Make optimizer, schedule and average, once it is known what is frozen; resume if there is a run.
@@ -112,8 +120,20 @@ class RunState:
                 f"there is a run already, {str(last)!r}: set resume='auto' to continue it, or another output."
             )
         kept = self.store.load(last) or {}
-        check_same(kept["run"], self._values(), self.store.folder)
+        values = self._values()
+        if self.config.resume == "extend":
+            self._check_extended(kept["run"])
+            values["epochs"] = kept["run"]["epochs"]
+        check_same(kept["run"], values, self.store.folder)
         return kept
+
+    def _check_extended(self, before: dict[str, Any]) -> None:
+        """Refuse to extend a run to fewer epochs than it had."""
+        if self.config.epochs < before["epochs"]:
+            raise ValueError(
+                f"epochs={self.config.epochs} is fewer than the {before['epochs']} of the run in "
+                f"{self.config.output!r}: resume='extend' needs as many or more."
+            )
 
     def _restore(self, kept: dict[str, Any]) -> None:
         """Take up all but the weights from a checkpoint."""
@@ -184,6 +204,20 @@ class RunState:
             self.unsharded.load_state_dict(weights, assign=True)
         return self.unsharded
 
+    def interrupted(self, number: int) -> RunInterrupted:
+        """Write a checkpoint, and say how the run goes on from it.
+
+        Args:
+            number: of the signal that ended it.
+        """
+        self.save()
+        last = self.store.last if self.store is not None else None
+        return RunInterrupted(
+            f"interrupted after step {self.step}: the checkpoint is {str(last)!r}. Set resume='auto' (--resume auto) "
+            "to go on from it.",
+            number,
+        )
+
     def not_finite(self, what: str) -> FloatingPointError:
         """The error of a run whose loss or weights are no longer finite."""
         last = self.store.last if self.store is not None else None
@@ -193,3 +227,12 @@ class RunState:
             f"{what} no longer finite (step {self.step}, epoch {epoch}). {kept}. "
             f"Lower lr={self.config.lr}, set clip_grad, or use precision='bf16' instead of 'fp16'."
         )
+
+
+def note_run(model: SNNet, config: TrainConfig, steps: int) -> None:
+    """Record on the network how it was trained, for its card, and forget accuracies of the weights before."""
+    private = ("output", "data_dir", "workers")
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in private}
+    run = {"steps": steps} | {key: value for key, value in values.items() if value is not None}
+    model.trained = {**model.trained, "runs": [*model.trained.get("runs", []), run]}
+    model.forget()

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.dataset import build_dataset
+from ..data.dataset import build_dataset, name_classes
 from ..data.loader import Stream, build_loader, count_images, make_mixup, seed_all
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
@@ -37,10 +36,12 @@ from .config import TrainConfig
 from .data_parallel import average_gradients, average_statistics, broadcast_weights
 from .distillation import StitchLoss, find_teacher
 from .fsdp import is_sharded
+from .interruption import Interruption
 from .metrics import GROUPS, LossMeter, close_trackers, start_trackers, tracker_names
 from .optimizer import tuning, update_parameters
-from .run_state import RunState
-from .sampling import Rule, groups_by_macs, make_rule
+from .run_state import RunState, note_run
+from .sampling import groups_by_macs
+from .sampling_rule import sampling_rule
 
 __all__ = ["TrainConfig", "train"]
 
@@ -76,33 +77,27 @@ def train(
             False, or of a run with other values.
         OSError: if a checkpoint cannot be written, or `resume=True` and there is none.
         FloatingPointError: if the loss or a weight is no longer finite.
+        RuntimeError: if another run is training into `output`.
+        RunInterrupted: a KeyboardInterrupt, after SIGTERM or Ctrl-C in a run with an `output`: the step at hand was
+            ended, and a checkpoint written.
     """
     if config.output:
         rebuild_args(model)  # what could not be saved at the end is refused before the first step
     began = time.monotonic()
     run = TrainingRun(model, config, train_data, val_data, teacher, progress)
-    with tuning(model, config.tune):
-        try:
+    try:
+        with tuning(model, config.tune):
             run.prepare()
             run.train()
-        finally:
-            run.close()
-    model = run.state.result()
-    note_run(model, config, run.state.step)
-    if config.output and run.accelerator.is_main_process:
-        save_pretrained(model, Path(config.output))
+        model = run.state.result()
+        note_run(model, config, run.state.step)
+        if config.output and run.accelerator.is_main_process:
+            save_pretrained(model, Path(config.output))
+    finally:
+        run.close()
     run.accelerator.wait_for_everyone()
     steps, seconds = run.state.step, time.monotonic() - began
     return {"steps": steps, "images": steps * config.batch_size, "seconds": seconds, "loss": run.state.mean_loss}
-
-
-def note_run(model: SNNet, config: TrainConfig, steps: int) -> None:
-    """Record on the network how it was trained, for its card, and forget accuracies of the weights before."""
-    private = ("output", "data_dir", "workers")
-    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in private}
-    run = {"steps": steps} | {key: value for key, value in values.items() if value is not None}
-    model.trained = {**model.trained, "runs": [*model.trained.get("runs", []), run]}
-    model.forget()
 
 
 class TrainingRun:
@@ -121,7 +116,7 @@ class TrainingRun:
         teacher: nn.Module | None = None,
         progress: bool = True,
     ) -> None:
-        self.model, self.config = model, config
+        self.model, self.config, self.interruption = model, config, Interruption()
         self.accelerator = _make_accelerator(config)
         sharded = is_sharded(self.accelerator, config)
         self.device, processes = self.accelerator.device, self.accelerator.num_processes
@@ -129,6 +124,8 @@ class TrainingRun:
         if val_data is None and config.evaluate_every:
             val_data = build_dataset(config, model, training=False)
         self.val_data = val_data
+        if train_data is None:
+            name_classes(model, data)
         loader, self.order = build_loader(data, config, processes)
         self.loader = loader if isinstance(loader, Stream) else self.accelerator.prepare_data_loader(loader)
         self.steps_per_epoch: int = self.order.steps
@@ -138,7 +135,7 @@ class TrainingRun:
         self.loss = StitchLoss(config, frozen.to(self.device) if frozen is not None else None)
         costs = model.costs()
         self.macs = {stitch.stitch_id: costs.cost(stitch).macs for stitch in model.plan}
-        self.rule, self.largest = _sampling_rule(model, config, self.macs)
+        self.rule, self.largest = sampling_rule(model, config, self.macs)
         images = count_images(data, processes)
         self.state = RunState(model, config, self.accelerator, sharded, self.steps_per_epoch, images)
         start_trackers(self.accelerator, config)
@@ -153,11 +150,20 @@ class TrainingRun:
         self.bar.update(self.state.step)
 
     def close(self) -> None:
-        """Leave the bar and the trackers."""
+        """Leave the bar, the trackers and the output."""
         self.bar.close()
         close_trackers(self.accelerator)
+        self.state.close()
 
     def train(self) -> None:
+        """Train to the end; with an output, a signal ends it after a step, with a checkpoint."""
+        if self.config.output is None:
+            self.all_steps()
+            return
+        with self.interruption.noticed():
+            self.all_steps()
+
+    def all_steps(self) -> None:
         """Train to the end."""
         state, accumulate = self.state, self.config.accumulate
         if state.step and state.step % self.steps_per_epoch == 0:
@@ -171,10 +177,23 @@ class TrainingRun:
                     self.report_and_save_if_due()
                     if state.step == self.total:
                         break
+                    self.end_if_asked()
             if state.step % self.steps_per_epoch == 0:
                 self.end_epoch(epoch + 1)
         if self.meter.epoch.any():
             state.mean_loss = self.meter.epoch_mean()
+        if state.step % self.steps_per_epoch:  # max_steps ended it within an epoch
+            self.evaluate_if_due(state.step / self.steps_per_epoch)
+
+    def end_if_asked(self) -> None:
+        """End after a step where a signal has asked for it.
+
+        Raises:
+            RunInterrupted: then, when the checkpoint is written.
+        """
+        number = self.interruption.agreed()
+        if number:
+            raise self.state.interrupted(number)
 
     def micro_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels of an epoch, after so many of its steps."""
@@ -242,15 +261,15 @@ class TrainingRun:
         self.state.save()
         self.evaluate_if_due(number)
 
-    def evaluate_if_due(self, epoch: int) -> None:
-        """Evaluate after an epoch if it is due, and keep the checkpoint with its score."""
+    def evaluate_if_due(self, epoch: float) -> None:
+        """Evaluate after an epoch, or the part of one that `max_steps` allows, if it is due; keep it with its score."""
         state, every = self.state, self.config.evaluate_every
         if not every or state.evaluated_epoch == epoch or (epoch % every and state.step != self.total):
             return
         score = self.score()
         best, state.best, state.evaluated_epoch = score > state.best, max(score, state.best), epoch
         if not self.bar.disable:
-            self.bar.write(f"epoch {epoch}: frontier area {score:.2f}{' (best)' if best else ''}")
+            self.bar.write(f"epoch {epoch:g}: frontier area {score:.2f}{' (best)' if best else ''}")
         if getattr(self.accelerator, "trackers", None):
             self.accelerator.log({"frontier_area": score}, step=state.step)
         state.save(best)
@@ -278,16 +297,3 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
         log_with=tracker_names(config) or None,
         project_dir=config.output,
     )
-
-
-def _sampling_rule(model: SNNet, config: TrainConfig, macs: Mapping[int, int]) -> tuple[Rule, int]:
-    """Which stitches each step trains, and the largest anchor, from which others may learn."""
-    drawn = model.stitch_ids if config.tune == "all" else [s.stitch_id for s in model.plan if not s.is_anchor]
-    whole = [s.stitch_id for s in model.plan if s.is_anchor] or model.stitch_ids  # an extracted stitch has none
-    anchors = sorted(whole, key=macs.__getitem__, reverse=True)
-    rule = make_rule(
-        config.sampling, {i: macs[i] for i in drawn}, config.seed,
-        anchors=anchors, stitches=config.stitches,
-        group_width=config.group_width, groups=config.groups, bias=config.group_bias, scores=config.scores,
-    )  # fmt: skip
-    return rule, anchors[0]

@@ -1,0 +1,98 @@
+"""Files of rows say what is true, or the command line says what is wrong with them; a look at images."""
+
+import json
+
+import pytest
+import timm
+import torch
+from conftest import anchor_specs
+from PIL import Image
+
+import timm_stitch
+from timm_stitch.cli.entry import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("figures")
+    torch.manual_seed(0)
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs(depth=2, num_classes=3)), root / "net")
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs(depth=2, num_classes=3)), root / "two")
+    for split in ("train", "validation"):
+        for label in "abc":
+            (root / "images" / split / label).mkdir(parents=True)
+            Image.new("RGB", (40, 40), (ord(label), 30, 0)).save(root / f"images/{split}/{label}/0.png")
+    return root
+
+
+def run(*argv):
+    return main([str(arg) for arg in argv])
+
+
+def test_rows_are_neither_lost_nor_mixed(folder, tmp_path, capsys):
+    rows, images = tmp_path / "rows.jsonl", ("--data-dir", folder / "images")
+    assert run("eval", folder / "net", *images, "--output", rows) == 0
+    whole = rows.read_text()
+    assert run("eval", folder / "net", *images, "--output", rows, "--stitch-ids", 2) == 1
+    assert "rows.jsonl' holds rows of stitches that would be lost (0, 1, " in capsys.readouterr().err
+    assert run("eval", folder / "two", *images, "--output", rows, "--resume") == 1
+    assert "rows.jsonl' holds rows of other weights (" in capsys.readouterr().err
+    assert rows.read_text() == whole
+    assert run("eval", folder / "two", *images, "--output", tmp_path / "two.jsonl") == 0
+    rows.write_text(whole + (tmp_path / "two.jsonl").read_text())
+    for verb in ("plot", "frontier"):
+        assert run(verb, rows) == 1
+        assert "rows.jsonl' holds rows of 2 different weights (" in capsys.readouterr().err
+
+
+def test_eval_saves_into_the_folder(folder, capsys):
+    assert run("select", folder / "net", "--macs", 1e12) == 1
+    assert run("eval", folder / "net", "--data-dir", folder / "images", "--save") == 0
+    assert run("select", folder / "net", "--macs", 1e12) == 0
+    assert run("eval", "snnet_deit_tsb", "--save") == 1
+    assert "--save keeps figures in a network's folder, and 'snnet_deit_tsb' is not one" in capsys.readouterr().err
+
+
+def test_select_of_a_published_network_needs_no_weights(capsys, monkeypatch):
+    monkeypatch.setattr("timm_stitch.cli.evaluation.load_model", None)
+    assert run("select", "snnet_deit_tsb", "--macs", 3e9, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["published_top1"] > 70
+
+
+def test_list_has_no_network_twice(capsys):
+    assert run("list", "--json") == 0
+    names = [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()]
+    assert "snnet_deit_tsb" in names
+    assert not {"snnet_deit", "snnet_swin"} & set(names)
+
+
+def test_check_tells_what_is_wrong_with_images(folder, tmp_path, capsys):
+    assert run("check", folder / "images") == 0
+    assert "train: 3 images of 3 classes; sizes 40x40 (3); modes RGB (3)" in capsys.readouterr().out
+    for split, classes in (("train", "ab"), ("validation", "b")):
+        for label in classes:
+            (tmp_path / split / label).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(tmp_path / split / label / "0.png")
+    (tmp_path / "train/a/1.png").write_bytes(b"no image")
+    (tmp_path / "train/a/2.webp").write_bytes(b"")
+    assert run("check", tmp_path, "--json") == 1
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert "error: 1 images cannot be read" in told.err
+    first = found["splits"][0]
+    assert (first["passed_over"], first["modes"], first["classes"]) == ({".webp": 1}, {"L": 2}, ["a", "b"])
+    text = "\n".join(found["warnings"])
+    for part in ("train/a/1.png' cannot be read", "1 files (.webp) are passed over", "validation lacks classes"):
+        assert part in text
+
+
+def test_anchors_of_ones_own(folder, tmp_path, capsys):
+    for spec in anchor_specs(depth=2, num_classes=3)[:2]:
+        anchor = timm.create_model(spec["architecture"], **{k: v for k, v in spec.items() if k != "architecture"})
+        kept = {k: v for k, v in spec.items() if k not in ("architecture", "num_classes")}
+        timm.models.save_for_hf(anchor, tmp_path / spec["architecture"], model_args=kept)
+    names = (tmp_path / "deit_tiny_patch16_224", f"local-dir:{tmp_path / 'deit_small_patch16_224'}")
+    assert run("plan", *names) == 0
+    assert "deit_small_patch16_224" in capsys.readouterr().out
+    assert run("init", *names, "--data-dir", folder / "images", "--images", 3, "--output", tmp_path / "net") == 0
+    assert len(timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).plan.anchors) == 2

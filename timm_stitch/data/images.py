@@ -1,0 +1,179 @@
+"""Images in files, opened so that nothing about them is lost in silence, around timm's readers.
+
+An image that lies on its side by its EXIF orientation is turned upright, 16-bit grey becomes 8-bit grey, and what
+cannot be read, or has no fitting label, is an error that names the file. timm's own dataset puts the next image in the
+place of one that it cannot read.
+
+Imports Pillow, numpy and torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+
+
+class ImageError(ValueError):
+    """An image that cannot be read, or whose label does not fit; the message names it.
+
+    Raised in a process that reads images, torch wraps its message into that of a traceback: it is taken out again.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rstrip().rpartition(f"{type(self).__name__}: ")[2])
+
+
+def open_image(file: str | IO[bytes], mode: str = "RGB", name: str | None = None) -> Image.Image:
+    """Read an image: upright, and with 8 bits.
+
+    Args:
+        file: its path, or an open file.
+        mode: Pillow's, that it is to have.
+        name: of the file, for errors.
+
+    Raises:
+        ImageError: naming the file that cannot be read.
+    """
+    name = str(file) if name is None else name
+    try:
+        image = Image.open(file)
+        image.load()
+        return _in_8_bits(_upright(image), name).convert(mode)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's formats raise whatever a damaged file leads them to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"the image {name!r} cannot be read ({reason:.160}): replace or remove it; timm-stitch check lists all "
+            "such files."
+        ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An image as it is to be seen; one whose EXIF data cannot be read, as it is stored."""
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF data says nothing
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _in_8_bits(image: Image.Image, name: str) -> Image.Image:
+    """An image whose pixels have more bits, scaled to 8; Pillow would cut off what is above 255.
+
+    Raises:
+        ImageError: if it is not known what is white.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    pixels = np.asarray(image).astype(np.float64)
+    low, high = float(pixels.min()), float(pixels.max())
+    white = 65535.0 if image.mode.startswith("I") else 1.0 if high <= 1 else 255.0
+    if not (low >= 0 and high <= white):
+        raise ImageError(
+            f"the image {name!r} has pixels from {low:g} to {high:g} of Pillow's mode {image.mode!r}, and it is not "
+            "known what is white: save it with 8 or 16 bits."
+        )
+    return Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8))
+
+
+class Images(Dataset[Any]):
+    """The images and labels of a reader of timm's that can be asked for any of them.
+
+    Args:
+        reader: timm's, of a folder, a tar file or a `datasets` dataset.
+        mode: Pillow's, of the images.
+
+    Attributes:
+        transform, target_transform: what is made of an image and of its label.
+    """
+
+    def __init__(self, reader: Any, mode: str) -> None:
+        self.reader, self.mode = reader, mode
+        self.transform: Any = None
+        self.target_transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def name(self, index: int) -> str:
+        """The file of an image, or its number."""
+        try:
+            return str(self.reader.filename(index, absolute=True) or f"number {index}")
+        except Exception:  # not every source of images has files
+            return f"number {index}"
+
+    def image(self, index: int) -> Any:
+        """The image alone, before the transform, and its label in the reader's count.
+
+        Raises:
+            ImageError: if it cannot be read.
+            IndexError: if there is no such image.
+        """
+        if index >= len(self):
+            raise IndexError(f"there is no image {index}: there are {len(self)}.")
+        try:
+            file, label = self.reader[index][:2]
+        except OSError as error:
+            raise ImageError(f"the image {self.name(index)!r} cannot be read ({error.strerror or error}).") from error
+        except LookupError as error:
+            raise ImageError(
+                f"the image {self.name(index)!r} has no {error}: say in dataset_args which columns hold image and "
+                "label (input_key, target_key)."
+            ) from error
+        with file:
+            return open_image(file, self.mode, self.name(index)), label
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image, label = self.image(index)
+        if self.target_transform is not None:
+            try:
+                label = self.target_transform(label)
+            except ImageError as error:
+                raise ImageError(f"the image {self.name(index)!r}: {error}") from None
+        return image if self.transform is None else self.transform(image), label
+
+
+class Labels:
+    """A label in the network's count, from one in the images' own.
+
+    Args:
+        classes: of the network.
+        positions: for each of the images' classes its number in the network; default as they are.
+    """
+
+    def __init__(self, classes: int, positions: Sequence[int] | None = None) -> None:
+        self.classes, self.positions = classes, positions
+
+    def __call__(self, label: Any) -> int:
+        """The number of a class of the network.
+
+        Raises:
+            ImageError: if there is no such class.
+        """
+        try:
+            number = int(label)
+        except (TypeError, ValueError):
+            raise ImageError(f"its label is {label!r}: expected the number of a class.") from None
+        count = self.classes if self.positions is None else len(self.positions)
+        if not 0 <= number < count:
+            raise ImageError(
+                f"its label {number} is none of the {count} classes, which are 0 to {count - 1}: mend the labels, or "
+                f"make the network with num_classes={max(number + 1, count)}."
+            )
+        return number if self.positions is None else self.positions[number]
