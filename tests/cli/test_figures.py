@@ -1,6 +1,7 @@
 """Files of rows say what is true, or the command line says what is wrong with them; a look at images."""
 
 import json
+import shutil
 
 import pytest
 import timm
@@ -10,6 +11,9 @@ from PIL import Image
 
 import timm_stitch
 from timm_stitch.cli.entry import main
+from timm_stitch.data import look
+from timm_stitch.data.config import DataConfig
+from timm_stitch.data.look import line_of, look_at_split
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +100,45 @@ def test_anchors_of_ones_own(folder, tmp_path, capsys):
     assert "deit_small_patch16_224" in capsys.readouterr().out
     assert run("init", *names, "--data-dir", folder / "images", "--images", 3, "--output", tmp_path / "net") == 0
     assert len(timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).plan.anchors) == 2
+
+
+def test_training_looks_at_the_images_before_the_first_step(folder, tmp_path, capsys, caplog):
+    images = shutil.copytree(folder / "images", tmp_path / "images")
+    (images / "train" / "a" / "notes.txt").write_text("no image")
+    shutil.rmtree(images / "validation" / "b")
+    net = timm_stitch.from_hub(folder / "net")
+    values = {"data_dir": str(images), "batch_size": 2, "max_steps": 1, "auto_augment": None, "workers": 0}
+    config = timm_stitch.TrainConfig(**values, evaluate_every=1)
+    timm_stitch.train(net, config)
+    out = capsys.readouterr()
+    assert "train: 3 images of 3 classes; sizes 40x40 (3); modes RGB (3)" in out.out + out.err
+    assert "train: 1 files (.txt) are passed over" in caplog.text
+    assert "validation lacks classes that train has: b." in caplog.text
+    (images / "train" / "c" / "0.png").write_bytes(b"no image")
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match="1 images cannot be read: replace or remove them"):
+        timm_stitch.train(net, timm_stitch.TrainConfig(**values))
+    assert "c/0.png" in caplog.text
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_a_look_that_is_cut_short_says_how_many_were_read(folder):
+    config = DataConfig(data_dir=str(folder / "images"))
+    found = look_at_split(config, training=True, seconds=-1)
+    assert (found["images"], found["read"]) == (3, 0)
+    assert "of which 0 were read" in line_of(found)
+    assert sorted(look._spread(7)) == list(range(7))
+
+
+def test_init_with_other_classes(folder, tmp_path):
+    images = ("--data-dir", folder / "images", "--images", 3, "--output", tmp_path / "new")
+    assert run("init", folder / "net", "--num-classes", 7, *images) == 0
+    assert timm_stitch.from_hub(tmp_path / "new").num_classes == 7
+
+
+def test_a_mapping_without_a_blank_is_refused(folder, capsys):
+    images = ("--data-dir", folder / "images", "--output", folder / "none")
+    assert run("train", "folder", "--model-args", "{num_classes:9}", *images) == 1
+    said = capsys.readouterr().err
+    assert "'{num_classes:9}' has no blank after a colon: write '{num_classes: 9}'" in said
+    assert said.count("\n") == 1

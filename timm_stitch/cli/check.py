@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from ..data.config import DataConfig
-from ..data.look import look_at_split, warnings_of
+from ..data.look import check_unreadable, line_of, look_at_split, warnings_of
+from ..data.yaml_text import read_argument
 from .options import add_verb
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def run_check(options: argparse.Namespace) -> None:
     for split in options.splits:
         config = DataConfig(
             dataset=options.dataset, data_dir=options.data_dir, train_split=split,
-            dataset_args=yaml.safe_load(options.dataset_args),
+            dataset_args=read_argument(options.dataset_args),
         )  # fmt: skip
         splits.append(look_at_split(config, training=True))
     told = warnings_of(splits)
@@ -45,19 +44,7 @@ def run_check(options: argparse.Namespace) -> None:
         print(json.dumps({"splits": splits, "warnings": told}))
     else:
         for found in splits:
-            print(_line(found))
+            print(line_of(found))
         for line in told:
             print(f"warning: {line}")
-    bad = sum(len(found.get("unreadable", ())) for found in splits)
-    if bad:
-        raise ValueError(f"{bad} images cannot be read: replace or remove them.")
-
-
-def _line(found: dict[str, Any]) -> str:
-    """A split in one line."""
-    parts = [f"{found['split']}: {found['images']:,} images of {len(found['classes'])} classes"]
-    for what in ("sizes", "modes"):
-        counts = list(found.get(what, {}).items())
-        more = f" and {len(counts) - 4} other" if len(counts) > 4 else ""
-        parts.append(f"{what} {', '.join(f'{name} ({count})' for name, count in counts[:4])}{more}" if counts else "")
-    return "; ".join(part for part in parts if part)
+    check_unreadable(splits)

@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.config import DataConfig
 from ..data.dataset import build_dataset, image_config
+from ..data.yaml_text import read_argument
 from ..hub.loading import load_network
 from ..network.network import SNNet
 
@@ -54,6 +54,7 @@ def add_model(verb: argparse.ArgumentParser) -> None:
         help="a registered name, a folder, hf-hub:USER/NAME, or several timm names to stitch (fastest first)",
     )
     verb.add_argument("--device", default="cpu", help="where it runs (default: cpu)")
+    verb.add_argument("--num-classes", type=int, help="classes; other than the weights' begin with a new classifier")
 
 
 def add_images(verb: argparse.ArgumentParser, split: str) -> None:
@@ -73,14 +74,15 @@ def add_images(verb: argparse.ArgumentParser, split: str) -> None:
 
 def load_model(options: argparse.Namespace) -> SNNet:
     """The network that the command line names, with its weights."""
-    return load_network(options.model, device=options.device)
+    classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
+    return load_network(options.model, device=options.device, **classes)
 
 
 def load_images(options: argparse.Namespace, model: SNNet, shuffled: bool = False) -> DataLoader[Any]:
     """The images that the command line names, prepared as for evaluation."""
     config = DataConfig(
         dataset=options.dataset, data_dir=options.data_dir, val_split=options.split, train_split=options.split,
-        dataset_args=yaml.safe_load(options.dataset_args), batch_size=options.batch_size, workers=options.workers,
+        dataset_args=read_argument(options.dataset_args), batch_size=options.batch_size, workers=options.workers,
     )  # fmt: skip
     data = build_dataset(config, model, training=shuffled, augment=False)
     shuffle = shuffled and not isinstance(data, IterableDataset)  # which has an order of its own

@@ -7,12 +7,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from ..data.fields import about, read_text, type_hints
 from ..data.fields import options as declared_by
 from ..data.loader import first_images
 from ..data.processes import rank
+from ..data.yaml_text import read_argument
 from ..hub.saving import save_pretrained
 from ..training.config import TrainConfig
 from ..training.least_squares import METHODS, least_squares_init
@@ -127,7 +127,7 @@ def _given_fields(options: argparse.Namespace) -> dict[str, Any]:
     hints = type_hints(Recipe) | type_hints(TrainConfig)
     names = [name for config in (Recipe, TrainConfig) for name in declared_by(config) if name in options]
     given = {name: getattr(options, name) for name in names}
-    return {name: read_text(text, yaml.safe_load(text), hints[name]) for name, text in given.items()}
+    return {name: read_text(text, read_argument(text), hints[name]) for name, text in given.items()}
 
 
 def run_recalibrate(options: argparse.Namespace) -> None:

@@ -33,6 +33,23 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any
         raise ValueError("this YAML is nested too deep, or holds itself: expected plain fields and values.") from None
 
 
+def read_argument(text: str) -> Any:
+    """Read a value as YAML from the command line.
+
+    Raises:
+        ValueError: if it is not YAML, or a mapping without a blank after a colon, which YAML takes for a name.
+    """
+    try:
+        value = load_yaml(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r:.120} is not readable as YAML ({str(error).splitlines()[0]:.80}).") from None
+    glued = [key for key, one in value.items() if one is None and ":" in str(key)] if isinstance(value, dict) else []
+    if glued:
+        name, _, rest = str(glued[0]).partition(":")
+        raise ValueError(f"{text!r:.120} has no blank after a colon: write '{{{name}: {rest}}}'.")
+    return value
+
+
 def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
     """How many values a node stands for, each alias counted anew."""
     if node is None or isinstance(node, yaml.ScalarNode):

@@ -211,6 +211,12 @@ def reading(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -> nn.Mod
             "weights: pretrained=False."
         ) from error
     except Exception as error:
+        said = str(error).splitlines()
+        if isinstance(error, RuntimeError) and said and said[0].startswith("Error(s) in loading state_dict"):
+            raise ValueError(
+                f"the weights of {source!r} are not this network's ({' '.join(said[1].split()):.160} …): give those "
+                "that were saved of it."
+            ) from error
         if _while_reading(error) or (error.__cause__ is not None and _while_reading(error.__cause__)):
             raise ValueError(corrupt(str(source), error)) from error
         raise

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from ..data.dataset import build_dataset, name_classes
 from ..data.loader import Stream, build_loader, count_images, make_mixup, seed_all
+from ..data.look import look_before
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
 from ..hub.saving import rebuild_args, save_pretrained
@@ -123,21 +124,20 @@ class TrainingRun:
         data = train_data if train_data is not None else build_dataset(config, model, training=True)
         if val_data is None and config.evaluate_every:
             val_data = build_dataset(config, model, training=False)
-        self.val_data = val_data
-        if train_data is None:
+        self.val_data, self.named = val_data, train_data is None
+        if self.named:
             name_classes(model, data)
         loader, self.order = build_loader(data, config, processes)
         self.loader = loader if isinstance(loader, Stream) else self.accelerator.prepare_data_loader(loader)
         self.steps_per_epoch: int = self.order.steps
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or math.inf)
         self.mixup = make_mixup(config, model.num_classes, config.micro_batch(processes))
-        frozen = find_teacher(config, teacher, model)
+        frozen, costs = find_teacher(config, teacher, model), model.costs()
         self.loss = StitchLoss(config, frozen.to(self.device) if frozen is not None else None)
-        costs = model.costs()
         self.macs = {stitch.stitch_id: costs.cost(stitch).macs for stitch in model.plan}
         self.rule, self.largest = sampling_rule(model, config, self.macs)
-        images = count_images(data, processes)
-        self.state = RunState(model, config, self.accelerator, sharded, self.steps_per_epoch, images)
+        seen = self.steps_per_epoch, count_images(data, processes)
+        self.state = RunState(model, config, self.accelerator, sharded, *seen)
         start_trackers(self.accelerator, config)
         model.to(self.device)
         broadcast_weights(model)
@@ -148,6 +148,8 @@ class TrainingRun:
         """Make optimizer, schedule and average, and resume; to be called when it is settled what is frozen."""
         self.state.prepare(self.meter)
         self.bar.update(self.state.step)
+        if self.named and not self.state.step and self.accelerator.is_main_process:
+            look_before(self.config, self.bar)
 
     def close(self) -> None:
         """Leave the bar, the trackers and the output."""
