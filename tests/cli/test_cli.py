@@ -167,11 +167,11 @@ def test_fields_are_read_as_people_write_them(monkeypatch):
         "timm_stitch.cli.training.train_recipe", lambda recipe, values, device: (None, given.update(values))
     )
     monkeypatch.setattr("timm_stitch.cli.training.rank", lambda: 1)
-    words = "--epochs=3 --lr 1e-4 --data_dir 2012 --teacher null --crop-scale [0.5,1] --group-bias -0.5 --model 7"
+    words = "--epochs=30 --lr 1e-4 --data_dir 2012 --teacher null --crop-scale [0.5,1] --group-bias -0.5 --model 7"
     words += " --sampling resource --distillation none --output net"
     assert run("train", "deit_tsb", *words.split(), "--model-args", "{rank: 4}", "--pretrained=false") == 0
     assert given == {
-        "epochs": 3, "lr": 1e-4, "data_dir": "2012", "teacher": None, "crop_scale": [0.5, 1], "group_bias": -0.5,
+        "epochs": 30, "lr": 1e-4, "data_dir": "2012", "teacher": None, "crop_scale": [0.5, 1], "group_bias": -0.5,
         "sampling": "resource", "distillation": "none", "model": "7", "model_args": {"rank": 4}, "pretrained": False,
         "output": "net",
     }  # fmt: skip

@@ -88,7 +88,7 @@ def test_sigterm_on_the_command_line_is_one_line(tmp_path, processes):
         for n in range(processes)
     ]  # fmt: skip
     try:
-        for _ in range(1200):
+        for _ in range(3000):
             if list((tmp_path / "out" / "checkpoints").glob("step-*.pt")):
                 break
             time.sleep(0.1)

@@ -231,3 +231,49 @@ class View:
     def holds(self, index: int) -> bool:
         """Whether block `index` is there, not pruned."""
         return all(inner(self.anchor, name) is not None for name in self.block_names(index))
+
+
+class StemOnly(View):
+    """A view that ends with the stem, or with the map inside it that `early` names; its one block does nothing.
+
+    Args:
+        whole: the view of the model, or of a subset that has the stem.
+        early: whether to end inside the stem.
+    """
+
+    def __init__(self, whole: View, early: bool) -> None:
+        tap = whole.early if early else None
+        self._whole, self._ends_early, self.anchor, self.depth = whole, tap is not None, whole.anchor, 1
+        self.early = None if tap else whole.early
+        self._name, width, reduction = tap or (whole.names()["stem"][-1], whole.widths[0], whole.reductions[0])
+        self.widths, self.reductions = (width, width), (reduction, reduction)
+        self.layout, self.prefix_tokens = ("NCHW", 0) if tap else (whole.layout_at(0), whole.prefix_at(0))
+        self.has_norm, self.has_head, self.is_partial = False, False, True
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        return self._whole.image_size
+
+    def stem(self, x: Tensor) -> Tensor:
+        return self._whole.stem_in_two(x)[0] if self._ends_early else self._whole.stem(x)
+
+    def stem_in_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._whole.stem_in_two(x)
+
+    def run(self, h: Tensor, start: int, stop: int, context: Context) -> Tensor:
+        return h
+
+    def block(self, index: int) -> nn.Module:
+        return nn.Identity()
+
+    def block_name(self, index: int) -> str:
+        return self._name
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        return {**self._whole.names(), "norm": ()}
+
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        return h if self._ends_early else self._whole.as_map(h, image_size, 0)
+
+    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
+        return None if self._ends_early else self._whole.prefix(h, 0)

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from ..anchors.modules import drop_hooks
-from ..anchors.view import View
+from ..anchors.view import StemOnly, View
 from ..plan.results import Results
-from ..plan.stitch_plan import Stitch, StitchPlan
+from ..plan.stitch_plan import Segment, Stitch, StitchPlan
 from .crossing import borrows
 from .executor import Executor
 
@@ -57,6 +57,17 @@ def extract(network: Network, plan: StitchPlan, *, copy: bool = False, norm: boo
     twin.executor = Executor(views, twin.stitching_layers, executor.stitched_norm)
     twin.stitch_id = plan.stitches[0].stitch_id
     return copying.deepcopy(twin) if copy else twin
+
+
+def extract_stem(network: Network, front: int, early: bool) -> Network:
+    """A network that ends with the stem of anchor number `front`, or with the map inside it that its view names."""
+    view = StemOnly(network.executor.views[front].subset(True, (), False, False), early)
+    plan = StitchPlan((view.describe(),), (), (Stitch(0, (Segment(0, 0, 1),)),))
+    twin = extract(network, network.plan)
+    twin.plan, twin.stitch_id = plan, 0
+    twin.anchors, twin.stitching_layers = _with_gaps([view.anchor]), _with_gaps([])
+    twin.executor = Executor([view], twin.stitching_layers, network.executor.stitched_norm)
+    return twin
 
 
 def single_stitch_graph(alone: nn.Module) -> torch.fx.GraphModule:

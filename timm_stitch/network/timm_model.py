@@ -19,7 +19,7 @@ from ..anchors.view import Context, View
 from ..plan.stitch_plan import Stitch, StitchPlan
 from .classifiers import Classifiers
 from .executor import Executor
-from .extraction import extract
+from .extraction import extract, extract_stem
 from .features import Features, Tap, is_by_level, run_to, taps_of
 
 
@@ -161,7 +161,20 @@ class TimmModel(nn.Module):
         stitch = self._current[0]
         taps = self._taps(stitch)
         take, last = feature_take_indices(len(taps), _as_list(indices))
-        segments, left = [], max(taps[last].after, 0) + 1
+        end = taps[last]
+        if end.after < 0:
+            pruned = extract_stem(self, end.anchor, early=end.after == -2)
+        else:
+            pruned = self._up_to(stitch, end.after, norm=not prune_norm, head=not prune_head)
+        pruned._by_level = is_by_level(self.views, stitch) if self._by_level is None else self._by_level
+        self.__dict__.update(pruned.__dict__)
+        if prune_head:
+            self.num_classes = 0
+        return take
+
+    def _up_to(self, stitch: Stitch, after: int, norm: bool, head: bool) -> Self:
+        """A stitch that ends with its block number `after`, counted along its path."""
+        segments, left = [], after + 1
         for segment in stitch.segments:
             if left:
                 segments.append(replace(segment, stop=min(segment.stop, segment.start + left)))
@@ -172,14 +185,9 @@ class TimmModel(nn.Module):
             whole, widths=whole.widths[: end.stop + 1], reductions=whole.reductions[: end.stop + 1]
         )
         short = replace(stitch, segments=tuple(segments), layers=stitch.layers[: len(segments) - 1])
-        plan = StitchPlan(tuple(anchors), self.plan.layers, (short,))
-        pruned = extract(self, plan, norm=not prune_norm, head=not prune_head)
-        pruned._by_level = is_by_level(self.views, stitch) if self._by_level is None else self._by_level
+        pruned = extract(self, StitchPlan(tuple(anchors), self.plan.layers, (short,)), norm=norm, head=head)
         pruned.views[end.anchor].cut_off(end.stop)
-        self.__dict__.update(pruned.__dict__)
-        if prune_head:
-            self.num_classes = 0
-        return take
+        return pruned
 
     def backbone(self, stitch_id: int | None = None, out_indices: int | Sequence[int] | None = None) -> Features:
         """The feature maps of one stitch, for a detection or segmentation head; as timm's `features_only`.

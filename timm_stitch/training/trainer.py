@@ -97,8 +97,8 @@ def train(
     finally:
         run.close()
     run.accelerator.wait_for_everyone()
-    steps, seconds = run.state.step, time.monotonic() - began
-    return {"steps": steps, "images": steps * config.batch_size, "seconds": seconds, "loss": run.state.mean_loss}
+    steps, loss = run.state.step, run.state.mean_loss
+    return {"steps": steps, "images": steps * config.batch_size, "seconds": time.monotonic() - began, "loss": loss}
 
 
 class TrainingRun:
