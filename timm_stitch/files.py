@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 _WRITING = ".writing-"
 _DAY = 24 * 60 * 60  # seconds
-_TRIES = 3
+_TRIES, _PATIENCE = 3, 60.0
 
 
 @contextmanager
@@ -83,23 +83,36 @@ def files_in(folder: PathLike) -> Iterator[Path]:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other writers of this machine from moving files into a folder, where the system can; waits a minute."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    until = time.monotonic() + 60
+    until, lock = time.monotonic() + _PATIENCE, lock_folder(folder)
+    while isinstance(lock, BlockingIOError) and time.monotonic() < until:
+        time.sleep(0.01)
+        lock = lock_folder(folder)
     try:
-        while time.monotonic() < until:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.01)
-            except OSError:  # a file system without locks
-                break
         yield
     finally:
+        if isinstance(lock, int):
+            os.close(lock)
+
+
+def lock_folder(folder: Path) -> int | BlockingIOError | None:
+    """Lock a folder, which changes nothing in it.
+
+    Returns:
+        A descriptor that holds the lock until `os.close`, or until the process dies; the error where another holds it;
+        None where the system or the file system has no such locks.
+    """
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except BlockingIOError as error:
         os.close(handle)
+        return error
+    except OSError:
+        os.close(handle)
+        return None
 
 
 def steadily(files: Iterable[Path], read: Callable[[], T]) -> T:

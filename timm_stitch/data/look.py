@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -37,11 +38,13 @@ def look_before(config: Any, bar: Any) -> None:
     Raises:
         ValueError: if some cannot be read.
     """
+    if isinstance(open_dataset(config, training=True), IterableDataset):
+        return  # which is seen as it comes
     splits = [look_at_split(config, training=True, seconds=SECONDS)]
     if config.evaluate_every:
         splits.append(look_at_split(config, training=False, seconds=SECONDS))
     for found in splits if not bar.disable else ():
-        bar.write(line_of(found))
+        bar.write(line_of(found), file=sys.stderr)
     for told in warnings_of(splits):
         _logger.warning(told)
     check_unreadable(splits)

@@ -6,25 +6,18 @@ Imports torch and `data.processes`.
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ..data.processes import world_size
-
-try:
-    import fcntl
-except ImportError:  # a system without: two runs in one output are not noticed there
-    _flock: Any = None
-else:
-    _flock = fcntl
+from ..files import lock_folder
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -82,30 +75,15 @@ class Interruption:
         return self.number
 
 
-def lock_output(folder: Path) -> IO[str] | None:
-    """Hold the only place for a run in a folder, until the file that is returned is closed or the process dies.
+def lock_output(folder: Path) -> int | None:
+    """Hold the only place for a run in a folder, until the descriptor that is returned is closed or the process dies.
 
     Raises:
         RuntimeError: if another run holds it.
     """
-    if _flock is None:
-        return None
-    file = (folder / ".lock").open("a+", encoding="utf-8")
-    try:
-        _flock.flock(file, _flock.LOCK_EX | _flock.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
+    lock = lock_folder(folder)
+    if isinstance(lock, BlockingIOError):
         raise RuntimeError(
-            f"another run{f' (process {holder})' if holder else ''} is training into {str(folder.parent)!r}: wait for "
-            "its end, or give another output."
-        ) from None
-    except OSError:  # a file system without locks
-        file.close()
-        return None
-    file.seek(0)
-    file.truncate()
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+            f"another run is training into {str(folder.parent)!r}: wait for its end, or give another output."
+        )
+    return lock

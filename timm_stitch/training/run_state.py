@@ -9,6 +9,7 @@ Imports torch, timm, Accelerate and the layers below.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class RunState:
         self.steps_per_epoch, self.images = steps_per_epoch, images
         self.step, self.mean_loss, self.best, self.evaluated_epoch = 0, math.nan, -math.inf, 0.0
         self.store = open_checkpoints(config)
-        self._lock = None
+        self._lock: int | None = None
         if self.store is not None and accelerator.is_main_process:
             self._lock = lock_output(self.store.folder)
             self.store.clean()
@@ -78,7 +79,8 @@ class RunState:
     def close(self) -> None:
         """Let another run have the output."""
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
+            self._lock = None
 
     def prepare(self, meter: LossMeter) -> None:
         """Make optimizer, schedule and average, once it is known what is frozen; resume if there is a run.
