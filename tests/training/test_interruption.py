@@ -110,7 +110,7 @@ def test_two_runs_in_one_output_are_refused(tmp_path):
     other = lock_output(tmp_path / "checkpoints")
     with pytest.raises(RuntimeError, match="another run is training into"):
         timm_stitch.train(network(), config(output=str(tmp_path)), train_data=Noisy(), progress=False)
-    other.close()
+    os.close(other)
     timm_stitch.train(network(), config(output=str(tmp_path)), train_data=Noisy(), progress=False)
     timm_stitch.train(network(), config(output=str(tmp_path), resume=True), train_data=Noisy(), progress=False)
 
