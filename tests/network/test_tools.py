@@ -39,7 +39,19 @@ STAGED = [
     ("regnetx_002", "regnety_002"),
     ("mobilenetv3_small_050", "mobilenetv3_small_075"),
 ]
-KINDS = {"vit": (vits, 32), "convnext": (convnexts, 64), "other_vit": (of_two_kinds, 64)}
+
+
+def convnext_blocks() -> list[nn.Module]:
+    sizes = [(16, 24, 32, 48), (24, 32, 48, 64)]
+    return [timm.create_model("convnext_atto", dims=d, depths=(2, 2, 2, 2), num_classes=10).eval() for d in sizes]
+
+
+KINDS = {
+    "vit": (vits, 32),
+    "blocks": (convnext_blocks, 64),
+    "convnext": (convnexts, 64),
+    "other_vit": (of_two_kinds, 64),
+}
 
 
 def replica(net: nn.Module) -> Any:
@@ -200,6 +212,9 @@ def test_costs_of_anchors_with_unusual_heads(name: str) -> None:
     rows = {row["stitch_id"]: row for row in net.stitch_table()}
     assert rows[0]["macs"] == rows[net.plan.anchor_id(1)]["macs"] > 0
     assert rows[0]["params"] == sum(p.numel() for p in net.anchors[0].parameters())
+    net.__dict__.pop("_costs")
+    with torch.inference_mode():  # where operations reach the counter whole
+        assert net.stitch_table() == list(rows.values())
 
 
 @torch.no_grad()
