@@ -54,6 +54,16 @@ KINDS = {
 }
 
 
+class Halved(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half: torch.Tensor = self.inner(x) / 2
+        return half
+
+
 def replica(net: nn.Module) -> Any:
     """What torch.nn.parallel.replicate makes, with copies in place of another device's tensors."""
     twins: dict[nn.Module, Any] = {m: m._replicate_for_data_parallel() for m in net.modules()}
@@ -125,13 +135,17 @@ def test_replaced_blocks_run(kind: str) -> None:
     found.clear()
     models[1](x)
     assert ours == len(found) > 0
-    before = net(x, stitch_id=k)
-    name = net.views[1].block_name(2)
-    owner, _, leaf = name.rpartition(".")
-    models[1].get_submodule(owner)._modules[leaf] = nn.Identity()
-    after = net(x, stitch_id=k)
-    assert not torch.equal(after, before)
-    assert torch.equal(after, models[1](x))
+    for index in range(net.views[1].depth):
+        before = net(x, stitch_id=k)
+        owner, _, leaf = net.views[1].block_name(index).rpartition(".")
+        holder = models[1].get_submodule(owner)
+        whole = holder._modules[leaf]
+        assert whole is not None
+        holder._modules[leaf] = Halved(whole)
+        after = net(x, stitch_id=k)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, models[1](x))
+        holder._modules[leaf] = whole
 
 
 @pytest.mark.parametrize(
