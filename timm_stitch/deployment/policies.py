@@ -1,0 +1,253 @@
+"""Which stitch answers which requests next, so that each is answered in time and as well as time allows.
+
+A policy sees the deadlines that wait and how much slower than profiled the machine is now, and decides on a stitch, on
+how many of the most urgent requests it answers together, and on how many are passed over because they can no longer be
+met. It runs nothing and reads no clock, so that a server and a simulation use the same.
+
+Source of the setting: SuperServe (NSDI'25, arXiv:2312.16733), whose SlackFit is rebuilt here from its description.
+Imports the standard library and `plan`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from ..plan.frontier import pareto_frontier
+
+SAMPLES = 16  # of the requests that wait, by which it is judged whether all drain in time
+
+
+class Decision(NamedTuple):
+    """What to do now.
+
+    Args:
+        level: the place in the table of the stitch that runs.
+        take: how many of the most urgent requests it answers together, after those passed over.
+        passed: how many of the most urgent are answered by nobody, because they cannot be met.
+    """
+
+    level: int
+    take: int
+    passed: int = 0
+
+
+class LatencyTable:
+    """How long each stitch takes for each number of images, for the stitches that are worth running.
+
+    Args:
+        rows: dicts of `stitch_id`, `top1` (per cent), `batch_size` and `latency_ms` (of one call with that many
+            images); several rows of one stitch for several batch sizes.
+
+    Attributes:
+        stitch_ids, accuracies: of the frontier of accuracy over time an image, the fastest first.
+
+    Raises:
+        ValueError: if there is no row with all of these, or a figure is no positive number.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        calls: dict[int, dict[int, float]] = {}
+        top1: dict[int, float] = {}
+        for row in rows:
+            if row.get("latency_ms") is None or row.get("top1") is None:
+                continue
+            stitch_id, batch, spent = int(row["stitch_id"]), int(row.get("batch_size") or 1), float(row["latency_ms"])
+            if not (spent > 0 and batch > 0):
+                raise ValueError(f"stitch {stitch_id} takes {spent} ms for {batch} images: expected positive numbers.")
+            calls.setdefault(stitch_id, {})[batch] = spent / 1e3
+            top1[stitch_id] = float(row["top1"])
+        if not calls:
+            raise ValueError("no row has both top1 and latency_ms: evaluate and profile the network first.")
+        each = {k: min(spent / batch for batch, spent in times.items()) for k, times in calls.items()}
+        known = [{"stitch_id": k, "top1": top1[k], "latency_ms": 1e3 * each[k]} for k in sorted(calls)]
+        best = pareto_frontier(known, cost="latency_ms")
+        self.stitch_ids = [int(row["stitch_id"]) for row in best]
+        self.accuracies = [top1[k] for k in self.stitch_ids]
+        self._batches = [sorted(calls[k]) for k in self.stitch_ids]
+        self._times = [[calls[k][b] for b in sorted(calls[k])] for k in self.stitch_ids]
+        self.each = [each[k] for k in self.stitch_ids]  # seconds an image, at the best batch
+        self.best_batch = [min((calls[k][b] / b, b) for b in calls[k])[1] for k in self.stitch_ids]
+
+    def __len__(self) -> int:
+        return len(self.stitch_ids)
+
+    def seconds(self, level: int, count: int) -> float:
+        """How long a call with so many images takes, between the batch sizes that were measured in proportion."""
+        batches, times = self._batches[level], self._times[level]
+        place = bisect_right(batches, count)
+        if place == len(batches):
+            return times[-1] * count / batches[-1]
+        if place == 0:
+            return times[0]
+        low, high = batches[place - 1], batches[place]
+        return times[place - 1] + (times[place] - times[place - 1]) * (count - low) / (high - low)
+
+    def largest_within(self, level: int, seconds: float, most: int) -> int:
+        """How many images, at most `most`, a call can take within some seconds; 0 if not even one."""
+        if most and self.seconds(level, most) <= seconds:
+            return most
+        low, high = 0, max(most - 1, 0)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.seconds(level, middle) <= seconds else (low, middle - 1)
+        return low
+
+
+class Slowdown:
+    """How much slower than profiled the machine is, by the last calls.
+
+    Args:
+        window: how many calls count.
+        quantile: which of them plans are made by; a call now and then is many times slower, whatever runs.
+        most: by how much a plan may be more careful than the median.
+    """
+
+    def __init__(self, window: int = 40, quantile: float = 0.95, most: float = 4.0) -> None:
+        self._last: deque[float] = deque(maxlen=window)
+        self.quantile, self.most = quantile, most
+        self.usual = self.careful = 1.0
+
+    def note(self, seconds: float, expected: float) -> None:
+        """Take a call into account: how long it took, and how long the table says."""
+        self._last.append(seconds / expected)
+        ordered = sorted(self._last)
+        self.usual = ordered[len(ordered) // 2]
+        careful = ordered[min(int(self.quantile * len(ordered)), len(ordered) - 1)]
+        self.careful = min(careful, self.most * self.usual)
+
+
+class Policy(Protocol):
+    """What chooses."""
+
+    def choose(self, now: float, deadlines: Sequence[float], slowdown: Slowdown) -> Decision:
+        """Decide what to do next.
+
+        Args:
+            now: the time, in seconds.
+            deadlines: of the requests that wait, ascending, at least one.
+            slowdown: of the machine.
+        """
+        ...
+
+
+class DrainPolicy:
+    """The most accurate stitch with which all that waits is answered in time, and some time is left for what comes.
+
+    The batch is the largest that the most urgent request allows, up to the stitch's best throughput. If no stitch
+    answers all in time, the one with the highest throughput runs, and what cannot be met by it is passed over at once;
+    but something always runs, so that a machine that is fast again is noticed.
+
+    Args:
+        table: of the stitches.
+        reserve_ms: of each promise, for what is not the network's time.
+        share: of the time that is left to each request, what is planned with, 0 to 1. With all of it every answer
+            comes in the last moment, and each request more makes one late; where stitches differ little in cost, much.
+    """
+
+    def __init__(self, table: LatencyTable, reserve_ms: float = 0.0, share: float = 0.75) -> None:
+        self.table, self.reserve, self.share = table, reserve_ms / 1e3, share
+
+    def choose(self, now: float, deadlines: Sequence[float], slowdown: Slowdown) -> Decision:
+        """As `Policy.choose`."""
+        table, now = self.table, now + self.reserve
+        last = len(deadlines) - 1
+        share = self.share
+        picked = [
+            (n, now + share * (deadlines[n] - now))
+            for n in dict.fromkeys(last * k // SAMPLES for k in range(1, SAMPLES + 1))
+        ]
+        low, high = -1, len(table) - 1  # the dearest level that drains; none yet
+        while low < high:
+            middle = (low + high + 1) // 2
+            drains = self._drains(middle, now, deadlines, picked, slowdown.careful)
+            low, high = (middle, high) if drains else (low, middle - 1)
+        if low >= 0:
+            return Decision(low, self._batch(low, now, deadlines, 0, slowdown.careful / share))
+        passed = bisect_right(deadlines, now + table.seconds(0, 1) * slowdown.usual)
+        passed = min(passed, last)
+        return Decision(0, max(self._batch(0, now, deadlines, passed, slowdown.usual), 1), passed)
+
+    def _drains(
+        self,
+        level: int,
+        now: float,
+        deadlines: Sequence[float],
+        picked: Sequence[tuple[int, float]],
+        slowdown: float,
+    ) -> bool:
+        """Whether a stitch answers all that waits in time, by the first call and some requests behind it."""
+        first = self._batch(level, now, deadlines, 0, slowdown / self.share)
+        if not first:
+            return False
+        each = self.table.each[level] * slowdown
+        done = now + self.table.seconds(level, first) * slowdown - each * first
+        return all(n < first or done + each * (n + 1) <= deadline for n, deadline in picked)
+
+    def _batch(self, level: int, now: float, deadlines: Sequence[float], since: int, slowdown: float) -> int:
+        """How many requests from number `since` on run together, by the slack of the most urgent of them."""
+        most = min(len(deadlines) - since, self.table.best_batch[level])
+        return self.table.largest_within(level, (deadlines[since] - now) / slowdown, most)
+
+
+class FixedPolicy:
+    """One stitch, as a server of a single model; what it cannot meet it passes over.
+
+    Args:
+        table: of the stitches.
+        level: the place of the one that runs.
+        reserve_ms: as of `DrainPolicy`.
+    """
+
+    def __init__(self, table: LatencyTable, level: int, reserve_ms: float = 0.0) -> None:
+        self.table, self.level, self.reserve = table, level, reserve_ms / 1e3
+
+    def choose(self, now: float, deadlines: Sequence[float], slowdown: Slowdown) -> Decision:
+        """As `Policy.choose`."""
+        table, level, now = self.table, self.level, now + self.reserve
+        passed = bisect_right(deadlines, now + table.seconds(level, 1) * slowdown.usual)
+        passed = min(passed, len(deadlines) - 1)
+        most = min(len(deadlines) - passed, table.best_batch[level])
+        count = table.largest_within(level, (deadlines[passed] - now) / slowdown.careful, most)
+        return Decision(level, max(count, 1), passed)
+
+
+class SlackFitPolicy:
+    """SuperServe's, as far as it is described: buckets of latency, and in the one below the slack the largest batch.
+
+    Args:
+        table: of the stitches.
+        buckets: how many, between the fastest and the slowest call.
+        reserve_ms: as of `DrainPolicy`.
+    """
+
+    def __init__(self, table: LatencyTable, buckets: int = 40, reserve_ms: float = 0.0) -> None:
+        self.table, self.reserve = table, reserve_ms / 1e3
+        calls = [
+            (table.seconds(level, count), count, level)
+            for level in range(len(table))
+            for count in (1, 2, 4, 8, 16, 32)
+            if count <= max(table.best_batch[level], 1)
+        ]
+        self._shortest, longest = min(calls)[0], max(calls)[0]
+        self._width = (longest - self._shortest) / buckets or 1.0
+        self._calls: list[list[tuple[int, int]]] = [[] for _ in range(buckets + 1)]  # (images, level)
+        for spent, count, level in calls:
+            self._calls[math.ceil((spent - self._shortest) / self._width - 1e-9)].append((count, level))
+
+    def choose(self, now: float, deadlines: Sequence[float], slowdown: Slowdown) -> Decision:
+        """As `Policy.choose`."""
+        now += self.reserve
+        passed = bisect_right(deadlines, now + self._shortest * slowdown.usual)
+        passed = min(passed, len(deadlines) - 1)
+        slack = (deadlines[passed] - now) / slowdown.careful
+        waiting = len(deadlines) - passed
+        for bucket in range(min(int((slack - self._shortest) / self._width), len(self._calls) - 1), -1, -1):
+            fitting = [call for call in self._calls[bucket] if call[0] <= waiting]
+            if fitting:
+                count, level = max(fitting)
+                return Decision(level, count, passed)
+        return Decision(0, 1, passed)
