@@ -16,6 +16,7 @@ from conftest import anchor_specs
 import timm_stitch
 from timm_stitch.data.yaml_text import load_yaml
 from timm_stitch.hub import safetensors_ranges as ranges
+from timm_stitch.hub.arguments import check_arguments
 from timm_stitch.hub.model_card import plain_text
 from timm_stitch.plan.bounds import MOST_STITCHES
 from timm_stitch.plan.stitch_plan import StitchPlan
@@ -159,3 +160,10 @@ def test_ranges_go_on_and_notice_another_version():
         file.fetch(0, 8)
         with pytest.raises(OSError, match="x was exchanged while it was read"):
             file.fetch(8, 16)
+
+
+def test_blocks_are_counted_before_anything_is_built():
+    spec = {"architecture": "vit_tiny_patch16_224", "depth": 400}
+    check_arguments({"anchors": [spec, "resnet18"]})
+    with pytest.raises(ValueError, match=r"asks for [\d,]+ blocks: expected at most 512"):
+        check_arguments({"anchors": [spec, spec]})
