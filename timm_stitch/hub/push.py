@@ -35,12 +35,11 @@ def push_to_hub(
 ) -> str:
     """Put a network on the Hub in one commit: weights, config, stitches.json, the card and its curve.
 
-    The repository is made if there is none. What a user wrote into a card that is there is kept; results, usage
-    and the list of anchors in it are written anew. If anything fails, what was in the repository stays.
+    The repository is made if there is none. What a user wrote into a card is kept; results, usage and the list of
+    anchors in it are written anew. If anything fails, what was in the repository stays.
 
     Args:
-        model: as for `save_pretrained`.
-        repo_id: `"user/name"`.
+        model, repo_id: the network, and `"user/name"`, where it is to be.
         results: rows from `evaluate`.
         private: for a repository that is made now.
         revision: the branch, made if there is none; default `main`.
@@ -60,7 +59,7 @@ def push_to_hub(
     check_token(token)
     api = HfApi(token=token, library_name="timm_stitch")
     with tempfile.TemporaryDirectory(prefix="timm-stitch-") as scratch:
-        # Everything that can be refused here is refused before the Hub hears of it.
+        # What can be refused here is refused before the Hub hears of it.
         folder = save_pretrained(model, Path(scratch, "net"), results, repo_id=repo_id, **card)
         with explained(f"push to {repo_id}", "nothing was committed", token):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -70,15 +69,15 @@ def push_to_hub(
             there = {file.rfilename for file in info.siblings or ()}
             if CARD_FILE in there:
                 old = Path(api.hf_hub_download(repo_id, CARD_FILE, revision=info.sha, local_dir=scratch))
+        card_file = folder / CARD_FILE
         if CARD_FILE in there and (existing := old.read_text(encoding="utf-8")):
-            fresh = (folder / CARD_FILE).read_text(encoding="utf-8")
-            (folder / CARD_FILE).write_text(merge(existing, fresh), encoding="utf-8")
+            card_file.write_text(merge(existing, card_file.read_text(encoding="utf-8")), encoding="utf-8")
         operations = _operations(folder, there)
         with explained(f"push to {repo_id}", lambda: _left(api, repo_id, revision, info.sha), token):
+            title = commit_message or f"{model.num_stitches} stitches by timm_stitch"
             commit = api.create_commit(
                 repo_id, operations, revision=revision, create_pr=create_pr, parent_commit=_parent(info.sha),
-                commit_message=commit_message or f"{model.num_stitches} stitches by timm_stitch",
-                commit_description=commit_description,
+                commit_message=title, commit_description=commit_description,
             )  # fmt: skip
     return str(commit.pr_url or commit.commit_url)
 

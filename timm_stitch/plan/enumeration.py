@@ -56,9 +56,8 @@ def enumerate_stitches(
         numbers = range(len(anchors))
         return _two_way(anchors, list(pairwise(numbers) if nearest else combinations(numbers, 2)), rank)
     order = range(len(anchors)) if direction == "fast_to_slow" else range(len(anchors) - 1, -1, -1)
-    routes: list[tuple[int, ...]]
     if nearest:
-        routes = sorted(pairwise(order), key=min)
+        routes: list[tuple[int, ...]] = sorted(pairwise(order), key=min)
     else:
         if 2 ** len(anchors) > MOST_STITCHES:
             raise too_many(f"more than {MOST_STITCHES:,}")

@@ -136,11 +136,10 @@ class TrainingRun:
         self.loss = StitchLoss(config, frozen.to(self.device) if frozen is not None else None)
         self.macs = {stitch.stitch_id: costs.cost(stitch).macs for stitch in model.plan}
         self.rule, self.largest = sampling_rule(model, config, self.macs)
-        seen = self.steps_per_epoch, count_images(data, processes)
-        self.state = RunState(model, config, self.accelerator, sharded, *seen)
+        count = count_images(data, processes)
+        self.state = RunState(model, config, self.accelerator, sharded, self.steps_per_epoch, count)
         start_trackers(self.accelerator, config)
-        model.to(self.device)
-        broadcast_weights(model)
+        broadcast_weights(model.to(self.device))
         self.meter = LossMeter(groups_by_macs(self.macs, count=GROUPS), self.macs, self.device)
         self.bar = tqdm(total=self.total, desc="train", disable=not (progress and self.accelerator.is_main_process))
 
