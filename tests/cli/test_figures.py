@@ -79,6 +79,8 @@ def test_check_tells_what_is_wrong_with_images(folder, tmp_path, capsys):
             Image.new("L", (8, 8)).save(tmp_path / split / label / "0.png")
     (tmp_path / "train/a/1.png").write_bytes(b"no image")
     (tmp_path / "train/a/2.webp").write_bytes(b"")
+    assert run("check", tmp_path / "none") == 1
+    assert "error: there is no folder" in capsys.readouterr().err
     assert run("check", tmp_path, "--json") == 1
     told = capsys.readouterr()
     found = json.loads(told.out)

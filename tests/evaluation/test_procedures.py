@@ -157,7 +157,7 @@ def test_bad_configurations_are_refused(values, message):
 def test_training_refuses_what_cannot_be_trained(model):
     with pytest.raises(ValueError, match="unknown fields batchsize: the fields are"):
         timm_stitch.TrainConfig.from_dict({"batchsize": 3})
-    with pytest.raises(ValueError, match="the recipe names no images: set data_dir"):
+    with pytest.raises(ValueError, match="no images are named: set data_dir"):
         timm_stitch.train(model, timm_stitch.TrainConfig())
     with pytest.raises(ValueError, match="batch_size=1024 is more than the 64 images"):
         timm_stitch.train(model, timm_stitch.TrainConfig(), train_data=squares())

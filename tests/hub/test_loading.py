@@ -23,6 +23,20 @@ def test_a_folder_a_registered_name_and_several_anchors(tmp_path):
     assert load_network("snnet", pretrained=False, anchors=anchor_specs(depth=2)).num_stitches == model.num_stitches
 
 
+def test_anchors_of_ones_own_by_the_name_snnet(tmp_path):
+    own = [timm.create_model("resnet10t", num_classes=3), timm.create_model("resnet14t", num_classes=3)]
+    for model, name in zip(own, ("small", "large"), strict=True):
+        timm.models.save_for_hf(model, tmp_path / name, safe_serialization=True)
+    anchors = [f"local-dir:{tmp_path / 'small'}", str(tmp_path / "large")]
+    network = load_network("snnet", anchors=anchors, kernel_size=1, rank=4, drop_path_rate=[0.0, 0.1])
+    for mine, model in zip(network.anchors, own, strict=True):
+        assert torch.equal(mine.conv1[0].weight, model.conv1[0].weight)
+    assert list(network.plan.anchor_names) == ["resnet10t", "resnet14t"]
+    assert {layer.rank for layer in network.plan.layers} == {4}
+    with pytest.raises(ValueError, match="drop_path_rate has 1 values for 2 anchors"):
+        load_network("snnet", anchors=anchors, drop_path_rate=[0.1])
+
+
 def test_what_is_not_a_stitchable_network_is_refused():
     with pytest.raises(
         ValueError, match=r"no folder and no model 'snnet_x': expected a folder, hf-hub:USER/NAME or snn"

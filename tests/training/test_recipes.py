@@ -114,6 +114,15 @@ def test_a_run_that_is_resumed_is_not_initialised_again(small, tmp_path, monkeyp
     assert sum(map(len, initialised)) == (0 if kept else 8)
 
 
+def test_another_model_leaves_out_what_made_the_recipes_own(small, tmp_path):
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs(depth=2)), tmp_path / "net")
+    recipe = read_recipe("folder", {"model": str(tmp_path / "net")})
+    assert (recipe.model_args, recipe.init_images) == ({}, 0)  # its trained stitching layers stay
+    assert read_recipe("folder", {"model": "snnet"}).model_args["num_classes"] == 10
+    assert read_recipe("deit_tsb", {"model": "snnet_deit"}).model_args == {"drop_path_rate": 0.1}
+    assert read_recipe("folder", {"model": "snnet_deit", "init_images": 3}).init_images == 3
+
+
 def test_a_paper_recipe_distils_from_a_timm_teacher(folder, monkeypatch):
     """The teacher is made by its name, with pretrained weights; here a small one stands in for it."""
     config = read_recipe(

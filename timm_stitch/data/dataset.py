@@ -61,11 +61,7 @@ def build_dataset(config: DataConfig, model: SNNet, training: bool, augment: boo
             network's.
     """
     if not config.dataset and not config.data_dir:
-        raise ValueError(
-            "the recipe names no images: set data_dir to a folder of class folders, or dataset as for timm."
-        )
-    if not config.dataset and not os.path.exists(str(config.data_dir)):
-        raise FileNotFoundError(f"there is no folder {config.data_dir!r}: set data_dir to a folder of class folders.")
+        raise ValueError("no images are named: set data_dir to a folder of class folders, or dataset as for timm.")
     dataset = open_dataset(config, training, "L" if model.in_chans == 1 else "RGB")
     names = class_names(dataset)
     dataset.target_transform = Labels(model.num_classes, _class_positions(config, model, training, names))
@@ -82,9 +78,12 @@ def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:
         mode: Pillow's, of the images.
 
     Raises:
+        OSError: if the folder is not there.
         ValueError: if the split is not there, or the reader cannot read what it finds.
     """
     split = config.train_split if training else config.val_split
+    if not config.dataset and not os.path.exists(str(config.data_dir)):
+        raise FileNotFoundError(f"there is no folder {config.data_dir!r}: set data_dir to a folder of class folders.")
     if not config.dataset and os.path.isdir(str(config.data_dir)):
         split_folder(str(config.data_dir), split)
     check_split(config.dataset or "", split)

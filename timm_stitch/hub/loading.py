@@ -6,7 +6,7 @@ Imports timm, and the registry through it.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import timm
 from ..files import PathLike
 from ..network.network import SNNet
 from ..network.stitching import stitch
+
+_OF_NETWORK = ("direction", "nearest", "kernel_size", "stride", "rank", "stitched_norm", "stitch_id")
 
 
 def load_network(
@@ -27,7 +29,7 @@ def load_network(
             several timm models to stitch, fastest first, each a name, a folder or on the Hub.
         pretrained: with weights.
         device: where it is to be; on `"meta"` it has no weights.
-        args: further arguments of `timm.create_model`.
+        args: further arguments of `timm.create_model`; `anchors` of `"snnet"` may be folders and on the Hub, too.
 
     Raises:
         ValueError: if there is no such network, or it is not a stitchable one.
@@ -35,10 +37,14 @@ def load_network(
     several = [os.fspath(names)] if isinstance(names, (str, os.PathLike)) else list(names)
     if device == "meta":
         args = {**args, "device": device}
+    anchors = args.get("anchors", ()) if several == ["snnet"] else ()
+    if anchors and all(isinstance(name, str) for name in anchors) and any(":" in with_prefix(name) for name in anchors):
+        several = list(anchors)
+        args = {name: value for name, value in args.items() if name != "anchors"}
     if len(several) > 1:
         named = [with_prefix(name) for name in several]
         if any(":" in name for name in named):  # one's own, which the registry cannot make by name
-            model: Any = stitch([timm.create_model(name, pretrained=pretrained, **args) for name in named])
+            model: Any = _stitch_own(named, pretrained, args)
         else:
             model = timm.create_model("snnet", anchors=several, pretrained=pretrained, **args)
     else:
@@ -52,6 +58,21 @@ def load_network(
     if not isinstance(model, SNNet):
         raise ValueError(f"{several[0]!r} is one network, not a stitchable one: name several to stitch them.")
     return model if device == "meta" else model.to(device)
+
+
+def _stitch_own(names: Sequence[str], pretrained: bool, args: Mapping[str, Any]) -> SNNet:
+    """Stitch models in folders or on the Hub, with the arguments that `snnet` takes for anchors that are registered."""
+    of_network = {name: args[name] for name in _OF_NETWORK if name in args}
+    common = {name: value for name, value in args.items() if name not in (*_OF_NETWORK, "drop_path_rate")}
+    rates = args.get("drop_path_rate")
+    rates = list(rates) if isinstance(rates, Sequence) else [rates] * len(names)
+    if len(rates) != len(names):
+        raise ValueError(
+            f"drop_path_rate has {len(rates)} values for {len(names)} anchors: give one number or {len(names)}."
+        )
+    own = [{} if rate is None else {"drop_path_rate": rate} for rate in rates]
+    models = [timm.create_model(n, pretrained=pretrained, **common, **o) for n, o in zip(names, own, strict=True)]
+    return stitch(models, **of_network)
 
 
 def with_prefix(name: str) -> str:

@@ -110,14 +110,19 @@ def read_recipe(recipe: PathLike, overrides: Mapping[str, Any] | None = None) ->
 
     Args:
         recipe: a name of `shipped_recipes`, or the path of a YAML file.
-        overrides: values to use instead of the file's.
+        overrides: values to use instead of the file's; with another `model`, the file's `init_images` and the
+            `model_args` that make its `snnet` are left out.
 
     Raises:
         OSError: if there is no such recipe.
         TypeError: if a value has the wrong type.
         ValueError: if it is not a recipe, a field is unknown or given twice, or two contradict each other.
     """
-    values = {**_read_file(recipe), **(overrides or {})}
+    given = dict(overrides or {})
+    values = _read_file(recipe)
+    if given.get("model", values.get("model")) != values.get("model"):
+        values = {name: value for name, value in values.items() if name not in _of_own_model(values)}
+    values |= given
     of_network = {name: values.pop(name) for name in options(Recipe) if name in values}
     if of_network.get("model") is None:
         raise ValueError(f"{str(recipe)!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another.")
@@ -128,6 +133,11 @@ def read_recipe(recipe: PathLike, overrides: Mapping[str, Any] | None = None) ->
     if config.distillation != "none" and config.teacher is None:
         raise ValueError(f"distillation={config.distillation!r} has no teacher: set teacher to a timm model's name.")
     return Recipe(config=config, **read(Recipe, of_network))
+
+
+def _of_own_model(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a recipe that hold for its own model, not for another that is trained by it."""
+    return ("init_images", "model_args") if values.get("model") == "snnet" else ("init_images",)
 
 
 def _read_file(recipe: PathLike) -> dict[str, Any]:
