@@ -26,6 +26,7 @@ from .plan.results import read_rows, write_rows
 from .plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
 from .training.config import TrainConfig
 from .training.least_squares import least_squares_init
+from .training.linear_probe import linear_probe
 from .training.recalibration import recalibrate
 from .training.recipe import train_recipe
 from .training.trainer import train
@@ -53,6 +54,7 @@ __all__ = [
     "find_cascade",
     "from_hub",
     "least_squares_init",
+    "linear_probe",
     "make_page",
     "pareto_frontier",
     "plot_curve",

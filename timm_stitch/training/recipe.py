@@ -29,6 +29,7 @@ from ..hub.loading import load_network
 from ..network.network import SNNet
 from .config import TrainConfig
 from .least_squares import least_squares_init
+from .linear_probe import linear_probe
 from .run_state import open_checkpoints
 from .trainer import train
 
@@ -61,6 +62,12 @@ class Recipe:
         "include trained stitching layers, leaves them as they are",
         range=(0, math.inf),
     )
+    init_classifiers: int = _network(
+        0,
+        "how many labelled images the anchors' classifiers are fitted to before training, for classes that are new to "
+        "them; 0 leaves them as they are",
+        range=(0, math.inf),
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -91,13 +98,30 @@ def train_recipe(
     config = spec.config
     model = load_network(spec.model, pretrained=spec.pretrained, device=device, **spec.model_args)
     store = open_checkpoints(config) if config.resume else None
-    if spec.init_images and (store is None or store.last is None):
-        data = build_dataset(config, model, training=True, augment=False)
-        generator = torch.Generator().manual_seed(config.seed)
-        shuffle = not isinstance(data, IterableDataset)  # which has an order of its own
-        loader: DataLoader[Any] = DataLoader(data, min(16, spec.init_images), shuffle=shuffle, generator=generator)
-        least_squares_init(model, first_images(loader, spec.init_images), progress=progress)
+    if store is None or store.last is None:
+        _initialise(model, spec, progress)
     return model, train(model, config, progress=progress)
+
+
+def _initialise(model: SNNet, spec: Recipe, progress: bool) -> None:
+    """Give classifiers and stitching layers their values, as far as a recipe says."""
+    if not (spec.init_images or spec.init_classifiers):
+        return
+    data = build_dataset(spec.config, model, training=True, augment=False)
+    shuffle = not isinstance(data, IterableDataset)  # which has an order of its own
+    for count, run in ((spec.init_classifiers, _probe), (spec.init_images, _least_squares)):
+        generator = torch.Generator().manual_seed(spec.config.seed)
+        if count:
+            loader: DataLoader[Any] = DataLoader(data, min(16, count), shuffle=shuffle, generator=generator)
+            run(model, loader, count, progress)
+
+
+def _probe(model: SNNet, loader: DataLoader[Any], count: int, progress: bool) -> None:
+    linear_probe(model, loader, count)
+
+
+def _least_squares(model: SNNet, loader: DataLoader[Any], count: int, progress: bool) -> None:
+    least_squares_init(model, first_images(loader, count), progress=progress)
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -110,7 +134,7 @@ def read_recipe(recipe: PathLike, overrides: Mapping[str, Any] | None = None) ->
 
     Args:
         recipe: a name of `shipped_recipes`, or the path of a YAML file.
-        overrides: values to use instead of the file's; with another `model`, the file's `init_images` and the
+        overrides: values to use instead of the file's; with another `model`, the file's `init_…` and the
             `model_args` that make its `snnet` are left out.
 
     Raises:
@@ -137,7 +161,8 @@ def read_recipe(recipe: PathLike, overrides: Mapping[str, Any] | None = None) ->
 
 def _of_own_model(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields of a recipe that hold for its own model, not for another that is trained by it."""
-    return ("init_images", "model_args") if values.get("model") == "snnet" else ("init_images",)
+    always = ("init_images", "init_classifiers")
+    return (*always, "model_args") if values.get("model") == "snnet" else always
 
 
 def _read_file(recipe: PathLike) -> dict[str, Any]:

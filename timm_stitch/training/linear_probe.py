@@ -1,0 +1,109 @@
+"""Fit new classifiers to labelled images by ridge regression, so that training begins with what the anchors know.
+
+timm begins the classifier of new classes with random weights. On a few hundred images a short run hardly gets over
+that, while a linear map of the same features, fitted in closed form, is often right at once. How strong the ridge is,
+and the scale of the logits, are chosen by what each image would get had it been left out.
+
+Source: ridge regression with leave-one-out residuals in closed form (the PRESS statistic). Imports torch and the layers
+below.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..anchors.view import Context, View
+from ..network.modes import evaluating
+from ..network.network import SNNet
+
+RIDGES = tuple(10.0**k for k in range(-6, 3))  # over the mean of the squared singular values
+SCALES = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
+
+_logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def linear_probe(model: SNNet, loader: Iterable[Any], images: int = 1000) -> list[float | None]:
+    """Fit the classifier of every anchor, in place.
+
+    Args:
+        model: the network.
+        loader: batches of (images (B, C, H, W), labels (B,)).
+        images: how many to use, about; the features of all are held at once.
+
+    Returns:
+        For each anchor, how many of the images in per cent it would name rightly had they been left out; None where its
+        classifier is not one linear layer, which is then left as it is.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    probed = {n: head for n, view in enumerate(model.views) if (head := _linear_head(view)) is not None}
+    features: dict[int, list[Tensor]] = {n: [] for n in probed}
+    labels: list[Tensor] = []
+    device, seen = next(model.parameters()).device, 0
+    with evaluating(model):
+        for batch, wanted, *_ in loader:
+            context = Context(batch.to(device))
+            for number in probed:
+                features[number].append(_features(model.views[number], context).double())
+            labels.append(wanted.to(device))
+            seen += len(batch)
+            if seen >= images:
+                break
+    if not seen:
+        raise ValueError("there are no images to fit classifiers to.")
+    targets = torch.cat(labels)
+    found: list[float | None] = []
+    for number in range(len(model.views)):
+        if number not in probed:
+            _logger.warning("the classifier of anchor %d is left as it is: it is not one linear layer.", number)
+            found.append(None)
+            continue
+        weight, bias, rate = _fit(torch.cat(features[number]), targets, model.num_classes)
+        head = probed[number]
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+        found.append(rate)
+    model.forget()
+    return found
+
+
+def _linear_head(view: View) -> nn.Linear | None:
+    head: Any = view.anchor.get_classifier() if view.has_head else None
+    return head if isinstance(head, nn.Linear) and head.bias is not None else None
+
+
+def _features(view: View, context: Context) -> Tensor:
+    """What enters the classifier, (B, D)."""
+    h = view.norm(view.run(view.stem(context.images), 0, view.depth, context))
+    return view.head(h, pre_logits=True)
+
+
+def _fit(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, float]:
+    """Weight (classes, D), bias (classes,) and the accuracy of images left out, in per cent."""
+    y = F.one_hot(labels, classes).to(x)
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    u, s, vt = torch.linalg.svd(x - mean_x, full_matrices=False)
+    inside = u.T @ (y - mean_y)
+    best: tuple[float, Tensor, Tensor] | None = None
+    for ridge in RIDGES:
+        shrink = s.square() / (s.square() + ridge * s.square().mean())
+        leverage = (u.square() @ shrink + 1 / len(x)).clamp(max=1 - 1e-6)
+        predicted = mean_y + u @ (shrink[:, None] * inside)
+        left_out = y + (predicted - y) / (1 - leverage)[:, None]
+        error = float((left_out - y).square().sum())
+        if best is None or error < best[0]:
+            solved = (shrink / s.clamp(min=1e-12))[:, None] * inside
+            best = error, vt.T @ solved, left_out
+    assert best is not None
+    _, solution, left_out = best
+    scale = min(SCALES, key=lambda one: float(F.cross_entropy(one * left_out, labels)))
+    rate = 100 * float((left_out.argmax(1) == labels).double().mean())
+    return scale * solution.T, scale * (mean_y - mean_x @ solution), rate
