@@ -92,7 +92,8 @@ def test_a_recipe_begins_with_it(tmp_path):
     args = {"anchors": anchor_specs(depth=2, num_classes=5), "num_classes": 5}
     values = {
         "model_args": args, "pretrained": False, "data_dir": str(tmp_path), "max_steps": 1, "batch_size": 4,
-        "lr": 1e-6, "min_lr": 1e-6, "workers": 0, "auto_augment": None, "warmup_epochs": 0, "evaluate_every": 0, "init_images": 0,
+        "lr": 1e-6, "min_lr": 1e-6, "workers": 0, "auto_augment": None, "warmup_epochs": 0,
+        "evaluate_every": 0, "init_images": 0,
     }  # fmt: skip
     test = coloured(100, 9)
     found = []
