@@ -199,7 +199,9 @@ def judge(read: Callable[[], Any], folder: Path, seconds: float) -> dict[str, An
     except Exception as error:
         lines = str(error).strip().splitlines()
         outcome = f"{type(error).__name__}{' of several lines: ' + repr(str(error))[:300] if len(lines) > 1 else ''}"
-        if not isinstance(error, (ValueError, OSError)):
+        if type(error).__name__ == "StrictDataclassFieldValidationError":
+            outcome = "refused by transformers before it calls us"
+        elif not isinstance(error, (ValueError, OSError)):
             where = traceback.extract_tb(error.__traceback__)[-1]
             outcome += f" in {Path(where.filename).name}"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -14,6 +15,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointWrapper,
     apply_activation_checkpointing,
 )
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 import timm_stitch
 from timm_stitch.anchors.auto import view_of
@@ -330,3 +333,57 @@ def test_reparameterised_anchors_run(names: tuple[str, str]) -> None:
     fewer = timm.utils.model.reparameterize_model(copy.deepcopy(net))
     assert len(list(fewer.parameters())) < len(list(net.parameters()))
     torch.testing.assert_close(fewer(x, stitch_id=2), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # FSDP's of processes and devices
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_first_fsdp_wraps_blocks(flat: bool) -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        models = vits()
+        net, x = timm_stitch.stitch(models).eval(), torch.randn(2, 3, 32, 32)
+        policy = ModuleWrapPolicy({type(models[0].blocks[0])})
+        for whole, arguments in ((models[1], [{}]), (net, [{"stitch_id": k} for k in net.stitch_ids])):
+            expected = [whole(x, **given).detach() for given in arguments]
+            wrapped = FullyShardedDataParallel(
+                copy.deepcopy(whole), auto_wrap_policy=policy, device_id=torch.device("cpu"), use_orig_params=not flat
+            )
+            for given, y in zip(arguments, expected, strict=True):
+                out = wrapped(x, **given)
+                torch.testing.assert_close(out, y)
+                out.sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["vit", "blocks"])
+def test_averaged_weights_take_buffers_too(kind: str) -> None:
+    make, size = KINDS[kind]
+    net = timm_stitch.stitch(make())
+    averaged = torch.optim.swa_utils.AveragedModel(net, use_buffers=True)
+    first = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    averaged.update_parameters(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(2)
+    averaged.update_parameters(net)
+    for name, tensor in averaged.module.state_dict().items():
+        torch.testing.assert_close(tensor, (first[name] + net.state_dict()[name]) / 2)
+    x = torch.randn(2, 3, size, size)
+    assert torch.isfinite(averaged(x, stitch_id=2)).all()
+
+
+@pytest.mark.filterwarnings("ignore:The following device_map keys")  # parameters, which are no modules
+def test_a_device_map_may_offload_to_the_disk(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    anchors = [{"architecture": "vit_tiny_patch16_224", "embed_dim": w, **VIT} for w in (32, 64)]
+    net = timm.create_model("snnet", anchors=anchors)
+    timm_stitch.save_pretrained(net.eval(), tmp_path / "net")
+    memory = {"cpu": sum(p.numel() * 4 for p in net.parameters()) // 2}
+    loaded = transformers.AutoModelForImageClassification.from_pretrained(
+        tmp_path / "net", device_map="auto", offload_folder=tmp_path / "off", max_memory=memory
+    )
+    assert any(parameter.is_meta for parameter in loaded.parameters())
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x, stitch_id=3).logits, net(x, stitch_id=3))
