@@ -116,6 +116,8 @@ def test_training_looks_at_the_images_before_the_first_step(folder, tmp_path, ca
     assert "train: 3 images of 3 classes; sizes 40x40 (3); modes RGB (3)" in out.out + out.err
     assert "train: 1 files (.txt) are passed over" in caplog.text
     assert "validation lacks classes that train has: b." in caplog.text
+    timm_stitch.save_pretrained(net, tmp_path / "kept")
+    assert json.loads((tmp_path / "kept" / "config.json").read_text())["label_names"] == ["a", "b", "c"]
     (images / "train" / "c" / "0.png").write_bytes(b"no image")
     before = [p.clone() for p in net.parameters()]
     with pytest.raises(ValueError, match="1 images cannot be read: replace or remove them"):

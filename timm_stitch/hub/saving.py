@@ -166,10 +166,11 @@ def _edit_config(path: Path, model: SNNet, label_names: Sequence[str] | None) ->
     config["model_args"].pop("num_classes", None)
     if len({_pooling(anchor) for anchor in model.anchors}) > 1:  # each anchor pools in its own way
         config["model_args"].pop("global_pool", None)
+    own: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     for field in ("label_names", "label_descriptions"):
-        inner = config["pretrained_cfg"].pop(field, None)
-        if inner and len(inner) == model.num_classes:
-            config.setdefault(field, inner)
+        config["pretrained_cfg"].pop(field, None)
+        if (known := own.get(field)) and len(known) == model.num_classes:
+            config.setdefault(field, known)
     if label_names is not None:
         config["label_names"] = list(label_names)
         config.pop("label_descriptions", None)
