@@ -35,8 +35,8 @@ from torch import nn
 
 import timm_stitch
 from timm_stitch.anchors.auto import view_of
+from timm_stitch.anchors.macs import Macs
 from timm_stitch.anchors.traced import TracedView
-from timm_stitch.anchors.tracing.recorder import Macs
 from timm_stitch.anchors.view import Context, View
 from timm_stitch.network.network import SNNet
 from timm_stitch.network.stitching import stitch

@@ -44,3 +44,16 @@ def test_what_is_not_a_stitchable_network_is_refused():
         load_network("snnet_x")
     with pytest.raises(ValueError, match="'resnet18' is one network, not a stitchable one: name several"):
         load_network("resnet18", pretrained=False)
+
+
+def test_the_networks_own_arguments_reach_anchors_of_ones_own(tmp_path):
+    for width in (32, 64):
+        sizes = {"embed_dim": width, "num_heads": 2, "depth": 2, "img_size": 32, "patch_size": 8, "num_classes": 5}
+        model = timm.create_model("vit_tiny_patch16_224", **sizes)
+        timm.models.save_for_hf(model, tmp_path / str(width), safe_serialization=True)
+    anchors = [str(tmp_path / "32"), str(tmp_path / "64")]
+    whole = load_network("snnet", anchors=anchors)
+    plan = whole.plan.to_dict()
+    plan["stitches"] = plan["stitches"][:3]
+    part = load_network("snnet", anchors=anchors, plan=plan, touch_unused=True, stitch_id=1)
+    assert (part.stitch_ids, part.stitch_id, part.touch_unused) == (whole.stitch_ids[:3], 1, True)

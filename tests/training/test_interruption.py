@@ -60,7 +60,7 @@ def test_in_memory_ctrl_c_is_as_ever():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1])  # with 2 a reader killed at its start may leave both waiting
+@pytest.mark.parametrize("processes", [1])  # two were seen not to end: not understood yet
 def test_sigterm_on_the_command_line_is_one_line(tmp_path, processes):
     from conftest import anchor_specs
     from PIL import Image

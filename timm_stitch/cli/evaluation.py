@@ -17,7 +17,6 @@ from ..evaluation.plotting import plot_curve
 from ..evaluation.profiling import PRECISIONS, profile
 from ..evaluation.selection import select
 from ..hub.json_files import STITCHES_FILE, read_stitches
-from ..hub.loading import load_network
 from ..hub.saving import save_pretrained
 from ..models.published import published_table
 from ..network.weights import fingerprint
@@ -140,7 +139,7 @@ def run_select(options: argparse.Namespace) -> None:
     rows = read_rows(options.results) if options.results else None
     name = options.model[0].split(".")[0]
     if rows is None and len(options.model) == 1 and not Path(options.model[0]).is_dir() and timm.is_model(name):
-        model = load_network(options.model, pretrained=False, device="meta")  # what was published needs no weights
+        model = load_model(options, weights=False)  # what was published needs none
     else:
         model = load_model(options)
     budgets = {k: getattr(options, k) for k in ("macs", "params", "latency_ms", "memory_mb")}

@@ -72,10 +72,10 @@ def add_images(verb: argparse.ArgumentParser, split: str) -> None:
     verb.add_argument("--workers", type=int, default=0)
 
 
-def load_model(options: argparse.Namespace) -> SNNet:
-    """The network that the command line names, with its weights."""
+def load_model(options: argparse.Namespace, weights: bool = True) -> SNNet:
+    """The network that the command line names, with its weights, or on the meta device without."""
     classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
-    return load_network(options.model, device=options.device, **classes)
+    return load_network(options.model, pretrained=weights, device=options.device if weights else "meta", **classes)
 
 
 def load_images(options: argparse.Namespace, model: SNNet, shuffled: bool = False) -> DataLoader[Any]:

@@ -12,7 +12,7 @@ from ..hub.loading import load_network, with_prefix
 from ..hub.push import list_hub
 from ..models.published import ALIASES
 from ..network.compatibility import meeting_points
-from .options import add_model, add_verb, print_rows
+from .options import add_model, add_verb, load_model, print_rows
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -66,7 +66,7 @@ def run_plan(options: argparse.Namespace) -> None:
         models = [timm.create_model(with_prefix(name), device="meta") for name in options.model]
         print_rows(meeting_points(*models), options.json)
         return
-    model = load_network(options.model, pretrained=False, device="meta")
+    model = load_model(options, weights=False)
     if options.json:
         print(json.dumps(model.plan.to_dict()))
     else:

@@ -38,9 +38,9 @@ def look_before(config: Any, bar: Any) -> None:
     Raises:
         ValueError: if some cannot be read.
     """
-    if isinstance(open_dataset(config, training=True), IterableDataset):
-        return  # which is seen as it comes
     splits = [look_at_split(config, training=True, seconds=SECONDS)]
+    if "read" not in splits[0]:
+        return  # a stream, which is seen as it comes
     if config.evaluate_every:
         splits.append(look_at_split(config, training=False, seconds=SECONDS))
     for found in splits if not bar.disable else ():

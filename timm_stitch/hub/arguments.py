@@ -37,7 +37,7 @@ _COMMON = frozenset(
     {"num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate", "norm_layer", "act_layer",
      "bn_tf", "bn_momentum", "bn_eps", "device", "dtype"}
 )  # fmt: skip
-_OURS = frozenset(
+OF_NETWORK = frozenset(
     {"anchors", "direction", "nearest", "kernel_size", "stride", "rank", "plan", "stitched_norm", "stitch_id",
      "touch_unused"}
 )  # fmt: skip
@@ -117,7 +117,7 @@ def _check_network(where: str, args: Mapping[str, Any], architecture: str, level
     anchors = args.get("anchors") or ()
     if not isinstance(anchors, (list, tuple)) or len(anchors) > MOST_ANCHORS:
         raise ValueError(f"{where} in config.json must list at most {MOST_ANCHORS} anchors.")
-    allowed, named = _OURS | _COMMON, len(anchors)
+    allowed, named = OF_NETWORK | _COMMON, len(anchors)
     for i, spec in enumerate(anchors):
         place = f"anchor {i}" if level == 0 else f"{where}.anchor {i}"
         named += _check_anchor(place, spec, level)
@@ -234,7 +234,7 @@ def _count(value: Any) -> int:
 def _all_anchors(args: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     for spec in args.get("anchors") or ():
         if isinstance(spec, Mapping):
-            yield {**{k: v for k, v in args.items() if k not in _OURS}, **spec}
+            yield {**{k: v for k, v in args.items() if k not in OF_NETWORK}, **spec}
             yield from _all_anchors(spec)
 
 

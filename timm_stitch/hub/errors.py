@@ -76,6 +76,11 @@ def _hidden(value: object, known: set[str]) -> object:
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"<>]+", r"\1", value)
 
 
+def is_repo_id(name: Any) -> bool:
+    """Whether something in a stranger's file may be the name of a repository."""
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) is not None
+
+
 def check_repo_id(repo_id: str) -> None:
     """Refuse what cannot be the name of a repository.
 

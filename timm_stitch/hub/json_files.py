@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,18 @@ from ..network.network import SNNet
 from ..plan.results import measured
 from ..plan.stitch_plan import StitchPlan
 from .arguments import MOST_CLASSES, MOST_PIXELS, check_arguments, check_cfg
+from .errors import is_repo_id
 
 CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE = "config.json", "stitches.json", "model.safetensors"
 
 _MOST_BYTES = 16 << 20
 
+_logger = logging.getLogger(__name__)
+
 
 def network_files(folder: Path) -> list[Path]:
     """The files in a folder that belong together."""
     return [folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, STITCHES_FILE)]
-
-
-_logger = logging.getLogger(__name__)
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -157,20 +156,16 @@ def plain_training(training: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     models, runs = given.get("base_models"), given.get("runs")
     if isinstance(models, (list, tuple)):
-        found["base_models"] = [name for name in models[:64] if _is_repo(name)]
+        found["base_models"] = [name for name in models[:64] if is_repo_id(name)]
     if isinstance(runs, (list, tuple)):
         found["runs"] = [
             {k: v for k, v in run.items() if is_plain(k, v) and len(k) <= 64}
             for run in runs[:100]
             if isinstance(run, Mapping)
         ]
-    if _is_repo(given.get("pulled_from")):
+    if is_repo_id(given.get("pulled_from")):
         found["pulled_from"] = given["pulled_from"]
     return found
-
-
-def _is_repo(name: Any) -> bool:
-    return isinstance(name, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) is not None
 
 
 def recall(model: Any, cfg: Any, cache_dir: str | os.PathLike[str] | None = None) -> None:

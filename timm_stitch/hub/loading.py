@@ -14,9 +14,9 @@ import timm
 
 from ..files import PathLike
 from ..network.network import SNNet
-from ..network.stitching import stitch
-
-_OF_NETWORK = ("direction", "nearest", "kernel_size", "stride", "rank", "stitched_norm", "stitch_id")
+from ..network.stitching import for_each_anchor, stitch
+from ..plan.stitch_plan import StitchPlan
+from .arguments import OF_NETWORK
 
 
 def load_network(
@@ -62,17 +62,17 @@ def load_network(
 
 def _stitch_own(names: Sequence[str], pretrained: bool, args: Mapping[str, Any]) -> SNNet:
     """Stitch models in folders or on the Hub, with the arguments that `snnet` takes for anchors that are registered."""
-    of_network = {name: args[name] for name in _OF_NETWORK if name in args}
-    common = {name: value for name, value in args.items() if name not in (*_OF_NETWORK, "drop_path_rate")}
-    rates = args.get("drop_path_rate")
-    rates = list(rates) if isinstance(rates, Sequence) else [rates] * len(names)
-    if len(rates) != len(names):
-        raise ValueError(
-            f"drop_path_rate has {len(rates)} values for {len(names)} anchors: give one number or {len(names)}."
-        )
+    of_network = {name: value for name, value in args.items() if name in OF_NETWORK}
+    common = {name: value for name, value in args.items() if name not in (*OF_NETWORK, "drop_path_rate")}
+    rates = for_each_anchor("drop_path_rate", args.get("drop_path_rate"), len(names))
     own = [{} if rate is None else {"drop_path_rate": rate} for rate in rates]
     models = [timm.create_model(n, pretrained=pretrained, **common, **o) for n, o in zip(names, own, strict=True)]
-    return stitch(models, **of_network)
+    touch_unused, plan = of_network.pop("touch_unused", None), of_network.pop("plan", None)
+    plan = StitchPlan.from_dict(plan) if isinstance(plan, Mapping) else plan
+    network = stitch(models, plan=plan, **of_network)
+    if touch_unused is not None:
+        network.touch_unused = touch_unused
+    return network
 
 
 def with_prefix(name: str) -> str:

@@ -21,6 +21,7 @@ from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
 from ..plan.stitch_plan import StitchPlan
 from .card_files import card_file
+from .errors import is_repo_id
 
 TAG = "stitchable-neural-networks"  # by which networks are found on the Hub
 TAGS = ("image-classification", "timm", "transformers", TAG)
@@ -55,7 +56,7 @@ def render_card(
         ValueError: if the front matter of the existing card is not YAML.
     """
     plan = StitchPlan.from_dict(stitches["plan"])
-    base_models = [model for model in base_models if _is_repo(model)]
+    base_models = [model for model in base_models if is_repo_id(model)]
     name = (repo_id or config["architecture"]).rpartition("/")[2]
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters.update(big=short, cell=plain_text)
@@ -255,7 +256,3 @@ def plain_text(text: Any) -> str:
         return line
     line = line.replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"[\\`*_\[\]!|~$@>{}]|^[#+=-]|:(?=//)|(?<=www)\.", r"\\\g<0>", line)
-
-
-def _is_repo(name: Any) -> bool:
-    return isinstance(name, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) is not None

@@ -22,11 +22,11 @@ from ..anchors.budget import bounded
 from ..anchors.meta_device import can_build_on_meta, materialize
 from ..anchors.timm_compat import resolve_pretrained_cfg
 from ..files import steadily
-from ..hub.arguments import check_anchor, check_arguments, check_cfg, without_sources
+from ..hub.arguments import OF_NETWORK, check_anchor, check_arguments, check_cfg, without_sources
 from ..hub.json_files import network_files, recall
 from ..network.features import Features
 from ..network.network import SNNet
-from ..network.stitching import stitch
+from ..network.stitching import for_each_anchor, stitch
 from ..network.weights import glance
 from ..plan.costs import PublishedCount
 from .checkpoints import adapt, reading
@@ -126,9 +126,11 @@ def _saved_arguments(
 
 def _common(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Of a network's arguments, those that every anchor takes."""
-    ours = ("pretrained_model_args", "cache_dir", "device", "rank", "stitched_norm", "stitch_id", "touch_unused")
-    other = ("features_only", "out_indices", "feature_cls", "pretrained_strict", "drop_path_rate")
-    return {k: v for k, v in kwargs.items() if k not in (*ours, *other)}
+    other = (
+        "pretrained_model_args", "cache_dir", "device", "features_only", "out_indices", "feature_cls",
+        "pretrained_strict", "drop_path_rate",
+    )  # fmt: skip
+    return {k: v for k, v in kwargs.items() if k not in OF_NETWORK and k not in other}
 
 
 def _note_origin(
@@ -183,13 +185,7 @@ def _assemble(
 
     A deferred one is on the meta device, if all that a file does not hold can be computed after loading.
     """
-    rates: Sequence[float | None] = (
-        drop_path_rate if isinstance(drop_path_rate, Sequence) else [drop_path_rate] * len(anchors)
-    )
-    if len(rates) != len(anchors):
-        raise ValueError(
-            f"drop_path_rate has {len(rates)} values for {len(anchors)} anchors: give one number, or one per anchor."
-        )
+    rates: list[float | None] = for_each_anchor("drop_path_rate", drop_path_rate, len(anchors))
     models = _make_anchors(anchors, rates, pretrained_anchors, kwargs | ({"device": "meta"} if deferred else {}))
     if deferred and not can_build_on_meta(models):
         models = _make_anchors(anchors, rates, pretrained_anchors, kwargs)

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from ..anchors.macs import Macs
 from ..anchors.meta_device import meta_copy
 from ..anchors.view import Context, View
 from ..plan.costs import AnchorCosts, Cost, PlanCosts
@@ -45,31 +44,6 @@ _NORMS = {
 }
 
 
-class _Products(TorchDispatchMode):
-    """Counts by PyTorch's own registry of what an operation costs, and `_NORMS`.
-
-    PyTorch's `FlopCounterMode` would also hook every module of the process to tell which one an operation belongs to,
-    and fails where a module gets a view of a parameter without gradients (attention pooling's queries).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        count = _NORMS.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
-        if count is None and func is not torch.ops.prim.device.default:
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        out = func(*args, **kwargs)
-        if count is not None:
-            self.flops += count(*args, **kwargs, out_val=out)
-        return out
-
-
 class _Pooling(TorchFunctionMode):
     """Counts what `adaptive_avg_pool2d` pools: fvcore counts it, and no other pooling, as one a value."""
 
@@ -84,10 +58,10 @@ class _Pooling(TorchFunctionMode):
 
 
 def _macs(function: Callable[[], Any]) -> tuple[int, Any]:
-    counter, pooling = _Products(), _Pooling()
+    counter, pooling = Macs(_NORMS), _Pooling()
     with counter, pooling:
         result = function()
-    return counter.flops // 2 + pooling.values, result
+    return counter.total + pooling.values, result
 
 
 def _params(tensors: Iterable[Tensor]) -> int:

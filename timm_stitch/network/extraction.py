@@ -32,12 +32,7 @@ def extract(network: Network, plan: StitchPlan, *, copy: bool = False, norm: boo
         copy: give it its own tensors instead of sharing them.
         norm, head: whether to keep those.
     """
-    twin = copying.copy(network)
-    twin._modules, twin._buffers = dict(network._modules), dict(network._buffers)
-    twin.__dict__.pop("forward", None)  # Accelerate's wrapped forward is bound to the whole network
-    drop_hooks(twin)
-    twin._stitch_hooks = OrderedDict()
-    twin.plan, twin.results = plan, Results()
+    twin = _shell(network, plan)
     executor: Executor = network.executor
     views: list[View] = []
     anchors: list[nn.Module | None] = []
@@ -55,7 +50,6 @@ def extract(network: Network, plan: StitchPlan, *, copy: bool = False, norm: boo
     layers = [layer if i in used else None for i, layer in enumerate(network.stitching_layers)]
     twin.anchors, twin.stitching_layers = _with_gaps(anchors), _with_gaps(layers)
     twin.executor = Executor(views, twin.stitching_layers, executor.stitched_norm)
-    twin.stitch_id = plan.stitches[0].stitch_id
     return copying.deepcopy(twin) if copy else twin
 
 
@@ -63,10 +57,20 @@ def extract_stem(network: Network, front: int, early: bool) -> Network:
     """A network that ends with the stem of anchor number `front`, or with the map inside it that its view names."""
     view = StemOnly(network.executor.views[front].subset(True, (), False, False), early)
     plan = StitchPlan((view.describe(),), (), (Stitch(0, (Segment(0, 0, 1),)),))
-    twin = extract(network, network.plan)
-    twin.plan, twin.stitch_id = plan, 0
+    twin = _shell(network, plan)
     twin.anchors, twin.stitching_layers = _with_gaps([view.anchor]), _with_gaps([])
     twin.executor = Executor([view], twin.stitching_layers, network.executor.stitched_norm)
+    return twin
+
+
+def _shell(network: Network, plan: StitchPlan) -> Network:
+    """A network of another plan that has everything of its own but anchors, layers and executor."""
+    twin = copying.copy(network)
+    twin._modules, twin._buffers = dict(network._modules), dict(network._buffers)
+    twin.__dict__.pop("forward", None)  # Accelerate's wrapped forward is bound to the whole network
+    drop_hooks(twin)
+    twin._stitch_hooks = OrderedDict()
+    twin.plan, twin.results, twin.stitch_id = plan, Results(), plan.stitches[0].stitch_id
     return twin
 
 

@@ -6,6 +6,7 @@ Imports the layers below.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -64,6 +65,18 @@ def stitch(
     }
     network.pretrained_cfg = network.default_cfg = config
     return network
+
+
+def for_each_anchor(name: str, value: Any, count: int) -> list[Any]:
+    """An argument that is one value, or one for each anchor, as one for each.
+
+    Raises:
+        ValueError: if there are more or fewer.
+    """
+    values = list(value) if isinstance(value, Sequence) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"{name} has {len(values)} values for {count} anchors: give one number, or one per anchor.")
+    return values
 
 
 def _describe(views: Sequence[View]) -> list[Anchor]:

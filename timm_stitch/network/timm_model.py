@@ -86,9 +86,11 @@ class TimmModel(nn.Module):
         """The layout of what `forward_features` gives for the current stitch: `"NLC"`, `"NHWC"`, `"NCHW"`."""
         return self._current[1].layout
 
+    def _is_by_level(self, stitch: Stitch) -> bool:
+        return is_by_level(self.views, stitch) if self._by_level is None else self._by_level
+
     def _taps(self, stitch: Stitch) -> list[Tap]:
-        by_level = is_by_level(self.views, stitch) if self._by_level is None else self._by_level
-        return taps_of(self.views, stitch, by_level)
+        return taps_of(self.views, stitch, self._is_by_level(stitch))
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -166,7 +168,7 @@ class TimmModel(nn.Module):
             pruned = extract_stem(self, end.anchor, early=end.after == -2)
         else:
             pruned = self._up_to(stitch, end.after, norm=not prune_norm, head=not prune_head)
-        pruned._by_level = is_by_level(self.views, stitch) if self._by_level is None else self._by_level
+        pruned._by_level = self._is_by_level(stitch)
         self.__dict__.update(pruned.__dict__)
         if prune_head:
             self.num_classes = 0

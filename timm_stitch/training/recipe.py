@@ -109,19 +109,15 @@ def _initialise(model: SNNet, spec: Recipe, progress: bool) -> None:
         return
     data = build_dataset(spec.config, model, training=True, augment=False)
     shuffle = not isinstance(data, IterableDataset)  # which has an order of its own
-    for count, run in ((spec.init_classifiers, _probe), (spec.init_images, _least_squares)):
+
+    def batches(count: int) -> DataLoader[Any]:
         generator = torch.Generator().manual_seed(spec.config.seed)
-        if count:
-            loader: DataLoader[Any] = DataLoader(data, min(16, count), shuffle=shuffle, generator=generator)
-            run(model, loader, count, progress)
+        return DataLoader(data, min(16, count), shuffle=shuffle, generator=generator)
 
-
-def _probe(model: SNNet, loader: DataLoader[Any], count: int, progress: bool) -> None:
-    linear_probe(model, loader, count)
-
-
-def _least_squares(model: SNNet, loader: DataLoader[Any], count: int, progress: bool) -> None:
-    least_squares_init(model, first_images(loader, count), progress=progress)
+    if spec.init_classifiers:
+        linear_probe(model, batches(spec.init_classifiers), spec.init_classifiers)
+    if spec.init_images:
+        least_squares_init(model, first_images(batches(spec.init_images), spec.init_images), progress=progress)
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from ..macs import Macs
 from ..meta_device import meta_copy
 from .recording import DEVICE, Program, Ref, Step, map_leaves, merged
 
@@ -118,20 +117,6 @@ class _Images(nn.Module):
 
     def forward(self, image: Any) -> Any:
         return self.model(image)
-
-
-class Macs(TorchDispatchMode):
-    """Counts multiply-adds of matrix products and convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) // 2
-        return out
 
 
 class _Loose(TorchFunctionMode):
