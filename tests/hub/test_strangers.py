@@ -18,7 +18,7 @@ from timm_stitch.data.yaml_text import load_yaml
 from timm_stitch.hub import safetensors_ranges as ranges
 from timm_stitch.hub.arguments import check_arguments
 from timm_stitch.hub.model_card import plain_text
-from timm_stitch.plan.bounds import MOST_STITCHES
+from timm_stitch.plan.bounds import MOST_STITCHES, check_routes
 from timm_stitch.plan.stitch_plan import StitchPlan
 
 
@@ -167,3 +167,10 @@ def test_blocks_are_counted_before_anything_is_built():
     check_arguments({"anchors": [spec, "resnet18"]})
     with pytest.raises(ValueError, match=r"asks for [\d,]+ blocks: expected at most 512"):
         check_arguments({"anchors": [spec, spec]})
+
+
+def test_routes_are_counted_to_one():
+    joint = (1, 1)
+    check_routes((0, 1), {0: 2, 1: 2}, {(0, 1): [joint] * (MOST_STITCHES - 2)})
+    with pytest.raises(ValueError, match="this plan would have 10,001 stitches: expected at most 10,000"):
+        check_routes((0, 1), {0: 2, 1: 2}, {(0, 1): [joint] * (MOST_STITCHES - 1)})
