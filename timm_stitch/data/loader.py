@@ -8,8 +8,10 @@ Imports torch, timm, `config`, `processes` and `seeding`.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
@@ -111,7 +113,7 @@ class Stream:
         self.generator = torch.Generator()
         self.loader: DataLoader[Any] = DataLoader(
             data, batch_size, num_workers=workers, drop_last=True, generator=self.generator,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=leave_signals,
         )  # fmt: skip
         self.epoch, self.start = 0, 0
 
@@ -187,15 +189,27 @@ def build_loader(data: Any, config: DataConfig, processes: int) -> Any:
         persistent_workers=config.workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=_leave_signals,
+        worker_init_fn=leave_signals,
     )
     return loader, batches
 
 
-def _leave_signals(worker: int) -> None:
-    """Have a process that reads images leave signals, which its whole group gets, to the one that trains."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def leave_signals(worker: int) -> None:
+    """Have a process that reads images leave signals, which its whole group gets, to the one that trains.
+
+    It ends by SIGTERM from that one alone, which so ends its readers when it ends itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # which says who sends; not on all systems
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Wait for a process to end this one."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def first_images(loader: Iterable[Any], count: int) -> Iterator[Tensor]:

@@ -162,7 +162,9 @@ def _share(loader: Iterable[Any]) -> Iterable[Any]:
     whole: Any = loader
     mine = Subset(whole.dataset, range(number, len(whole.dataset), world))
     size = whole.batch_size or getattr(whole.batch_sampler, "batch_size", None) or 1
-    return DataLoader(mine, batch_size=size, num_workers=whole.num_workers, collate_fn=whole.collate_fn)
+    return DataLoader(
+        mine, size, num_workers=whole.num_workers, collate_fn=whole.collate_fn, worker_init_fn=whole.worker_init_fn
+    )
 
 
 class _Every:

@@ -67,12 +67,15 @@ class Interruption:
         self.number = self.number or number
 
     def agreed(self) -> int:
-        """The signal that any of the processes has had, the same on all of them; 0 for none."""
-        if self._group is not None:
-            numbers = torch.tensor(self.number)
-            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._group)
-            self.number = int(numbers)
-        return self.number
+        """The signal that any of the processes has had, the same on all of them; 0 for none.
+
+        One that comes while they agree counts the next time.
+        """
+        if self._group is None:
+            return self.number
+        numbers = torch.tensor(self.number)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._group)
+        return int(numbers)
 
 
 def lock_output(folder: Path) -> int | None:
