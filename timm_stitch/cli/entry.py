@@ -14,7 +14,7 @@ import yaml
 
 from ..data.processes import leave, rank
 from ..training.interruption import RunInterrupted
-from . import check, deployment, evaluation, plans, training, weights
+from . import check, deployment, evaluation, plans, serving, training, weights
 
 # What a wrong argument, file or network raises; anything else is a mistake of ours, and shows its traceback.
 _ERRORS = (
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"unknown arguments: {' '.join(unknown)}; see timm-stitch {options.verb} --help.", 2)
     options.unknown = unknown
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except _ERRORS as error:
         return _fail(str(error) or repr(error), 1)
     except RunInterrupted as ended:
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted.", 130)
     finally:
         leave()
-    return 0
+    return status or 0
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; it sets `run` to the function that does what a verb says."""
     parser = argparse.ArgumentParser(prog="timm-stitch", description="Stitchable neural networks for timm.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (plans, check, training, evaluation, weights, deployment):
+    for group in (plans, check, training, evaluation, weights, deployment, serving):
         group.add_verbs(verbs)
     return parser
 

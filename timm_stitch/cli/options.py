@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def add_verb(
-    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], None], about: str, example: str, **parser: Any
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int | None], about: str, example: str, **parser: Any
 ) -> argparse.ArgumentParser:
     """Add a verb to the command line.
 
     Args:
         verbs: of the command line.
         name: of this one.
-        run: what it does, with the options that it was given.
+        run: what it does, with the options that it was given; it may return the exit status.
         about: the same in words.
         example: of its use, without the program's name.
         parser: further arguments of its `ArgumentParser`.

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
+from timm.data import create_transform
 from torch import Tensor
 
 from ..data.dataset import image_config
@@ -23,6 +23,7 @@ from ..network.network import SNNet
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
 from ..plan.results import Row
+from .class_names import class_names
 
 _CALLS, _PATIENCE = 7, 0.5  # of a timing: at most so many calls, no further one after so many seconds
 
@@ -74,7 +75,7 @@ class Viewer:
                 f"and takes {model.in_chans} channels."
             )
         self.model = model.eval()
-        self.labels = _labels(model, labels)
+        self.labels = class_names(model, labels)
         model.check_results()
         table = model.stitch_table()
         self.known: list[Row] = [row for row in table if row.get("top1") is not None]
@@ -223,18 +224,3 @@ def _fill(gr: Any, viewer: Viewer, examples: Sequence[str]) -> None:
     shown = {"fn": show, "inputs": [seen, step], "outputs": [top, facts, curve], **how}
     image.change(viewer.prepare, image, seen, **how).then(**shown)
     step.change(**shown, trigger_mode="always_last")
-
-
-def _labels(model: SNNet, labels: Sequence[str] | None) -> list[str]:
-    """One name for each class, no two alike."""
-    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    names, count = list(labels or config.get("label_names") or ()), model.num_classes
-    if labels is not None and len(names) != count:
-        raise ValueError(f"there are {len(names)} labels for {count} classes: give one for each.")
-    if len(names) == count and labels is None:
-        names = [(config.get("label_descriptions") or {}).get(name, name) for name in names]
-    elif len(names) != count:
-        subset = infer_imagenet_subset(model)
-        names = list(ImageNetInfo(subset).label_descriptions()) if subset else [f"class {i}" for i in range(count)]
-    alike = {name for name in names if names.count(name) > 1} if len(set(names)) < count else set()
-    return [f"{name} ({i})" if name in alike else str(name) for i, name in enumerate(names)]

@@ -1,0 +1,285 @@
+"""The web application: answers, wishes, bounds, overload, health, metrics and the page."""
+
+import io
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from starlette.testclient import TestClient
+
+import timm_stitch
+from timm_stitch.deployment.serving.app import Application
+from timm_stitch.deployment.serving.engine import OverloadError
+from timm_stitch.deployment.serving.metrics import Metrics
+from timm_stitch.deployment.serving.promise import Promise, Wishes
+from timm_stitch.deployment.serving.service import Service
+from timm_stitch.evaluation.profiling import name_of
+
+SERVED = {0: (70.0, 2.0), 1: (75.0, 4.0), 2: (80.0, 8.0)}  # stitch: accuracy, milliseconds
+LABELS = [f"kind {n}" for n in range(10)]
+
+
+def known(model, **more):
+    """The network with figures as if it had been evaluated and profiled here."""
+    here = name_of(torch.device("cpu"))
+    model.remember(
+        {
+            "stitch_id": k, "top1": top1, "latency_ms": ms, "batch_size": 1, "profiled_on": here, "precision": "fp32",
+            "latency_ms_batch_1": ms, "latency_ms_batch_4": 3 * ms,
+        }
+        for k, (top1, ms) in SERVED.items()
+    )  # fmt: skip
+    model.pretrained_cfg = {**model.pretrained_cfg, "label_names": LABELS}
+    return model
+
+
+@pytest.fixture
+def service(model):
+    made = Service(known(model), Promise(5000.0, most_pixels=10_000, most_images=4, most_waiting=8), "net")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(service):
+    metrics = Metrics(service.accuracy)
+    service.engine.watch = metrics.watch
+    application = Application(service, metrics, most_bytes=50_000)
+    with TestClient(application.asgi()) as client:
+        client.service, client.application = service, application
+        yield client
+
+
+def file(size=(40, 30), kind="PNG", mode="RGB"):
+    data = io.BytesIO()
+    Image.effect_noise(size, 60).convert(mode).save(data, kind)
+    return data.getvalue()
+
+
+def test_a_file_is_classified_as_by_the_network(client):
+    data = file()
+    said = client.post("/predict", content=data)
+    assert said.status_code == 200
+    found = said.json()
+    assert found["stitch_id"] == 2  # there is time for the dearest
+    assert (found["top1"], found["late"], found["batch"]) == (80.0, False, 1)
+    assert 0 < found["call_ms"] <= found["latency_ms"]
+    with torch.inference_mode():
+        logits = client.service.model(client.service.read(data), stitch_id=2)[0]
+    order = logits.argsort(descending=True)[:5].tolist()
+    assert [one["class"] for one in found["predictions"]] == order
+    assert [one["label"] for one in found["predictions"]] == [LABELS[n] for n in order]
+    best = found["predictions"][0]["probability"]
+    assert best == pytest.approx(float(logits.softmax(0).max()), abs=1e-5)
+    assert len(client.post("/predict?top=2", content=data).json()["predictions"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("JPEG", "L"), ("WEBP", "RGB"), ("GIF", "P"), ("BMP", "1"), ("PNG", "RGBA")]
+)
+def test_formats_and_modes(client, kind, mode):
+    assert client.post("/predict", content=file(kind=kind, mode=mode)).status_code == 200
+
+
+def test_a_request_may_say_how_it_is_answered(client):
+    table = {row["stitch_id"]: row for row in client.service.model.stitch_table()}
+    assert client.post("/predict?stitch_id=5", content=file()).json()["stitch_id"] == 5  # any of the plan's
+    within = client.post(f"/predict?macs={table[1]['macs']}", content=file()).json()
+    assert within["stitch_id"] in (0, 1)
+    assert within["macs"] <= table[1]["macs"]
+    assert client.post("/predict?latency_ms=0.0001", content=file()).json()["late"]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("stitch_id=999", "there is no stitch 999"),
+        ("stitch_id=x", "stitch_id='x' is no whole number"),
+        ("macs=1", "the cheapest stitch takes"),
+        ("macs=nan", "macs='nan' is no number"),
+        ("latency_ms=-1", "latency_ms=-1 is no promise"),
+        ("latency_ms=inf", "no number"),
+        ("stitch_id=3&macs=1e9", "not both"),
+        ("top=0", "top=0 is out of range"),
+        ("top=21", "expected 1 to 20"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_said(client, query, message):
+    said = client.post(f"/predict?{query}", content=file())
+    assert said.status_code == 400
+    assert message in said.json()["error"]
+
+
+def test_bad_images_are_400_and_the_next_is_answered(client):
+    for data in (b"", b"no image", file()[:200], b"\x89PNG\r\n\x1a\n" + bytes(100), b"<svg/>", b"%PDF-1.7"):
+        said = client.post("/predict", content=data)
+        assert said.status_code == 400, data
+        assert "\n" not in said.json()["error"]
+    said = client.post("/predict", content=file((200, 51)))
+    assert (said.status_code, "10,200 pixels: at most 10,000" in said.json()["error"]) == (400, True)
+    assert client.post("/predict", content=file()).status_code == 200
+
+
+def test_bodies_are_bounded(client):
+    assert client.post("/predict", content=bytes(50_001)).status_code == 413
+    sent = []
+
+    def endless():
+        while len(sent) < 1000:
+            sent.append(1)
+            yield bytes(1000)
+
+    assert client.post("/predict", content=endless()).status_code == 413  # no content-length
+    packed = client.post("/predict", content=file(), headers={"content-encoding": "gzip"})
+    assert packed.status_code == 415
+    assert client.get("/predict").status_code == 405
+    assert client.get("/nothing").status_code == 404
+
+
+def test_overload_is_503_at_once(client):
+    service, held = client.service, threading.Event()
+    run = service.engine.served.run
+    service.engine.served = service.engine.served._replace(run=lambda *given: held.wait(30) and run(*given))
+    threads, found = [], []
+    for _ in range(9):
+        threads.append(threading.Thread(target=lambda: found.append(client.post("/predict", content=file()))))
+        threads[-1].start()
+    deadline = time.monotonic() + 20
+    while service.engine.waiting < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    said = client.post("/predict", content=file())
+    assert said.status_code == 503
+    assert said.headers["retry-after"] == "1"
+    assert "8 images wait already" in said.json()["error"]
+    held.set()
+    for thread in threads:
+        thread.join()
+    assert {one.status_code for one in found} == {200}
+    assert 'images_total{outcome="refused",stitch_id=""} 1.0' in client.get("/metrics").text
+
+
+def test_a_late_event_loop_is_overload(client):
+    client.application.lag = 1e9
+    said = client.post("/predict", content=file())
+    assert (said.status_code, "ms behind" in said.json()["error"]) == (503, True)
+
+
+def test_a_network_that_fails_is_500(client, caplog):
+    def fail(images, stitch_id):
+        raise RuntimeError("secret of the machine")
+
+    client.service.engine.served = client.service.engine.served._replace(run=fail)
+    said = client.post("/predict", content=file())
+    assert said.status_code == 500
+    assert "RuntimeError" in said.json()["error"]
+    assert "secret" not in said.text
+
+
+def test_health_and_metadata(client):
+    assert client.get("/health").json()["ready"]
+    assert client.get("/v2/health/live").status_code == 200
+    assert client.get("/v2/models/net/ready").status_code == 200
+    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert client.get("/v2/models/net").json()["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}]
+    client.service.engine.close(1.0)
+    assert client.get("/health").status_code == 503
+    assert client.post("/predict", content=file()).status_code == 503
+
+
+def test_inference_in_json(client):
+    images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    tensor = {"name": "image", "datatype": "FP32", "shape": [2, 3, 32, 32], "data": images.ravel().tolist()}
+    with TestClient(Application(client.service, Metrics({})).asgi()) as roomy:
+        said = roomy.post("/v2/models/net/infer", json={"inputs": [tensor], "parameters": {"stitch_id": 1}}).json()
+    with torch.inference_mode():
+        expected = client.service.model(torch.from_numpy(images), stitch_id=1)
+    assert torch.allclose(torch.tensor(said["outputs"][0]["data"]).reshape(2, 10), expected, atol=1e-5)
+    assert (said["parameters"]["stitch_id"], said["parameters"]["top1"]) == (1, 75.0)
+    bad = client.post("/v2/models/net/versions/1/infer", json={"inputs": []})
+    assert (bad.status_code, "expected one input" in bad.json()["error"]) == (400, True)
+
+
+def test_what_was_counted(client):
+    for _ in range(3):
+        client.post("/predict", content=file())
+    client.post("/predict", content=b"")
+    text = client.get("/metrics").text
+    assert 'timm_stitch_images_total{outcome="met",stitch_id="2"} 3.0' in text
+    assert 'timm_stitch_requests_total{status="200"} 3.0' in text
+    assert 'timm_stitch_requests_total{status="400"} 1.0' in text
+    assert "timm_stitch_request_seconds_count 3.0" in text
+    assert "timm_stitch_batch_images_count 3.0" in text
+    assert "timm_stitch_expected_accuracy_percent 80.0" in text
+    assert "timm_stitch_loop_lag_seconds" in text
+    recent = client.get("/recent").json()
+    assert [one["stitch_id"] for one in recent["stitches"]] == [0, 1, 2]
+    assert sum(second["met"] for second in recent["seconds"]) == 3
+    assert {second["top1"] for second in recent["seconds"]} == {80.0}
+    assert "<svg" in client.get("/").text
+
+
+def test_another_network_is_served_if_clients_need_not_know(client, anchors):
+    other = known(timm_stitch.stitch(anchors).eval())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    other.forget()
+    before = client.post("/predict", content=file()).json()
+    client.service.replace(known(other))
+    after = client.post("/predict", content=file()).json()
+    assert before["predictions"] != after["predictions"]
+    wrong = known(timm_stitch.stitch(anchors).eval())
+    wrong.reset_classifier(7)
+    with pytest.raises(ValueError, match="has 7 classes, the old one"):
+        client.service.replace(wrong)
+
+
+def test_one_stitch_where_that_is_wanted(model):
+    service = Service(known(model), Promise(100.0, policy="fixed", stitch_id=1), "net")
+    assert service.table.stitch_ids == [1]
+    service.close()
+    service = Service(known(model), Promise(6.0, policy="fixed"), "net")
+    assert [service.engine.served.policy.level] == [1]  # the dearest within the promise
+    service.close()
+    with pytest.raises(OverloadError):
+        service.submit(torch.zeros(1, 3, 32, 32), Wishes(), time.monotonic())
+
+
+def test_latencies_are_measured_where_none_are_known(model, caplog):
+    model.remember({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
+    service = Service(model, Promise(1000.0), "net")
+    service.close()
+    assert set(service.table.stitch_ids) <= set(SERVED)
+    assert service.table.batch_sizes == [1, 2, 4, 8, 16, 32]
+    assert "latencies of 3 stitches for 6 batch sizes were measured" in caplog.text
+    model.forget()
+    with pytest.raises(ValueError, match="no stitch of this network has a known accuracy"):
+        Service(model, Promise(1000.0), "net")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"latency_ms": 0.0},
+        {"latency_ms": float("nan")},
+        {"latency_ms": 10.0, "reserve_ms": 10.0},
+        {"latency_ms": 10.0, "policy": "best"},
+        {"latency_ms": 10.0, "stitch_id": 3},
+        {"latency_ms": 10.0, "most_waiting": 0},
+    ],
+)
+def test_promises_out_of_range(values):
+    with pytest.raises(ValueError, match=r"expected|choose|to be 1"):
+        Promise(**values)
+
+
+def test_the_page_says_nothing_unescaped(client):
+    page = client.get("/").text
+    assert "innerHTML" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    assert json.loads(client.get("/recent").text)["name"] == "net"

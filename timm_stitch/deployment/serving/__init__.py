@@ -1,0 +1,1 @@
+"""A network served under a promise of latency."""

@@ -1,0 +1,65 @@
+"""What calls of each stitch take on this machine, for several numbers of images. Imports the network and `profile`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from ...evaluation.profiling import name_of, profile
+from ...network.network import SNNet
+from ...plan.frontier import pareto_frontier
+from ..policies import LatencyTable
+from .promise import Promise
+
+_logger = logging.getLogger(__name__)
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+LEVELS = 12  # stitches of the frontier that are measured where none were: more differ by less than noise
+
+
+def latency_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
+    """Rows of the network's table with latencies of this machine for several batch sizes, measured where missing.
+
+    Raises:
+        ValueError: if no accuracy is known.
+    """
+    model.check_results()
+    table = model.stitch_table()
+    scores = [key for key in ("top1", "published_top1") if any(row.get(key) is not None for row in table)]
+    if not scores and promise.policy != "fixed":
+        raise ValueError(
+            "no stitch of this network has a known accuracy, by which one is chosen: evaluate it, timm-stitch eval "
+            "NET --data-dir … --save, or serve one stitch, --policy fixed --stitch-id K."
+        )
+    score = scores[0] if scores else "macs"
+    known = [{**row, "top1": row[score]} for row in table if row.get(score) is not None]
+    if promise.stitch_id is not None:
+        known = [row for row in known if row["stitch_id"] == promise.stitch_id]
+        if not known:
+            raise ValueError(f"stitch {promise.stitch_id} is not in the plan, or its accuracy is not known.")
+    here = name_of(next(model.parameters()).device)
+    measured = [row for row in known if row.get("profiled_on") == here and "latency_ms_batch_1" in row]
+    if measured:
+        return measured
+    wanted = [row["stitch_id"] for row in pareto_frontier(known)]
+    if len(wanted) > LEVELS:
+        wanted = [wanted[round(n * (len(wanted) - 1) / (LEVELS - 1))] for n in range(LEVELS)]
+    began = time.monotonic()
+    device = next(model.parameters()).device
+    first = profile(model, 1, device, stitch_ids=wanted, repeats=3)
+    fastest = min(row["latency_ms"] for row in first)
+    sizes = [b for b in BATCHES if b == 1 or b * fastest <= 4 * promise.latency_ms]
+    found = {row["stitch_id"]: row for row in profile(model, batch_sizes=sizes, device=device, stitch_ids=wanted)}
+    _logger.warning(
+        "latencies of %d stitches for %d batch sizes were measured in %.0f s; to keep them: timm-stitch profile NET "
+        "--batch-sizes %s --save",
+        len(wanted), len(sizes), time.monotonic() - began, " ".join(map(str, sizes)),
+    )  # fmt: skip
+    return [{**row, **found[row["stitch_id"]]} for row in known if row["stitch_id"] in found]
+
+
+def fixed_level(table: LatencyTable, promise: Promise) -> int:
+    """The place in the table of the stitch that the fixed policy runs."""
+    most = (promise.latency_ms - promise.reserve) / 1e3
+    return max((n for n in range(len(table)) if table.seconds(n, 1) <= most), default=0)

@@ -1,0 +1,141 @@
+"""What a server counts: for Prometheus since its start, and for its page second by second of the last two minutes.
+
+Needs prometheus_client (`pip install 'timm_stitch[serve]'`). Imports the engine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import Counter as Total
+
+from .engine import Call
+
+SECONDS = 120  # that the page shows
+_LATENCIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass
+class Second:
+    """What happened in one second.
+
+    Args:
+        at: which, by `time.time`.
+        stitches: images that each stitch answered.
+        met, late: images that were answered in time, and too late.
+        passed: images that were passed over, or refused at once.
+        waiting: images that waited, the most.
+        slowdown: how much slower than profiled the machine was, the last.
+    """
+
+    at: int
+    stitches: Counter[int] = field(default_factory=Counter)
+    met: int = 0
+    late: int = 0
+    passed: int = 0
+    waiting: int = 0
+    slowdown: float = 1.0
+
+
+class Metrics:
+    """Counts; any thread may tell it.
+
+    Args:
+        accuracy: of each stitch, in per cent, where known.
+    """
+
+    def __init__(self, accuracy: Mapping[int, float | None]) -> None:
+        self.accuracy = accuracy
+        self.registry = CollectorRegistry()
+        own: dict[str, Any] = {"registry": self.registry, "namespace": "timm_stitch"}
+        self._images = Total("images", "Images by what became of them and the stitch.", ["outcome", "stitch_id"], **own)
+        self._requests = Total("requests", "Requests by status of the answer.", ["status"], **own)
+        self._latency = Histogram(
+            "request_seconds", "From the head of a request to its answer.", buckets=_LATENCIES, **own
+        )
+        self._batch = Histogram("batch_images", "Images of a call of the network.", buckets=_BATCHES, **own)
+        self._call = Histogram("call_seconds", "Of a call of the network.", buckets=_LATENCIES, **own)
+        self._slowdown = Gauge("slowdown", "How much slower than profiled the machine is, as plans have it.", **own)
+        self._waiting = Gauge("waiting_images", "Images that wait for their turn.", **own)
+        self.lag = Gauge("loop_lag_seconds", "How late the event loop is.", **own)
+        self._expected = Gauge("expected_accuracy_percent", "Mean over the answers of the last two minutes.", **own)
+        self._seconds: deque[Second] = deque(maxlen=SECONDS)
+        self._lock = threading.Lock()
+
+    def watch(self, call: Call) -> None:
+        """Count a call of the network."""
+        which = "" if call.stitch_id is None else str(call.stitch_id)
+        for outcome, count in (("met", call.met), ("late", call.late), ("failed", call.failed)):
+            if count:
+                self._images.labels(outcome, which).inc(count)
+        if call.passed:
+            self._images.labels("passed", "").inc(call.passed)
+        if call.met + call.late:
+            self._batch.observe(call.met + call.late)
+            self._call.observe(call.took)
+        self._slowdown.set(call.slowdown)
+        self._waiting.set(call.waiting)
+        with self._lock:
+            now = self._now()
+            if call.stitch_id is not None:
+                now.stitches[call.stitch_id] += call.met + call.late
+            now.met, now.late, now.passed = now.met + call.met, now.late + call.late, now.passed + call.passed
+            now.waiting, now.slowdown = max(now.waiting, call.waiting), call.slowdown
+
+    def refused(self, count: int) -> None:
+        """Count images that were not let in."""
+        self._images.labels("refused", "").inc(count)
+        with self._lock:
+            self._now().passed += count
+
+    def answered(self, status: int, seconds: float) -> None:
+        """Count an answer to a request."""
+        self._requests.labels(str(status)).inc()
+        if status == 200:
+            self._latency.observe(seconds)
+
+    def _now(self) -> Second:
+        at = int(time.time())
+        if not self._seconds or self._seconds[-1].at != at:
+            self._seconds.append(Second(at))
+        return self._seconds[-1]
+
+    def mean_accuracy(self, seconds: list[Second]) -> float | None:
+        """Of the answers in some seconds, as far as their stitches' are known."""
+        answers = Counter[int]()
+        for second in seconds:
+            answers.update(second.stitches)
+        known = [(count, accuracy) for k, count in answers.items() if (accuracy := self.accuracy.get(k)) is not None]
+        total = sum(count for count, _ in known)
+        return sum(count * accuracy for count, accuracy in known) / total if total else None
+
+    def recent(self) -> list[dict[str, Any]]:
+        """What happened in each of the last seconds, as plain values."""
+        with self._lock:
+            seconds = [Second(s.at, s.stitches.copy(), s.met, s.late, s.passed, s.waiting, s.slowdown)
+                       for s in self._seconds]  # fmt: skip
+        since = time.time() - SECONDS
+        return [
+            {
+                "at": s.at, "stitches": {str(k): n for k, n in s.stitches.items()}, "met": s.met, "late": s.late,
+                "passed": s.passed, "waiting": s.waiting, "slowdown": round(s.slowdown, 3),
+                "top1": self.mean_accuracy([s]),
+            }
+            for s in seconds
+            if s.at >= since
+        ]  # fmt: skip
+
+    def exposition(self) -> bytes:
+        """All of it in Prometheus's text format."""
+        with self._lock:
+            seconds = list(self._seconds)
+        mean = self.mean_accuracy(seconds)
+        self._expected.set(float("nan") if mean is None else mean)
+        return bytes(generate_latest(self.registry))

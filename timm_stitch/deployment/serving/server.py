@@ -1,0 +1,133 @@
+"""One process that serves a network: the application on uvicorn, a signal to load it anew, and an end in order.
+
+Needs uvicorn (`pip install 'timm_stitch[serve]'`). Imports the application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import uvicorn
+
+from ...network.network import SNNet
+from .app import Application
+from .metrics import Metrics
+from .promise import Promise
+from .service import Service
+
+_logger = logging.getLogger(__name__)
+
+_CONNECTIONS = 200  # beside those whose requests wait
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, without its signal handlers, which would end the process by the signal again."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class NetworkServer:
+    """A server of one network.
+
+    Args:
+        load: makes the network, at the start and when it is to be loaded anew.
+        promise: what is promised.
+        name: of the network, for clients.
+        host, port: where it listens; port 0 is a free one.
+        most_bytes: of a body.
+
+    Attributes:
+        address: where it listens, as a URL.
+
+    Raises:
+        OSError: if the port is taken.
+        ValueError: as `Service`.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], SNNet],
+        promise: Promise,
+        *,
+        name: str = "network",
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        most_bytes: int = 16 << 20,
+    ) -> None:
+        self.load = load
+        self.socket = listen(host, port)
+        self.metrics = Metrics({})
+        self.service = Service(load(), promise, plain_name(name), self.metrics.watch)
+        self.metrics.accuracy = self.service.accuracy
+        self.application = Application(self.service, self.metrics, most_bytes)
+        port = self.socket.getsockname()[1]
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def run(self) -> int:
+        """Serve until SIGTERM or Ctrl-C; returns the exit status, 1 if the engine died."""
+        config = uvicorn.Config(
+            self.application.asgi(), log_level="warning", access_log=False, lifespan="on", timeout_keep_alive=5,
+            limit_concurrency=self.service.promise.most_waiting + _CONNECTIONS,
+            timeout_graceful_shutdown=max(1, round(self.service.promise.latency_ms / 1e3) + 1),
+        )  # fmt: skip
+        return asyncio.run(self._serve(_Server(config)))
+
+    async def _serve(self, server: uvicorn.Server) -> int:
+        loop, loading = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+        def reload() -> None:
+            if loading:
+                return
+            task = asyncio.create_task(asyncio.to_thread(self.reload))
+            loading.add(task)
+            task.add_done_callback(loading.discard)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, partial(server.handle_exit, number, None))
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        died = asyncio.create_task(self._end_with_engine(server))
+        await server.serve(sockets=[self.socket])
+        died.cancel()
+        return int(self.service.engine.died)
+
+    async def _end_with_engine(self, server: uvicorn.Server) -> None:
+        """End where nothing answers any more: whoever watches the process starts another."""
+        while not self.service.engine.died:
+            await asyncio.sleep(0.2)
+        server.should_exit = True
+
+    def reload(self) -> None:
+        """Load the network anew and serve it; where that fails, the old one goes on."""
+        try:
+            self.service.replace(self.load())
+            self.metrics.accuracy = self.service.accuracy
+            _logger.warning("the network was loaded anew.")
+        except Exception as error:  # whatever is wrong with a file
+            _logger.error("the network was not replaced: %s", " ".join(str(error).split()))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        OSError: naming the address that cannot be had.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(f"cannot listen at {host}:{port} ({error.strerror}): give another --host or --port.") from None
+
+
+def plain_name(name: str) -> str:
+    """A name that may stand in a URL."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "network"
