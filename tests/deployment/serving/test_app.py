@@ -91,7 +91,7 @@ def test_a_request_may_say_how_it_is_answered(client):
     within = client.post(f"/predict?macs={table[1]['macs']}", content=file()).json()
     assert within["stitch_id"] in (0, 1)
     assert within["macs"] <= table[1]["macs"]
-    assert client.post("/predict?latency_ms=0.0001", content=file()).json()["late"]
+    assert client.post("/predict?latency_ms=60000", content=file()).json()["stitch_id"] == 2
 
 
 @pytest.mark.parametrize(
@@ -141,24 +141,25 @@ def test_bodies_are_bounded(client):
 
 
 def test_overload_is_503_at_once(client):
-    service, held = client.service, threading.Event()
+    service, held, running = client.service, threading.Event(), threading.Event()
     run = service.engine.served.run
-    service.engine.served = service.engine.served._replace(run=lambda *given: held.wait(30) and run(*given))
-    threads, found = [], []
-    for _ in range(9):
-        threads.append(threading.Thread(target=lambda: found.append(client.post("/predict", content=file()))))
-        threads[-1].start()
-    deadline = time.monotonic() + 20
-    while service.engine.waiting < 8 and time.monotonic() < deadline:
-        time.sleep(0.01)
+
+    def hold(images, stitch_id):
+        running.set()
+        assert held.wait(60)
+        return run(images, stitch_id)
+
+    service.engine.served = service.engine.served._replace(run=hold)
+    waiting = [service.submit(torch.zeros(1, 3, 32, 32), Wishes(), time.monotonic())]
+    assert running.wait(60)
+    waiting += [service.submit(torch.zeros(4, 3, 32, 32), Wishes(60_000.0), time.monotonic()) for _ in range(2)]
     said = client.post("/predict", content=file())
+    held.set()
     assert said.status_code == 503
     assert said.headers["retry-after"] == "1"
     assert "8 images wait already" in said.json()["error"]
-    held.set()
-    for thread in threads:
-        thread.join()
-    assert {one.status_code for one in found} == {200}
+    assert [len(answer.result(60).logits) for answer in waiting] == [1, 4, 4]
+    assert client.post("/predict", content=file()).status_code == 200
     assert 'images_total{outcome="refused",stitch_id=""} 1.0' in client.get("/metrics").text
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ...evaluation.profiling import name_of, profile
 from ...network.network import SNNet
-from ...plan.frontier import pareto_frontier
+from ...plan.frontier import pareto_frontier, with_score
+from ...plan.timings import call_times
 from ..policies import LatencyTable
 from .promise import Promise
 
@@ -26,20 +27,20 @@ def latency_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
     """
     model.check_results()
     table = model.stitch_table()
-    scores = [key for key in ("top1", "published_top1") if any(row.get(key) is not None for row in table)]
-    if not scores and promise.policy != "fixed":
+    known = with_score(table)
+    if not known and promise.policy == "fixed":
+        known = [{**row, "top1": row["macs"]} for row in table]  # the dearest is taken for the best
+    if not known:
         raise ValueError(
             "no stitch of this network has a known accuracy, by which one is chosen: evaluate it, timm-stitch eval "
             "NET --data-dir … --save, or serve one stitch, --policy fixed --stitch-id K."
         )
-    score = scores[0] if scores else "macs"
-    known = [{**row, "top1": row[score]} for row in table if row.get(score) is not None]
     if promise.stitch_id is not None:
         known = [row for row in known if row["stitch_id"] == promise.stitch_id]
         if not known:
             raise ValueError(f"stitch {promise.stitch_id} is not in the plan, or its accuracy is not known.")
     here = name_of(next(model.parameters()).device)
-    measured = [row for row in known if row.get("profiled_on") == here and "latency_ms_batch_1" in row]
+    measured = [row for row in known if row.get("profiled_on") == here and len(call_times(row)) > 1]
     if measured:
         return measured
     wanted = [row["stitch_id"] for row in pareto_frontier(known)]

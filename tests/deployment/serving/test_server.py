@@ -1,0 +1,207 @@
+"""`timm-stitch serve` as a process: a client of the protocol, signals, clients that misbehave, and its end."""
+
+import http.client
+import io
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import small_anchors
+from PIL import Image
+
+import timm_stitch
+from timm_stitch.cli.entry import main
+
+ROOT = Path(__file__).parents[3]
+
+
+def save(folder, seed=0):
+    torch.manual_seed(seed)
+    model = timm_stitch.stitch(small_anchors()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    model.remember([{"stitch_id": k, "top1": 70.0 + k} for k in range(3)])
+    timm_stitch.profile(model, batch_sizes=[1, 4], stitch_ids=range(3), repeats=2)
+    timm_stitch.save_pretrained(model, folder)
+    return model
+
+
+def file():
+    data = io.BytesIO()
+    Image.effect_noise((40, 30), 60).convert("RGB").save(data, "PNG")
+    return data.getvalue()
+
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, folder, *more):
+        command = [sys.executable, "-W", "ignore", "-m", "timm_stitch", "serve", str(folder), "--json", "--port", "0"]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [*command, "--latency-ms", "3000", "--threads", "1", *more], env=env,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        said = self.process.stdout.readline()
+        assert said, self.process.stderr.read()
+        self.said = json.loads(said)
+        self.at = self.said["url"].removeprefix("http://")
+
+    def ask(self, method="POST", path="/predict", body=None, timeout=60):
+        connection = http.client.HTTPConnection(self.at, timeout=timeout)
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def hears(self, pattern, seconds=60):
+        """Wait until the process says so."""
+        heard, until = "", time.monotonic() + seconds
+        while not re.search(pattern, heard) and time.monotonic() < until:
+            if select.select([self.process.stderr], [], [], 0.1)[0]:
+                heard += os.read(self.process.stderr.fileno(), 4096).decode()
+        return heard
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("served") / "net"
+    save(path)
+    return path
+
+
+@pytest.fixture
+def server(folder):
+    made = Server(folder)
+    yield made
+    made.process.kill()
+    made.process.wait()
+    for stream in (made.process.stdout, made.process.stderr):
+        stream.close()
+
+
+def test_a_client_of_the_protocol(server, folder):
+    client_of = pytest.importorskip("tritonclient.http")
+    assert server.said["name"] == "net"
+    client = client_of.InferenceServerClient(server.at, network_timeout=60, connection_timeout=60)
+    try:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("net")
+        assert client.get_model_metadata("net")["inputs"][0]["shape"] == [-1, 3, 32, 32]
+        assert client.get_server_metadata()["name"] == "timm_stitch"
+        images = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
+        tensor = client_of.InferInput("image", list(images.shape), "FP32")
+        wanted = client_of.InferRequestedOutput("logits", binary_data=True)
+        found = {}
+        for binary in (True, False):
+            tensor.set_data_from_numpy(images, binary_data=binary)
+            answer = client.infer("net", [tensor], outputs=[wanted], parameters={"stitch_id": 1}, request_id="7")
+            found[binary] = answer.as_numpy("logits")
+            said = answer.get_response()
+            assert (said["id"], said["parameters"]["stitch_id"], said["parameters"]["top1"]) == ("7", 1, 71.0)
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(images), stitch_id=1).numpy()
+        assert np.allclose(found[True], expected, atol=1e-5)
+        assert np.allclose(found[False], expected, atol=1e-5)
+        files = client_of.InferInput("image", [2], "BYTES")
+        files.set_data_from_numpy(np.array([file(), file()], dtype=np.object_))
+        assert client.infer("net", [files], timeout=3_000_000).as_numpy("logits").shape == (2, 10)
+        files.set_data_from_numpy(np.array([file(), b"no image"], dtype=np.object_))
+        with pytest.raises(client_of.InferenceServerException, match="no image that is taken") as error:
+            client.infer("net", [files])
+        assert error.value.status() == "400"
+    finally:
+        client.close()
+
+
+def test_clients_that_misbehave_and_a_network_that_is_replaced(server, folder):
+    status, before = server.ask(body=file())
+    assert status == 200
+    host, port = server.at.split(":")
+    for sent in (
+        b"",
+        b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc",
+        b"\x16\x03\x01\xff",
+        b"G",
+    ):
+        gone = socket.create_connection((host, int(port)), timeout=60)
+        gone.sendall(sent)
+        gone.close()
+    half = socket.create_connection((host, int(port)), timeout=60)
+    half.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")  # and nothing more
+    large = socket.create_connection((host, int(port)), timeout=60)
+    large.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999\r\n\r\n")
+    assert large.recv(100).startswith(b"HTTP/1.1 413 ")  # before anything of it is read
+    large.close()
+    data = file()
+    assert server.ask(body=data)[0] == 200
+
+    save(folder, seed=1)
+    server.process.send_signal(signal.SIGHUP)
+    assert "the network was loaded anew" in server.hears("anew|not replaced")
+    status, after = server.ask(body=data)
+    assert status == 200
+    assert json.loads(after)["predictions"] != json.loads(before)["predictions"]
+    (folder / "config.json").rename(folder / "elsewhere.json")
+    server.process.send_signal(signal.SIGHUP)
+    heard = server.hears("anew|not replaced")
+    assert "the network was not replaced: " in heard
+    assert "Traceback" not in heard
+    assert server.ask(body=data)[0] == 200
+    (folder / "elsewhere.json").rename(folder / "config.json")
+    half.settimeout(30)
+    assert half.recv(100).startswith(b"HTTP/1.1 408 ")
+    half.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(server, number):
+    """What was sent before it is answered, and its exit is silent."""
+    connections = [http.client.HTTPConnection(server.at, timeout=60) for _ in range(8)]
+    for connection in connections:
+        connection.request("POST", "/predict", file())
+    time.sleep(0.05)
+    assert server.end(number) == 0
+    answered = []
+    for connection in connections:
+        try:
+            answered.append(connection.getresponse().status)
+        except ConnectionError:
+            answered.append(0)  # it came after the signal
+    assert set(answered) <= {200, 503, 0}
+    assert server.process.stderr.read() == ""
+    with pytest.raises(OSError, match="refused"):
+        server.ask("GET", "/health")
+
+
+def test_what_cannot_be_served_is_one_line(folder, capsys, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", str(folder), "--latency-ms", "50", "--port", port]) == 1
+        assert f"cannot listen at 127.0.0.1:{port} (" in capsys.readouterr().err
+    assert main(["serve", str(folder), "--latency-ms", "-5", "--port", "0"]) == 1
+    assert "latency_ms=-5.0" in capsys.readouterr().err
+    model = timm_stitch.stitch(small_anchors())
+    timm_stitch.save_pretrained(model, tmp_path / "unknown")
+    assert main(["serve", str(tmp_path / "unknown"), "--latency-ms", "50", "--port", "0"]) == 1
+    assert "no stitch of this network has a known accuracy" in capsys.readouterr().err
