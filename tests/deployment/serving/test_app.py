@@ -255,8 +255,8 @@ def test_latencies_are_measured_where_none_are_known(model, caplog):
     service = Service(model, Promise(1000.0), "net")
     service.close()
     assert set(service.table.stitch_ids) <= set(SERVED)
-    assert service.table.batch_sizes == [1, 2, 4, 8, 16, 32]
-    assert "latencies of 3 stitches for 6 batch sizes were measured" in caplog.text
+    assert service.table.batch_sizes == [1, 2, 4, 8, 16, 32, 64]
+    assert "latencies of 3 stitches for 7 batch sizes were measured" in caplog.text
     model.forget()
     with pytest.raises(ValueError, match="no stitch of this network has a known accuracy"):
         Service(model, Promise(1000.0), "net")

@@ -94,6 +94,7 @@ class Call:
         stitch_id: which ran; None where all were passed over.
         met, late, passed, failed: how many images were answered in time, too late, or not, and whether by choice.
         took: seconds of the call.
+        expected: seconds that the table says; None of a stitch that it does not have.
         slowdown: how much slower than profiled the machine is, as plans have it.
         waiting: images that wait now.
     """
@@ -104,6 +105,7 @@ class Call:
     passed: int
     failed: int
     took: float
+    expected: float | None
     slowdown: float
     waiting: int
 
@@ -262,9 +264,8 @@ class Engine:
                         request.answer.set_exception(error)
         if expected is not None and took and not failed:
             self.slowdown.note(took, expected)
-        self.watch(
-            Call(stitch_id if batch else None, met, late, passed, failed, took, self.slowdown.careful, self.waiting)
-        )
+        which, plan = stitch_id if batch else None, self.slowdown.careful
+        self.watch(Call(which, met, late, passed, failed, took, expected, plan, self.waiting))
 
 
 def _nearest(table: LatencyTable, level: int, allowed: frozenset[int] | None) -> int:

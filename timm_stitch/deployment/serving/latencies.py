@@ -15,7 +15,7 @@ from .promise import Promise
 
 _logger = logging.getLogger(__name__)
 
-BATCHES = (1, 2, 4, 8, 16, 32)
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
 LEVELS = 12  # stitches of the frontier that are measured where none were: more differ by less than noise
 
 
