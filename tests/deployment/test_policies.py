@@ -54,6 +54,21 @@ def test_a_table_keeps_what_is_worth_running():
         LatencyTable([{"stitch_id": 0, "top1": 70.0, "latency_ms": 0}])
 
 
+def test_a_table_of_one_row_a_stitch_and_of_published_accuracies():
+    apart = ladder()
+    joined: dict[int, dict] = {}
+    for row in apart:
+        whole = joined.setdefault(row["stitch_id"], {"stitch_id": row["stitch_id"], "published_top1": row["top1"]})
+        whole[f"latency_ms_batch_{row['batch_size']}"] = row["latency_ms"]
+        if row["batch_size"] == 1:
+            whole["latency_ms"], whole["batch_size"] = row["latency_ms"], 1
+    one, other = LatencyTable(apart), LatencyTable(joined.values())
+    assert vars(one) == vars(other)
+    assert one.batch_sizes == list(BATCHES)
+    few = [{"stitch_id": 0, "top1": 60.0, "latency_ms": 1.0}, *joined.values()]
+    assert LatencyTable(few).stitch_ids == [0]  # published figures stand in only where none is known
+
+
 def test_drain_takes_the_dearest_that_answers_all_in_time(table):
     policy, steady = DrainPolicy(table), Slowdown()
     last = len(table) - 1

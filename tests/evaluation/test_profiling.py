@@ -8,6 +8,7 @@ from conftest import anchor_specs, small_anchors
 import timm_stitch
 from timm_stitch import cli
 from timm_stitch.plan.results import read_rows
+from timm_stitch.plan.timings import call_times
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SOME = [0, 2, 9, 24]
@@ -29,12 +30,45 @@ def test_each_stitch_is_measured_and_kept_in_the_table(model, quick):
         assert row["latency_ms"] > 0
         assert row["images_per_s"] == pytest.approx(4000 / row["latency_ms"])
         assert row["batch_size"] == 4
+        assert row["latency_ms_batch_4"] == row["latency_ms"]
         assert "threads" in row["profiled_on"]
         weights = 4 * row["params"] / 1e6  # float32
         assert weights < row["memory_mb"] < weights + 4
         assert table[row["stitch_id"]]["latency_ms"] == row["latency_ms"]
     assert ("latency_error" in rows[0]) == quick
     assert "latency_ms" not in table[5]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_several_batch_sizes_are_one_row(model, quick, tmp_path):
+    model.forget()
+    rows = timm_stitch.profile(model, batch_sizes=[8, 1, 2], stitch_ids=SOME, repeats=2, quick=quick)
+    assert [row["stitch_id"] for row in rows] == SOME
+    for row in rows:
+        assert row["batch_size"] == 1
+        assert row["latency_ms"] == row["latency_ms_batch_1"] > 0
+        assert row["images_per_s"] == pytest.approx(1000 / row["latency_ms"])
+        assert list(call_times(row)) == [1, 2, 8]
+        assert row["latency_ms_batch_8"] > row["latency_ms_batch_1"]
+        assert ("latency_spread_ms" in row) != quick
+    timm_stitch.profile(model, batch_size=4, stitch_ids=SOME, repeats=1)
+    assert [list(call_times(model.stitch_table()[i])) for i in SOME] == [[1, 2, 4, 8]] * len(SOME)
+    timm_stitch.save_pretrained(model, tmp_path / "net")
+    again = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True)
+    assert list(call_times(again.stitch_table()[2])) == [1, 2, 4, 8]
+    timm_stitch.profile(model, stitch_ids=[2], repeats=1, precision="bf16")
+    assert [list(call_times(model.stitch_table()[i])) for i in SOME] == [[], [1], [], []]
+
+
+def test_sizes_and_stitches_take_turns(model):
+    seen = []
+    handle = model.register_stitch_hook(lambda _, stitch_id, images: seen.append((stitch_id, images)))
+    timm_stitch.profile(model, batch_sizes=[1, 2], stitch_ids=[0, 2, 9], repeats=4)
+    handle.remove()
+    rounds = [seen[i : i + 6] for i in range(0, 30, 6)]
+    assert all(len(set(calls)) == 6 for calls in rounds)
+    assert len({tuple(calls) for calls in rounds[1:]}) == 4  # another order each, after one to warm up
+    assert seen[30:] == [(0, 1), (2, 1), (9, 1)]  # memory is that of the smallest
 
 
 def test_memory_grows_with_the_batch_by_activations_alone(model):
@@ -55,6 +89,16 @@ def test_a_latency_budget_chooses_the_most_accurate_within(model):
     assert model.set_budget(latency_ms=20) is model
     assert model.stitch_id == 6
     assert model.set_budget(latency_ms=20, macs=model.stitch_table()[6]["macs"] - 1).stitch_id != 6
+    for row in results:
+        row["latency_ms_batch_8"] = 100.0 - row["stitch_id"]
+    assert timm_stitch.select(model, results, latency_ms=90, batch_size=8) == 34
+    model.remember(results)
+    assert model.set_budget(latency_ms=90, batch_size=8).stitch_id == timm_stitch.select(
+        model, latency_ms=90, batch_size=8
+    )
+    assert model.stitch_id == 34
+    with pytest.raises(ValueError, match="not measured at batch_size=2, only at 1, 8"):
+        model.set_budget(latency_ms=90, batch_size=2)
     with pytest.raises(ValueError, match="no stitch fits"):
         model.set_budget(latency_ms=0.5)
     with pytest.raises(ValueError, match="memory_mb"):
@@ -72,6 +116,15 @@ def test_bad_arguments(model):
         timm_stitch.profile(model, precision="int4")
     with pytest.raises(ValueError, match="batch_size=0"):
         timm_stitch.profile(model, batch_size=0)
+    with pytest.raises(ValueError, match=r"batch_size=\[1, 2\] is out of range: .* as batch_sizes=\[1, 8\]"):
+        timm_stitch.profile(model, [1, 2])
+    with pytest.raises(ValueError, match=r"batch_size=1 and batch_sizes=\[1, 2\] are both given: give one of them"):
+        timm_stitch.profile(model, 1, batch_sizes=[1, 2])
+    for odd in ([], [0, 1], [2, 2], [1, 5000], 8, ["8"]):
+        with pytest.raises(ValueError, match=r"batch_sizes=.* is out of range: expected whole numbers from 1 to 4,096"):
+            timm_stitch.profile(model, batch_sizes=odd)
+    with pytest.raises(ValueError, match="repeats=0"):
+        timm_stitch.profile(model, repeats=0)
 
 
 def test_the_verb_keeps_figures_for_select(model, tmp_path, capsys):
@@ -87,5 +140,18 @@ def test_the_verb_keeps_figures_for_select(model, tmp_path, capsys):
     assert cli.main(["select", str(folder), "--latency-ms", str(slowest * 2), "--json"]) == 0
     again = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert again.set_budget(latency_ms=slowest * 2).stitch_id == timm_stitch.select(again, macs=1e12)
+    command = ["profile", str(folder), "--quick", "--repeats", "1", "--save", "--batch-sizes"]
+    assert cli.main([*command, "1", "4"]) == 0
+    said = capsys.readouterr().out
+    heads = next(line for line in said.splitlines() if line.startswith("stitch_id")).split()
+    assert heads[4:] == ["ms_1", "ms_4", "images_per_s", "memory_mb"]
+    assert "batch 1, 4, fp32, on " in said
+    assert "all but ms_N are of batch 1" in said
+    assert cli.main(["select", str(folder), "--latency-ms", "1e6", "--batch-size", "4"]) == 0
+    assert "ms_4" in capsys.readouterr().out
+    assert cli.main(["select", str(folder), "--latency-ms", "1e6", "--batch-size", "3"]) == 1
+    assert "was not measured at batch_size=3, only at 1, 4" in capsys.readouterr().err
+    assert cli.main([*command, "1", "--batch-size", "1"]) == 1
+    assert "are both given" in capsys.readouterr().err
     assert cli.main(["profile", "snnet_deit", "--save"]) == 1
     assert "'snnet_deit' is not one: use --output" in capsys.readouterr().err

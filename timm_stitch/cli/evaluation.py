@@ -22,6 +22,7 @@ from ..models.published import published_table
 from ..network.weights import fingerprint
 from ..plan.frontier import pareto_frontier
 from ..plan.results import check_kept, check_one_network, read_rows, write_rows
+from ..plan.timings import call_times, latency_key
 from .options import add_images, add_model, add_verb, images_fingerprint, load_images, load_model, print_rows
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--results", help="JSON lines of eval; default what the network's own table knows")
     for name in ("macs", "params", "latency-ms", "memory-mb"):
         verb.add_argument(f"--{name}", type=float)
+    verb.add_argument("--batch-size", type=int, help="images of the call that may take --latency-ms, as profiled")
     _add_profile(verbs)
     verb = add_verb(
         verbs, "frontier", run_frontier, "the rows that no other beats at its cost", "frontier results.jsonl"
@@ -143,7 +145,7 @@ def run_select(options: argparse.Namespace) -> None:
     else:
         model = load_model(options)
     budgets = {k: getattr(options, k) for k in ("macs", "params", "latency_ms", "memory_mb")}
-    chosen = select(model, rows, **budgets)
+    chosen = select(model, rows, **budgets, batch_size=options.batch_size)
     known = {row["stitch_id"]: row for row in rows or []}
     row = next(row for row in model.stitch_table() if row["stitch_id"] == chosen)
     print_rows([row | known.get(chosen, {})], options.json)
@@ -155,10 +157,11 @@ def _add_profile(verbs: Verbs) -> None:
         "profile",
         run_profile,
         "latency, throughput and memory of every stitch on this device",
-        "profile net --batch-size 8 --save",
+        "profile net --batch-sizes 1 2 4 8 --save",
     )
     add_model(verb)
-    verb.add_argument("--batch-size", type=int, default=1)
+    verb.add_argument("--batch-size", type=int, help="images of one call (default: 1)")
+    verb.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="several of them")
     verb.add_argument("--precision", choices=PRECISIONS, default="fp32")
     verb.add_argument("--repeats", type=int, default=10, help="rounds; each figure is their median (default: 10)")
     verb.add_argument("--quick", action="store_true", help="time stem, blocks and head, and add them up")
@@ -176,8 +179,8 @@ def run_profile(options: argparse.Namespace) -> None:
     if options.compile:
         model.compile()
     rows = profile(
-        model, options.batch_size, options.device, stitch_ids=options.stitch_ids, precision=options.precision,
-        repeats=options.repeats, quick=options.quick, progress=not options.json,
+        model, options.batch_size, options.device, batch_sizes=options.batch_sizes, stitch_ids=options.stitch_ids,
+        precision=options.precision, repeats=options.repeats, quick=options.quick, progress=not options.json,
     )  # fmt: skip
     if options.output:
         write_rows(options.output, rows)
@@ -186,9 +189,12 @@ def run_profile(options: argparse.Namespace) -> None:
     if options.json:
         print_rows(rows, True)
         return
-    hidden = ("batch_size", "precision", "profiled_on", "weights", "latency_error")
+    sizes = list(call_times(rows[0]))
+    hidden = {"batch_size", "precision", "profiled_on", "weights", "latency_error"}
+    hidden.add("latency_ms" if len(sizes) > 1 else latency_key(sizes[0]))  # which stands in the table twice
     print_rows([{k: v for k, v in row.items() if k not in hidden} for row in rows], False)
-    print(f"batch {options.batch_size}, {options.precision}, on {rows[0]['profiled_on']}", end="")
+    print(f"batch {', '.join(map(str, sizes))}, {options.precision}, on {rows[0]['profiled_on']}", end="")
+    print(f"; all but ms_N are of batch {sizes[0]}" if len(sizes) > 1 else "", end="")
     print(f"; sums over stem, blocks and head, off by {rows[0]['latency_error']:.1%} (median)" if options.quick else "")
 
 

@@ -19,6 +19,7 @@ from ..data.dataset import build_dataset, image_config
 from ..data.yaml_text import read_argument
 from ..hub.loading import load_network
 from ..network.network import SNNet
+from ..plan.timings import LATENCY_AT
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -97,15 +98,16 @@ def images_fingerprint(options: argparse.Namespace, model: SNNet) -> str:
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    """Rows as JSON lines, or as a table for people."""
+    """Rows as JSON lines, or as a table for people, with the time of a call with 8 images under `ms_8`."""
     if as_json:
         for row in rows:
             print(json.dumps(row))
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    heads = [column.replace(LATENCY_AT, "ms_") for column in columns]
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
-    for line in [columns, *cells]:
+    widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(columns))]
+    for line in [heads, *cells]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 

@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ..plan.frontier import pareto_frontier
+from ..plan.frontier import pareto_frontier, with_score
+from ..plan.timings import call_times
 
 SAMPLES = 16  # of the requests that wait, by which it is judged whether all drain in time
 
@@ -39,10 +40,12 @@ class LatencyTable:
     """How long each stitch takes for each number of images, for the stitches that are worth running.
 
     Args:
-        rows: dicts of `stitch_id`, `top1` (per cent), `batch_size` and `latency_ms` (of one call with that many
-            images); several rows of one stitch for several batch sizes.
+        rows: dicts of `stitch_id`, `top1` (per cent; where no row has one, `published_top1` stands in for it), and of
+            how long one call takes: `latency_ms_batch_N` with N images, as `profile` gives them, or `latency_ms` with
+            `batch_size` images, several rows of one stitch for several batch sizes.
 
     Attributes:
+        batch_sizes: that were measured of any stitch, ascending.
         stitch_ids, accuracies: of the frontier of accuracy over time an image, the fastest first.
 
     Raises:
@@ -52,20 +55,23 @@ class LatencyTable:
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
         calls: dict[int, dict[int, float]] = {}
         top1: dict[int, float] = {}
-        for row in rows:
-            if row.get("latency_ms") is None or row.get("top1") is None:
-                continue
-            stitch_id, batch, spent = int(row["stitch_id"]), int(row.get("batch_size") or 1), float(row["latency_ms"])
-            if not (spent > 0 and batch > 0):
-                raise ValueError(f"stitch {stitch_id} takes {spent} ms for {batch} images: expected positive numbers.")
-            calls.setdefault(stitch_id, {})[batch] = spent / 1e3
-            top1[stitch_id] = float(row["top1"])
+        for row in with_score(rows):
+            stitch_id = int(row["stitch_id"])
+            for batch, given in call_times(row).items():
+                spent = float(given)
+                if not (spent > 0 and batch > 0):
+                    raise ValueError(
+                        f"stitch {stitch_id} takes {spent} ms for {batch} images: expected positive numbers."
+                    )
+                calls.setdefault(stitch_id, {})[batch] = spent / 1e3
+                top1[stitch_id] = float(row["top1"])
         if not calls:
             raise ValueError("no row has both top1 and latency_ms: evaluate and profile the network first.")
         each = {k: min(spent / batch for batch, spent in times.items()) for k, times in calls.items()}
         known = [{"stitch_id": k, "top1": top1[k], "latency_ms": 1e3 * each[k]} for k in sorted(calls)]
         best = pareto_frontier(known, cost="latency_ms")
         self.stitch_ids = [int(row["stitch_id"]) for row in best]
+        self.batch_sizes = sorted({batch for times in calls.values() for batch in times})
         self.accuracies = [top1[k] for k in self.stitch_ids]
         self._batches = [sorted(calls[k]) for k in self.stitch_ids]
         self._times = [[calls[k][b] for b in sorted(calls[k])] for k in self.stitch_ids]

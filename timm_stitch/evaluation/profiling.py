@@ -1,8 +1,8 @@
 """Measure every stitch on this device: latency, throughput, memory.
 
-Stitches are timed in turn, in another order each round, so that a machine that drifts favours none. The quick
-mode times each part (stem, block, stitching layer, head) once a round instead and adds them up; its error is
-measured on a few stitches that are timed whole.
+Stitches and batch sizes are timed in turn, in another order each round, so that a machine that drifts favours none.
+The quick mode times each part (stem, block, stitching layer, head) once a round instead and adds them up; its error
+is measured on a few stitches that are timed whole.
 
 Imports torch and the layers below.
 """
@@ -14,7 +14,7 @@ import random
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ..network.modes import evaluating
 from ..network.network import SNNet
 from ..network.weights import fingerprint_again
 from ..plan.stitch_plan import Stitch
+from ..plan.timings import MOST_IMAGES, is_batch_size, latency_key
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECKED = 5  # stitches that the quick mode times whole, to know its error
@@ -40,9 +41,10 @@ Step = tuple[str, int, int]
 @torch.inference_mode()
 def profile(
     model: SNNet,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     device: str | torch.device = "cpu",
     *,
+    batch_sizes: Sequence[int] | None = None,
     stitch_ids: Sequence[int] | None = None,
     precision: str = "fp32",
     repeats: int = 10,
@@ -51,10 +53,14 @@ def profile(
 ) -> list[dict[str, Any]]:
     """Measure stitches on a device, and keep the figures in the network's table.
 
+    Times of further batch sizes are added to those that the table has of this device and precision; what it has of
+    others is dropped, of all stitches.
+
     Args:
         model: the network; it is measured in eval mode, and ends where it was. Compile it before, if it will run so.
-        batch_size: images of one call.
+        batch_size: images of one call; default 1.
         device: where.
+        batch_sizes: several of them instead, 1 to 4,096 each.
         stitch_ids: which; all by default.
         precision: `"fp32"`, or `"bf16"`, `"fp16"` under autocast.
         repeats: rounds; each figure is the median over them.
@@ -64,26 +70,29 @@ def profile(
     Returns:
         One row a stitch in id order: `stitch_id`, `name`, `macs`, `params`, `latency_ms` (of one call) and
         `latency_spread_ms` (between the quartiles; not in the quick mode), `images_per_s`, `memory_mb` (MB of the
-        stitch's weights and of the tensors alive at once, on CUDA of all that was allocated), `batch_size`,
+        stitch's weights and of the tensors alive at once, on CUDA of all that was allocated), `batch_size` (that
+        these are of: the smallest), `latency_ms_batch_N` (of one call with N images, for each batch size),
         `precision`, `profiled_on`, `weights` (the fingerprint), and in the quick mode `latency_error`: by how
         much, relative to stitches timed whole, the sums are off (median).
 
     Raises:
-        ValueError: if an id is not in the plan, or an argument is out of range.
+        ValueError: if an id is not in the plan, an argument is out of range, or both `batch_size` and `batch_sizes`
+            are given.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is unknown: expected one of {', '.join(PRECISIONS)}.")
-    if batch_size < 1 or repeats < 1:
-        raise ValueError(f"batch_size={batch_size}, repeats={repeats} are out of range: expected 1 or more.")
+    sizes = _sizes(batch_size, batch_sizes)
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats} is out of range: expected 1 or more.")
     stitches = [model.plan[i] for i in (model.stitch_ids if stitch_ids is None else stitch_ids)]
     device, home = torch.device(device), next(model.parameters()).device
     model.to(device)
-    x = torch.randn(batch_size, model.in_chans, *model.image_size, device=device)
     try:
         with evaluating(model), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-            clock = _Clock(model, x, repeats, progress)
+            batches = {n: torch.randn(n, model.in_chans, *model.image_size, device=device) for n in sizes}
+            clock = _Clock(model, batches, repeats, progress)
             timed = clock.parts(stitches) if quick else clock.whole(stitches)
-            memory = {stitch.stitch_id: _memory(model, stitch, x) for stitch in stitches}
+            memory = {stitch.stitch_id: _memory(model, stitch, batches[sizes[0]]) for stitch in stitches}
     finally:
         model.to(home)
     where, mark, costs = name_of(device), fingerprint_again(model), model.costs()
@@ -91,19 +100,39 @@ def profile(
     for stitch in sorted(stitches, key=lambda s: s.stitch_id):
         cost, figures = costs.cost(stitch), timed[stitch.stitch_id]
         row = {"stitch_id": stitch.stitch_id, "name": stitch.name, "macs": cost.macs, "params": cost.params}
-        row |= figures | {"images_per_s": 1e3 * batch_size / figures["latency_ms"]}
-        row |= {"memory_mb": memory[stitch.stitch_id] / 1e6, "batch_size": batch_size, "precision": precision}
+        row |= figures | {"images_per_s": 1e3 * sizes[0] / figures["latency_ms"]}
+        row |= {"memory_mb": memory[stitch.stitch_id] / 1e6, "batch_size": sizes[0], "precision": precision}
         rows.append(row | {"profiled_on": where, "weights": mark})
     model.remember(rows)
     return rows
 
 
-class _Clock:
-    """Times calls of one network on one batch."""
+def _sizes(batch_size: Any, batch_sizes: Any) -> list[int]:
+    """The batch sizes asked for, the smallest first."""
+    if batch_sizes is None:
+        if batch_size is not None and not is_batch_size(batch_size):
+            raise ValueError(
+                f"batch_size={batch_size!r} is out of range: expected a whole number from 1 to {MOST_IMAGES:,}; "
+                "several are given as batch_sizes=[1, 8]."
+            )
+        return [1 if batch_size is None else batch_size]
+    if batch_size is not None:
+        raise ValueError(f"batch_size={batch_size!r} and batch_sizes={batch_sizes!r} are both given: give one of them.")
+    sizes = list(batch_sizes) if isinstance(batch_sizes, Iterable) else []
+    if not sizes or not all(map(is_batch_size, sizes)) or len(set(sizes)) < len(sizes):
+        raise ValueError(
+            f"batch_sizes={batch_sizes!r} is out of range: expected whole numbers from 1 to {MOST_IMAGES:,}, each once."
+        )
+    return sorted(sizes)
 
-    def __init__(self, model: SNNet, x: Tensor, repeats: int, progress: bool) -> None:
-        self.model, self.x, self.context, self.repeats = model, x, Context(x), repeats
-        self.wait: Callable[[], Any] = torch.cuda.synchronize if x.device.type == "cuda" else lambda: None
+
+class _Clock:
+    """Times calls of one network on batches, by their number of images, the smallest first."""
+
+    def __init__(self, model: SNNet, batches: Mapping[int, Tensor], repeats: int, progress: bool) -> None:
+        self.model, self.batches, self.repeats = model, batches, repeats
+        on_cuda = any(x.is_cuda for x in batches.values())
+        self.wait: Callable[[], Any] = torch.cuda.synchronize if on_cuda else lambda: None
         self.rounds = lambda: tqdm(range(-1, repeats), desc="profile", unit="round", disable=not progress)
 
     def _ms(self, call: Callable[[], Tensor]) -> tuple[float, Tensor]:
@@ -115,34 +144,61 @@ class _Clock:
 
     def whole(self, stitches: Sequence[Stitch]) -> dict[int, dict[str, float]]:
         """Every stitch from image to logits, the first round to warm up."""
-        found: dict[int, list[float]] = {stitch.stitch_id: [] for stitch in stitches}
+        found: dict[tuple[int, int], list[float]] = {(s.stitch_id, size): [] for s in stitches for size in self.batches}
         for turn in self.rounds():
-            for stitch_id in random.Random(turn).sample(sorted(found), len(found)):
-                spent, _ = self._ms(partial(self.model, self.x, stitch_id=stitch_id))
+            for stitch_id, size in random.Random(turn).sample(sorted(found), len(found)):
+                spent, _ = self._ms(partial(self.model, self.batches[size], stitch_id=stitch_id))
                 if turn >= 0:
-                    found[stitch_id].append(spent)
-        return {k: {"latency_ms": statistics.median(v), "latency_spread_ms": _spread(v)} for k, v in found.items()}
+                    found[stitch_id, size].append(spent)
+        figures = self._figures(stitches, {call: statistics.median(spent) for call, spent in found.items()})
+        for stitch_id, row in figures.items():
+            row["latency_spread_ms"] = _spread(found[stitch_id, next(iter(self.batches))])
+        return figures
 
     def parts(self, stitches: Sequence[Stitch]) -> dict[int, dict[str, float]]:
         """Every part once a round; a stitch is the sum of its parts."""
-        found: dict[Step, list[float]] = {}
+        found: dict[tuple[int, Step], list[float]] = {}
         ordered = sorted(stitches, key=lambda stitch: (len(stitch.segments), stitch.stitch_id))
         for turn in self.rounds():
-            done: set[Step] = set()
-            for stitch in ordered:
-                missing = [n for n, step in enumerate(stitch.steps) if step not in done]
-                h = self.x
-                for n in range(missing[-1] + 1 if missing else 0):
-                    spent, h = self._ms(partial(self.model.executor.step, stitch, n, h, self.context))
-                    if stitch.steps[n] not in done:
-                        done.add(stitch.steps[n])
-                        found.setdefault(stitch.steps[n], []).extend([spent] if turn >= 0 else [])
-        sums = {s.stitch_id: sum(statistics.median(found[step]) for step in s.steps) for s in stitches}
-        by_cost = sorted(stitches, key=lambda stitch: sums[stitch.stitch_id])
+            for size in random.Random(turn).sample(list(self.batches), len(self.batches)):
+                for step, spent in self._each_part(ordered, self.batches[size]):
+                    found.setdefault((size, step), []).extend([spent] if turn >= 0 else [])
+        sums = {
+            (s.stitch_id, size): sum(statistics.median(found[size, step]) for step in s.steps)
+            for s in stitches
+            for size in self.batches
+        }
+        figures = self._figures(stitches, sums)
+        by_cost = sorted(stitches, key=lambda stitch: figures[stitch.stitch_id]["latency_ms"])
         few = {by_cost[round(i * (len(by_cost) - 1) / (CHECKED - 1))] for i in range(CHECKED)}
         whole = self.whole(sorted(few, key=lambda stitch: stitch.stitch_id))
-        error = statistics.median(abs(sums[k] / v["latency_ms"] - 1) for k, v in whole.items())
-        return {k: {"latency_ms": total, "latency_error": error} for k, total in sums.items()}
+        keys = [latency_key(size) for size in self.batches]
+        error = statistics.median(abs(figures[k][key] / row[key] - 1) for k, row in whole.items() for key in keys)
+        return {k: row | {"latency_error": error} for k, row in figures.items()}
+
+    def _each_part(self, stitches: Iterable[Stitch], x: Tensor) -> Iterator[tuple[Step, float]]:
+        """Every part of some stitches once, on the way of the first that has it."""
+        done: set[Step] = set()
+        context = Context(x)
+        for stitch in stitches:
+            missing = [n for n, step in enumerate(stitch.steps) if step not in done]
+            h = x
+            for n in range(missing[-1] + 1 if missing else 0):
+                spent, h = self._ms(partial(self.model.executor.step, stitch, n, h, context))
+                if stitch.steps[n] not in done:
+                    done.add(stitch.steps[n])
+                    yield stitch.steps[n], spent
+
+    def _figures(
+        self, stitches: Iterable[Stitch], times: Mapping[tuple[int, int], float]
+    ) -> dict[int, dict[str, float]]:
+        """Times by (stitch_id, images) as rows have them: that of the smallest batch, then each by its own name."""
+        first = next(iter(self.batches))
+        return {
+            s.stitch_id: {"latency_ms": times[s.stitch_id, first]}
+            | {latency_key(size): times[s.stitch_id, size] for size in self.batches}
+            for s in stitches
+        }
 
 
 def _spread(values: Sequence[float]) -> float:

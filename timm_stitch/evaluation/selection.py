@@ -18,6 +18,7 @@ def select(
     params: float | None = None,
     latency_ms: float | None = None,
     memory_mb: float | None = None,
+    batch_size: int | None = None,
     score: str = "top1",
 ) -> int:
     """The best stitch within all given budgets, never merely the nearest in cost.
@@ -29,21 +30,23 @@ def select(
             evaluated: a guide that holds for their weights.
         macs: the most multiply-adds for one image.
         params: the most parameters that the stitch may hold.
-        latency_ms: the most milliseconds, as measured by `profile`.
+        latency_ms: the most milliseconds of one call, as measured by `profile`.
         memory_mb: the most memory in MB, as measured by `profile`.
+        batch_size: of how many images the call is that may take `latency_ms`, one of the sizes that were measured;
+            default the one that each row's `latency_ms` is of.
         score: what to maximise.
 
     Returns:
         The stitch_id.
 
     Raises:
-        ValueError: if no budget is given, nothing fits, accuracy or a quantity is not known, or the
-            rows belong to other weights.
+        ValueError: if no budget is given, nothing fits, accuracy or a quantity is not known, the batch size was
+            not measured, or the rows belong to other weights.
     """
     budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
     if results is None:
         model.check_results()
-        return int(best_known(model.stitch_table(), budgets, score)["stitch_id"])
+        return int(best_known(model.stitch_table(), budgets, score, batch_size)["stitch_id"])
     measured = list(results)
     check_weights(model, measured, "these results")
     own = {row["stitch_id"]: row for row in model.stitch_table()}
@@ -51,7 +54,8 @@ def select(
     if unknown or not measured:
         raise ValueError(f"results hold stitches {unknown[:6]} that the plan does not have, or none at all.")
     given = {name: most for name, most in budgets.items() if most is not None}
-    return int(best_within([own[row["stitch_id"]] | dict(row) for row in measured], given, score)["stitch_id"])
+    rows = [own[row["stitch_id"]] | dict(row) for row in measured]
+    return int(best_within(rows, given, score, batch_size)["stitch_id"])
 
 
 def check_weights(model: SNNet, rows: Iterable[Mapping[str, Any]], what: str) -> None:

@@ -135,6 +135,8 @@ def read_stitches(path: str | os.PathLike[str], plan: StitchPlan | None = None) 
 
 def is_plain(key: str, value: Any) -> bool:
     """Whether a row may say that: the one rule of what is saved and what is read."""
+    if (key == "batch_size" or key.startswith("latency_ms")) and value is not None:
+        return isinstance(value, (int, float)) and 0 < value < 1e18
     if isinstance(value, str):
         return len(value) <= 1024
     if key in ("top1", "top5") and value is not None:

@@ -163,15 +163,20 @@ class SNNet(TimmModel):
         params: float | None = None,
         latency_ms: float | None = None,
         memory_mb: float | None = None,
+        batch_size: int | None = None,
     ) -> Self:
         """Choose the best stitch known within all given budgets, as `select` does; returns the network itself.
+
+        Args:
+            macs, params, latency_ms, memory_mb: the most that is allowed of each.
+            batch_size: of how many images the call is that may take `latency_ms`, as of `select`.
 
         Raises:
             ValueError: as `select`: if no budget is given, nothing fits, or something is not known.
         """
         self.check_results()
         budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
-        return self.set_stitch(best_known(self.stitch_table(), budgets)["stitch_id"])
+        return self.set_stitch(best_known(self.stitch_table(), budgets, batch_size=batch_size)["stitch_id"])
 
     def _stitch(self, stitch_id: Any) -> Stitch:
         if stitch_id is None or isinstance(stitch_id, torch.fx.Proxy):
@@ -413,6 +418,9 @@ class SNNet(TimmModel):
 
     def remember(self, rows: Iterable[Row], weights: Any = None) -> None:
         """Keep measured rows, beside those of the same weights that are known already.
+
+        Times of further batch sizes are added to those that are known; what another device or precision took is
+        dropped, of all stitches.
 
         Args:
             rows: dicts of `stitch_id` and what was measured, from `evaluate`, `profile` or a file.

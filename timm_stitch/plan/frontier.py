@@ -1,6 +1,6 @@
 """The Pareto frontier of evaluated stitches, and the best of them within budgets.
 
-Rows are plain dicts as `evaluate` and `stitch_table` give them. Imports the standard library only.
+Rows are plain dicts as `evaluate` and `stitch_table` give them. Imports the standard library and the files beside it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from .results import Row
+from .timings import at_batch_size
 
 
 def pareto_frontier(rows: Iterable[Row], cost: str = "macs", score: str = "top1") -> list[Row]:
@@ -37,13 +38,16 @@ def pareto_frontier(rows: Iterable[Row], cost: str = "macs", score: str = "top1"
     return frontier
 
 
-def best_within(rows: Iterable[Row], budgets: Mapping[str, float], score: str = "top1") -> Row:
+def best_within(
+    rows: Iterable[Row], budgets: Mapping[str, float], score: str = "top1", batch_size: int | None = None
+) -> Row:
     """The row of highest score among those within all budgets; of equals the cheapest.
 
     Args:
         rows: dicts that hold `score` and every budgeted quantity.
         budgets: the most that is allowed of each, e.g. `{"macs": 3e9}`; at least one.
         score: what to maximise.
+        batch_size: of how many images the call is that may take `latency_ms`; default what a row's `latency_ms` is of.
 
     Raises:
         ValueError: if no budget is given, a row lacks a quantity, or nothing fits.
@@ -51,6 +55,10 @@ def best_within(rows: Iterable[Row], budgets: Mapping[str, float], score: str = 
     rows = list(rows)
     if not budgets:
         raise ValueError("give at least one budget: macs=, params=, latency_ms= or memory_mb=.")
+    if batch_size is not None:
+        if "latency_ms" not in budgets:
+            raise ValueError(f"batch_size={batch_size} is that of a budget in time: give latency_ms= with it.")
+        rows = [at_batch_size(row, batch_size) for row in rows]
     for name, most in budgets.items():
         if not (isinstance(most, (int, float)) and most > 0):
             raise ValueError(f"{name}={most!r} is no budget: expected a positive number.")
@@ -65,29 +73,40 @@ def best_within(rows: Iterable[Row], budgets: Mapping[str, float], score: str = 
     return max(fitting, key=lambda row: (row[score], *(-row[name] for name in budgets)))
 
 
-def best_known(rows: Iterable[Row], budgets: Mapping[str, float | None], score: str = "top1") -> Row:
-    """The best row within budgets, of those whose score is known.
+def with_score(rows: Iterable[Row], score: str = "top1") -> list[Row]:
+    """The rows whose score is known.
 
     Where none has a `top1`, what the authors published for their weights (`published_top1`) stands in for it.
+    """
+    rows = list(rows)
+    known = [row for row in rows if row.get(score) is not None]
+    if known or score != "top1":
+        return known
+    return [{**row, score: row["published_top1"]} for row in rows if row.get("published_top1") is not None]
+
+
+def best_known(
+    rows: Iterable[Row], budgets: Mapping[str, float | None], score: str = "top1", batch_size: int | None = None
+) -> Row:
+    """The best row within budgets, of those `with_score`.
 
     Args:
         rows: of `stitch_table`.
         budgets: the most that is allowed of each; None for what is not limited.
         score: what to maximise.
+        batch_size: as of `best_within`.
 
     Raises:
         ValueError: if no budget is given, nothing fits, or the score or a quantity is not known.
     """
-    rows = list(rows)
-    known = [row for row in rows if row.get(score) is not None]
-    if not known and score == "top1":
-        known = [{**row, score: row["published_top1"]} for row in rows if row.get("published_top1") is not None]
+    known = with_score(rows, score)
     if not known:
         raise ValueError(
             f"no stitch of this network has a known {score}, so none can be called the best: evaluate it, "
             "select(model, timm_stitch.evaluate(model, loader), macs=...)."
         )
-    return best_within(known, {name: most for name, most in budgets.items() if most is not None}, score)
+    given = {name: most for name, most in budgets.items() if most is not None}
+    return best_within(known, given, score, batch_size)
 
 
 def frontier_area(rows: Iterable[Row], low: float, high: float, cost: str = "macs", score: str = "top1") -> float:

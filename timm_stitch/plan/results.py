@@ -4,7 +4,7 @@ A row is a dict with `stitch_id` and what was measured (`top1`, `latency_ms`, â€
 line. Figures of other weights are never taken for a network's own: `Results` says whose they are, by the
 fingerprint that `network.weights` makes, and rows of several weights are refused.
 
-Imports the standard library and `files`.
+Imports the standard library, `files` and `timings`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import PathLike, whole_file
+from .timings import together
 
 Row = Mapping[str, Any]
 Rows = list[dict[str, Any]]
@@ -48,27 +49,27 @@ class Results:
         Raises:
             ValueError: if the rows belong to several weights.
         """
-        found: dict[int, Row] = {}
-        marks: set[Hashable] = set()
-        for row in rows:
-            marks.add(row.get("weights") or weights)
-            number = int(row["stitch_id"])
-            found[number] = {**found.get(number, {}), **measured(row)}
+        rows = list(rows)
+        marks: set[Hashable] = {row.get("weights") or weights for row in rows}
         if len(marks) > 1:
             raise ValueError(
                 f"these rows belong to {len(marks)} different weights ({', '.join(sorted(map(str, marks)))}): give "
                 "those of one network."
             )
+        found = together((int(row["stitch_id"]), measured(row)) for row in rows)
         return cls(found, next(iter(marks), None)) if found else cls()
 
     def updated(self, newer: Results) -> Results:
-        """These rows with newer ones over them; of other weights, the newer ones alone."""
+        """These rows with newer ones over them; of other weights, the newer ones alone.
+
+        Of times and memory only what was measured on the device and in the precision of the newest stays: a table
+        mixes neither.
+        """
         if not newer.rows:
             return self
         if not self.rows or newer.weights != self.weights:
             return newer
-        rows = {k: {**self.rows.get(k, {}), **newer.rows.get(k, {})} for k in dict.fromkeys([*self.rows, *newer.rows])}
-        return Results(rows, self.weights)
+        return Results(together([*self.rows.items(), *newer.rows.items()]), self.weights)
 
     def only(self, stitch_ids: Collection[int]) -> Results:
         """The rows of some stitches."""
