@@ -56,11 +56,11 @@ def test_no_table_mixes_devices_or_precisions(other):
 def test_choosing_by_the_time_of_a_batch_size():
     rows = [
         {"stitch_id": i, "top1": 70.0 + i, "latency_ms": 1.0 + i, "latency_ms_batch_1": 1.0 + i,
-         "latency_ms_batch_8": 10.0 / (1 + i)}
+         "latency_ms_batch_8": 10.0 * (1 + i)}
         for i in range(3)
     ]  # fmt: skip
-    assert best_within(rows, {"latency_ms": 2.5})["stitch_id"] == 1
-    assert best_within(rows, {"latency_ms": 5.0}, batch_size=8)["stitch_id"] == 2
+    assert best_within(rows, {"latency_ms": 20.0})["stitch_id"] == 2
+    assert best_within(rows, {"latency_ms": 20.0}, batch_size=8)["stitch_id"] == 1
     assert best_known([*rows, {"stitch_id": 3}], {"latency_ms": 2.5}, batch_size=1)["stitch_id"] == 1
     with pytest.raises(ValueError, match="batch_size=8 is that of a budget in time: give latency_ms= with it"):
         best_within(rows, {"macs": 3.0}, batch_size=8)

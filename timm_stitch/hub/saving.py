@@ -135,7 +135,7 @@ def _rows(
         if odd:
             raise ValueError(
                 f"the row of stitch {row['stitch_id']} has {odd[0]}={row.get(odd[0])!r:.60}, which would not load "
-                "again: expected texts of at most 1,024 letters, finite numbers, positive times, and accuracies from 0 to 100."
+                "again: expected texts of up to 1,024 letters, finite numbers, positive times, accuracies of 0 to 100."
             )
     before = model.results
     try:
