@@ -5,7 +5,8 @@
 The plan is JSON: `url`, `model`, `arrivals` (seconds from the start), `images` (an .npz with `images` of shape
 (M, C, H, W) and `labels`), `count` (images of a request), `bad` and `hang_up` (shares of requests with damaged files,
 and of clients that do not wait for the answer). Latency counts from when a request was due. The results are a row a
-request: `due`, `latency`, `status` (0: none came within `patience`), `stitch_id`, `right` (of its images), `late`.
+request: `due`, `latency`, `status` (0: none came within `patience`), `stitch_id`, `right` (of its images), `late`; and where the
+time went: until it was `sent`, in the `server`, and of that until its turn (`waited`) and in the `call`; in seconds.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ async def run(plan: dict) -> list[dict]:
         rows.append(row)
         try:
             reader, writer = idle.pop() if idle else await asyncio.open_connection(where.hostname, where.port)
+            row["sent"] = time.monotonic() - due
             writer.write(sent)
             if hangs_up:
                 await asyncio.sleep(draw.random() * 0.02)
@@ -95,7 +97,9 @@ async def run(plan: dict) -> list[dict]:
     for row, length, body, picked in raw:
         said = json.loads(body[:length])
         logits = np.frombuffer(body[length:], "<f4").reshape(len(picked), -1)
-        row |= {"stitch_id": said["parameters"]["stitch_id"], "late": said["parameters"]["late"]}
+        said = said["parameters"]
+        row |= {"stitch_id": said["stitch_id"], "late": said["late"], "server": said["latency_ms"] / 1e3}
+        row |= {"waited": said["waited_ms"] / 1e3, "call": said["call_ms"] / 1e3}
         row["right"] = int((logits.argmax(1) == data["labels"][picked]).sum())
     return rows
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 import timm_stitch
 from timm_stitch.cli.entry import main
+from timm_stitch.deployment.serving.server import listen
 
 ROOT = Path(__file__).parents[3]
 
@@ -192,6 +193,13 @@ def test_a_signal_ends_it_in_order(server, number):
     assert server.process.stderr.read() == ""
     with pytest.raises(OSError, match="refused"):
         server.ask("GET", "/health")
+
+
+def test_answers_are_not_held_up_for_what_follows():
+    with listen("127.0.0.1", 0) as listening:
+        assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else 40 ms on top of each
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_what_cannot_be_served_is_one_line(folder, capsys, tmp_path):
