@@ -48,7 +48,7 @@ def main() -> None:
     latency = {row["stitch_id"]: row["latency_ms"] for row in rows}
     target = options.target or 1.25 * max(latency.values())
     controller = timm_stitch.LatencyController(model, target)
-    frontier = [int(row["stitch_id"]) for row in controller.frontier]
+    frontier = controller.table.stitch_ids
     fixed = sorted({frontier[round(i * (len(frontier) - 1) / 3)] for i in range(4)}, key=frontier.index)
     within, right = dict.fromkeys(["controller", *fixed], 0), dict.fromkeys(["controller", *fixed], 0)
     trace, levels = [], []
@@ -74,7 +74,7 @@ def main() -> None:
                 if who == "controller":
                     trace.append(round(spent / latency[stitch_id], 2))
                     levels.append(frontier.index(stitch_id))
-                    controller.observe(spent)
+                    controller.observe(spent, images=len(x))
     load.kill()
     seen = options.requests * options.batch_size
     print(

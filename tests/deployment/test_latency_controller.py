@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter, deque
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from timm_stitch import LatencyController
+from timm_stitch.deployment.simulation import gamma_arrivals
 from timm_stitch.network.weights import fingerprint
 
 ROWS = [
@@ -103,6 +105,92 @@ def test_the_fastest_where_nothing_holds_and_a_call():
     assert controller.stitch_id == 0
     assert controller(None) == 0
     assert controller.slowdown < 1  # nothing was computed
+
+
+SIZES = [
+    {"stitch_id": i, "published_top1": row["top1"], "latency_ms": row["latency_ms"], "batch_size": 1}
+    | {f"latency_ms_batch_{n}": row["latency_ms"] * (0.5 + 0.5 * n) for n in (1, 4, 8)}
+    for i, row in enumerate(ROWS[:5])
+]
+
+
+def serve(controller, rate, rows, told, most=1, seconds=30.0, promise=0.05):
+    """A server that answers up to `most` requests together, and drops what it cannot answer in time.
+
+    Returns:
+        How many requests were dropped in the second half, in per cent, and how many calls of it each stitch had.
+    """
+    arrivals, waiting, now = deque(gamma_arrivals(rate, seconds, cv2=0.2)), deque(), 0.0
+    dropped, lost, came, ran = 0, 0, 0, Counter()
+    while arrivals or waiting:
+        now = now if waiting else max(now, arrivals[0])
+        while arrivals and arrivals[0] <= now:
+            waiting.append(arrivals.popleft())
+            came += now > seconds / 2
+        row = rows[controller.stitch_id]
+        while waiting and waiting[0] + promise < now + row["latency_ms"] / 1e3:
+            waiting.popleft()
+            dropped += 1
+            lost += now > seconds / 2
+        if not waiting:
+            continue
+        take = min(most, len(waiting))
+        ms = row["latency_ms"] if take == 1 else row["latency_ms"] * (0.5 + 0.5 * take)
+        ran[row["stitch_id"]] += now > seconds / 2
+        now += ms / 1e3
+        for _ in range(take):
+            waiting.popleft()
+        controller.observe(ms, dropped if told else 0, images=take)
+        dropped = 0
+    return 100 * lost / came, ran
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "rate", "holds"),  # 9 ms an image answer 90 a second, 14 ms do not; of batches of 8 less each
+    [(ROWS, 1, 90, 2), (SIZES, 1, 90, 2), (SIZES, 8, 150, 2), (SIZES, 2, 120, 2), (ROWS, 1, 60, 3), (ROWS, 1, 200, 0)],
+)
+def test_requests_that_were_dropped_are_demand(rows, most, rate, holds):
+    controller = LatencyController(Clockless(), 50, rows=rows)
+    lost, ran = serve(controller, rate, rows, told=True, most=most)
+    blind, blindly = serve(LatencyController(Clockless(), 50, rows=rows), rate, rows, told=False, most=most)
+    assert ran.most_common(1)[0][0] <= holds < blindly.most_common(1)[0][0]
+    assert lost < 5
+    assert blind > 3 * lost + 10
+    calm = [controller.stitch_id]
+    while calm[-1] != 4:  # the load is gone
+        calm.append(controller.observe(rows[calm[-1]]["latency_ms"]))
+        assert len(calm) < 500
+    assert len(calm) > 20
+    assert calm == sorted(calm)
+
+
+def test_a_call_is_judged_by_its_number_of_images():
+    controller = LatencyController(Clockless(), 50, rows=SIZES)
+    assert controller.stitch_id == 4  # 20 ms for one image, 90 for eight
+    assert controller(torch.zeros(8, 3, 2, 2)) == 2  # 9 ms for one image, 40.5 for eight
+    assert controller.slowdown < 1
+    controller = LatencyController(Clockless(), 50, rows=SIZES)
+    assert controller.observe(90.0, images=8) == 2
+    assert controller.slowdown == 1.0
+    assert [controller.choose(n) for n in (1, 8, 6, 30)] == [2, 2, 2, 0]
+    fixed = LatencyController(Clockless(), 50, rows=ROWS)  # with one size known, a call is what was profiled
+    assert fixed.observe(20.0, images=8) == 4
+    assert fixed.slowdown == 1.0
+    times = {"latency_ms_batch_4": 30.0, "latency_ms_batch_8": 70.0}  # two calls of 4 are faster than one of 8
+    rows = [{"stitch_id": 0, "top1": 70.0, "latency_ms_batch_8": 40.0}, {"stitch_id": 1, "top1": 80.0, **times}]
+    controller = LatencyController(Clockless(), 65, rows=rows)
+    assert [controller.choose(n) for n in (4, 8)] == [1, 0]  # and one it is
+
+
+def test_what_cannot_be_observed_is_refused():
+    controller = LatencyController(Clockless(), 50)
+    for given in ({"latency_ms": -1}, {"latency_ms": float("nan")}, {"latency_ms": 1, "dropped": -1}):
+        with pytest.raises(ValueError, match=r"latency_ms=.*: expected none below 0"):
+            controller.observe(**given)
+    with pytest.raises(ValueError, match=r"images=0: expected 1 or more"):
+        controller.observe(1, images=0)
+    assert controller.observe(0.0) == 4
+    assert controller.observe(0.0, dropped=3) == 3  # also where thousands would be answered in time
 
 
 def test_what_is_not_known_is_said():

@@ -55,7 +55,8 @@ class LatencyTable:
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
         calls: dict[int, dict[int, float]] = {}
         top1: dict[int, float] = {}
-        for row in with_score(rows):
+        scored = with_score(rows)
+        for row in scored:
             stitch_id = int(row["stitch_id"])
             for batch, given in call_times(row).items():
                 spent = float(given)
@@ -66,7 +67,10 @@ class LatencyTable:
                 calls.setdefault(stitch_id, {})[batch] = spent / 1e3
                 top1[stitch_id] = float(row["top1"])
         if not calls:
-            raise ValueError("no row has both top1 and latency_ms: evaluate and profile the network first.")
+            missing = "no latency_ms (timm_stitch.profile)" if scored else "no top1 (timm_stitch.evaluate)"
+            raise ValueError(
+                f"no row has both top1 and latency_ms: evaluate and profile the network first, there is {missing}."
+            )
         each = {k: min(spent / batch for batch, spent in times.items()) for k, times in calls.items()}
         known = [{"stitch_id": k, "top1": top1[k], "latency_ms": 1e3 * each[k]} for k in sorted(calls)]
         best = pareto_frontier(known, cost="latency_ms")
