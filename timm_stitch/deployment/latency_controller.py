@@ -94,7 +94,9 @@ class LatencyController:
 
     def choose(self, images: int) -> int:
         """The stitch of the next request if it has so many images: as `stitch_id`, or a faster one."""
-        self._level = min(self._level, self._within(self._policy, self._count(images)))
+        fits = self._within(self._policy, self._count(images))
+        if fits < self._level:
+            self._level, self._waited = fits, 0
         return self.stitch_id
 
     def __call__(self, images: Any, dropped: int = 0) -> Any:
@@ -110,7 +112,7 @@ class LatencyController:
             What the network gives, logits of shape (B, num_classes).
         """
         shape: Any = getattr(images, "shape", ())
-        count = int(shape[0]) if len(shape) else None
+        count = int(shape[0]) or None if len(shape) else None
         stitch_id = self.stitch_id if count is None else self.choose(count)
         began = time.perf_counter()
         logits = self.model(images, stitch_id=stitch_id)
