@@ -5,8 +5,9 @@
 The plan is JSON: `url`, `model`, `arrivals` (seconds from the start), `images` (an .npz with `images` of shape
 (M, C, H, W) and `labels`), `count` (images of a request), `bad` and `hang_up` (shares of requests with damaged files,
 and of clients that do not wait for the answer). Latency counts from when a request was due. The results are a row a
-request: `due`, `latency`, `status` (0: none came within `patience`), `stitch_id`, `right` (of its images), `late`; and where the
-time went: until it was `sent`, in the `server`, and of that until its turn (`waited`) and in the `call`; in seconds.
+request: `due`, `latency`, `status` (0: none came within `patience`), `stitch_id`, `right` (of its images), `late`; and
+where the time went: until it was `sent`, in the `server`, and of that until its turn (`waited`) and in the `call`; in
+seconds.
 """
 
 from __future__ import annotations
@@ -64,21 +65,26 @@ async def run(plan: dict) -> list[dict]:
         row = {"due": due, "status": 0, "latency": None, "stitch_id": None, "right": 0, "late": False}
         row["kind"] = "bad" if sent is BAD else "hang_up" if hangs_up else "plain"
         rows.append(row)
-        try:
-            reader, writer = idle.pop() if idle else await asyncio.open_connection(where.hostname, where.port)
-            row["sent"] = time.monotonic() - due
-            writer.write(sent)
-            if hangs_up:
-                await asyncio.sleep(draw.random() * 0.02)
-                writer.close()
-                return
-            status, length, body = await asyncio.wait_for(answer(reader), plan.get("patience", 30))
-            row |= {"status": status, "latency": time.monotonic() - due}
-            if status == 200:
-                raw.append((row, length, body, picked))
-            idle.append((reader, writer))
-        except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError):
-            row["latency"] = time.monotonic() - due
+        while row["latency"] is None:
+            kept = bool(idle)
+            try:
+                reader, writer = idle.pop() if kept else await asyncio.open_connection(where.hostname, where.port)
+                row["sent"] = time.monotonic() - due
+                writer.write(sent)
+                if hangs_up:
+                    await asyncio.sleep(draw.random() * 0.02)
+                    writer.close()
+                    return
+                status, length, body = await asyncio.wait_for(answer(reader), plan.get("patience", 30))
+                row |= {"status": status, "latency": time.monotonic() - due}
+                if status >= 500:
+                    row["error"] = json.loads(body)["error"]
+                if status == 200:
+                    raw.append((row, length, body, picked))
+                idle.append((reader, writer))
+            except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError):
+                if not kept:  # else the server had closed it while it was idle: again on another, as all clients do
+                    row["latency"] = time.monotonic() - due
 
     start = time.monotonic() + 0.2
     waiting = set()

@@ -13,29 +13,35 @@ another order each round. Each run is then simulated with its own arrivals and i
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import json
 import multiprocessing
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import timm
 import torch
+import uvicorn
+from open_loop import answer, requests_of
 
 import timm_stitch
 from timm_stitch.deployment.policies import DrainPolicy, FixedPolicy, LatencyTable
 from timm_stitch.deployment.serving.latencies import latency_rows
 from timm_stitch.deployment.serving.promise import Promise
-from timm_stitch.deployment.serving.server import NetworkServer
+from timm_stitch.deployment.serving.server import NetworkServer, listen
 from timm_stitch.deployment.simulation import Replica, burst, gamma_arrivals, simulate, varying_arrivals
 from timm_stitch.plan.timings import call_times
 
@@ -203,6 +209,95 @@ def policies(options: argparse.Namespace) -> None:
     options.output.write_text("".join(json.dumps(run) + "\n" for run in keep))
 
 
+async def bare(scope: Any, receive: Any, send: Any) -> None:
+    """The least that an ASGI app does with a request: take its body, and say something."""
+    if scope["type"] != "http":
+        return
+    while (await receive()).get("more_body"):
+        pass
+    head = [(b"content-length", b"40"), (b"content-type", b"application/octet-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send({"type": "http.response.body", "body": bytes(40)})
+
+
+def serve_bare(said: Any) -> None:
+    listening = listen("127.0.0.1", 0)
+    said.send(f"http://127.0.0.1:{listening.getsockname()[1]}")
+    config = uvicorn.Config(bare, log_level="warning", access_log=False, lifespan="off")
+    asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+
+
+def overhead(options: argparse.Namespace) -> None:
+    """One client, one image at a time: what is not the network's call, beside a bare ASGI app on the same server."""
+    base = Promise(options.promise, options.reserve)
+    measured(options.model, base)
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    other = context.Process(target=serve_bare, args=(there,), daemon=True)
+    other.start()
+    with tempfile.TemporaryDirectory() as folder:
+        ours = start(options.model, base, Path(folder, "calls.json"))
+        prepared(timm.create_model(f"local-dir:{options.model}"), Path(folder, "images.npz"))
+        images = np.load(Path(folder, "images.npz"))["images"]
+        sent = [request for request, _ in requests_of({"model": "network", "count": 1}, images)]
+        found = asyncio.run(in_turn({"bare ASGI app": here.recv(), "ours": ours.url}, sent, options.requests))
+        ours.stop()
+        other.terminate()
+    for name, times in found.items():
+        ordered = sorted(times)
+        print(f"{name:14}  {len(times)} answers, median {1e3 * statistics.median(times):.2f} ms, 99th percentile "
+              f"{1e3 * ordered[int(0.99 * len(ordered))]:.2f} ms")  # fmt: skip
+
+
+async def in_turn(urls: dict[str, str], sent: list[bytes], count: int) -> dict[str, list[float]]:
+    """Seconds of requests to several servers in turn, one at a time; without what ours says of the network's call."""
+    streams = {}
+    for name, url in urls.items():
+        where = urlsplit(url)
+        streams[name] = await asyncio.open_connection(where.hostname, where.port)
+    found: dict[str, list[float]] = {name: [] for name in urls}
+    for number in range(count + 50):
+        for name, (reader, writer) in streams.items():
+            began = time.perf_counter()
+            writer.write(sent[number % len(sent)])
+            status, length, body = await answer(reader)
+            spent = time.perf_counter() - began
+            if name == "ours" and status == 200:
+                spent -= json.loads(body[:length])["parameters"]["call_ms"] / 1e3
+            if number >= 50 and status == 200:
+                found[name].append(spent)
+    return found
+
+
+def soak(options: argparse.Namespace) -> None:
+    """Minutes at 100 % with bad images and clients that hang up: memory, and requests without an answer."""
+    base = Promise(options.promise, options.reserve)
+    model, rows = measured(options.model, base)
+    capacity = 1 / of_requests(rows).each[-1]
+    memory: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        prepared(model, Path(folder, "images.npz"))
+        server = start(options.model, base, Path(folder, "calls.json"))
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(10):
+                pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+                memory.append(pages * resource.getpagesize() / 1e6)
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        arrivals = gamma_arrivals(options.load * capacity, 60 * options.minutes, 1.0, 0)
+        answers = load(server.url, Path(folder, "images.npz"), arrivals, bad=0.01, hang_up=0.01)
+        ended.set()
+        looking.join()
+        server.stop()
+    kinds = {kind: [row for row in answers if row["kind"] == kind] for kind in ("plain", "bad", "hang_up")}
+    print(json.dumps(outcome(kinds["plain"], base)))
+    print(f"bad images: {dict(Counter(row['status'] for row in kinds['bad']))}; hung up: {len(kinds['hang_up'])}")
+    print(f"memory in MB, every 10 s: {', '.join(f'{m:.0f}' for m in memory)}")
+
+
 def report(found: list[dict[str, Any]], largest: str) -> None:
     """Means over the seeds."""
     print("\nload, policy: in time % (each seed), top-1 of the answers, score, simulated − real")
@@ -214,9 +309,8 @@ def report(found: list[dict[str, Any]], largest: str) -> None:
             means[policy] = {k: statistics.fmean(run[k] for run in runs) for k in ("attainment", "top1", "score")}
             apart = ", ".join(f"{run['simulated'] - run['attainment']:+.1f}" for run in runs)
             mean = means[policy]
-            print(
-                f"{name:>10}  {policy:10}  {mean['attainment']:5.1f} ({each})  {mean['top1']:.2f}  {mean['score']:.2f}  {apart}"
-            )
+            figures = f"{mean['attainment']:5.1f} ({each})  {mean['top1']:.2f}  {mean['score']:.2f}  {apart}"
+            print(f"{name:>10}  {policy:10}  {figures}")
         ratio = means["ours"]["attainment"] / means[largest]["attainment"]
         best = max(mean["score"] for policy, mean in means.items() if policy != "ours")
         print(f"{name:>10}  ours / {largest}: {ratio:.2f} x; score − best fixed: {means['ours']['score'] - best:+.2f}")
@@ -224,16 +318,19 @@ def report(found: list[dict[str, Any]], largest: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["policies"])
+    parser.add_argument("what", choices=["policies", "overhead", "soak"])
     parser.add_argument("--model", default="quickstart-output/snnet")
     parser.add_argument("--promise", type=float, default=100.0, help="ms")
     parser.add_argument("--reserve", type=float, help="ms; default as the server's")
     parser.add_argument("--seconds", type=float, default=12.0, help="of a run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fixed", type=int, default=2, help="cheaper stitches to compare with")
+    parser.add_argument("--requests", type=int, default=2000, help="of overhead")
+    parser.add_argument("--minutes", type=float, default=10, help="of soak")
+    parser.add_argument("--load", type=float, default=1.0, help="of soak, as a share of the capacity")
     parser.add_argument("--output", type=Path, default=Path("serving.jsonl"))
     options = parser.parse_args()
-    {"policies": policies}[options.what](options)
+    {"policies": policies, "overhead": overhead, "soak": soak}[options.what](options)
 
 
 if __name__ == "__main__":

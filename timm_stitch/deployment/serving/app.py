@@ -88,7 +88,7 @@ class Application:
         while True:
             due = time.monotonic() + _STEP
             await asyncio.sleep(_STEP)
-            self.lag = max(time.monotonic() - due, 0.9 * self.lag)
+            self.lag = time.monotonic() - due
             self.metrics.lag.set(self.lag)
 
     # ── requests ──────────────────────────────────────────────────────────────────────────────────

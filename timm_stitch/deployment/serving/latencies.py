@@ -42,7 +42,7 @@ def latency_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
     here = name_of(next(model.parameters()).device)
     measured = [row for row in known if row.get("profiled_on") == here and len(call_times(row)) > 1]
     if measured:
-        return measured
+        return [dict(row) for row in measured]
     wanted = [row["stitch_id"] for row in pareto_frontier(known)]
     if len(wanted) > LEVELS:
         wanted = [wanted[round(n * (len(wanted) - 1) / (LEVELS - 1))] for n in range(LEVELS)]
