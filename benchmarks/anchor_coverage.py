@@ -28,6 +28,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+import psutil
 import timm
 import torch
 from timm.models._registry import _model_to_module
@@ -276,6 +277,16 @@ def _worker(inbox: Any, outbox: Any, gigabytes: int) -> None:
         outbox.send(examine(*job))
 
 
+def _answers(ask: Any, pid: int, seconds: float) -> bool:
+    """Whether a worker answers before it has used so much time of the processor."""
+    used = psutil.Process(pid).cpu_times
+    start = sum(used()[:2])
+    while not ask.poll(5):
+        if sum(used()[:2]) - start > seconds:
+            return False
+    return True
+
+
 def sweep(rows: Path, todo: list[tuple[Any, ...]], seconds: float, gigabytes: int) -> None:
     """Examine names in a worker that is replaced when it dies or takes too long."""
     process = None
@@ -287,7 +298,8 @@ def sweep(rows: Path, todo: list[tuple[Any, ...]], seconds: float, gigabytes: in
         ask.send(job)
         row = {"name": job[0], "module": _model_to_module[job[0]], "params": job[1], "exact": None}
         try:
-            row = ask.recv() if ask.poll(seconds) else {**row, "reason": f"not run: more than {seconds:.0f} s"}
+            late = {**row, "reason": f"not run: more than {seconds:.0f} s"}
+            row = ask.recv() if _answers(ask, process.pid, seconds) else late
         except EOFError:
             row["reason"] = f"not run: its process died (limit {gigabytes} GiB)"
         if str(row.get("reason", "")).startswith("not run: ") and "size" not in row["reason"]:
@@ -354,7 +366,7 @@ def main() -> None:
     parser.add_argument("--smallest-per-module", action="store_true", help="one name a module")
     parser.add_argument("--filter", default="*", help="names to take, as in timm.list_models")
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th name, from the i-th")
-    parser.add_argument("--limit-seconds", type=float, default=300, help="for one name")
+    parser.add_argument("--limit-seconds", type=float, default=300, help="of the processor, for one name")
     parser.add_argument("--memory", type=int, default=12, help="GiB of address space for one name")
     parser.add_argument("--max-params", type=int, default=400_000_000, help="larger models are not run")
     parser.add_argument("--pair-params", type=int, default=150_000_000, help="larger models are not stitched")
