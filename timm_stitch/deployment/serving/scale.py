@@ -51,9 +51,9 @@ class Scale:
 
 
 def held(rows: Iterable[Mapping[str, Any]], promise: Promise) -> int:
-    """How many requests of one image a replica holds while it still answers all by its dearest stitch in time.
+    """How many requests of one image a replica holds while its dearest stitch still answers them in time, one by one.
 
-    What comes beyond is answered too, by cheaper stitches; that is when another replica is worth it.
+    What comes beyond is answered too, in batches and by cheaper stitches; that is when another replica is worth it.
 
     Args:
         rows: of `stitch_table`, with accuracies and with latencies as on the replicas' machines.
@@ -71,7 +71,7 @@ def held(rows: Iterable[Mapping[str, Any]], promise: Promise) -> int:
     table = LatencyTable(timed)
     seconds = (promise.latency_ms - promise.reserve) / 1e3
     level = max((n for n in range(len(table)) if table.seconds(n, 1) <= SHARE * seconds), default=0)
-    return max(1, min(promise.most_waiting, int(SHARE * seconds / table.each[level])))
+    return max(1, min(promise.most_waiting, int(SHARE * seconds / table.seconds(level, 1))))
 
 
 def serve_config(
