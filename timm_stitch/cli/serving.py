@@ -5,15 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 
+from ..files import whole_file
 from .options import add_model, add_verb, load_model
 
 if TYPE_CHECKING:
+    from ..deployment.serving.promise import Promise
+    from ..deployment.serving.scale import Scale
     from .options import Verbs
+
+_OF_RAY = ("replicas", "min-replicas", "max-replicas", "num-cpus", "num-gpus", "ray-address")
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -36,34 +43,110 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--max-body-mb", type=float, default=16, help="of a request (default: 16)")
     verb.add_argument("--max-pixels", type=int, default=50_000_000, help="of an image (default: 50 million)")
     verb.add_argument("--threads", type=int, help="of the network on a CPU; default one fewer than there are cores")
+    ray = verb.add_argument_group("replicas, by Ray Serve")
+    ray.add_argument("--ray", action="store_true", help="serve by replicas, here or on a cluster")
+    ray.add_argument("--replicas", type=int, help="a fixed number (default: 1)")
+    ray.add_argument("--min-replicas", type=int, help="the fewest, where their number follows the load (default: 1)")
+    ray.add_argument("--max-replicas", type=int, help="the most, where their number follows the load")
+    ray.add_argument("--num-cpus", type=float, help="of a replica, by Ray's count (default: 1)")
+    ray.add_argument("--num-gpus", type=float, help="of a replica, or a part of one (default: 1 with --device cuda)")
+    ray.add_argument("--ray-address", help="of a cluster to join (default: Ray is started, for this machine alone)")
+    ray.add_argument("--ray-config", metavar="FILE", help="write a Serve config for a cluster instead of serving")
 
 
 def run_serve(options: argparse.Namespace) -> int:
     """Serve until a signal."""
+    from ..deployment.serving.promise import Promise
+
+    promise = Promise(
+        options.latency_ms, options.reserve_ms, options.policy, options.stitch_id, options.max_queue, options.max_pixels
+    )
+    if options.ray or options.ray_config:
+        return _run_replicas(options, promise)
+    given = [name for name in _OF_RAY if getattr(options, name.replace("-", "_")) is not None]
+    if given:
+        raise ValueError(f"--{given[0]} is for replicas: add --ray.")
     try:
         from ..deployment.serving.server import NetworkServer
     except ImportError as error:
         raise ImportError(f"serving needs {error.name}: pip install 'timm_stitch[serve]'.") from error
-    from ..deployment.serving.promise import Promise
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(options.threads or max(1, cores - 1))
-    promise = Promise(
-        options.latency_ms, options.reserve_ms, options.policy, options.stitch_id, options.max_queue, options.max_pixels
-    )
     server = NetworkServer(
         lambda: load_model(options), promise, name=Path(options.model[0]).name, host=options.host, port=options.port,
-        most_bytes=int(options.max_body_mb * (1 << 20)),
+        most_bytes=_most_bytes(options),
     )  # fmt: skip
     service = server.service
-    if options.json:
-        print(
-            json.dumps({"url": server.address, "name": service.name, "stitch_ids": service.table.stitch_ids}),
-            flush=True,
-        )
-    else:
-        print(
-            f"{service.name} at {server.address}: {len(service.table)} stitches within {options.latency_ms:g} ms\n"
-            f"  curl --data-binary @cat.jpg {server.address}/predict", flush=True,
-        )  # fmt: skip
+    told = {"url": server.address, "name": service.name, "stitch_ids": service.table.stitch_ids}
+    _say(options, told, f"{len(service.table)} stitches")
     return server.run()
+
+
+def _run_replicas(options: argparse.Namespace, promise: Promise) -> int:
+    """Serve by Ray until a signal, or write how."""
+    try:
+        from ..deployment.serving.ray_serve import RayServer
+        from ..deployment.serving.server import listen, plain_name
+    except ImportError as error:
+        raise ImportError(f"serving by replicas needs {error.name}: pip install 'timm_stitch[ray]'.") from error
+    from ..deployment.serving.latencies import known_rows
+    from ..deployment.serving.scale import held, serve_config
+
+    scale = _scale(options)
+    here = argparse.Namespace(**{**vars(options), "device": "cpu"})
+    rows = known_rows(load_model(here), promise)  # what is wrong with a network shows before Ray starts
+    port = options.port
+    if not (options.ray_config or options.ray_address):
+        with listen(options.host, port) as free:
+            port = free.getsockname()[1]
+    config = serve_config(
+        [os.path.abspath(name) if os.path.isdir(name) else name for name in options.model], promise, scale,
+        None if scale.least == scale.most else held(rows, promise),
+        name=plain_name(Path(options.model[0]).name), host=options.host, port=port,
+        everywhere=bool(options.ray_config), device=options.device, num_classes=options.num_classes,
+        most_bytes=_most_bytes(options), threads=options.threads,
+    )  # fmt: skip
+    if options.ray_config:
+        with whole_file(options.ray_config) as beside:
+            beside.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        print(f"{options.ray_config} is written: serve run {options.ray_config}, or serve deploy {options.ray_config}")
+        return 0
+    server = RayServer(config, options.ray_address)
+    count = f"{scale.least}" if scale.least == scale.most else f"{scale.least} to {scale.most}"
+    _say(options, {"url": server.address, "name": config["applications"][0]["name"]}, f"{count} replicas")
+    return server.run()
+
+
+def _scale(options: argparse.Namespace) -> Scale:
+    """How many replicas, and what each gets.
+
+    Raises:
+        ValueError: if a fixed number and one that follows the load are given.
+    """
+    from ..deployment.serving.scale import Scale
+
+    follows = options.min_replicas is not None or options.max_replicas is not None
+    if follows and options.replicas is not None:
+        raise ValueError("give --replicas, or --min-replicas and --max-replicas, not both.")
+    if options.min_replicas is not None and options.max_replicas is None:
+        raise ValueError("--min-replicas needs --max-replicas, up to which their number follows the load.")
+    least = options.min_replicas if follows else options.replicas
+    least = 1 if least is None else least
+    cpus = 1.0 if options.num_cpus is None else options.num_cpus
+    gpus = float(options.device != "cpu") if options.num_gpus is None else options.num_gpus
+    return Scale(least, options.max_replicas if follows else least, cpus, gpus)
+
+
+def _most_bytes(options: argparse.Namespace) -> int:
+    return int(options.max_body_mb * (1 << 20))
+
+
+def _say(options: argparse.Namespace, told: Mapping[str, Any], what: str) -> None:
+    """Say where a server is."""
+    if options.json:
+        print(json.dumps(told), flush=True)
+        return
+    print(
+        f"{told['name']} at {told['url']}: {what} within {options.latency_ms:g} ms\n"
+        f"  curl --data-binary @cat.jpg {told['url']}/predict", flush=True,
+    )  # fmt: skip

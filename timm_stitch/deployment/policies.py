@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from ..plan.frontier import pareto_frontier, with_score
 from ..plan.timings import call_times
 
+SHARE = 0.75  # of the time that is left to each request, what is planned with
 SAMPLES = 16  # of the requests that wait, by which it is judged whether all drain in time
 
 
@@ -158,7 +159,7 @@ class DrainPolicy:
             comes in the last moment, and each request more makes one late; where stitches differ little in cost, much.
     """
 
-    def __init__(self, table: LatencyTable, reserve_ms: float = 0.0, share: float = 0.75) -> None:
+    def __init__(self, table: LatencyTable, reserve_ms: float = 0.0, share: float = SHARE) -> None:
         self.table, self.reserve, self.share = table, reserve_ms / 1e3, share
 
     def choose(self, now: float, deadlines: Sequence[float], slowdown: Slowdown) -> Decision:

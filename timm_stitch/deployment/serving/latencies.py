@@ -19,8 +19,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 LEVELS = 12  # stitches of the frontier that are measured where none were: more differ by less than noise
 
 
-def latency_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
-    """Rows of the network's table with latencies of this machine for several batch sizes, measured where missing.
+def known_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
+    """Rows of the network's table that a policy may choose among, by their accuracies.
 
     Raises:
         ValueError: if no accuracy is known.
@@ -39,6 +39,16 @@ def latency_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
         known = [row for row in known if row["stitch_id"] == promise.stitch_id]
         if not known:
             raise ValueError(f"stitch {promise.stitch_id} is not in the plan, or its accuracy is not known.")
+    return [dict(row) for row in known]
+
+
+def latency_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
+    """Rows of the network's table with latencies of this machine for several batch sizes, measured where missing.
+
+    Raises:
+        ValueError: if no accuracy is known.
+    """
+    known = known_rows(model, promise)
     here = name_of(next(model.parameters()).device)
     measured = [row for row in known if row.get("profiled_on") == here and len(call_times(row)) > 1]
     if measured:
