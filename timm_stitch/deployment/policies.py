@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from ..plan.frontier import pareto_frontier, with_score
 from ..plan.timings import call_times
 
-SAMPLES = 16  # of the requests that wait, by which it is judged whether all drain in time
+SAMPLES = 8  # of the requests that wait, by which it is judged whether all drain in time
 
 
 class Decision(NamedTuple):
