@@ -42,6 +42,7 @@ from timm_stitch.plan.timings import call_times
 
 PROMISE = 50.0  # ms
 BATCHES = (1, 2, 4, 8, 16, 32)
+SIZES = 40, 700  # of sites, in what the largest anchor would need
 FIXED = 12  # of the frontier, at most so many stitches are tried fixed
 Arrivals = Callable[[int], list[float]]  # by a seed
 Make = Callable[[], Policy]
@@ -57,9 +58,9 @@ class Ladder:
 
     def __init__(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         self.name, rows = name, list(rows)
-        most = max(row["macs"] for row in rows if "[" not in row["name"])
         self.rows = {row["stitch_id"]: row for row in rows if call_times(row) and row.get("top1")}
         self.table = LatencyTable(self.rows.values())
+        most = max(row["macs"] for row in rows if "[" not in row["name"])
         self.anchors = [k for k, row in self.rows.items() if "[" not in row["name"]]
         self.largest = min(self.rows, key=lambda k: abs(self.rows[k]["macs"] - most))
         self.capacity = 1 / self.alone(self.largest).each[0]
@@ -80,24 +81,16 @@ class Ladder:
 
 def ladders(folder: Path) -> list[Ladder]:
     """The quickstart's network, as it was measured, and the authors'."""
-    found = []
     try:
-        rows = json.loads((folder / "stitches.json").read_text())["stitches"]
-        found.append(Ladder("quickstart", rows))
-    except (OSError, ValueError) as error:
+        found = [Ladder("quickstart", json.loads((folder / "stitches.json").read_text())["stitches"])]
+    except (OSError, ValueError, KeyError) as error:
         raise SystemExit(f"{str(folder)!r} holds no network that was evaluated and profiled: {error}") from None
     for name in ("snnet_deit_tsb", "snnet_swin_tsb"):
         rows = [row for row in published_table(name)["stitches"] if row.get("top1")]
         each = PROMISE / 4 / max(row["published_macs"] for row in rows if "[" not in row["name"])
-        found.append(
-            Ladder(
-                name,
-                [
-                    row | {f"latency_ms_batch_{b}": each * row["published_macs"] * (0.35 + 0.65 * b) for b in BATCHES}
-                    for row in rows
-                ],
-            )
-        )
+        for row in rows:
+            row |= {f"latency_ms_batch_{b}": each * row["published_macs"] * (0.35 + 0.65 * b) for b in BATCHES}
+        found.append(Ladder(name, rows))
     return found
 
 
@@ -205,37 +198,35 @@ def report(ladder: Ladder, runs: list[dict[str, Any]], shown: dict[str, str], fi
 
 
 def day_with_bursts(rate: float, seconds: float) -> Rate:
-    """A day whose highest rate is three times the lowest, with five bursts of 2.5 times the rate, a tenth of it."""
-    day, each = diurnal(rate, 3.0, seconds), seconds / 5
+    """A day whose highest rate is three times the lowest, with two bursts of 2.5 times the rate, a tenth of it."""
+    day, each = diurnal(rate, 3.0, seconds), seconds / 2
     return lambda at: day(at) * (2.5 if 0.45 <= at % each / each < 0.55 else 1.0)
 
 
-def needed(arrivals: list[float], make: Make, choices: int = 2, guess: int = 16) -> tuple[int, dict[str, float]]:
+def needed(arrivals: list[float], make: Make, guess: int, choices: int = 2) -> tuple[int, dict[str, float]]:
     """The fewest replicas that answer 99 % in time, to 2 %, and what comes of it."""
-    tried = {0: {"attainment": 0.0}}
+    came: dict[int, dict[str, float]] = {}
 
     def enough(count: int) -> bool:
-        tried[count] = play(arrivals, make, count, choices)
-        return tried[count]["attainment"] >= 99.0
+        came[count] = play(arrivals, make, count, choices)
+        return came[count]["attainment"] >= 99.0
 
     low, high = 0, guess
     while not enough(high):
-        low, high = high, math.ceil(1.5 * high)
+        low, high = high, math.ceil(1.2 * high)
     while high - low > max(1, high // 50):
-        middle = (low + high) // 2
+        middle = (low + high) // 2 if low else int(high / 1.2)
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return high, tried[high]
+    return high, came[high]
 
 
 def fleets(options: argparse.Namespace) -> list[dict[str, Any]]:
     """How many replicas of each kind a small and a large site needs, and how well as many of ours answer."""
-    ladder, found = ladders(options.model)[0], []
+    ladder, found, guesses = ladders(options.model)[0], [], {}
     ours: Make = partial(DrainPolicy, ladder.table)
-    dear = ladder.table.stitch_ids[-1]
     middle = sorted(ladder.anchors, key=lambda k: ladder.rows[k]["macs"])[len(ladder.anchors) // 2]
-    cheap = ladder.table.stitch_ids[0]
-    kinds = {"most accurate": dear, "middle anchor": middle, "cheapest": cheap}
-    for size, seconds in ((40, options.seconds), (1000, options.seconds / 25)):
+    kinds = {"most accurate": ladder.table.stitch_ids[-1], "middle anchor": middle}
+    for size, seconds in ((SIZES[0], options.seconds), (SIZES[1], options.seconds / 4)):
         rate = 0.4 * size * ladder.capacity
         arrivals = varying_arrivals(day_with_bursts(rate, seconds), seconds, 1.0, 0)
         print(f"\n{ladder.name}: {len(arrivals):,} requests in {seconds:g} s, {rate:,.0f} a second on average")
@@ -244,15 +235,18 @@ def fleets(options: argparse.Namespace) -> list[dict[str, Any]]:
             found.append({"ladder": ladder.name, "size": size, "kind": kind, "replicas": count} | came)
             print(f"{kind:50} {count:5} replicas  {came['attainment']:6.2f} %  {came['accuracy']:.2f}", flush=True)
 
-        count, came = needed(arrivals, ours, guess=size // 2)
-        add("ours", count, came)
+        def least(kind: str, make: Make, choices: int = 2, size: int = size, arrivals: Any = arrivals) -> int:
+            guess = round(guesses.get(kind, 0.5) * size)
+            count, came = needed(arrivals, make, guess, choices)
+            guesses[kind] = count / size
+            add(kind, count, came)
+            return count
+
+        least("ours", ours)
         for name, k in kinds.items():
-            count, came = needed(arrivals, partial(ladder.fixed, k), guess=size)
-            add(f"stitch {k}, {name}", count, came)
+            count = least(f"stitch {k}, {name}", partial(ladder.fixed, k))
             add(f"ours, as many as of stitch {k}", count, play(arrivals, ours, count))
-        if size < 100:
-            count, came = needed(arrivals, ours, choices=1, guess=size)
-            add("ours, each request to a replica drawn at random", count, came)
+        least("ours, each request to a replica drawn at random", ours, choices=1)
     return found
 
 
@@ -289,7 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["loads", "shares", "fleets", "decisions"])
     parser.add_argument("--model", type=Path, default="quickstart-output/snnet")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a run")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("fleets.jsonl"))
     options = parser.parse_args()
