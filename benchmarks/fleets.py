@@ -42,7 +42,7 @@ from timm_stitch.plan.timings import call_times
 
 PROMISE = 50.0  # ms
 BATCHES = (1, 2, 4, 8, 16, 32)
-SIZES = 40, 700  # of sites, in what the largest anchor would need
+SIZES = 40, 1100  # of sites, in what the largest anchor would need
 FIXED = 12  # of the frontier, at most so many stitches are tried fixed
 Arrivals = Callable[[int], list[float]]  # by a seed
 Make = Callable[[], Policy]
@@ -226,7 +226,7 @@ def fleets(options: argparse.Namespace) -> list[dict[str, Any]]:
     ours: Make = partial(DrainPolicy, ladder.table)
     middle = sorted(ladder.anchors, key=lambda k: ladder.rows[k]["macs"])[len(ladder.anchors) // 2]
     kinds = {"most accurate": ladder.table.stitch_ids[-1], "middle anchor": middle}
-    for size, seconds in ((SIZES[0], options.seconds), (SIZES[1], options.seconds / 4)):
+    for size, seconds in ((SIZES[0], options.seconds), (SIZES[1], options.seconds / 5)):
         rate = 0.4 * size * ladder.capacity
         arrivals = varying_arrivals(day_with_bursts(rate, seconds), seconds, 1.0, 0)
         print(f"\n{ladder.name}: {len(arrivals):,} requests in {seconds:g} s, {rate:,.0f} a second on average")
