@@ -20,7 +20,7 @@ from ..plan.frontier import pareto_frontier, with_score
 from ..plan.timings import call_times
 
 SHARE = 0.75  # of the time that is left to each request, what is planned with
-SAMPLES = 16  # of the requests that wait, by which it is judged whether all drain in time
+SAMPLES = 8  # of the requests that wait, by which it is judged whether all drain in time
 
 
 class Decision(NamedTuple):
@@ -48,6 +48,8 @@ class LatencyTable:
     Attributes:
         batch_sizes: that were measured of any stitch, ascending.
         stitch_ids, accuracies: of the frontier of accuracy over time an image, the fastest first.
+
+    A call of fewer images counts as no longer than one of more: if it took longer, something else ran meanwhile.
 
     Raises:
         ValueError: if there is no row with all of these, or a figure is no positive number.
@@ -79,7 +81,9 @@ class LatencyTable:
         self.batch_sizes = sorted({batch for times in calls.values() for batch in times})
         self.accuracies = [top1[k] for k in self.stitch_ids]
         self._batches = [sorted(calls[k]) for k in self.stitch_ids]
-        self._times = [[calls[k][b] for b in sorted(calls[k])] for k in self.stitch_ids]
+        self._times = [
+            [min(calls[k][more] for more in calls[k] if more >= b) for b in sorted(calls[k])] for k in self.stitch_ids
+        ]
         self.each = [each[k] for k in self.stitch_ids]  # seconds an image, at the best batch
         self.best_batch = [min((calls[k][b] / b, b) for b in calls[k])[1] for k in self.stitch_ids]
 
@@ -99,13 +103,14 @@ class LatencyTable:
 
     def largest_within(self, level: int, seconds: float, most: int) -> int:
         """How many images, at most `most`, a call can take within some seconds; 0 if not even one."""
-        if most and self.seconds(level, most) <= seconds:
-            return most
-        low, high = 0, max(most - 1, 0)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.seconds(level, middle) <= seconds else (low, middle - 1)
-        return low
+        batches, times = self._batches[level], self._times[level]
+        place = bisect_right(times, seconds)
+        if place == 0:
+            return 0
+        if place == len(times):
+            return int(min(batches[-1] * seconds / times[-1] + 1e-9, most))
+        low, high, above = batches[place - 1], batches[place], seconds - times[place - 1]
+        return min(low + int((high - low) * above / (times[place] - times[place - 1]) + 1e-9), most)
 
 
 class Slowdown:
@@ -149,7 +154,7 @@ class DrainPolicy:
     """The most accurate stitch with which all that waits is answered in time, and some time is left for what comes.
 
     The batch is the largest that the most urgent request allows, up to the stitch's best throughput. If no stitch
-    answers all in time, the one with the highest throughput runs, and what cannot be met by it is passed over at once;
+    answers all in time, the one with the highest throughput runs, and as few as it cannot meet are passed over at once;
     but something always runs, so that a machine that is fast again is noticed.
 
     Args:
@@ -164,48 +169,27 @@ class DrainPolicy:
 
     def choose(self, now: float, deadlines: Sequence[float], slowdown: Slowdown) -> Decision:
         """As `Policy.choose`."""
-        table, now = self.table, now + self.reserve
-        last = len(deadlines) - 1
-        share = self.share
-        picked = [
-            (n, now + share * (deadlines[n] - now))
-            for n in dict.fromkeys(last * k // SAMPLES for k in range(1, SAMPLES + 1))
-        ]
-        low, high = -1, len(table) - 1  # the dearest level that drains; none yet
+        table, now, share = self.table, now + self.reserve, self.share / slowdown.careful
+        slacks = [(n, share * (deadlines[n] - now)) for n in _some(len(deadlines))]
+        first = share * (deadlines[0] - now)
+        low, high, take = -1, len(table) - 1, 0  # the dearest level that drains; none yet
         while low < high:
             middle = (low + high + 1) // 2
-            drains = self._drains(middle, now, deadlines, picked, slowdown.careful)
-            low, high = (middle, high) if drains else (low, middle - 1)
+            fits = table.largest_within(middle, first, min(len(deadlines), table.best_batch[middle]))
+            if fits and _drains(table, middle, fits, len(deadlines), slacks):
+                low, take = middle, fits
+            else:
+                high = middle - 1
         if low >= 0:
-            return Decision(low, self._batch(low, now, deadlines, 0, slowdown.careful / share))
-        passed = bisect_right(deadlines, now + table.seconds(0, 1) * slowdown.usual)
-        passed = min(passed, last)
-        return Decision(0, max(self._batch(0, now, deadlines, passed, slowdown.usual), 1), passed)
-
-    def _drains(
-        self,
-        level: int,
-        now: float,
-        deadlines: Sequence[float],
-        picked: Sequence[tuple[int, float]],
-        slowdown: float,
-    ) -> bool:
-        """Whether a stitch answers all that waits in time, by the first call and some requests behind it."""
-        first = self._batch(level, now, deadlines, 0, slowdown / self.share)
-        if not first:
-            return False
-        each = self.table.each[level] * slowdown
-        done = now + self.table.seconds(level, first) * slowdown - each * first
-        return all(n < first or done + each * (n + 1) <= deadline for n, deadline in picked)
-
-    def _batch(self, level: int, now: float, deadlines: Sequence[float], since: int, slowdown: float) -> int:
-        """How many requests from number `since` on run together, by the slack of the most urgent of them."""
-        most = min(len(deadlines) - since, self.table.best_batch[level])
-        return self.table.largest_within(level, (deadlines[since] - now) / slowdown, most)
+            return Decision(low, take)
+        passed = _passed(table, 0, now, deadlines, slowdown.usual)
+        most = min(len(deadlines) - passed, table.best_batch[0])
+        take = table.largest_within(0, (deadlines[passed] - now) / slowdown.usual, most)
+        return Decision(0, max(take, 1), passed)
 
 
 class FixedPolicy:
-    """One stitch, as a server of a single model; what it cannot meet it passes over.
+    """One stitch, as a server of a single model; as few as it cannot meet are passed over.
 
     Args:
         table: of the stitches.
@@ -219,11 +203,48 @@ class FixedPolicy:
     def choose(self, now: float, deadlines: Sequence[float], slowdown: Slowdown) -> Decision:
         """As `Policy.choose`."""
         table, level, now = self.table, self.level, now + self.reserve
-        passed = bisect_right(deadlines, now + table.seconds(level, 1) * slowdown.usual)
-        passed = min(passed, len(deadlines) - 1)
+        passed = _passed(table, level, now, deadlines, slowdown.usual)
         most = min(len(deadlines) - passed, table.best_batch[level])
         count = table.largest_within(level, (deadlines[passed] - now) / slowdown.careful, most)
         return Decision(level, max(count, 1), passed)
+
+
+def _some(waiting: int) -> list[int]:
+    """The places of some of those that wait, from one end to the other, the least urgent first."""
+    return list(dict.fromkeys((waiting - 1) * k // SAMPLES for k in range(SAMPLES, -1, -1)))
+
+
+def _drains(table: LatencyTable, level: int, first: int, waiting: int, slacks: Sequence[tuple[int, float]]) -> bool:
+    """Whether a stitch answers all that wait in time: a first call, then full ones, and the last with what is left.
+
+    Args:
+        table, level: the stitch.
+        first: how many the first call answers.
+        waiting: how many wait.
+        slacks: of some of them, (place, seconds).
+    """
+    full = table.best_batch[level]
+    each, begun = table.seconds(level, full), table.seconds(level, first)
+    calls, rest = divmod(waiting - first, full)
+    last = table.seconds(level, rest) if rest else 0.0
+    for n, slack in slacks:
+        before = (n - first) // full  # full calls between the first and the one that answers it; -1: the first does
+        if begun + before * each + (each if before < calls else last) > slack:
+            return False
+    return True
+
+
+def _passed(table: LatencyTable, level: int, now: float, deadlines: Sequence[float], slowdown: float) -> int:
+    """How many of the most urgent are to be passed over, so that a stitch answers the others in time; never all."""
+    passed = bisect_right(deadlines, now + table.seconds(level, 1) * slowdown)
+    full = table.best_batch[level]
+    each = table.seconds(level, full)
+    for n in _some(len(deadlines)):
+        calls, rest = divmod(max(deadlines[n] - now, 0.0) / slowdown, each)
+        missed = n + 1 - int(calls) * full
+        if missed > passed:
+            passed = max(passed, missed - table.largest_within(level, rest, full))
+    return min(passed, len(deadlines) - 1)
 
 
 class SlackFitPolicy:

@@ -178,10 +178,10 @@ def simulate(
         arrivals: times in seconds, ascending.
         replicas: the machines.
         promise_ms: within how many milliseconds each request is to be answered.
-        choices: of how many replicas drawn at random the one with the least work gets a request.
+        choices: of how many replicas, each drawn at random from all, the one with the least work gets a request.
         seed: of what is random.
     """
-    outcome, draw = Outcome(), random.Random(seed)
+    outcome, draw, everyone = Outcome(), random.Random(seed), range(len(replicas))
     busy: list[tuple[float, int]] = []  # when a replica is free again, and which
 
     def until(now: float) -> None:
@@ -197,9 +197,10 @@ def simulate(
             heapq.heappush(busy, (replica.free_at, number))
 
     for at in arrivals:
-        until(at)
-        drawn = range(len(replicas)) if len(replicas) <= choices else draw.sample(range(len(replicas)), choices)
-        number = min(drawn, key=lambda n: replicas[n].work(at))
+        if busy and busy[0][0] <= at:
+            until(at)
+        drawn = everyone if len(replicas) <= choices else [int(draw.random() * len(replicas)) for _ in range(choices)]
+        number = min(drawn, key=lambda n: replicas[n].work(at)) if len(drawn) > 1 else drawn[0]
         replica = replicas[number]
         outcome.requests += 1
         replica.waiting.append(at + promise_ms / 1e3)
