@@ -48,6 +48,8 @@ def test_a_table_keeps_what_is_worth_running():
     assert table.seconds(0, 3) == pytest.approx(0.010 + 0.010 * 2 / 3)
     assert table.seconds(1, 8) == pytest.approx(0.120)
     assert [table.largest_within(0, seconds, 4) for seconds in (0.005, 0.010, 0.0134, 1.0)] == [0, 1, 2, 4]
+    disturbed = [{"stitch_id": 0, "top1": 70.0, "latency_ms_batch_1": 9.0, "latency_ms_batch_4": 6.0}]
+    assert LatencyTable(disturbed).seconds(0, 1) == 0.006  # a call of fewer images takes no longer
     with pytest.raises(ValueError, match="no row has both top1 and latency_ms: evaluate and profile"):
         LatencyTable([{"stitch_id": 0, "top1": 70.0}])
     with pytest.raises(ValueError, match=r"stitch 0 takes 0.0 ms for 1 images: expected positive numbers"):
@@ -162,6 +164,26 @@ def test_on_an_ideal_machine_drain_keeps_its_promise_and_scores_best(name, load,
     assert ours.attainment > 1.05 * play(FixedPolicy(table, largest)).attainment
 
 
+@pytest.mark.parametrize("load", [1.0, 1.5, 3.0])
+def test_small_calls_count_as_long_as_they_are(load):
+    """A machine on which each call takes 7 ms, and each image little more."""
+    table = LatencyTable(
+        {"stitch_id": k, "top1": top1, "batch_size": b, "latency_ms": 7.0 + each * b}
+        for k, (top1, each) in enumerate([(78.0, 0.2), (79.8, 0.27), (83.0, 0.5), (83.8, 0.9), (84.1, 1.6)])
+        for b in BATCHES
+    )
+    largest = len(table) - 1
+    arrivals = gamma_arrivals(load / table.each[largest], 10.0, cv2=2.0, seed=1)
+
+    def play(policy):
+        return simulate(arrivals, [Replica(table, policy)], 50.0)
+
+    ours = play(DrainPolicy(table))
+    assert ours.attainment >= 99.9
+    assert ours.score > max(play(FixedPolicy(table, level)).score for level in range(len(table)))
+    assert ours.score > play(SlackFitPolicy(table)).score
+
+
 def test_a_burst_is_bent_to_and_replayed_slowdowns_are_lived_through(table):
     largest = len(table) - 1
     rate = 0.8 / table.each[largest]
@@ -178,6 +200,15 @@ def test_a_burst_is_bent_to_and_replayed_slowdowns_are_lived_through(table):
     assert ours.attainment > 97
     assert fixed.attainment < ours.attainment / 1.25
     assert len(ours.stitches) > 3
+
+
+def test_an_overloaded_stitch_keeps_its_calls_large():
+    """It passes over enough for the next call to hold many requests: else each would be one of the last moment."""
+    rows = [{"stitch_id": 0, "top1": 80.0, "batch_size": b, "latency_ms": 7.0 + 0.5 * b} for b in BATCHES]
+    table = LatencyTable(rows)
+    arrivals = gamma_arrivals(1.2 / table.each[0], 10.0, seed=1)
+    assert simulate(arrivals, [Replica(table, FixedPolicy(table, 0))], 50.0).attainment > 75  # of 83 at best
+    assert simulate(arrivals, [Replica(table, DrainPolicy(table))], 50.0).attainment > 75
 
 
 def test_many_replicas_share_the_requests(table):

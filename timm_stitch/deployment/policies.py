@@ -176,7 +176,7 @@ class DrainPolicy:
         while low < high:
             middle = (low + high + 1) // 2
             fits = table.largest_within(middle, first, min(len(deadlines), table.best_batch[middle]))
-            if fits and _drains(table, middle, fits, len(deadlines), slacks):
+            if fits and _drains(table, middle, 0, fits, len(deadlines), slacks):
                 low, take = middle, fits
             else:
                 high = middle - 1
@@ -214,37 +214,51 @@ def _some(waiting: int) -> list[int]:
     return list(dict.fromkeys((waiting - 1) * k // SAMPLES for k in range(SAMPLES, -1, -1)))
 
 
-def _drains(table: LatencyTable, level: int, first: int, waiting: int, slacks: Sequence[tuple[int, float]]) -> bool:
-    """Whether a stitch answers all that wait in time: a first call, then full ones, and the last with what is left.
+def _drains(
+    table: LatencyTable, level: int, passed: int, first: int, waiting: int, slacks: Sequence[tuple[int, float]]
+) -> bool:
+    """Whether a stitch answers the others in time: a first call, then full ones, and the last with what is left.
 
     Args:
         table, level: the stitch.
+        passed: how many of the most urgent are passed over.
         first: how many the first call answers.
         waiting: how many wait.
-        slacks: of some of them, (place, seconds).
+        slacks: of some of them, (place, seconds), the least urgent first.
     """
-    full = table.best_batch[level]
+    full, done = table.best_batch[level], passed + first
     each, begun = table.seconds(level, full), table.seconds(level, first)
-    calls, rest = divmod(waiting - first, full)
+    calls, rest = divmod(waiting - done, full)
     last = table.seconds(level, rest) if rest else 0.0
     for n, slack in slacks:
-        before = (n - first) // full  # full calls between the first and the one that answers it; -1: the first does
+        if n < passed:
+            break
+        before = (n - done) // full  # full calls between the first and the one that answers it; -1: the first does
         if begun + before * each + (each if before < calls else last) > slack:
             return False
     return True
 
 
 def _passed(table: LatencyTable, level: int, now: float, deadlines: Sequence[float], slowdown: float) -> int:
-    """How many of the most urgent are to be passed over, so that a stitch answers the others in time; never all."""
-    passed = bisect_right(deadlines, now + table.seconds(level, 1) * slowdown)
-    full = table.best_batch[level]
-    each = table.seconds(level, full)
-    for n in _some(len(deadlines)):
-        calls, rest = divmod(max(deadlines[n] - now, 0.0) / slowdown, each)
-        missed = n + 1 - int(calls) * full
-        if missed > passed:
-            passed = max(passed, missed - table.largest_within(level, rest, full))
-    return min(passed, len(deadlines) - 1)
+    """How many of the most urgent are to be passed over, so that a stitch answers the others in time; never all.
+
+    At least those that could not be met if each call were full, and a few more where the first can then be a large one.
+    """
+    waiting, full, each = len(deadlines), table.best_batch[level], table.each[level]
+    slacks = [(n, (deadlines[n] - now) / slowdown) for n in _some(waiting)]
+
+    def drains(passed: int) -> bool:
+        slack = (deadlines[passed] - now) / slowdown
+        first = table.largest_within(level, slack, min(waiting - passed, full))
+        return first > 0 and _drains(table, level, passed, first, waiting, slacks)
+
+    hopeless = bisect_right(deadlines, now + table.seconds(level, 1) * slowdown)
+    fewest = min(max(hopeless, *(n + 1 - int(max(slack, 0.0) / each) for n, slack in slacks)), waiting - 1)
+    low, high = fewest, min(fewest + full, waiting - 1)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if drains(middle) else (middle + 1, high)
+    return low
 
 
 class SlackFitPolicy:
