@@ -183,6 +183,7 @@ def policies(options: argparse.Namespace) -> None:
         ),
     }
     found: list[dict[str, Any]] = []
+    drawn: dict[str, list[Any]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         prepared(model, folder / "images.npz")
@@ -197,6 +198,8 @@ def policies(options: argparse.Namespace) -> None:
                     run = {"policy": name, "load": load_name, "seed": seed, **outcome(answers, base)}
                     print(json.dumps(run), flush=True)
                     began = min(row["due"] for row in answers)
+                    if load_name == "burst of 5" and seed == 0:
+                        drawn[name] = [[r["due"] - began, r["latency"], r["stitch_id"]] for r in answers]
                     run |= {"began": began, "ended": time.monotonic(), "arrivals": arrivals}
                     found.append(run | {"promise": vars(promises[name])})
         for server in servers.values():
@@ -205,6 +208,8 @@ def policies(options: argparse.Namespace) -> None:
             calls = json.loads(servers[run["policy"]].calls.read_text())
             run["simulated"] = replayed(run, calls, table)
     report(found, f"stitch {largest}")
+    top1 = {row["stitch_id"]: row["top1"] for row in rows}
+    options.burst.write_text(json.dumps({"promise_ms": options.promise, "top1": top1, "runs": drawn}))
     keep = [{k: v for k, v in run.items() if k not in ("arrivals", "began", "ended")} for run in found]
     options.output.write_text("".join(json.dumps(run) + "\n" for run in keep))
 
@@ -329,6 +334,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="of soak")
     parser.add_argument("--load", type=float, default=1.0, help="of soak, as a share of the capacity")
     parser.add_argument("--output", type=Path, default=Path("serving.jsonl"))
+    parser.add_argument("--burst", type=Path, default=Path("burst.json"), help="a burst for draw_serving.py")
     options = parser.parse_args()
     {"policies": policies, "overhead": overhead, "soak": soak}[options.what](options)
 
