@@ -199,7 +199,10 @@ def policies(options: argparse.Namespace) -> None:
                     print(json.dumps(run), flush=True)
                     began = min(row["due"] for row in answers)
                     if load_name == "burst of 5" and seed == 0:
-                        drawn[name] = [[r["due"] - began, r["latency"], r["stitch_id"]] for r in answers]
+                        drawn[name] = [
+                            [r["due"] - began, r["latency"] if r["status"] == 200 else None, r["stitch_id"]]
+                            for r in answers
+                        ]
                     run |= {"began": began, "ended": time.monotonic(), "arrivals": arrivals}
                     found.append(run | {"promise": vars(promises[name])})
         for server in servers.values():
