@@ -7,7 +7,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --di
 # With dev,browser the page's tests run too; they also want Debian's chromium.
 EXTRAS ?= dev
 
-.PHONY: quickstart test lint check oldest docs build timm-tests clean
+.PHONY: quickstart test lint check oldest docs build timm-tests ray-tests clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python examples/quickstart.py --output quickstart-output
@@ -58,9 +58,18 @@ $(VENV)-build/ready:
 	$(VENV)-build/bin/python -m pip install --quiet build twine
 	touch $@
 
+# Serving by replicas, with Ray in an environment of its own.
+ray-tests: $(VENV)-ray/ready
+	OMP_NUM_THREADS=1 $(VENV)-ray/bin/python -m pytest tests/deployment/serving/test_ray_serve.py
+
+$(VENV)-ray/ready: pyproject.toml
+	test -x $(VENV)-ray/bin/python || $(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet --editable ".[dev,ray]"
+	touch $@
+
 # timm's own model tests on our models.
 timm-tests: $(VENV)/ready
 	$(BIN)/python tests/timm_suite.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-build quickstart-output site dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-build $(VENV)-ray quickstart-output site dist

@@ -232,7 +232,7 @@ def serve_bare(said: Any) -> None:
     listening = listen("127.0.0.1", 0)
     said.send(f"http://127.0.0.1:{listening.getsockname()[1]}")
     config = uvicorn.Config(bare, log_level="warning", access_log=False, lifespan="off")
-    asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def overhead(options: argparse.Namespace) -> None:

@@ -169,6 +169,25 @@ def test_a_late_event_loop_is_overload(client):
     assert (said.status_code, "ms behind" in said.json()["error"]) == (503, True)
 
 
+def test_images_whose_time_is_over_are_not_read(client, monkeypatch):
+    reading, read = threading.Event(), client.service.read
+
+    def slow(data):
+        assert reading.wait(60)
+        return read(data)
+
+    monkeypatch.setattr(client.service, "read", slow)
+    first = client.service.read_soon([file()], time.monotonic() + 60)
+    second = client.service.read_soon([file()], time.monotonic() + 0.01)
+    time.sleep(0.05)
+    reading.set()
+    assert first.result(60).shape == (1, 3, 32, 32)
+    with pytest.raises(OverloadError, match="could not be read in time"):
+        second.result(60)
+    said = client.post("/predict?latency_ms=0.000001", content=file())
+    assert said.status_code == 503
+
+
 def test_a_network_that_fails_is_500(client, caplog):
     def fail(images, stitch_id):
         raise RuntimeError("secret of the machine")

@@ -142,14 +142,15 @@ class Application:
 
     async def answer(self, images: torch.Tensor | list[bytes], wishes: Wishes, came: float) -> Answer:
         """Let images be read and wait for their turn."""
-        self.service.admit(wishes)  # before work begins
-        promise = self.service.promise.latency_ms if wishes.latency_ms is None else wishes.latency_ms
+        service = self.service
+        service.admit(wishes)  # before work begins
+        deadline = service.deadline(wishes, came)
         try:
-            if self.lag > promise / 2e3:
+            if self.lag > (deadline - came) / 2:
                 raise OverloadError(f"the server is {1e3 * self.lag:.0f} ms behind: try again later.")
             if isinstance(images, list):
-                images = await asyncio.wrap_future(self.service.read_soon(images))
-            waiting = self.service.submit(images, wishes, came)
+                images = await asyncio.wrap_future(service.read_soon(images, deadline))
+            waiting = service.submit(images, wishes, came)
         except OverloadError:
             self.metrics.refused(len(images))
             raise

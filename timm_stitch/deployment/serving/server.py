@@ -79,7 +79,12 @@ class NetworkServer:
             limit_concurrency=self.service.promise.most_waiting + _CONNECTIONS,
             timeout_graceful_shutdown=max(1, round(self.service.promise.latency_ms / 1e3) + 1),
         )  # fmt: skip
-        return asyncio.run(self._serve(_Server(config)))
+        serving = self._serve(_Server(config))
+        try:
+            import uvloop
+        except ImportError:  # not on all systems
+            return asyncio.run(serving)
+        return uvloop.run(serving)
 
     async def _serve(self, server: uvicorn.Server) -> int:
         loop, loading = asyncio.get_running_loop(), set[asyncio.Task[None]]()

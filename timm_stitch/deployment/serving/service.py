@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
@@ -143,8 +144,10 @@ class Service:
         x: Tensor = self.transform(open_image(BytesIO(data), self.mode, "sent"))
         return x[None]
 
-    def read_soon(self, files: Sequence[bytes]) -> Future[Tensor]:
+    def read_soon(self, files: Sequence[bytes], deadline: float) -> Future[Tensor]:
         """What will hold images in files as the network takes them, shape (N, C, H, W), read beside.
+
+        It raises `OverloadError` if their deadline, by `time.monotonic`, has passed when their turn comes.
 
         Raises:
             OverloadError: if too many wait to be read.
@@ -153,13 +156,23 @@ class Service:
         if taken < len(files):
             self._read(taken)
             raise OverloadError(f"{self.promise.most_waiting} images wait to be read: try again later.")
-        images = self.readers.submit(lambda: torch.cat([self.read(data) for data in files]))
+
+        def read() -> Tensor:
+            if time.monotonic() > deadline:
+                raise OverloadError("it could not be read in time: try again later, or allow more time.")
+            return torch.cat([self.read(data) for data in files])
+
+        images = self.readers.submit(read)
         images.add_done_callback(lambda _: self._read(taken))
         return images
 
     def _read(self, count: int) -> None:
         for _ in range(count):
             self._unread.release()
+
+    def deadline(self, wishes: Wishes, came: float) -> float:
+        """When the answer to a request is due that came at a time, by `time.monotonic`."""
+        return came + (self.promise.latency_ms if wishes.latency_ms is None else wishes.latency_ms) / 1e3
 
     def submit(self, images: Tensor, wishes: Wishes, came: float) -> Future[Answer]:
         """Let prepared images wait for their turn; see `Engine.submit`.
@@ -169,8 +182,7 @@ class Service:
             wishes: of the request.
             came: when it came, by `time.monotonic`.
         """
-        promise = self.promise.latency_ms if wishes.latency_ms is None else wishes.latency_ms
-        return self.engine.submit(Request(images, came + promise / 1e3, self.admit(wishes), came))
+        return self.engine.submit(Request(images, self.deadline(wishes, came), self.admit(wishes), came))
 
 
 def _runner(model: SNNet) -> Callable[[Tensor, int], Tensor]:
