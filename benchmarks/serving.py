@@ -179,7 +179,7 @@ def policies(options: argparse.Namespace) -> None:
         "100 %": lambda seed: gamma_arrivals(capacity, seconds, 1.0, seed),
         "150 %": lambda seed: gamma_arrivals(1.5 * capacity, seconds, 1.0, seed),
         "burst of 5": lambda seed: varying_arrivals(
-            burst(0.5 * capacity, 5, seconds / 3, 2 * seconds / 3), seconds, 1.0, seed
+            burst(options.base * capacity, 5, seconds / 3, 2 * seconds / 3), seconds, 1.0, seed
         ),
     }
     found: list[dict[str, Any]] = []
@@ -190,6 +190,8 @@ def policies(options: argparse.Namespace) -> None:
         servers = {name: start(options.model, p, folder / f"{n}.json") for n, (name, p) in enumerate(promises.items())}
         for seed in range(options.seeds):
             for load_name, arrivals_of in loads.items():
+                if load_name not in options.loads:
+                    continue
                 arrivals = arrivals_of(seed)
                 order = list(servers)
                 for name in order[seed % len(order) :] + order[: seed % len(order)]:
@@ -337,6 +339,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="of soak")
     parser.add_argument("--load", type=float, default=1.0, help="of soak, as a share of the capacity")
     parser.add_argument("--output", type=Path, default=Path("serving.jsonl"))
+    parser.add_argument("--base", type=float, default=0.4, help="load before and after the burst")
+    parser.add_argument("--loads", nargs="+", default=["100 %", "150 %", "burst of 5"])
     parser.add_argument("--burst", type=Path, default=Path("burst.json"), help="a burst for draw_serving.py")
     options = parser.parse_args()
     {"policies": policies, "overhead": overhead, "soak": soak}[options.what](options)
