@@ -66,7 +66,7 @@ def draw(burst: Mapping[str, Any], path: Path) -> None:
         right.set_xlabel("seconds")
         offered.set_ylim(bottom=0)
         in_time.set_ylim(-3, 103)
-        in_time.legend(loc="lower left")
+        figure.legend(*in_time.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
         right.set_xlim(0, max(request[0] for request in first))
         for axes in (offered, in_time, right):
             axes.grid(alpha=0.3)
