@@ -89,14 +89,23 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def server(folder):
+def kept(folder):
     made = Server(folder)
     yield made
     made.process.kill()
     made.process.wait()
     for stream in (made.process.stdout, made.process.stderr):
         stream.close()
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    yield from kept(folder)
+
+
+@pytest.fixture
+def ending(folder):
+    yield from kept(folder)
 
 
 def test_a_client_of_the_protocol(server, folder):
@@ -176,13 +185,13 @@ def test_clients_that_misbehave_and_a_network_that_is_replaced(server, folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_order(server, number):
+def test_a_signal_ends_it_in_order(ending, number):
     """What was sent before it is answered, and its exit is silent."""
-    connections = [http.client.HTTPConnection(server.at, timeout=60) for _ in range(8)]
+    connections = [http.client.HTTPConnection(ending.at, timeout=60) for _ in range(8)]
     for connection in connections:
         connection.request("POST", "/predict", file())
     time.sleep(0.05)
-    assert server.end(number) == 0
+    assert ending.end(number) == 0
     answered = []
     for connection in connections:
         try:
@@ -190,9 +199,9 @@ def test_a_signal_ends_it_in_order(server, number):
         except ConnectionError:
             answered.append(0)  # it came after the signal
     assert set(answered) <= {200, 503, 0}
-    assert server.process.stderr.read() == ""
+    assert ending.process.stderr.read() == ""
     with pytest.raises(OSError, match="refused"):
-        server.ask("GET", "/health")
+        ending.ask("GET", "/health")
 
 
 def test_answers_are_not_held_up_for_what_follows():
