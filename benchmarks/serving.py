@@ -170,7 +170,8 @@ def policies(options: argparse.Namespace) -> None:
     largest = min(table.stitch_ids, key=lambda k: abs(cost[k] - max(cost.values())))
     capacity = 1 / table.each[table.stitch_ids.index(largest)]
     enough = [k for k, each in zip(table.stitch_ids, table.each, strict=True) if 1 / each >= 1.1 * 1.5 * capacity]
-    fixed = sorted({largest, *enough[-options.fixed :]}, key=table.stitch_ids.index)
+    anchors = {k for k in table.stitch_ids[1:] if model.plan[k].is_anchor}
+    fixed = sorted({largest, enough[-1], *anchors}, key=table.stitch_ids.index)
     print(f"{len(table)} stitches; stitch {largest} answers {capacity:.0f} requests a second; fixed: {fixed}")
     promises = {"ours": base} | {
         f"stitch {k}": Promise(options.promise, options.reserve, "fixed", k) for k in fixed
@@ -332,9 +333,8 @@ def main() -> None:
     parser.add_argument("--model", default="quickstart-output/snnet")
     parser.add_argument("--promise", type=float, default=100.0, help="ms")
     parser.add_argument("--reserve", type=float, help="ms; default as the server's")
-    parser.add_argument("--seconds", type=float, default=12.0, help="of a run")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a run")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--fixed", type=int, default=2, help="cheaper stitches to compare with")
     parser.add_argument("--requests", type=int, default=2000, help="of overhead")
     parser.add_argument("--minutes", type=float, default=10, help="of soak")
     parser.add_argument("--load", type=float, default=1.0, help="of soak, as a share of the capacity")
