@@ -54,8 +54,12 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(tmp_path, numb
 
 
 def test_in_memory_ctrl_c_is_as_ever():
-    with pytest.raises(KeyboardInterrupt) as end:
-        timm_stitch.train(network(), config(), train_data=Signalling(signal.SIGINT, 3), progress=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt) as end:
+            timm_stitch.train(network(), config(), train_data=Signalling(signal.SIGINT, 3), progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not isinstance(end.value, RunInterrupted)
 
 
