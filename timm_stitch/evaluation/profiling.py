@@ -76,15 +76,14 @@ def profile(
         much, relative to stitches timed whole, the sums are off (median).
 
     Raises:
-        ValueError: if an id is not in the plan, an argument is out of range, or both `batch_size` and `batch_sizes`
-            are given.
+        ValueError: if an id is not in the plan, or an argument is out of range or contradicts another.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is unknown: expected one of {', '.join(PRECISIONS)}.")
     sizes = _sizes(batch_size, batch_sizes)
     if repeats < 1:
         raise ValueError(f"repeats={repeats} is out of range: expected 1 or more.")
-    stitches = [model.plan[i] for i in (model.stitch_ids if stitch_ids is None else stitch_ids)]
+    stitches = [model.plan[i] for i in sorted(set(model.stitch_ids if stitch_ids is None else stitch_ids))]
     device, home = torch.device(device), next(model.parameters()).device
     model.to(device)
     try:
@@ -95,16 +94,21 @@ def profile(
             memory = {stitch.stitch_id: _memory(model, stitch, batches[sizes[0]]) for stitch in stitches}
     finally:
         model.to(home)
-    where, mark, costs = name_of(device), fingerprint_again(model), model.costs()
-    rows = []
-    for stitch in sorted(stitches, key=lambda s: s.stitch_id):
-        cost, figures = costs.cost(stitch), timed[stitch.stitch_id]
-        row = {"stitch_id": stitch.stitch_id, "name": stitch.name, "macs": cost.macs, "params": cost.params}
-        row |= figures | {"images_per_s": 1e3 * sizes[0] / figures["latency_ms"]}
-        row |= {"memory_mb": memory[stitch.stitch_id] / 1e6, "batch_size": sizes[0], "precision": precision}
-        rows.append(row | {"profiled_on": where, "weights": mark})
+    said = {"batch_size": sizes[0], "precision": precision, "profiled_on": name_of(device)}
+    said["weights"] = fingerprint_again(model)
+    rows = [_row(model, stitch, timed[stitch.stitch_id], memory[stitch.stitch_id], said) for stitch in stitches]
     model.remember(rows)
     return rows
+
+
+def _row(
+    model: SNNet, stitch: Stitch, figures: Mapping[str, float], memory: int, said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What was measured of a stitch, and how."""
+    cost = model.costs().cost(stitch)
+    row = {"stitch_id": stitch.stitch_id, "name": stitch.name, "macs": cost.macs, "params": cost.params, **figures}
+    row |= {"images_per_s": 1e3 * said["batch_size"] / figures["latency_ms"], "memory_mb": memory / 1e6}
+    return row | dict(said)
 
 
 def _sizes(batch_size: Any, batch_sizes: Any) -> list[int]:

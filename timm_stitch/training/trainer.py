@@ -278,10 +278,8 @@ class TrainingRun:
     def score(self) -> float:
         """The frontier area (top-1 over the log of the macs) of the weights that the run would give now."""
         average_statistics(self.model)
-        size = self.config.micro_batch(self.accelerator.num_processes)
-        loader: DataLoader[Any] = DataLoader(
-            self.val_data, batch_size=size, num_workers=self.config.workers, worker_init_fn=leave_signals
-        )
+        size, readers = self.config.micro_batch(self.accelerator.num_processes), self.config.workers
+        loader: Any = DataLoader(self.val_data, size, num_workers=readers, worker_init_fn=leave_signals)
         rows = evaluate(self.state.ema.module if self.state.ema is not None else self.model, loader)
         low, high = min(self.macs.values()), max(self.macs.values())
         if low == high:  # an extracted stitch has no curve
