@@ -192,7 +192,9 @@ def served(folder, tmp_path):
     command = [sys.executable, "-m", "timm_stitch", "demo", str(folder), "--port", str(port)]
     log = tmp_path / "log"
     with log.open("w") as out:
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
         server = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        signal.signal(signal.SIGINT, before)
     try:
         address, until = f"http://127.0.0.1:{port}/", time.monotonic() + 120
         while True:
