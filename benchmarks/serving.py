@@ -56,7 +56,7 @@ def serve(folder: str, promise: Promise, calls: str, said: Any) -> None:
     """A server that writes its calls down when it ends: when each ended, how long it took, and what was expected."""
     torch.set_num_threads(1)
     server = NetworkServer(lambda: timm.create_model(f"local-dir:{folder}", pretrained=True), promise, port=0)
-    metrics, rows = server.metrics.watch, []
+    metrics, rows = server.application.metrics.watch, []
 
     def watch(call: Any) -> None:
         metrics(call)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
+import torch
 from accelerate import Accelerator
 
 from ..data.processes import rank
@@ -164,6 +165,7 @@ def _add_profile(verbs: Verbs) -> None:
     verb.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="several of them")
     verb.add_argument("--precision", choices=PRECISIONS, default="fp32")
     verb.add_argument("--repeats", type=int, default=10, help="rounds; each figure is their median (default: 10)")
+    verb.add_argument("--threads", type=int, help="of the network on a CPU; serve takes one fewer than there are cores")
     verb.add_argument("--quick", action="store_true", help="time stem, blocks and head, and add them up")
     verb.add_argument("--compile", action="store_true", help="measure it compiled")
     verb.add_argument("--stitch-ids", type=int, nargs="+")
@@ -175,6 +177,8 @@ def run_profile(options: argparse.Namespace) -> None:
     """Measure stitches on this device."""
     if options.save:
         _check_folder(options)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     model = load_model(options)
     if options.compile:
         model.compile()

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
+from ..deployment.serving.latencies import known_rows
+from ..deployment.serving.promise import POLICIES, Promise
+from ..deployment.serving.scale import Scale, held, serve_config
 from ..files import whole_file
 from .options import add_model, add_verb, load_model
 
 if TYPE_CHECKING:
-    from ..deployment.serving.promise import Promise
-    from ..deployment.serving.scale import Scale
     from .options import Verbs
 
 _OF_RAY = ("replicas", "min-replicas", "max-replicas", "num-cpus", "num-gpus", "ray-address")
@@ -35,7 +36,7 @@ def add_verbs(verbs: Verbs) -> None:
     add_model(verb)
     verb.add_argument("--latency-ms", type=float, required=True, help="the promise, from a request to its answer")
     verb.add_argument("--reserve-ms", type=float, help="of it, for what is not the network (default: a tenth)")
-    verb.add_argument("--policy", choices=("drain", "fixed"), default="drain", help="default: drain")
+    verb.add_argument("--policy", choices=POLICIES, default="drain", help="default: drain")
     verb.add_argument("--stitch-id", type=int, help="of --policy fixed; default the dearest within the promise")
     verb.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
     verb.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
@@ -56,8 +57,6 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run_serve(options: argparse.Namespace) -> int:
     """Serve until a signal."""
-    from ..deployment.serving.promise import Promise
-
     promise = Promise(
         options.latency_ms, options.reserve_ms, options.policy, options.stitch_id, options.max_queue, options.max_pixels
     )
@@ -78,8 +77,7 @@ def run_serve(options: argparse.Namespace) -> int:
     )  # fmt: skip
     service = server.service
     told = {"url": server.address, "name": service.name, "stitch_ids": service.table.stitch_ids}
-    _say(options, told, f"{len(service.table)} stitches")
-    return server.run()
+    return server.run(lambda: _say(options, told, f"{len(service.table)} stitches"))
 
 
 def _run_replicas(options: argparse.Namespace, promise: Promise) -> int:
@@ -89,9 +87,6 @@ def _run_replicas(options: argparse.Namespace, promise: Promise) -> int:
         from ..deployment.serving.server import listen, plain_name
     except ImportError as error:
         raise ImportError(f"serving by replicas needs {error.name}: pip install 'timm_stitch[ray]'.") from error
-    from ..deployment.serving.latencies import known_rows
-    from ..deployment.serving.scale import held, serve_config
-
     scale = _scale(options)
     here = argparse.Namespace(**{**vars(options), "device": "cpu"})
     rows = known_rows(load_model(here), promise)  # what is wrong with a network shows before Ray starts
@@ -123,8 +118,6 @@ def _scale(options: argparse.Namespace) -> Scale:
     Raises:
         ValueError: if a fixed number and one that follows the load are given.
     """
-    from ..deployment.serving.scale import Scale
-
     follows = options.min_replicas is not None or options.max_replicas is not None
     if follows and options.replicas is not None:
         raise ValueError("give --replicas, or --min-replicas and --max-replicas, not both.")

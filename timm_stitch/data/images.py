@@ -38,20 +38,23 @@ class ImageError(ValueError):
         super().__init__(message.rstrip().rpartition(f"{type(self).__name__}: ")[2])
 
 
-def open_image(file: str | IO[bytes], mode: str = "RGB", name: str | None = None) -> Image.Image:
+def open_image(
+    file: str | IO[bytes], mode: str = "RGB", name: str | None = None, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """Read an image: upright, and with 8 bits.
 
     Args:
         file: its path, or an open file.
         mode: Pillow's, that it is to have.
         name: of the file, for errors.
+        formats: of Pillow's, that it may have; default all.
 
     Raises:
         ImageError: naming the file that cannot be read.
     """
     name = str(file) if name is None else name
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=formats)
         image.load()
         return _in_8_bits(_upright(image), name).convert(mode)
     except ImageError:

@@ -1,4 +1,4 @@
-"""What a network's classes are called. Imports timm and the network."""
+"""What a classifier takes and what its classes are called, for those who show it. Imports timm and the network."""
 
 from __future__ import annotations
 
@@ -32,3 +32,21 @@ def class_names(model: SNNet, labels: Sequence[str] | None = None) -> list[str]:
         names = list(ImageNetInfo(subset).label_descriptions()) if subset else [f"class {i}" for i in range(count)]
     alike = {name for name in names if names.count(name) > 1} if len(set(names)) < count else set()
     return [f"{name} ({i})" if name in alike else str(name) for i, name in enumerate(names)]
+
+
+def pillow_mode(model: SNNet, what: str) -> str:
+    """Pillow's mode of the images that a classifier takes: `"L"` or `"RGB"`.
+
+    Args:
+        model: the network.
+        what: how the error begins.
+
+    Raises:
+        ValueError: if the network does not classify or takes no ordinary images.
+    """
+    if model.num_classes < 1 or model.in_chans not in (1, 3):
+        raise ValueError(
+            f"{what} classifiers of grey or colour images; this network has {model.num_classes} classes and takes "
+            f"{model.in_chans} channels."
+        )
+    return "L" if model.in_chans == 1 else "RGB"

@@ -23,7 +23,7 @@ from ..network.network import SNNet
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
 from ..plan.results import Row
-from .class_names import class_names
+from .class_names import class_names, pillow_mode
 
 _CALLS, _PATIENCE = 7, 0.5  # of a timing: at most so many calls, no further one after so many seconds
 
@@ -69,11 +69,7 @@ class Viewer:
     """
 
     def __init__(self, model: SNNet, labels: Sequence[str] | None = None) -> None:
-        if model.num_classes < 1 or model.in_chans not in (1, 3):
-            raise ValueError(
-                f"the page shows classifiers of grey or colour images; this network has {model.num_classes} classes "
-                f"and takes {model.in_chans} channels."
-            )
+        self.mode = pillow_mode(model, "the page shows")
         self.model = model.eval()
         self.labels = class_names(model, labels)
         model.check_results()
@@ -82,7 +78,6 @@ class Viewer:
         # What the slider moves along, cheapest first.
         self.steps = pareto_frontier(self.known) if self.known else sorted(table, key=lambda row: row["macs"])
         self.transform = create_transform(**image_config(model))
-        self.mode = "L" if model.in_chans == 1 else "RGB"
         self._drawn = curve_svg(self.known) if self.known else None
 
     def prepare(self, image: Any) -> Tensor | None:

@@ -13,8 +13,7 @@ from starlette.testclient import TestClient
 
 import timm_stitch
 from timm_stitch.deployment.serving.app import Application
-from timm_stitch.deployment.serving.engine import OverloadError
-from timm_stitch.deployment.serving.metrics import Metrics
+from timm_stitch.deployment.serving.engine import OverloadError, Request
 from timm_stitch.deployment.serving.promise import Promise, Wishes
 from timm_stitch.deployment.serving.service import Service
 from timm_stitch.evaluation.profiling import name_of
@@ -46,12 +45,15 @@ def service(model):
 
 @pytest.fixture
 def client(service):
-    metrics = Metrics(service.accuracy)
-    service.engine.watch = metrics.watch
-    application = Application(service, metrics, most_bytes=50_000)
+    application = Application(service, most_bytes=50_000)
     with TestClient(application.asgi()) as client:
         client.service, client.application = service, application
         yield client
+
+
+def submit(service, images, wishes):
+    came = time.monotonic()
+    return service.engine.submit(Request(images, service.deadline(wishes, came), service.admit(wishes), came))
 
 
 def file(size=(40, 30), kind="PNG", mode="RGB"):
@@ -150,9 +152,9 @@ def test_overload_is_503_at_once(client):
         return run(images, stitch_id)
 
     service.engine.served = service.engine.served._replace(run=hold)
-    waiting = [service.submit(torch.zeros(1, 3, 32, 32), Wishes(), time.monotonic())]
+    waiting = [submit(service, torch.zeros(1, 3, 32, 32), Wishes())]
     assert running.wait(60)
-    waiting += [service.submit(torch.zeros(4, 3, 32, 32), Wishes(60_000.0), time.monotonic()) for _ in range(2)]
+    waiting += [submit(service, torch.zeros(4, 3, 32, 32), Wishes(60_000.0)) for _ in range(2)]
     said = client.post("/predict", content=file())
     held.set()
     assert said.status_code == 503
@@ -213,7 +215,7 @@ def test_health_and_metadata(client):
 def test_inference_in_json(client):
     images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
     tensor = {"name": "image", "datatype": "FP32", "shape": [2, 3, 32, 32], "data": images.ravel().tolist()}
-    with TestClient(Application(client.service, Metrics({})).asgi()) as roomy:
+    with TestClient(Application(client.service).asgi()) as roomy:
         said = roomy.post("/v2/models/net/infer", json={"inputs": [tensor], "parameters": {"stitch_id": 1}}).json()
     with torch.inference_mode():
         expected = client.service.model(torch.from_numpy(images), stitch_id=1)
@@ -252,6 +254,11 @@ def test_another_network_is_served_if_clients_need_not_know(client, anchors):
     client.service.replace(known(other))
     after = client.post("/predict", content=file()).json()
     assert before["predictions"] != after["predictions"]
+    unknown = timm_stitch.stitch(anchors).eval()
+    unknown.pretrained_cfg = {**unknown.pretrained_cfg, "label_names": LABELS[::-1]}
+    with pytest.raises(ValueError, match="known accuracy"):
+        client.service.replace(unknown)
+    assert (client.service.labels, client.service.accuracy[2]) == (LABELS, 80.0)  # nothing of it stays
     wrong = known(timm_stitch.stitch(anchors).eval())
     wrong.reset_classifier(7)
     with pytest.raises(ValueError, match="has 7 classes, the old one"):
@@ -266,7 +273,7 @@ def test_one_stitch_where_that_is_wanted(model):
     assert [service.engine.served.policy.level] == [1]  # the dearest within the promise
     service.close()
     with pytest.raises(OverloadError):
-        service.submit(torch.zeros(1, 3, 32, 32), Wishes(), time.monotonic())
+        submit(service, torch.zeros(1, 3, 32, 32), Wishes())
 
 
 def test_latencies_are_measured_where_none_are_known(model, caplog):

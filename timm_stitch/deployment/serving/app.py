@@ -10,6 +10,7 @@ Imports Starlette and the service.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from .engine import Answer, OverloadError
+from .engine import Request as Waiting
 from .metrics import Metrics
 from .open_inference import EXTENSIONS, HEADER_LENGTH, describe, read_inference, write_inference
 from .promise import Wishes
@@ -45,12 +47,16 @@ class Application:
 
     Args:
         service: answers.
-        metrics: counts, told of each call by the service's engine.
         most_bytes: of a body.
+
+    Attributes:
+        metrics: what is counted, of requests here and of the calls of the service's engine.
     """
 
-    def __init__(self, service: Service, metrics: Metrics, most_bytes: int = 16 << 20) -> None:
-        self.service, self.metrics, self.most_bytes = service, metrics, most_bytes
+    def __init__(self, service: Service, most_bytes: int = 16 << 20) -> None:
+        self.service, self.most_bytes = service, most_bytes
+        self.metrics = Metrics(lambda: service.accuracy)
+        service.engine.watch = self.metrics.watch
         self.lag = 0.0  # how late the event loop is, in seconds
         self.page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 
@@ -122,7 +128,7 @@ class Application:
         length = request.headers.get("content-length", "0")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise HTTPException(415, "bodies are taken as they are, without content-encoding.")
-        if not length.isdigit() or int(length) > self.most_bytes:
+        if not length.isdecimal() or int(length) > self.most_bytes:
             raise HTTPException(413, f"the body has {length:.20} bytes: at most {self.most_bytes:,} are taken.")
         parts, total = [], 0
 
@@ -143,14 +149,13 @@ class Application:
     async def answer(self, images: torch.Tensor | list[bytes], wishes: Wishes, came: float) -> Answer:
         """Let images be read and wait for their turn."""
         service = self.service
-        service.admit(wishes)  # before work begins
-        deadline = service.deadline(wishes, came)
+        allowed, deadline = service.admit(wishes), service.deadline(wishes, came)  # before work begins
         try:
             if self.lag > (deadline - came) / 2:
                 raise OverloadError(f"the server is {1e3 * self.lag:.0f} ms behind: try again later.")
             if isinstance(images, list):
                 images = await asyncio.wrap_future(service.read_soon(images, deadline))
-            waiting = service.submit(images, wishes, came)
+            waiting = service.engine.submit(Waiting(images, deadline, allowed, came))
         except OverloadError:
             self.metrics.refused(len(images))
             raise
@@ -158,12 +163,13 @@ class Application:
 
     def facts(self, answer: Answer, came: float) -> dict[str, Any]:
         """What an answer says of itself."""
-        service, row = self.service, self.service.stitches[answer.stitch_id]
+        service = self.service
+        row = service.stitches.get(answer.stitch_id, {})  # one that has been replaced meanwhile may have had others
         return {
             "stitch_id": answer.stitch_id,
-            "stitch": row["name"],
+            "stitch": row.get("name"),
             "top1": service.accuracy.get(answer.stitch_id),
-            "macs": row["macs"],
+            "macs": row.get("macs"),
             "late": answer.late,
             "waited_ms": round(1e3 * answer.waited, 3),
             "call_ms": round(1e3 * answer.took, 3),
@@ -271,7 +277,7 @@ def _number(given: Mapping[str, Any], name: str, kind: type[int] | type[float]) 
         return None
     try:
         number = kind(value)
-        if number != number or number in (float("inf"), float("-inf")):
+        if not math.isfinite(number):
             raise ValueError
         return number
     except (TypeError, ValueError, OverflowError):

@@ -6,6 +6,8 @@ import logging
 import time
 from typing import Any
 
+import torch
+
 from ...evaluation.profiling import name_of, profile
 from ...network.network import SNNet
 from ...plan.frontier import pareto_frontier, with_score
@@ -49,23 +51,24 @@ def latency_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
         ValueError: if no accuracy is known.
     """
     known = known_rows(model, promise)
-    here = name_of(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    here = name_of(device)
     measured = [row for row in known if row.get("profiled_on") == here and len(call_times(row)) > 1]
     if measured:
-        return [dict(row) for row in measured]
+        return measured
     wanted = [row["stitch_id"] for row in pareto_frontier(known)]
     if len(wanted) > LEVELS:
         wanted = [wanted[round(n * (len(wanted) - 1) / (LEVELS - 1))] for n in range(LEVELS)]
     began = time.monotonic()
-    device = next(model.parameters()).device
     first = profile(model, 1, device, stitch_ids=wanted, repeats=3)
     fastest = min(row["latency_ms"] for row in first)
     sizes = [b for b in BATCHES if b == 1 or b * fastest <= 4 * promise.latency_ms]
     found = {row["stitch_id"]: row for row in profile(model, batch_sizes=sizes, device=device, stitch_ids=wanted)}
+    again = f"--batch-sizes {' '.join(map(str, sizes))} --threads {torch.get_num_threads()} --device {device}"
     _logger.warning(
-        "latencies of %d stitches for %d batch sizes were measured in %.0f s; to keep them: timm-stitch profile NET "
-        "--batch-sizes %s --save",
-        len(wanted), len(sizes), time.monotonic() - began, " ".join(map(str, sizes)),
+        "latencies of %d stitches for %d batch sizes were measured in %.0f s; to keep them: timm-stitch profile NET %s "
+        "--save",
+        len(wanted), len(sizes), time.monotonic() - began, again,
     )  # fmt: skip
     return [{**row, **found[row["stitch_id"]]} for row in known if row["stitch_id"] in found]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
@@ -48,10 +48,10 @@ class Metrics:
     """Counts; any thread may tell it.
 
     Args:
-        accuracy: of each stitch, in per cent, where known.
+        accuracy: gives that of each stitch that is served now, in per cent, where known.
     """
 
-    def __init__(self, accuracy: Mapping[int, float | None]) -> None:
+    def __init__(self, accuracy: Callable[[], Mapping[int, float | None]]) -> None:
         self.accuracy = accuracy
         self.registry = CollectorRegistry()
         own: dict[str, Any] = {"registry": self.registry, "namespace": "timm_stitch"}
@@ -107,35 +107,34 @@ class Metrics:
             self._seconds.append(Second(at))
         return self._seconds[-1]
 
-    def mean_accuracy(self, seconds: list[Second]) -> float | None:
+    def _last(self) -> list[Second]:
+        """Copies of what happened in the last seconds."""
+        since = time.time() - SECONDS
+        with self._lock:
+            return [replace(second, stitches=second.stitches.copy()) for second in self._seconds if second.at >= since]
+
+    def _mean_accuracy(self, seconds: Iterable[Second]) -> float | None:
         """Of the answers in some seconds, as far as their stitches' are known."""
-        answers = Counter[int]()
+        accuracy, answers = self.accuracy(), Counter[int]()
         for second in seconds:
             answers.update(second.stitches)
-        known = [(count, accuracy) for k, count in answers.items() if (accuracy := self.accuracy.get(k)) is not None]
+        known = [(count, top1) for k, count in answers.items() if (top1 := accuracy.get(k)) is not None]
         total = sum(count for count, _ in known)
-        return sum(count * accuracy for count, accuracy in known) / total if total else None
+        return sum(count * top1 for count, top1 in known) / total if total else None
 
     def recent(self) -> list[dict[str, Any]]:
         """What happened in each of the last seconds, as plain values."""
-        with self._lock:
-            seconds = [Second(s.at, s.stitches.copy(), s.met, s.late, s.passed, s.waiting, s.slowdown)
-                       for s in self._seconds]  # fmt: skip
-        since = time.time() - SECONDS
         return [
             {
                 "at": s.at, "stitches": {str(k): n for k, n in s.stitches.items()}, "met": s.met, "late": s.late,
                 "passed": s.passed, "waiting": s.waiting, "slowdown": round(s.slowdown, 3),
-                "top1": self.mean_accuracy([s]),
+                "top1": self._mean_accuracy([s]),
             }
-            for s in seconds
-            if s.at >= since
+            for s in self._last()
         ]  # fmt: skip
 
     def exposition(self) -> bytes:
         """All of it in Prometheus's text format."""
-        with self._lock:
-            seconds = list(self._seconds)
-        mean = self.mean_accuracy(seconds)
+        mean = self._mean_accuracy(self._last())
         self._expected.set(float("nan") if mean is None else mean)
         return bytes(generate_latest(self.registry))

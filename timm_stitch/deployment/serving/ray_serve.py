@@ -24,7 +24,6 @@ from starlette.types import ASGIApp
 
 from ...hub.loading import load_network
 from .app import Application
-from .metrics import Metrics
 from .promise import Promise
 from .scale import DEPLOYMENT
 from .service import Service
@@ -59,11 +58,8 @@ class Replica:
         given = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
         torch.set_num_threads(threads or max(1, int(given)))
         more: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        metrics = Metrics({})
-        network = load_network(model, device=device, **more)
-        self.service = Service(network, Promise(**promise), name, metrics.watch)
-        metrics.accuracy = self.service.accuracy
-        self.application = Application(self.service, metrics, most_bytes)
+        self.service = Service(load_network(model, device=device, **more), Promise(**promise), name)
+        self.application = Application(self.service, most_bytes)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Ray runs, with its lifespan."""

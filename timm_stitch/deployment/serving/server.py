@@ -18,7 +18,6 @@ import uvicorn
 
 from ...network.network import SNNet
 from .app import Application
-from .metrics import Metrics
 from .promise import Promise
 from .service import Service
 
@@ -65,28 +64,30 @@ class NetworkServer:
     ) -> None:
         self.load = load
         self.socket = listen(host, port)
-        self.metrics = Metrics({})
-        self.service = Service(load(), promise, plain_name(name), self.metrics.watch)
-        self.metrics.accuracy = self.service.accuracy
-        self.application = Application(self.service, self.metrics, most_bytes)
+        self.service = Service(load(), promise, plain_name(name))
+        self.application = Application(self.service, most_bytes)
         port = self.socket.getsockname()[1]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
-    def run(self) -> int:
-        """Serve until SIGTERM or Ctrl-C; returns the exit status, 1 if the engine died."""
+    def run(self, ready: Callable[[], None] = lambda: None) -> int:
+        """Serve until SIGTERM or Ctrl-C; returns the exit status, 1 if the engine died.
+
+        Args:
+            ready: is called when signals are heeded, before the first request is.
+        """
         config = uvicorn.Config(
             self.application.asgi(), log_level="warning", access_log=False, lifespan="on", timeout_keep_alive=5,
             limit_concurrency=self.service.promise.most_waiting + _CONNECTIONS,
             timeout_graceful_shutdown=max(1, round(self.service.promise.latency_ms / 1e3) + 1),
         )  # fmt: skip
-        serving = self._serve(_Server(config))
+        serving = self._serve(_Server(config), ready)
         try:
             import uvloop
         except ImportError:  # not on all systems
             return asyncio.run(serving)
         return uvloop.run(serving)
 
-    async def _serve(self, server: uvicorn.Server) -> int:
+    async def _serve(self, server: uvicorn.Server, ready: Callable[[], None]) -> int:
         loop, loading = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
         def reload() -> None:
@@ -99,6 +100,7 @@ class NetworkServer:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, partial(server.handle_exit, number, None))
         loop.add_signal_handler(signal.SIGHUP, reload)
+        ready()
         died = asyncio.create_task(self._end_with_engine(server))
         await server.serve(sockets=[self.socket])
         died.cancel()
@@ -114,7 +116,6 @@ class NetworkServer:
         """Load the network anew and serve it; where that fails, the old one goes on."""
         try:
             self.service.replace(self.load())
-            self.metrics.accuracy = self.service.accuracy
             _logger.warning("the network was loaded anew.")
         except Exception as error:  # whatever is wrong with a file
             _logger.error("the network was not replaced: %s", " ".join(str(error).split()))

@@ -22,9 +22,9 @@ from torch import Tensor
 from ...data.dataset import image_config
 from ...data.images import open_image
 from ...network.network import SNNet
-from ..class_names import class_names
-from ..policies import DrainPolicy, FixedPolicy, LatencyTable
-from .engine import Answer, Call, Engine, OverloadError, Request, Served
+from ..class_names import class_names, pillow_mode
+from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
+from .engine import Engine, OverloadError, Served
 from .latencies import fixed_level, latency_rows
 from .promise import Promise, Wishes
 
@@ -39,64 +39,52 @@ class Service:
             published); latencies of this machine are measured where it has none.
         promise: what is promised.
         name: of the network, for clients.
-        watch: is told of each call, see `Engine`.
 
     Raises:
         ValueError: if the network does not classify or no accuracy is known.
     """
 
-    def __init__(
-        self, model: SNNet, promise: Promise, name: str = "network", watch: Callable[[Call], None] = lambda call: None
-    ) -> None:
+    def __init__(self, model: SNNet, promise: Promise, name: str = "network") -> None:
         self.promise, self.name = promise, name
-        self._take(model)
         workers = max(1, min(4, (os.cpu_count() or 2) // 2))
         self.readers = ThreadPoolExecutor(workers, thread_name_prefix="images")
         self._unread = threading.BoundedSemaphore(promise.most_waiting)  # images that may wait to be read
-        self.engine = Engine(self._served, promise.most_waiting, watch)
+        self.engine = Engine(self._take(model), promise.most_waiting)
 
-    def _take(self, model: SNNet) -> None:
-        """Make ready what is asked of a network."""
-        if model.num_classes < 1 or model.in_chans not in (1, 3):
-            raise ValueError(
-                f"what is served are classifiers of grey or colour images; this network has {model.num_classes} "
-                f"classes and takes {model.in_chans} channels."
-            )
-        self.model = model.eval()
-        self.labels = class_names(model)
-        self.shape = (model.in_chans, *model.image_size)
-        self.transform = create_transform(**image_config(model))
-        self.mode = "L" if model.in_chans == 1 else "RGB"
-        rows = latency_rows(model, self.promise)
-        table = LatencyTable(rows)
-        reserve = self.promise.reserve
+    def _take(self, model: SNNet) -> Served:
+        """Make ready what is asked of a network; where that fails, all is as before."""
+        mode, labels = pillow_mode(model, "what is served are"), class_names(model)
+        table, run = LatencyTable(latency_rows(model.eval(), self.promise)), _runner(model)
+        policy: Policy = DrainPolicy(table, self.promise.reserve)
         if self.promise.policy == "fixed":
-            self._served = Served(_runner(model), FixedPolicy(table, fixed_level(table, self.promise), reserve), table)
-        else:
-            self._served = Served(_runner(model), DrainPolicy(table, reserve), table)
+            policy = FixedPolicy(table, fixed_level(table, self.promise), self.promise.reserve)
+        shape = (model.in_chans, *model.image_size)
+        for stitch_id in table.stitch_ids:  # the first call of each is slow
+            run(torch.zeros(1, *shape), stitch_id)
+        self.model, self.shape, self.labels, self.mode = model, shape, labels, mode
+        self.transform = create_transform(**image_config(model))
         self.stitches = {row["stitch_id"]: row for row in model.stitch_table()}
         self.accuracy = {k: row.get("top1", row.get("published_top1")) for k, row in self.stitches.items()}
-        for stitch_id in table.stitch_ids:  # the first call of each is slow
-            self._served.run(torch.zeros(1, *self.shape), stitch_id)
+        return Served(run, policy, table)
 
     @property
     def table(self) -> LatencyTable:
         """Of the stitches that are chosen among."""
-        return self._served.table
+        return self.engine.served.table
 
     def replace(self, model: SNNet) -> None:
         """Serve another network from the next call on.
 
         Raises:
-            ValueError: if it takes other images or has other classes, which clients rely on.
+            ValueError: if it takes other images or has other classes, which clients rely on; or as for the first one.
         """
-        if (model.in_chans, *model.image_size) != self.shape or model.num_classes != self.model.num_classes:
+        shape = (model.in_chans, *model.image_size)
+        if shape != self.shape or model.num_classes != self.model.num_classes:
             raise ValueError(
-                f"the new network takes images of {(model.in_chans, *model.image_size)} and has {model.num_classes} "
-                f"classes, the old one {self.shape} and {self.model.num_classes}: start another server for it."
+                f"the new network takes images of {shape} and has {model.num_classes} classes, the old one "
+                f"{self.shape} and {self.model.num_classes}: start another server for it."
             )
-        self._take(model)
-        self.engine.replace(self._served)
+        self.engine.replace(self._take(model))
 
     def close(self) -> None:
         """Answer what waits, for at most one promise, and end."""
@@ -141,7 +129,7 @@ class Service:
             raise ValueError(f"this is no image that is taken: expected one of {', '.join(FORMATS)}.") from None
         if pixels > self.promise.most_pixels:
             raise ValueError(f"the image has {pixels:,} pixels: at most {self.promise.most_pixels:,} are taken.")
-        x: Tensor = self.transform(open_image(BytesIO(data), self.mode, "sent"))
+        x: Tensor = self.transform(open_image(BytesIO(data), self.mode, "sent", FORMATS))
         return x[None]
 
     def read_soon(self, files: Sequence[bytes], deadline: float) -> Future[Tensor]:
@@ -173,16 +161,6 @@ class Service:
     def deadline(self, wishes: Wishes, came: float) -> float:
         """When the answer to a request is due that came at a time, by `time.monotonic`."""
         return came + (self.promise.latency_ms if wishes.latency_ms is None else wishes.latency_ms) / 1e3
-
-    def submit(self, images: Tensor, wishes: Wishes, came: float) -> Future[Answer]:
-        """Let prepared images wait for their turn; see `Engine.submit`.
-
-        Args:
-            images: shape (N, C, H, W).
-            wishes: of the request.
-            came: when it came, by `time.monotonic`.
-        """
-        return self.engine.submit(Request(images, self.deadline(wishes, came), self.admit(wishes), came))
 
 
 def _runner(model: SNNet) -> Callable[[Tensor, int], Tensor]:
