@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from served_network import LABELS, known
 from starlette.testclient import TestClient
 
 import timm_stitch
@@ -16,24 +17,6 @@ from timm_stitch.deployment.serving.app import Application
 from timm_stitch.deployment.serving.engine import OverloadError, Request
 from timm_stitch.deployment.serving.promise import Promise, Wishes
 from timm_stitch.deployment.serving.service import Service
-from timm_stitch.evaluation.profiling import name_of
-
-SERVED = {0: (70.0, 2.0), 1: (75.0, 4.0), 2: (80.0, 8.0)}  # stitch: accuracy, milliseconds
-LABELS = [f"kind {n}" for n in range(10)]
-
-
-def known(model, **more):
-    """The network with figures as if it had been evaluated and profiled here."""
-    here = name_of(torch.device("cpu"))
-    model.remember(
-        {
-            "stitch_id": k, "top1": top1, "latency_ms": ms, "batch_size": 1, "profiled_on": here, "precision": "fp32",
-            "latency_ms_batch_1": ms, "latency_ms_batch_4": 3 * ms,
-        }
-        for k, (top1, ms) in SERVED.items()
-    )  # fmt: skip
-    model.pretrained_cfg = {**model.pretrained_cfg, "label_names": LABELS}
-    return model
 
 
 @pytest.fixture
@@ -263,45 +246,6 @@ def test_another_network_is_served_if_clients_need_not_know(client, anchors):
     wrong.reset_classifier(7)
     with pytest.raises(ValueError, match="has 7 classes, the old one"):
         client.service.replace(wrong)
-
-
-def test_one_stitch_where_that_is_wanted(model):
-    service = Service(known(model), Promise(100.0, policy="fixed", stitch_id=1), "net")
-    assert service.table.stitch_ids == [1]
-    service.close()
-    service = Service(known(model), Promise(6.0, policy="fixed"), "net")
-    assert [service.engine.served.policy.level] == [1]  # the dearest within the promise
-    service.close()
-    with pytest.raises(OverloadError):
-        submit(service, torch.zeros(1, 3, 32, 32), Wishes())
-
-
-def test_latencies_are_measured_where_none_are_known(model, caplog):
-    model.remember({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
-    service = Service(model, Promise(1000.0), "net")
-    service.close()
-    assert set(service.table.stitch_ids) <= set(SERVED)
-    assert service.table.batch_sizes == [1, 2, 4, 8, 16, 32, 64]
-    assert "latencies of 3 stitches for 7 batch sizes were measured" in caplog.text
-    model.forget()
-    with pytest.raises(ValueError, match="no stitch of this network has a known accuracy"):
-        Service(model, Promise(1000.0), "net")
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"latency_ms": 0.0},
-        {"latency_ms": float("nan")},
-        {"latency_ms": 10.0, "reserve_ms": 10.0},
-        {"latency_ms": 10.0, "policy": "best"},
-        {"latency_ms": 10.0, "stitch_id": 3},
-        {"latency_ms": 10.0, "most_waiting": 0},
-    ],
-)
-def test_promises_out_of_range(values):
-    with pytest.raises(ValueError, match=r"expected|choose|to be 1"):
-        Promise(**values)
 
 
 def test_the_page_says_nothing_unescaped(client):

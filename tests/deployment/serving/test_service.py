@@ -1,0 +1,71 @@
+"""A network behind a promise: which stitches are served, whose times count, and what a promise may say."""
+
+import time
+
+import pytest
+import timm
+import torch
+from served_network import SERVED, known
+
+import timm_stitch
+from timm_stitch.cli.entry import main
+from timm_stitch.deployment.serving.engine import OverloadError, Request
+from timm_stitch.deployment.serving.promise import Promise, Wishes
+from timm_stitch.deployment.serving.service import Service
+
+
+def test_one_stitch_where_that_is_wanted(model):
+    service = Service(known(model), Promise(100.0, policy="fixed", stitch_id=1), "net")
+    assert service.table.stitch_ids == [1]
+    service.close()
+    service = Service(known(model), Promise(6.0, policy="fixed"), "net")
+    assert [service.engine.served.policy.level] == [1]  # the dearest within the promise
+    service.close()
+    with pytest.raises(OverloadError):
+        service.engine.submit(Request(torch.zeros(1, 3, 32, 32), time.monotonic() + 1, service.admit(Wishes())))
+
+
+def test_latencies_are_measured_where_none_are_known(model, caplog):
+    model.remember({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
+    service = Service(model, Promise(1000.0), "net")
+    service.close()
+    assert set(service.table.stitch_ids) <= set(SERVED)
+    assert service.table.batch_sizes == [1, 2, 4, 8, 16, 32, 64]
+    assert "latencies of 3 stitches for 7 batch sizes were measured" in caplog.text
+    model.forget()
+    with pytest.raises(ValueError, match="no stitch of this network has a known accuracy"):
+        Service(model, Promise(1000.0), "net")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"latency_ms": 0.0},
+        {"latency_ms": float("nan")},
+        {"latency_ms": 10.0, "reserve_ms": 10.0},
+        {"latency_ms": 10.0, "policy": "best"},
+        {"latency_ms": 10.0, "stitch_id": 3},
+        {"latency_ms": 10.0, "most_waiting": 0},
+    ],
+)
+def test_promises_out_of_range(values):
+    with pytest.raises(ValueError, match=r"expected|choose|to be 1"):
+        Promise(**values)
+
+
+def test_times_that_profile_kept_are_those_that_count(model, tmp_path, caplog):
+    before = torch.get_num_threads()
+    try:
+        model.remember({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
+        timm_stitch.save_pretrained(model, tmp_path / "net")
+        command = ["profile", str(tmp_path / "net"), "--batch-sizes", "1", "4", "--repeats", "1", "--save", "--json"]
+        assert main([*command, "--threads", str(before + 1)]) == 0
+        kept = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True)
+        Service(kept, Promise(1000.0)).close()
+        assert "were measured" not in caplog.text
+        torch.set_num_threads(before)
+        Service(timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True), Promise(1000.0)).close()
+        assert "were measured" in caplog.text
+        assert f"--threads {before} --device cpu --save" in caplog.text
+    finally:
+        torch.set_num_threads(before)
