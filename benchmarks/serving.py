@@ -7,7 +7,8 @@
 
 Loads are shares of what the largest anchor answers, by the table that is measured first. A request is eight test images
 of Fashion-MNIST, `right` is counted on the answers. Each policy's server is a process; all are up, and take turns, in
-another order each round. Each run is then simulated with its own arrivals and its calls' slowdowns.
+another order each round. Each run is then simulated with its own arrivals and its calls' slowdowns. Longer than
+most files, because the three share servers, client and images.
 """
 
 from __future__ import annotations
