@@ -1,8 +1,8 @@
 """Which of timm's models do all that an anchor does: one row a name, on random weights, at its smallest input.
 
 A name is stitched with itself and with another of its module. Of each network every stitch runs, its costs are
-counted, it is saved and loaded (equal), a stitch is extracted (equal), layers are initialised by least squares, and
-a stitch takes a training step.
+counted, it is saved and loaded (equal), a stitch is extracted (equal), layers are initialised by least squares
+(of a few stitches), and a stitch takes a training step.
 
     python benchmarks/anchor_coverage.py rows.jsonl --smallest-per-module   # the quick sweep
     python benchmarks/anchor_coverage.py rows.jsonl                         # all names, cheap ones first
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import multiprocessing
 import resource
@@ -33,6 +34,7 @@ import timm
 import torch
 from timm.models._registry import _model_to_module
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import timm_stitch
 from timm_stitch.anchors.auto import view_of
@@ -61,19 +63,37 @@ def names_by_size(cache: Path) -> list[tuple[int, str]]:
     return sorted((count, name) for name, count in counts.items())
 
 
+class QuickNoise(TorchFunctionMode):
+    """Random values from a table, as the generator would take most of the time that a large model is built in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.rand((1 << 20) + 7)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Fill from the table where a large tensor is to be uniform."""
+        if func is not torch.Tensor.uniform_ or args[0].numel() < 4096 or args[0].device.type != "cpu":
+            return func(*args, **(kwargs or {}))
+        low, high = [*args[1:3], *((kwargs or {}).get(end, value) for end, value in (("from", 0.0), ("to", 1.0)))][:2]
+        start = int(torch.randint(len(self.table), ()))
+        filled = torch.roll(self.table, start).repeat(-(-args[0].numel() // len(self.table)))[: args[0].numel()]
+        return args[0].copy_(filled.view(args[0].shape)).mul_(high - low).add_(low)
+
+
 def build(name: str, size: int | None = None, **kwargs: Any) -> tuple[nn.Module, tuple[int, int]]:
     """The model with random weights that let every path matter, and the smallest image size that it takes."""
     cfg = timm.get_pretrained_cfg(name)
     native = tuple(cfg.input_size[-2:])
-    sizes = [(s, s) for s in SIZES if s < min(native)] if size is None else [(size, size)]
+    sizes = [*((s, s) for s in SIZES if s < min(native)), native] if size is None else [(size, size)]
     problem: Exception | None = None
-    for side in [*sizes, native]:
+    for side in sizes:
         try:
             torch.manual_seed(0)
-            try:
-                model = timm.create_model(name, img_size=side, **kwargs)
-            except TypeError:
-                model = timm.create_model(name, **kwargs)
+            with QuickNoise():
+                try:
+                    model = timm.create_model(name, img_size=side, **kwargs)
+                except TypeError:
+                    model = timm.create_model(name, **kwargs)
             with torch.no_grad():
                 model.eval()(torch.zeros(1, cfg.input_size[0], *side))
             return shaken(model), side
@@ -164,7 +184,7 @@ def joined(first: nn.Module, second: nn.Module) -> SNNet:
 def uses(network: SNNet, x: torch.Tensor) -> str:
     """What does not work of all that is done with a network, or an empty text."""
     step, between = "run", [s.stitch_id for s in network.plan if not s.is_anchor]
-    some = list(dict.fromkeys([0, *between[:1], *between[-1:], network.stitch_ids[-1]]))
+    some = sorted({0, 1, *between[:1], *between[-1:], network.stitch_ids[-1]})
     try:
         with torch.no_grad():
             logits = dict(network.forward_each(x))
@@ -185,8 +205,10 @@ def uses(network: SNNet, x: torch.Tensor) -> str:
             step = "least squares"
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                timm_stitch.least_squares_init(network, torch.randn(_enough(network, x), *x.shape[1:]))
-            if not all(torch.isfinite(p).all() for p in network.stitching_layers.parameters()):
+                plan = dataclasses.replace(network.plan, stitches=tuple(network.plan[k] for k in some))
+                few = SNNet(network.views, plan)
+                timm_stitch.least_squares_init(few, torch.randn(_enough(few, x), *x.shape[1:]), batch_size=128)
+            if not all(torch.isfinite(p).all() for p in few.stitching_layers.parameters()):
                 raise ValueError("layers that are not finite")
         step = "train"
         network.train()
@@ -207,6 +229,8 @@ def _enough(network: SNNet, x: torch.Tensor) -> int:
     """How many images determine the widest stitching layer."""
     wanted = 2
     for number, layer in enumerate(network.plan.layers):
+        if not network.plan.pairs(number):
+            continue
         leave = network.plan.pairs(number)[0][0]
         reduction = network.views[layer.front].reductions[leave]
         positions = max((x.shape[-1] // reduction) * (x.shape[-2] // reduction), 1)
@@ -216,14 +240,11 @@ def _enough(network: SNNet, x: torch.Tensor) -> int:
 
 def pair(name: str, model: nn.Module, side: tuple[int, int], others: list[str]) -> str:
     """Use a network with the first model that it meets, of the smallest and the most alike."""
-    reason = "no other member"
+    reason = "no other member of its size or smaller"
     alike = sorted(others, key=lambda other: -SequenceMatcher(None, name, other).ratio())
     for other in dict.fromkeys([*others[:3], *alike[:6]]):
         try:
-            second, other_side = build(other, side[0], num_classes=model.num_classes)
-            if other_side != side:
-                reason = f"{other} needs {other_side[0]} pixels"
-                continue
+            second, _ = build(other, side[0], num_classes=model.num_classes)
             network = joined(copy.deepcopy(model), second)
             wrong = uses(network, torch.randn(1, model.pretrained_cfg["input_size"][0], *side))
             if not wrong:
@@ -238,7 +259,7 @@ def examine(name: str, count: int, others: list[str], max_params: int, pair_para
     """The row of one name."""
     torch.set_num_threads(1)
     row: dict[str, Any] = {"name": name, "module": _model_to_module[name], "params": count}
-    started = time.time()
+    started = time.process_time()
     try:
         if count > max_params:
             with torch.device("meta"):
@@ -266,7 +287,7 @@ def examine(name: str, count: int, others: list[str], max_params: int, pair_para
             row["pair"] = pair(name, model, side, others)
     except Exception as error:
         row.update(exact=row.get("exact", False), reason=f"{type(error).__name__}: {str(error)[:200]}")
-    row["seconds"] = round(time.time() - started, 1)
+    row["seconds"] = round(time.process_time() - started, 1)
     return row
 
 
@@ -374,15 +395,21 @@ def main() -> None:
     done = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
     if not args.summary:
         sizes = names_by_size(args.rows.with_suffix(".sizes.json"))
+        counts = {name: count for count, name in sizes}
         members: dict[str, list[str]] = defaultdict(list)
         for _, name in sizes:
             members[_model_to_module[name]].append(name)
         wanted = set(timm.list_models(args.filter)) - {row["name"] for row in done}
         if args.smallest_per_module:
             wanted &= {group[0] for group in members.values()}
+
+        def meets(name: str, most: int) -> list[str]:
+            group = members[_model_to_module[name]]
+            return [other for other in group if other != name and counts[other] <= most]
+
         index, shards = map(int, args.shard.split("/"))
         todo = [
-            (name, count, [o for o in members[_model_to_module[name]] if o != name], args.max_params, args.pair_params)
+            (name, count, meets(name, max(count, 30_000_000)), args.max_params, args.pair_params)
             for count, name in sizes
             if name in wanted
         ][index::shards]
