@@ -211,10 +211,14 @@ def test_the_network_is_left_as_it_is(tmp_path):
     [
         ({"stitch_ids": [99]}, ValueError, "99"),
         ({"stitch_ids": []}, ValueError, "stitch_ids is empty"),
-        ({"format": "tflite"}, ValueError, "format='tflite' is unknown: expected 'onnx' or 'program'"),
-        ({"quantize": "int4"}, ValueError, "quantize='int4' is unknown: expected 'int8'"),
-        ({"quantize": "int8"}, ValueError, "0 images: expected format='onnx', and images"),
-        ({"quantize": "int8", "format": "program", "images": images(2)}, ValueError, "format='program' and 2 images"),
+        ({"format": "tflite"}, ValueError, "format=.tflite. is unknown: expected one of .onnx., .program."),
+        ({"quantize": "int4"}, ValueError, "quantize='int4' does not fit format='onnx': expected 'int8' or"),
+        ({"quantize": "int8"}, ValueError, "quantize='int8' with no images: give images"),
+        (
+            {"quantize": "int8", "format": "program", "images": images(2)},
+            ValueError,
+            "quantize='int8' does not fit format='program'",
+        ),
         (
             {"quantize": "int8", "images": images(2, 40)},
             ValueError,

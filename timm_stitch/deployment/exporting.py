@@ -1,9 +1,9 @@
-"""Stitches as files that run without this package: ONNX, or programs of `torch.export`.
+"""Stitches as files that run without this package: ONNX, programs of `torch.export`, ExecuTorch or LiteRT.
 
-What is added to the exporters of torch: several stitches share one weights file that holds each tensor once, and
-every file is loaded and compared with PyTorch before the folder appears.
+What is added to the exporters, which are others': several stitches hold each tensor that they share once, and every
+stitch is loaded and compared with PyTorch before the folder appears.
 
-ONNX and onnxruntime are optional (`pip install 'timm_stitch[export]'`). Imports torch and the layers below.
+What a format needs beside torch is optional, and named where it is missing. Imports torch and the layers below.
 """
 
 from __future__ import annotations
@@ -11,23 +11,29 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..data.dataset import image_config
 from ..files import whole_folder
 from ..network.network import SNNet
 from ..network.weights import glance
-from . import onnx_files, program_files
-from .program_files import Run, make_program
+from ..plan.frontier import pareto_frontier
+from .class_names import class_names
+from .formats import executorch_file, litert_file, onnx_files, program_files, web_folder
+from .formats.job import Batch, Format, Job, Place, Run
 
-FORMATS = ("onnx", "program")
+FORMATS: dict[str, Format] = {
+    "onnx": onnx_files,
+    "program": program_files,
+    "executorch": executorch_file,
+    "litert": litert_file,
+    "web": web_folder,
+}
 MANIFEST_FILE = "manifest.json"
 
 
@@ -37,6 +43,7 @@ def export(
     stitch_ids: int | Sequence[int] | None = None,
     *,
     format: str = "onnx",
+    batch_size: int | tuple[int, int] | None = None,
     quantize: str | None = None,
     images: Tensor | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -45,93 +52,117 @@ def export(
 ) -> dict[str, Any]:
     """Write stitches as files that run without this package, with one copy of the weights that they share.
 
-    The folder holds `stitch-ID.onnx` (or `.pt2`) for each stitch, the weights file, and `manifest.json`: which
-    file is which stitch, what it costs, the shapes, and how images are prepared. The batch is dynamic, the image
-    size is not. All is in evaluation mode and float32, whatever the network is in now.
+    The folder holds `manifest.json`, which says where each stitch is, what it costs, the shapes, and how images are
+    prepared; and beside it
 
-    ONNX files refer to one `weights.bin`. The programs of `torch.export` know no such reference: one alone holds
-    its weights, several are written without, beside one `weights.safetensors` to load into them
-    (docs/deployment.md shows how, in four lines).
+    - `"onnx"`: `stitch-ID.onnx` for each stitch, which all refer to one `weights.bin`;
+    - `"program"`: `stitch-ID.pt2` of `torch.export` for each stitch. These know no such reference: one alone holds its
+      weights, several are written without, beside one `weights.safetensors` to load into them;
+    - `"executorch"`: one `stitches.pte` for ExecuTorch's XNNPACK backend, with a method `stitch_ID` for each stitch;
+    - `"litert"`: one `stitches.tflite` for LiteRT (TensorFlow Lite), with a signature `stitch_ID` for each stitch;
+    - `"web"`: a page that runs the stitches in the browser, from any static host (`index.html`).
+
+    docs/deployment.md and docs/on_device.md show how each is used. The image size is fixed. All is in evaluation mode
+    and float32, whatever the network is in now.
 
     Args:
         model: the network; it is not changed.
         folder: where; a new or an empty one. It appears complete or not at all.
-        stitch_ids: which; default the one that is set.
-        format: `"onnx"`, or `"program"` for `torch.export`.
-        quantize: `"int8"` for 8-bit weights of linear layers, whose inputs are quantised as they come (dynamic
-            quantisation by onnxruntime, so for ONNX alone). Convolutions stay in float32.
-        images: prepared images, shape (N, C, H, W), on which int8 is compared with float32.
+        stitch_ids: which; default the one that is set, for `"web"` those of the frontier.
+        format: as above.
+        batch_size: how many images a call takes: a number, or (smallest, largest) for programs and ExecuTorch.
+            Default any number for ONNX and programs, 1 for the others.
+        quantize: `"int8"` for 8-bit weights: of linear layers, whose inputs are quantised as they come, and of a
+            network that is mostly convolutions also of these, with the ranges of activations that `images` give.
+            `"float16"` for ONNX on GPUs. Not for programs.
+        images: prepared images, shape (N, C, H, W), on which what is quantised is compared with float32.
         image_size: of the images that the files take, one number or (height, width); default the network's.
         tolerance: the most by which a logit in float32 may differ from PyTorch's.
         progress: show a bar.
 
     Returns:
         What `manifest.json` holds. The row of each stitch has `max_difference`, the largest difference of a logit
-        from PyTorch's in float32: on noise in batches of 1 and 3, or with int8 on `images`, and then `agreement`
-        too, the share of these images that keep their top class. `bytes` are those of all other files,
-        `union_bytes` those of all tensors that these stitches have, each counted once.
+        from PyTorch's in float32: on noise at the smallest and a larger number of images, or what is quantised on
+        `images`, and then `agreement` too, the share of these images that keep their top class. `bytes` are those of
+        all other files, `union_bytes` those of all tensors that these stitches have, each counted once.
 
     Raises:
-        ValueError: if there is no such id, format or quantisation, the images or their size do not fit, int8 would
-            leave most of a stitch in float32, or an output differs from PyTorch's by more than `tolerance`.
+        ValueError: if there is no such id, format or quantisation, the batch, the images or their size do not fit,
+            int8 would leave most of a stitch in float32, or an output differs from PyTorch's by more than `tolerance`.
         OSError: if the folder holds something or cannot be written.
-        ImportError: for ONNX without onnx, onnxscript and onnxruntime.
+        ImportError: without what the format needs, naming it.
     """
     _check_arguments(format, quantize, images)
-    ids = _ids(model, stitch_ids)
+    batch = _batch(format, batch_size)
     whole = _prepared(model, image_size)
-    job = _Job(whole, {stitch_id: whole.extract(stitch_id) for stitch_id in ids}, format, quantize)
-    batches = _batches(job.shape, images if quantize else None)
+    alone = {stitch_id: whole.extract(stitch_id) for stitch_id in _ids(model, stitch_ids, format)}
+    job = Job(
+        whole, alone, batch, quantize, images.cpu().float() if quantize and images is not None else None, progress
+    )
+    _check_images(job)
+    table = {row["stitch_id"]: row for row in whole.stitch_table()}
     with whole_folder(folder) as beside:
-        files = _write(job, beside, progress)
-        rows = [_row(job, stitch_id, file, batches, tolerance) for stitch_id, file in files.items()]
-        manifest = json.dumps(_manifest(job, rows, beside), indent=1)
+        places = FORMATS[format].write(job, beside)
+        rows = [
+            {**table[stitch_id], **place, **_differences(job, stitch_id, format, beside, place, tolerance)}
+            for stitch_id, place in places.items()
+        ]
+        manifest = json.dumps(_manifest(job, rows, format, beside), indent=1)
         (beside / MANIFEST_FILE).write_text(manifest, encoding="utf-8")
     return dict(json.loads(manifest))
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What is exported, and as what.
-
-    Args:
-        whole: the network, as `_prepared` gives it.
-        alone: each stitch by itself, by its id.
-        format, quantize: as in `export`.
-    """
-
-    whole: SNNet
-    alone: Mapping[int, SNNet]
-    format: str
-    quantize: str | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of the images."""
-        return (self.whole.in_chans, *self.whole.image_size)
-
-
 def _check_arguments(format: str, quantize: str | None, images: Tensor | None) -> None:
     if format not in FORMATS:
-        raise ValueError(f"format={format!r} is unknown: expected 'onnx' or 'program'.")
-    if quantize not in (None, "int8"):
-        raise ValueError(f"quantize={quantize!r} is unknown: expected 'int8', or None for float32.")
-    if quantize and (format != "onnx" or images is None or len(images) == 0):
+        raise ValueError(f"format={format!r} is unknown: expected one of {', '.join(map(repr, FORMATS))}.")
+    possible = FORMATS[format].QUANTIZE
+    if quantize is not None and quantize not in possible:
         raise ValueError(
-            f"quantize={quantize!r} with format={format!r} and {0 if images is None else len(images)} images: expected "
-            "format='onnx', and images, shape (N, C, H, W), a few hundred, on which to measure what it changes."
+            f"quantize={quantize!r} does not fit format={format!r}: expected "
+            f"{' or '.join(map(repr, (*possible, None)))} (float32)."
         )
-    if format == "onnx":
-        onnx_files.check_packages()
+    if quantize and (images is None or len(images) == 0):
+        raise ValueError(
+            f"quantize={quantize!r} with no images: give images, shape (N, C, H, W), a few hundred, on which to "
+            "measure what it changes."
+        )
+    FORMATS[format].check_packages()
 
 
-def _ids(model: SNNet, stitch_ids: int | Sequence[int] | None) -> list[int]:
+def _batch(format: str, batch_size: int | tuple[int, int] | None) -> Batch:
+    """How many images a call takes, as that format can have it."""
+    possible = FORMATS[format].BATCHES
+    if batch_size is None:
+        return Batch(1) if possible[0] == "any" else Batch(1, 1)
+    low, high = (batch_size, batch_size) if isinstance(batch_size, int) else batch_size
+    batch = Batch(low, high)
+    if not 1 <= low <= high or batch.kind not in possible:
+        wanted = {"any": "None for any number", "number": "a number", "range": "(smallest, largest)"}
+        raise ValueError(
+            f"batch_size={batch_size} does not fit format={format!r}: expected "
+            f"{' or '.join(wanted[kind] for kind in possible)}, from 1."
+        )
+    return batch
+
+
+def _ids(model: SNNet, stitch_ids: int | Sequence[int] | None, format: str) -> list[int]:
     """The stitches that are asked for, each once."""
+    if stitch_ids is None and format == "web":
+        return _frontier(model)
     given = [model.stitch_id] if stitch_ids is None else [stitch_ids] if isinstance(stitch_ids, int) else stitch_ids
     ids = [model.plan[k].stitch_id for k in dict.fromkeys(given)]
     if not ids:
         raise ValueError("stitch_ids is empty: give one id or more, or leave it out for the stitch that is set.")
     return ids
+
+
+def _frontier(model: SNNet) -> list[int]:
+    """The stitches that no other beats at its cost."""
+    model.check_results()
+    known = [row for row in model.stitch_table() if row.get("top1") is not None]
+    if not known:
+        raise ValueError("the accuracy of no stitch is known, so there is no frontier: evaluate, or give stitch_ids.")
+    return [row["stitch_id"] for row in pareto_frontier(known)]
 
 
 def _prepared(model: SNNet, image_size: int | tuple[int, int] | None) -> SNNet:
@@ -151,60 +182,48 @@ def _prepared(model: SNNet, image_size: int | tuple[int, int] | None) -> SNNet:
     return whole
 
 
-def _batches(shape: tuple[int, ...], images: Tensor | None) -> Sequence[Tensor]:
-    """What the files are compared with PyTorch on: the images, or noise in batches of 1 and 3."""
-    if images is None:
-        return torch.split(torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)), [1, 3])
-    if images.shape[1:] != shape:
-        raise ValueError(f"images of shape {tuple(images.shape[1:])} do not fit files for {shape}: resize them.")
-    return torch.split(images.cpu().float(), 32)
+def _check_images(job: Job) -> None:
+    if job.images is not None and job.images.shape[1:] != job.shape:
+        raise ValueError(
+            f"images of shape {tuple(job.images.shape[1:])} do not fit files for {job.shape}: resize them."
+        )
 
 
-def _write(job: _Job, folder: Path, progress: bool) -> dict[int, Path]:
-    """Write the file of each stitch, and what they share; returns where each is."""
-    files = {k: folder / f"stitch-{k}.{'onnx' if job.format == 'onnx' else 'pt2'}" for k in job.alone}
-    steps = tqdm(job.alone.items(), desc="export", unit="stitch", disable=not progress)
-    programs = ((files[k], make_program(small, job.shape)) for k, small in steps)
-    if job.format == "onnx":
-        onnx_files.write(programs, folder / onnx_files.WEIGHTS_FILE, job.quantize)
-    else:
-        program_files.write(programs, folder / program_files.WEIGHTS_FILE if len(files) > 1 else None)
-    return files
-
-
-def _row(job: _Job, stitch_id: int, file: Path, batches: Sequence[Tensor], tolerance: float) -> dict[str, Any]:
-    """What the manifest says of a stitch: its row of the table, its file, and how far that is from PyTorch."""
-    run = onnx_files.load(file) if job.format == "onnx" else program_files.load(file)
-    difference, agreement = _compare(run, job.alone[stitch_id], batches)
+def _differences(job: Job, stitch_id: int, format: str, folder: Path, place: Place, tolerance: float) -> dict[str, Any]:
+    """How far a stitch of a folder is from PyTorch, as the manifest has it."""
+    difference, agreement = _compare(FORMATS[format].load(folder, place), job.alone[stitch_id], job)
     if not difference <= (float("inf") if job.quantize else tolerance):  # NaN neither
         raise ValueError(
-            f"stitch {stitch_id} as {job.format} differs from PyTorch by up to {difference:.1e}, more than "
+            f"stitch {stitch_id} as {format} differs from PyTorch by up to {difference:.1e}, more than "
             f"tolerance={tolerance:.0e}: nothing was written. Give a larger tolerance if that will do."
         )
-    row = next(row for row in job.whole.stitch_table() if row["stitch_id"] == stitch_id)
-    row |= {"file": file.name, "max_difference": difference}
-    return row | ({"agreement": agreement, "compared_images": sum(map(len, batches))} if job.quantize else {})
+    measured = {} if job.images is None else {"agreement": agreement, "compared_images": len(job.images)}
+    return {"max_difference": difference, **measured}
 
 
-def _manifest(job: _Job, rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _manifest(job: Job, rows: Sequence[dict[str, Any]], format: str, folder: Path) -> dict[str, Any]:
     """What `manifest.json` holds, of a folder that has all other files."""
     union = {name: tensor for small in job.alone.values() for name, tensor in small.state_dict().items()}
     return {
         "version": 1,
-        "format": job.format,
+        "format": format,
         "precision": job.quantize or "float32",
-        "input": {"name": "images", "dtype": "float32", "shape": ["batch", *job.shape]},
-        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", job.whole.num_classes]},
+        "batch": {"smallest": job.batch.smallest, "largest": job.batch.largest},
+        "input": {"name": "images", "dtype": "float32", "shape": [job.batch.axis, *job.shape]},
+        "output": {"name": "logits", "dtype": "float32", "shape": [job.batch.axis, job.whole.num_classes]},
         "preprocessing": {k: v for k, v in image_config(job.whole).items() if k != "input_size"},
-        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+        "labels": class_names(job.whole),
+        "to_share_weights": FORMATS[format].TO_SHARE,
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "union_bytes": sum(tensor.nbytes for tensor in union.values()),
         "stitches": rows,
     }
 
 
-def _compare(run: Run, model: nn.Module, batches: Sequence[Tensor]) -> tuple[float, float]:
+def _compare(run: Run, model: nn.Module, job: Job) -> tuple[float, float]:
     """The largest difference of any logit, and the share of images with the same top class."""
+    batches = job.noise() if job.images is None else job.batches(job.images)
     with torch.inference_mode():
-        theirs = torch.cat([run(batch) for batch in batches])
-        ours = torch.cat([model(batch) for batch in batches])
+        both = [(run(batch), model(batch)) for batch in batches]
+    theirs, ours = torch.cat([pair[0] for pair in both]), torch.cat([pair[1] for pair in both])
     return float((theirs - ours).abs().max()), float((theirs.argmax(-1) == ours.argmax(-1)).double().mean())

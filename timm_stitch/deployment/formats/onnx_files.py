@@ -1,0 +1,138 @@
+"""Stitches as ONNX files that share their weights.
+
+The exporter is torch's, int8 and float16 are onnxruntime's, and onnx_ir writes the weights file. All three are
+optional (`pip install 'timm_stitch[export]'`) and imported where they are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .job import Job, Place, Run, is_convolutional, need
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+BATCHES: tuple[str, ...] = ("any", "number")
+QUANTIZE: tuple[str, ...] = ("int8", "float16")
+TO_SHARE: dict[str, Any] = {"session_config": {"session.disable_prepacking": "1"}}
+WEIGHTS_FILE = "weights.bin"
+_INLINE = 256  # bytes below which a tensor stays in its graph: a reference to it would be no shorter
+_CALIBRATION = 64  # images
+
+
+def check_packages() -> None:
+    """Import what ONNX needs."""
+    need(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "ONNX", "export")
+
+
+def write(job: Job, folder: Path) -> dict[int, Place]:
+    """One file a stitch, and the weights of all in one more, where equal tensors are written once.
+
+    Equal in content: the exporter folds what is done to a weight alone (a transposition, a BatchNorm after a
+    convolution) and so names and stores another tensor, but the same one for every stitch.
+    """
+    import onnx_ir as ir
+
+    kept: dict[tuple[Any, ...], ir.TensorProtocol] = {}
+    graphs = {}
+    for stitch_id, model in job.stitches("export"):
+        graph = graphs[f"stitch-{stitch_id}.onnx"] = _quantized(_onnx(job, model), job, model, stitch_id)
+        for value in graph.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes >= _INLINE:
+                key = tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
+                value.const_value = kept.setdefault(key, tensor)
+    tensors = list(kept.values())
+    written = ir.external_data.convert_tensors_to_external(tensors, folder, WEIGHTS_FILE)
+    places = {id(tensor): place for tensor, place in zip(tensors, written, strict=True)}
+    for name, graph in graphs.items():
+        for value in graph.graph.initializers.values():
+            value.const_value = places.get(id(value.const_value), value.const_value)
+        ir.save(graph, folder / name)
+    return {stitch_id: {"file": name} for stitch_id, name in zip(job.alone, graphs, strict=True)}
+
+
+def load(folder: Path, place: Place) -> Run:
+    """What runs a file on the CPU."""
+    runtime = import_module("onnxruntime")
+    session = runtime.InferenceSession(folder / place["file"], providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _onnx(job: Job, model: nn.Module) -> ir.Model:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    shapes: Any = None if job.batch.kind == "number" else ({0: torch.export.Dim("batch")},)
+    found: Any = torch.onnx.export(
+        job.program(model), dynamo=True, dynamic_shapes=shapes, input_names=["images"], output_names=["logits"],
+        optimize=True, verbose=False,
+    )  # fmt: skip
+    graph: ir.Model = found.model
+    ClearMetadataAndDocStringPass()(graph)
+    return graph
+
+
+def _quantized(graph: ir.Model, job: Job, model: nn.Module, stitch_id: int) -> ir.Model:
+    """A graph in the precision that is asked for."""
+    import onnx_ir as ir
+
+    if job.quantize is None:
+        return graph
+    with tempfile.TemporaryDirectory() as scratch:
+        whole, small = Path(scratch) / "whole.onnx", Path(scratch) / "small.onnx"
+        ir.save(graph, whole)
+        if job.quantize == "float16":
+            _float16(whole, small)
+        else:
+            _int8(whole, small, job, is_convolutional(model))
+            before, after = whole.stat().st_size, small.stat().st_size
+            if after > before / 2:
+                raise ValueError(
+                    f"int8 would make {after:,} bytes of stitch {stitch_id}'s {before:,}: it quantises linear layers "
+                    "and convolutions, and most of this stitch is something else. Export it in float32."
+                )
+        return ir.load(small)
+
+
+def _float16(whole: Path, small: Path) -> None:
+    """Weights and sums in 16 bits, images and logits in 32."""
+    onnx, convert = import_module("onnx"), import_module("onnxruntime.transformers.float16")
+    onnx.save(convert.convert_float_to_float16(onnx.load(whole), keep_io_types=True), small)
+
+
+def _int8(whole: Path, small: Path, job: Job, static: bool) -> None:
+    """8-bit weights by channel: of convolutions with ranges seen on the images, of linear layers as inputs come.
+
+    `reduce_range` uses seven bits, so that no sum overflows on x86 processors without VNNI instructions: the
+    outputs measured here are then those to expect elsewhere.
+    """
+    tools = import_module("onnxruntime.quantization")
+    typed = whole.with_name("typed.onnx")
+    import_module("onnxruntime.quantization.shape_inference").quant_pre_process(
+        whole, typed, skip_optimization=True, skip_symbolic_shape=True
+    )
+    common = {"per_channel": True, "reduce_range": True, "weight_type": tools.QuantType.QInt8}
+    if not static:
+        tools.quantize_dynamic(typed, small, op_types_to_quantize=["MatMul"], **common)
+        return
+
+    class Images(tools.CalibrationDataReader):  # type: ignore[name-defined]
+        """The images, batch by batch."""
+
+        def __init__(self) -> None:
+            self.batches: Iterator[Any] = iter(job.batches((job.images or torch.zeros(1, *job.shape))[:_CALIBRATION]))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    tools.quantize_static(typed, small, Images(), op_types_to_quantize=["Conv", "Gemm", "MatMul"], **common)
