@@ -7,7 +7,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --di
 # With dev,browser the page's tests run too; they also want Debian's chromium.
 EXTRAS ?= dev
 
-.PHONY: quickstart test lint check oldest docs build timm-tests ray-tests clean
+.PHONY: quickstart test lint check oldest docs build timm-tests ray-tests device-tests clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python examples/quickstart.py --output quickstart-output
@@ -67,9 +67,18 @@ $(VENV)-ray/ready: pyproject.toml
 	$(VENV)-ray/bin/python -m pip install --quiet --editable ".[dev,ray]"
 	touch $@
 
+# One file for ExecuTorch and LiteRT, in an environment of their own.
+device-tests: $(VENV)-device/ready
+	OMP_NUM_THREADS=1 $(VENV)-device/bin/python -m pytest tests/deployment/test_device_formats.py
+
+$(VENV)-device/ready: pyproject.toml
+	test -x $(VENV)-device/bin/python || $(PYTHON) -m venv $(VENV)-device
+	$(VENV)-device/bin/python -m pip install --quiet --editable ".[dev,executorch,litert]"
+	touch $@
+
 # timm's own model tests on our models.
 timm-tests: $(VENV)/ready
 	$(BIN)/python tests/timm_suite.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-build $(VENV)-ray quickstart-output site dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-build $(VENV)-ray $(VENV)-device quickstart-output site dist

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import subprocess
 import time
@@ -115,6 +116,51 @@ def top1(
 
 
 def memory(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What several stitches take that are open at once, with their weights shared in memory and without."""
+    for folder in sorted(options.folder.glob("*-onnx-float32")):
+        for prepacked in (True, False):
+            with multiprocessing.get_context("spawn").Pool(1) as alone:
+                yield alone.apply(onnx_memory, (folder, prepacked))
+    if options.runner:
+        yield from executorch_memory(options)
+
+
+def onnx_memory(folder: Path, prepacked: bool) -> dict[str, Any]:
+    """Three sessions of onnxruntime in a process of their own."""
+    import onnxruntime
+    import psutil
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    chosen = onnxruntime.SessionOptions()
+    chosen.intra_op_num_threads = 1
+    if not prepacked:
+        for name, value in manifest["to_share_weights"]["session_config"].items():
+            chosen.add_session_config_entry(name, value)
+    x = np.zeros([1, *manifest["input"]["shape"][1:]], np.float32)
+
+    def anonymous() -> int:
+        found = psutil.Process().memory_info()
+        return int(found.rss - found.shared)
+
+    before, began = anonymous(), time.perf_counter()
+    sessions = [onnxruntime.InferenceSession(folder / row["file"], chosen) for row in manifest["stitches"]]
+    opened = (time.perf_counter() - began) * 1000
+    times: dict[int, list[float]] = {row["stitch_id"]: [] for row in manifest["stitches"]}
+    for turn in range(12):
+        for row, session in zip(manifest["stitches"], sessions, strict=True):
+            began = time.perf_counter()
+            session.run(["logits"], {"images": x})
+            if turn > 1:
+                times[row["stitch_id"]].append(1000 * (time.perf_counter() - began))
+    used = anonymous() - before
+    return {
+        "network": folder.name.split("-")[0], "format": "onnx", "prepacked": prepacked, "anonymous_bytes": used,
+        "union_bytes": manifest["union_bytes"], "ratio": round(used / manifest["union_bytes"], 3),
+        "open_ms": round(opened, 1), "run_ms": {k: round(statistics.median(some), 3) for k, some in times.items()},
+    }  # fmt: skip
+
+
+def executorch_memory(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What the C++ example says of each file for ExecuTorch, with the weight cache and without."""
     for folder in sorted(options.folder.glob("*-executorch-float32")):
         manifest = json.loads((folder / "manifest.json").read_text())

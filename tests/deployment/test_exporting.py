@@ -111,6 +111,9 @@ def test_manifest_says_which_file_and_how_to_feed_it(net, exported):
     assert json.loads((folder / "manifest.json").read_text()) == manifest
     assert manifest["input"] == {"name": "images", "dtype": "float32", "shape": ["batch", 3, 32, 32]}
     assert manifest["output"]["shape"] == ["batch", 10]
+    assert manifest["batch"] == {"smallest": 1, "largest": None}
+    assert manifest["labels"] == [f"class {i}" for i in range(10)]
+    assert manifest["to_share_weights"] == {"session_config": {"session.disable_prepacking": "1"}}
     assert manifest["preprocessing"]["mean"] == list(net.anchors[0].pretrained_cfg["mean"])
     table = {row["stitch_id"]: row for row in net.stitch_table()}
     assert [row["stitch_id"] for row in manifest["stitches"]] == IDS
@@ -236,9 +239,56 @@ def test_errors_leave_nothing_behind(net, tmp_path, arguments, error, message):
 
 
 @pytest.mark.skipif(bool(OLD), reason=OLD)
-def test_int8_is_refused_where_it_would_do_little(tmp_path):
+def test_int8_of_convolutions_takes_the_ranges_of_the_images(tmp_path):
+    torch.manual_seed(0)
+    net, x = settle(timm_stitch.stitch(resnets())).eval(), images(40, 64)
+    ids = [0, 3]
+    manifest = timm_stitch.export(net, tmp_path / "deploy", ids, quantize="int8", images=x, image_size=64)
+    assert manifest["bytes"] < 0.35 * union_bytes(net, ids)
+    for row in manifest["stitches"]:
+        path = tmp_path / "deploy" / row["file"]
+        kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+        assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+        with torch.inference_mode():
+            theirs, ours = run_onnx(path, x), net(x, row["stitch_id"])
+        assert row["max_difference"] == pytest.approx((theirs - ours).abs().max().item(), rel=1e-3)
+        assert row["max_difference"] < 0.2 * (ours.max() - ours.min())
+
+
+@pytest.mark.filterwarnings("ignore:the float32 number")  # which onnxruntime's converter says of weights near zero
+def test_float16_halves_the_weights(net, tmp_path):
+    x = images(20)
+    manifest = timm_stitch.export(net, tmp_path / "deploy", IDS, quantize="float16", images=x)
+    assert manifest["precision"] == "float16"
+    assert manifest["bytes"] < 0.6 * union_bytes(net, IDS)
+    for row in manifest["stitches"]:
+        with torch.inference_mode():
+            ours = net(x, row["stitch_id"])
+        theirs = run_onnx(tmp_path / "deploy" / row["file"], x)
+        assert 0 < row["max_difference"] < 0.01 * float(ours.abs().max())
+        torch.testing.assert_close(theirs, ours, atol=2 * row["max_difference"], rtol=0)
+
+
+def test_a_fixed_batch_is_the_only_one(net, tmp_path):
+    manifest = timm_stitch.export(net, tmp_path / "deploy", 5, batch_size=2)
+    assert manifest["input"]["shape"] == [2, 3, 32, 32]
+    torch.testing.assert_close(
+        run_onnx(tmp_path / "deploy" / "stitch-5.onnx", images(2)), net(images(2), 5), atol=1e-4, rtol=0
+    )
+    with pytest.raises(Exception, match="Got: 3 Expected: 2"):
+        run_onnx(tmp_path / "deploy" / "stitch-5.onnx", images(3))
+    timm_stitch.export(net, tmp_path / "range", 5, format="program", batch_size=(2, 4))
+    module = torch.export.load(tmp_path / "range" / "stitch-5.pt2").module()
+    torch.testing.assert_close(module(images(4)), net(images(4), 5), atol=1e-5, rtol=0)
+    with pytest.raises(Exception, match=r"size\(\)\[0\] <= 4"):
+        module(images(5))
+
+
+@pytest.mark.skipif(bool(OLD), reason=OLD)
+def test_int8_is_refused_where_it_would_do_little(tmp_path, monkeypatch):
+    monkeypatch.setattr("timm_stitch.deployment.formats.onnx_files.is_convolutional", lambda model: False)
     net = timm_stitch.stitch(resnets())
-    with pytest.raises(ValueError, match="it quantises linear layers, and most of this stitch is something else"):
+    with pytest.raises(ValueError, match="it quantises linear layers and convolutions, and most of this stitch is"):
         timm_stitch.export(net, tmp_path / "deploy", 1, quantize="int8", images=images(2, 64), image_size=64)
     assert not list(tmp_path.iterdir())
 

@@ -25,15 +25,24 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "export",
         run_export,
-        "stitches as ONNX files or torch.export programs that share their weights",
+        "stitches as files for ONNX, torch.export, ExecuTorch, LiteRT or the browser, that share their weights",
         "export net --stitch-ids 3 24 56 --output deploy",
     )
     add_model(verb)
     add_images(verb, "validation")
-    verb.add_argument("--stitch-ids", type=int, nargs="+", help="default: the stitch that is set")
+    verb.add_argument(
+        "--stitch-ids", type=int, nargs="+", help="default: the stitch that is set; for web those of the frontier"
+    )
     verb.add_argument("--output", required=True, help="a new or empty folder")
     verb.add_argument("--format", choices=FORMATS, default="onnx")
-    verb.add_argument("--quantize", choices=["int8"], help="needs images (--data-dir) to measure what it changes")
+    verb.add_argument(
+        "--export-batch-size", type=int, nargs="+", metavar="N",
+        help="images that a call takes: a number, or the smallest and the largest (default: any for onnx and program, "
+        "else 1)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--quantize", choices=["int8", "float16"], help="needs images (--data-dir) to measure what it changes"
+    )
     verb.add_argument("--images", type=int, default=256, help="how many of them (default: 256)")
     verb.add_argument("--image-size", type=int, help="default: the network's")
 
@@ -53,14 +62,18 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def run_export(options: argparse.Namespace) -> None:
-    """Write stitches as ONNX files or programs."""
+    """Write stitches as files of a format."""
     model, images = load_model(options), None
+    batch = options.export_batch_size
+    if batch is not None and len(batch) > 2:
+        raise ValueError(f"--export-batch-size {' '.join(map(str, batch))}: expected one number, or two.")
     if options.data_dir or options.dataset:
         torch.manual_seed(0)
         images = torch.cat(list(first_images(load_images(options, model, shuffled=True), options.images)))
     manifest = export(
         model, options.output, options.stitch_ids, format=options.format, quantize=options.quantize, images=images,
         image_size=options.image_size, progress=not options.json,
+        batch_size=batch if batch is None else batch[0] if len(batch) == 1 else (batch[0], batch[1]),
     )  # fmt: skip
     if options.json:
         print(json.dumps(manifest))

@@ -21,7 +21,6 @@ BATCHES: tuple[str, ...] = ("number", "range")
 QUANTIZE: tuple[str, ...] = ("int8",)
 TO_SHARE: dict[str, Any] = {"backend": "XnnpackBackend", "options": {"weight_cache_enabled": True}}
 _FILE = "stitches.pte"
-_CALIBRATION = 64  # images
 
 
 def check_packages() -> None:
@@ -79,8 +78,7 @@ def _int8(job: Job, model: nn.Module) -> ExportedProgram:
     static = is_convolutional(model)
     config = xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=not static)
     prepared = pt2e.prepare_pt2e(job.program(model).module(), xnnpack.XNNPACKQuantizer().set_global(config))
-    images = job.images[:_CALIBRATION] if static and job.images is not None else torch.zeros(1, *job.shape)
     with torch.no_grad():
-        for batch in job.batches(images):
+        for batch in job.calibration() if static else job.noise()[:1]:
             prepared(batch)
     return job.program(pt2e.convert_pt2e(prepared))

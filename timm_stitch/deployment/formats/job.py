@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ...network.network import SNNet
 
+_CALIBRATION = 64  # images
 Run = Callable[[Tensor], Tensor]
 Place = dict[str, str]
 
@@ -77,6 +78,10 @@ class Job:
         sizes = [low, max(low, 3) if high is None else high]
         generator = torch.Generator().manual_seed(0)
         return list(torch.split(torch.randn(sum(sizes), *self.shape, generator=generator), sizes))
+
+    def calibration(self) -> list[Tensor]:
+        """Some of the images, to see which ranges activations have."""
+        return self.batches(torch.zeros(1, *self.shape) if self.images is None else self.images[:_CALIBRATION])
 
     def batches(self, images: Tensor) -> list[Tensor]:
         """Images as calls take them, 32 at a time where that is allowed; the first ones fill up a last batch."""

@@ -26,7 +26,6 @@ QUANTIZE: tuple[str, ...] = ("int8", "float16")
 TO_SHARE: dict[str, Any] = {"session_config": {"session.disable_prepacking": "1"}}
 WEIGHTS_FILE = "weights.bin"
 _INLINE = 256  # bytes below which a tensor stays in its graph: a reference to it would be no shorter
-_CALIBRATION = 64  # images
 
 
 def check_packages() -> None:
@@ -129,7 +128,7 @@ def _int8(whole: Path, small: Path, job: Job, static: bool) -> None:
         """The images, batch by batch."""
 
         def __init__(self) -> None:
-            self.batches: Iterator[Any] = iter(job.batches((job.images or torch.zeros(1, *job.shape))[:_CALIBRATION]))
+            self.batches: Iterator[Any] = iter(job.calibration())
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)

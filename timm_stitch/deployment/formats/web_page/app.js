@@ -146,6 +146,7 @@ async function take(file) {
   if (!file) return;
   try {
     const image = await decoded(file), shape = manifest.input.shape.slice(1);
+    byId("image").classList.toggle("small", image.height < 100);
     input = new ort.Tensor("float32", prepared(image, manifest.preprocessing, shape), [1, ...shape]);
   } catch (error) {
     byId("status").textContent = `${file.name} cannot be read as an image.`;
