@@ -241,8 +241,8 @@ def test_errors_leave_nothing_behind(net, tmp_path, arguments, error, message):
 @pytest.mark.skipif(bool(OLD), reason=OLD)
 def test_int8_of_convolutions_takes_the_ranges_of_the_images(tmp_path):
     torch.manual_seed(0)
-    net, x = settle(timm_stitch.stitch(resnets())).eval(), images(40, 64)
-    ids = [0, 3]
+    net, x = settle(timm_stitch.stitch(resnets())).eval(), images(20, 64)
+    ids = [3]
     manifest = timm_stitch.export(net, tmp_path / "deploy", ids, quantize="int8", images=x, image_size=64)
     assert manifest["bytes"] < 0.35 * union_bytes(net, ids)
     for row in manifest["stitches"]:
@@ -258,9 +258,9 @@ def test_int8_of_convolutions_takes_the_ranges_of_the_images(tmp_path):
 @pytest.mark.filterwarnings("ignore:the float32 number")  # which onnxruntime's converter says of weights near zero
 def test_float16_halves_the_weights(net, tmp_path):
     x = images(20)
-    manifest = timm_stitch.export(net, tmp_path / "deploy", IDS, quantize="float16", images=x)
+    manifest = timm_stitch.export(net, tmp_path / "deploy", 5, quantize="float16", images=x)
     assert manifest["precision"] == "float16"
-    assert manifest["bytes"] < 0.6 * union_bytes(net, IDS)
+    assert manifest["bytes"] < 0.6 * union_bytes(net, [5])
     for row in manifest["stitches"]:
         with torch.inference_mode():
             ours = net(x, row["stitch_id"])
