@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import os
@@ -68,6 +69,11 @@ class Bomb:
         return os.system, ("touch /tmp/executed-by-a-pickle",)
 
 
+def hostile(draw: random.Random) -> Any:
+    """A value that no file should have; a copy, so that what is changed in it stays in its own file."""
+    return copy.deepcopy(draw.choice(HOSTILE))
+
+
 def mutated(value: Any, draw: random.Random) -> Any:
     """A JSON value with one to three places changed."""
     value = json.loads(json.dumps(value))
@@ -78,13 +84,13 @@ def mutated(value: Any, draw: random.Random) -> Any:
             here = holder[key]
         change = draw.random()
         if holder is None:
-            value = draw.choice(HOSTILE) if change < 0.1 else value
+            value = hostile(draw) if change < 0.1 else value
         elif change < 0.6:
-            holder[key] = draw.choice(HOSTILE)
+            holder[key] = hostile(draw)
         elif change < 0.75:
             del holder[key]
         elif change < 0.9 and isinstance(holder, dict):
-            holder[draw.choice(KEYS)] = draw.choice(HOSTILE)
+            holder[draw.choice(KEYS)] = hostile(draw)
         elif isinstance(holder, list):
             holder.extend([here] * draw.choice([1, 3, 2000]))
         else:

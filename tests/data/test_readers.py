@@ -63,3 +63,58 @@ def test_two_processes_see_every_image_once(shards, recipe):
     command = ("-m", "timm_stitch", "eval", shards / "out", "--dataset", "wds/x", "--data-dir", shards, "--json")
     rows = start_two(*command, "--stitch-ids", "0")[0]
     assert json.loads(rows)["images"] == 20
+
+
+def spoil(shards, name):
+    """Cut an image of a shard short."""
+    kept = []
+    with tarfile.open(shards / name) as tar:
+        for entry in tar:
+            kept.append((entry.name, tar.extractfile(entry).read()))
+    with tarfile.open(shards / name, "w") as tar:
+        for number, (entry_name, data) in enumerate(kept):
+            entry = tarfile.TarInfo(entry_name)
+            data = b"no image" if number == 6 else data
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+
+
+def test_check_reads_a_stream_to_its_end(shards, capsys):
+    data = ("check", str(shards), "--dataset", "wds/x")
+    assert main([*data]) == 0
+    told = capsys.readouterr().out
+    assert "train: 20 images of 10 classes; sizes 40x40 (20)" in told
+    assert "validation: 20 images of 10 classes; sizes 40x40 (20)" in told
+    assert "warning" not in told
+    for shard in range(2):
+        spoil(shards, f"train-{shard}.tar")
+    assert main([*data, "--json"]) == 1
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert (found["splits"][0]["images"], found["splits"][0]["read"], found["splits"][0]["missing"]) == (20, 18, 2)
+    assert found["warnings"][0].startswith("train: of the 20 images that its reader promises 18 came")
+    assert "train lacks classes that validation has: 3." in found["warnings"]
+    assert "error: 2 images cannot be read: replace or remove them." in told.err
+
+
+def test_training_says_that_a_stream_is_not_looked_at(shards, recipe, capsys):
+    assert main(["train", recipe, "--max-steps", "1"]) == 0
+    told = capsys.readouterr()
+    assert "train: 20 images as a stream, seen as they come: timm-stitch check reads them all." in told.err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda shards: (shards / "_info.json").unlink(), "split train not found in info"),
+        (lambda shards: (shards / "_info.json").write_text('{"splits": {"train": {}}}'), "KeyError 'num_samples'"),
+        (lambda shards: (shards / "train-1.tar").unlink(), "error: 10 images cannot be read"),
+        (lambda shards: (shards / "train-1.tar").write_bytes(b"no tar"), "train: of the 20 images"),
+    ],
+)
+def test_a_stream_that_is_not_there_is_said_in_a_line(shards, capsys, change, message):
+    change(shards)
+    assert main(["check", str(shards), "--dataset", "wds/x"]) == 1
+    told = capsys.readouterr()
+    assert message in told.out + told.err
+    assert len([line for line in told.err.splitlines() if line.startswith("error: ")]) == 1
