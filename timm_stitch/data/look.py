@@ -42,11 +42,8 @@ def look_before(config: Any, bar: Any) -> None:
     splits = [look_at_split(config, training=True, seconds=SECONDS)]
     if "read" not in splits[0]:
         if not bar.disable:
-            bar.write(
-                f"{splits[0]['split']}: {splits[0]['images']:,} images as a stream, seen as they come: timm-stitch check "
-                "reads them all.",
-                file=sys.stderr,
-            )
+            count = f"{config.train_split}: {splits[0]['images']:,} images"
+            bar.write(f"{count} as a stream, seen as they come: timm-stitch check reads them all.", file=sys.stderr)
         return
     if config.evaluate_every:
         splits.append(look_at_split(config, training=False, seconds=SECONDS))
@@ -177,8 +174,8 @@ def warnings_of(splits: list[dict[str, Any]]) -> list[str]:
             told.append(f"{name}: {more} more images cannot be read.")
         if found.get("missing"):
             told.append(
-                f"{name}: of the {found['images']:,} images that its reader promises {found['read']:,} came: the others "
-                "cannot be read, and training would do without them."
+                f"{name}: of the {found['images']:,} images that its reader promises {found['read']:,} came: the "
+                "others cannot be read, and training would do without them."
             )
         if transparent := found.get("transparent"):
             told.append(
