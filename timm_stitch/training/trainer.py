@@ -87,7 +87,7 @@ def train(
     began = time.monotonic()
     run = TrainingRun(model, config, train_data, val_data, teacher, progress)
     try:
-        with tuning(model, config.tune):
+        with tuning(model, config):
             run.prepare()
             run.train()
         model = run.state.result()
