@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -11,6 +12,9 @@ from PIL import Image
 from training_run import start_two
 
 from timm_stitch.cli.entry import main
+from timm_stitch.data.config import DataConfig
+from timm_stitch.data.dataset import open_dataset
+from timm_stitch.data.loader import build_loader
 
 pytest.importorskip("webdataset", reason="needs webdataset: pip install webdataset")
 
@@ -54,6 +58,19 @@ def test_a_recipe_on_webdataset_shards(shards, recipe, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 20
     assert main(["train", recipe, "--repeated-aug", "3", "--output", str(shards / "two")]) == 1
     assert "repeated_aug=3 needs images that can be read in any order" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dataset", ["wds/x", None])
+def test_no_more_processes_read_than_there_are_cpus(tmp_path, shards, monkeypatch, dataset):
+    """torch warns of more, and the default of a recipe is four."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    for n in range(4):
+        (tmp_path / "train" / str(n % 2)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / f"train/{n % 2}/{n}.png")
+    for workers, used in ((4, 2), (1, 1), (0, 0)):
+        config = DataConfig(dataset=dataset, data_dir=str(tmp_path), batch_size=4, workers=workers)
+        loader, _ = build_loader(open_dataset(config, training=True), config, 1)
+        assert (loader if dataset is None else loader.loader).num_workers == used
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ class DataConfig:
     accumulate: int = _images(
         1, "micro-batches in which a step is worked off, to save memory; it changes nothing else", range=(1, math.inf)
     )
-    workers: int = _images(4, "processes that read images", range=(0, math.inf))
+    workers: int = _images(4, "processes that read images, no more than there are CPUs", range=(0, math.inf))
     seed: int = _images(0, "of the order of images, of augmentation and of the stitches")
 
     smoothing: float = _augmentation(0.1, "label smoothing", range=(0, 1))

@@ -206,4 +206,4 @@ def _as_stored(data: Any, index: int, image: Image.Image) -> tuple[str, bool]:
 
 def _see_through(image: Image.Image) -> bool:
     marked = image.getbands()[-1] in ("A", "a") or "transparency" in image.info
-    return marked and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    return marked and any(image.convert("RGBA").getchannel("A").histogram()[:255])
