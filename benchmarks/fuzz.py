@@ -4,13 +4,15 @@
 
 Files of six kinds begin as those that the package writes and are changed at random: config.json, stitches.json,
 weights, the authors' layout, recipes, rows. Nothing may be executed, fetched or opened outside of the folder; nothing
-may take more than `--seconds` or `--megabytes`; and what is refused is refused in one line.
+may take more than `--seconds` or `--megabytes`; and what is refused is refused in one line. What transformers does
+with a config.json before it calls this package is counted apart (it makes a name for each of 10^18 classes).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import os
@@ -68,6 +70,11 @@ class Bomb:
         return os.system, ("touch /tmp/executed-by-a-pickle",)
 
 
+def hostile(draw: random.Random) -> Any:
+    """A value that no file should have; a copy, so that what is changed in it stays in its own file."""
+    return copy.deepcopy(draw.choice(HOSTILE))
+
+
 def mutated(value: Any, draw: random.Random) -> Any:
     """A JSON value with one to three places changed."""
     value = json.loads(json.dumps(value))
@@ -78,13 +85,13 @@ def mutated(value: Any, draw: random.Random) -> Any:
             here = holder[key]
         change = draw.random()
         if holder is None:
-            value = draw.choice(HOSTILE) if change < 0.1 else value
+            value = hostile(draw) if change < 0.1 else value
         elif change < 0.6:
-            holder[key] = draw.choice(HOSTILE)
+            holder[key] = hostile(draw)
         elif change < 0.75:
             del holder[key]
         elif change < 0.9 and isinstance(holder, dict):
-            holder[draw.choice(KEYS)] = draw.choice(HOSTILE)
+            holder[draw.choice(KEYS)] = hostile(draw)
         elif isinstance(holder, list):
             holder.extend([here] * draw.choice([1, 3, 2000]))
         else:
@@ -179,11 +186,21 @@ def watch(allowed: tuple[str, ...], found: list[str]) -> None:
     sys.addaudithook(hook)
 
 
+class TooLongError(Exception):
+    """A file took more CPU time than it may."""
+
+
+def too_long(*_: Any) -> None:
+    """What the signal at the limit of CPU time calls."""
+    raise TooLongError
+
+
 def judge(read: Callable[[], Any], folder: Path, seconds: float) -> dict[str, Any]:
     """Read in this process, which is one of its own; what came of it."""
     found: list[str] = []
     prefixes = {sys.prefix, sys.base_prefix, str(Path(timm_stitch.__file__).parents[1]), str(folder)}
     watch((*(os.path.realpath(p) for p in prefixes), "/proc/", "/sys/", "/dev/", "/usr/"), found)
+    signal.signal(signal.SIGXCPU, too_long)
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     said, outcome = io.StringIO(), "read"
@@ -196,6 +213,10 @@ def judge(read: Callable[[], Any], folder: Path, seconds: float) -> dict[str, An
         outcome = f"refused by the command: {len(lines)} lines" if code else "read"
     except SystemExit as error:
         outcome = f"refused by the command: {len(said.getvalue().strip().splitlines())} lines ({error.code})"
+    except TooLongError as error:  # with no frame of ours it is transformers' own reading of what it takes
+        ours = Path(timm_stitch.__file__).parent.as_posix()
+        called = any(frame.filename.startswith(ours) for frame in traceback.extract_tb(error.__traceback__))
+        outcome = "hung" if called else "too long in transformers before it calls us"
     except Exception as error:
         lines = str(error).strip().splitlines()
         outcome = f"{type(error).__name__}{' of several lines: ' + repr(str(error))[:300] if len(lines) > 1 else ''}"
@@ -218,7 +239,7 @@ def alone(read: Callable[[], Any], folder: Path, seconds: float) -> dict[str, An
             file.write(json.dumps(judge(read, folder, seconds)))
         os._exit(0)
     os.close(answer)
-    deadline, status = time.monotonic() + 3 * seconds, 0
+    deadline, status = time.monotonic() + 10 * seconds, 0  # of a machine that does other things too
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -260,9 +281,10 @@ def main() -> None:
         result = alone(write(folder), scratch, args.seconds)
         shutil.rmtree(folder)
         outcomes.setdefault(kind, Counter())[result["outcome"].split(" of several")[0]] += 1
-        most = max(most, result["megabytes"])
+        theirs = result["outcome"].endswith("before it calls us")
+        most = max(most, 0 if theirs else result["megabytes"])
         bad = result["outcome"].startswith(("hung", "died")) or "several lines" in result["outcome"]
-        if bad or result["touched"] or result["megabytes"] > args.megabytes:
+        if bad or result["touched"] or (result["megabytes"] > args.megabytes and not theirs):
             wrong.append({"number": number, "kind": kind, **result})
             print(json.dumps(wrong[-1]), flush=True)
     for kind, counts in sorted(outcomes.items()):

@@ -29,6 +29,8 @@ def test_every_field_says_what_it_is():
         ({"crop_mode": "five"}, ValueError, "crop_mode='five' is unknown: expected one of"),
         ({"dataset_args": {"input_key": ["a"]}}, TypeError, "dataset_args=.* is a dict: expected dict"),
         ({"dataset_args": {"name": "a"}}, ValueError, "dataset_args has name: expected some of download"),
+        ({"dataset": "wsd/x"}, ValueError, "dataset='wsd/x' names no reader: expected torch/…, hfds/…, "),
+        ({"dataset": "folder"}, ValueError, "dataset='folder' names no reader: .* leave it out for a folder of images"),
         ({"crop_ratio": [2, 1]}, ValueError, r"crop_ratio=\(2, 1\) is not a range"),
         ({"epochs": 3}, ValueError, "unknown fields epochs: the fields are accumulate, auto_augment"),
     ],

@@ -70,6 +70,23 @@ def test_no_door_builds_what_reads_or_has_no_end(folder, door, args, message):
         DOORS[door](folder)
 
 
+@pytest.mark.parametrize("door", ["from_hub", "extract", "timm"])
+def test_strange_names_are_told_in_one_line(folder, door):
+    edit(folder / "config.json", lambda c: c["pretrained_cfg"].update({"x\ny": 1}))
+    with pytest.raises(
+        ValueError, match=r"^the pretrained_cfg in config\.json is not one of timm's \(\['x\\ny'\]\)[^\n]*$"
+    ):
+        DOORS[door](folder)
+
+
+@pytest.mark.parametrize("door", ["from_hub", "extract"])
+def test_a_header_that_is_none_is_told_in_one_line(folder, door):
+    header = json.dumps({"a": {"dtype": "a\nb", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ValueError, match=r"^'[^\n]*model\.safetensors' is not a readable weights file \([^\n]*$"):
+        DOORS[door](folder)
+
+
 def test_a_plan_is_counted_before_it_is_read():
     stitch = {"stitch_id": 0, "segments": [[0, 0, 1]], "layers": []}
     anchor = {"name": "a", "widths": [1, 1], "reductions": [1, 1]}

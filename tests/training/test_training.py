@@ -311,6 +311,23 @@ def test_shared_statistics_and_networks_without():
         timm_stitch.recalibrate(model, [], 999)
 
 
+@pytest.mark.parametrize(
+    ("values", "kept"), [({}, False), ({"freeze_statistics": True}, True), ({"tune": "stitches"}, True)]
+)
+def test_statistics_are_kept_if_so_asked(values, kept):
+    model = batch_normed()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
+    weight = model.anchors[0].blocks[0].norm1.weight.clone()
+    data = TensorDataset(torch.randn(16, 3, 64, 64) + 3, torch.arange(16) % 4)
+    run = config(epochs=2, batch_size=8, lr=1e-2, trackers=None, evaluate_every=1, sampling="anchors", **values)
+    timm_stitch.train(model, run, train_data=data, val_data=data, progress=False)
+    same = [torch.equal(model.get_buffer(name), buffer) for name, buffer in before.items()]
+    assert before
+    assert all(same) if kept else not any(same)
+    assert torch.equal(model.anchors[0].blocks[0].norm1.weight, weight) == ("tune" in values)
+    assert all(module.training is False for module in model.modules())
+
+
 def test_a_family_with_batch_norm_trains(tmp_path):
     log = timm_stitch.train(
         batch_normed(),

@@ -35,10 +35,10 @@ def run_check(options: argparse.Namespace) -> None:
     splits = []
     for split in options.splits:
         config = DataConfig(
-            dataset=options.dataset, data_dir=options.data_dir, train_split=split,
+            dataset=options.dataset, data_dir=options.data_dir, val_split=split,
             dataset_args=read_argument(options.dataset_args),
         )  # fmt: skip
-        splits.append(look_at_split(config, training=True))
+        splits.append(look_at_split(config, training=False))
     told = warnings_of(splits)
     if options.json:
         print(json.dumps({"splits": splits, "warnings": told}))

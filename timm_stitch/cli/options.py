@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.config import DataConfig
 from ..data.dataset import build_dataset, image_config
+from ..data.loader import reading_processes
 from ..data.yaml_text import read_argument
 from ..hub.loading import load_network
 from ..network.network import SNNet
@@ -87,7 +88,7 @@ def load_images(options: argparse.Namespace, model: SNNet, shuffled: bool = Fals
     )  # fmt: skip
     data = build_dataset(config, model, training=shuffled, augment=False)
     shuffle = shuffled and not isinstance(data, IterableDataset)  # which has an order of its own
-    return DataLoader(data, config.batch_size, shuffle=shuffle, num_workers=config.workers)
+    return DataLoader(data, config.batch_size, shuffle=shuffle, num_workers=reading_processes(config.workers))
 
 
 def images_fingerprint(options: argparse.Namespace, model: SNNet) -> str:

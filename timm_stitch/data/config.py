@@ -19,6 +19,7 @@ from .fields import check, option, read
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+READERS = ("torch", "hfds", "hfids", "wds", "tfds")  # timm takes any other name for a folder of images
 DATASET_ARGS = ("download", "input_key", "target_key", "class_map", "num_samples")
 
 _images = partial(option, group="images")
@@ -49,7 +50,7 @@ class DataConfig:
     accumulate: int = _images(
         1, "micro-batches in which a step is worked off, to save memory; it changes nothing else", range=(1, math.inf)
     )
-    workers: int = _images(4, "processes that read images", range=(0, math.inf))
+    workers: int = _images(4, "processes that read images, no more than there are CPUs", range=(0, math.inf))
     seed: int = _images(0, "of the order of images, of augmentation and of the stitches")
 
     smoothing: float = _augmentation(0.1, "label smoothing", range=(0, 1))
@@ -72,6 +73,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        prefix, slash, _ = (self.dataset or "").partition("/")
+        if self.dataset and not (slash and prefix.lower() in READERS):
+            raise ValueError(
+                f"dataset={self.dataset!r} names no reader: expected {', '.join(f'{name}/…' for name in READERS)}; "
+                "leave it out for a folder of images."
+            )
         unknown = sorted(set(self.dataset_args or ()) - set(DATASET_ARGS))
         if unknown:
             raise ValueError(f"dataset_args has {', '.join(unknown)}: expected some of {', '.join(DATASET_ARGS)}.")

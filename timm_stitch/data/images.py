@@ -56,6 +56,8 @@ def open_image(
     try:
         image = Image.open(file, formats=formats)
         image.load()
+        if image.mode == "P":
+            image.info.pop("transparency", None)  # which Pillow would warn of; the colours are those of the palette
         return _in_8_bits(_upright(image), name).convert(mode)
     except ImageError:
         raise

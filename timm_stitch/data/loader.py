@@ -179,19 +179,25 @@ def build_loader(data: Any, config: DataConfig, processes: int) -> Any:
                 "tfds/ and hfids/ data."
             )
         steps = images // batch_size
-        stream = Stream(data, config.micro_batch(processes), steps, accumulate, config.workers, seed)
+        stream = Stream(data, config.micro_batch(processes), steps, accumulate, reading_processes(config.workers), seed)
         return stream, stream
     batches = EpochBatches(data, batch_size // accumulate, accumulate, seed, config.repeated_aug)
     loader: DataLoader[Any] = DataLoader(
         SeededImages(data, seed),
         batch_sampler=batches,
-        num_workers=config.workers,
+        num_workers=reading_processes(config.workers),
         persistent_workers=config.workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
         worker_init_fn=leave_signals,
     )
     return loader, batches
+
+
+def reading_processes(workers: int) -> int:
+    """How many processes read images: as many as asked for, and no more than there are CPUs."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(workers, cpus)
 
 
 def leave_signals(worker: int) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from .classes import class_names
+from .classes import class_names, ordered
 from .config import DataConfig
 from .dataset import open_dataset
 from .images import ImageError, Images
+from .loader import count_images
 
 SHOWN = 20  # names of files in a report
 SECONDS = 20.0  # for a look at a split before training
@@ -40,7 +41,10 @@ def look_before(config: Any, bar: Any) -> None:
     """
     splits = [look_at_split(config, training=True, seconds=SECONDS)]
     if "read" not in splits[0]:
-        return  # a stream, which is seen as it comes
+        if not bar.disable:
+            count = f"{config.train_split}: {splits[0]['images']:,} images"
+            bar.write(f"{count} as a stream, seen as they come: timm-stitch check reads them all.", file=sys.stderr)
+        return
     if config.evaluate_every:
         splits.append(look_at_split(config, training=False, seconds=SECONDS))
     for found in splits if not bar.disable else ():
@@ -59,22 +63,24 @@ def look_at_split(config: DataConfig, training: bool, seconds: float = math.inf)
         seconds: after which to stop; images from all over the split are read first.
 
     Returns:
-        `split`, `images`, `classes` (names), and of images that can be asked for one by one `read` (how many were),
+        `split`, `images` and `classes` (names); of evaluation images that come as a stream also `read` (how many
+        came), `missing` (how many of those promised did not) and `sizes`, their labels standing for classes without
+        names; of images that can be asked for one by one `read` (how many were),
         `unreadable` (the error of each), `passed_over` (of a folder: how many files of each ending are taken for no
-        image), `sizes` and `modes` (how many images have each).
+        image), `sizes` and `modes` (how many images have each), and `transparent` (how many have such parts).
 
     Raises:
         OSError, ValueError: if there is no such split, or its reader cannot read it.
     """
     data = open_dataset(config, training)
     found: dict[str, Any] = {"split": config.train_split if training else config.val_split}
-    found |= {"images": len(data), "classes": class_names(data)}
+    found |= {"images": count_images(data, 1), "classes": class_names(data)}
     if isinstance(data, IterableDataset):
-        return found
+        return found if training else found | _look_at_stream(data, found)
     unreadable: list[str] = []
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
-    until, read = time.monotonic() + seconds, 0
+    until, read, transparent = time.monotonic() + seconds, 0, 0
     for index in _spread(len(data)):
         if time.monotonic() > until:
             break
@@ -85,12 +91,15 @@ def look_at_split(config: DataConfig, training: bool, seconds: float = math.inf)
             unreadable.append(str(error))
             continue
         sizes["x".join(map(str, image.size))] += 1
-        modes[_stored_mode(data, index, image)] += 1
+        mode, see_through = _as_stored(data, index, image)
+        modes[mode] += 1
+        transparent += see_through
     found |= {
         "read": read,
         "unreadable": unreadable,
         "sizes": dict(sizes.most_common()),
         "modes": dict(modes.most_common()),
+        "transparent": transparent,
     }
     return found | {"passed_over": passed_over(data)}
 
@@ -113,9 +122,24 @@ def check_unreadable(splits: Iterable[dict[str, Any]]) -> None:
     Raises:
         ValueError: saying how many.
     """
-    bad = sum(len(found.get("unreadable", ())) for found in splits)
+    bad = sum(len(found.get("unreadable", ())) + found.get("missing", 0) for found in splits)
     if bad:
         raise ValueError(f"{bad} images cannot be read: replace or remove them.")
+
+
+def _look_at_stream(data: Iterable[Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Read images that come in an order of their own to their end, and say what came."""
+    sizes: Counter[str] = Counter()
+    labels = set()
+    for image, label in data:
+        sizes["x".join(map(str, image.size))] += 1
+        labels.add(str(label))
+    return {
+        "classes": found["classes"] or ordered(list(labels)),
+        "read": sizes.total(),
+        "missing": max(found["images"] - sizes.total(), 0),
+        "sizes": dict(sizes.most_common()),
+    }
 
 
 def _spread(count: int) -> Iterable[int]:
@@ -148,6 +172,16 @@ def warnings_of(splits: list[dict[str, Any]]) -> list[str]:
         more = len(found.get("unreadable", [])) - SHOWN
         if more > 0:
             told.append(f"{name}: {more} more images cannot be read.")
+        if found.get("missing"):
+            told.append(
+                f"{name}: of the {found['images']:,} images that its reader promises {found['read']:,} came: the "
+                "others cannot be read, and training would do without them."
+            )
+        if transparent := found.get("transparent"):
+            told.append(
+                f"{name}: images with transparent parts: {transparent}. The network sees the colours that are stored "
+                "beneath, as with timm; to have others, put the images on a background."
+            )
         for ending, count in found.get("passed_over", {}).items():
             told.append(
                 f"{name}: {count} files ({ending}) are passed over: to take them, name the endings in dataset_args "
@@ -162,9 +196,14 @@ def warnings_of(splits: list[dict[str, Any]]) -> list[str]:
     return told
 
 
-def _stored_mode(data: Any, index: int, image: Any) -> str:
-    """Pillow's mode of an image as it is in its file."""
+def _as_stored(data: Any, index: int, image: Image.Image) -> tuple[str, bool]:
+    """Pillow's mode of an image as it is in its file, and whether parts of it are transparent."""
     if not isinstance(data, Images):
-        return str(image.mode)
+        return image.mode, _see_through(image)
     with data.reader[index][0] as file, Image.open(file) as stored:
-        return str(stored.mode)
+        return stored.mode, _see_through(stored)
+
+
+def _see_through(image: Image.Image) -> bool:
+    marked = image.getbands()[-1] in ("A", "a") or "transparency" in image.info
+    return marked and any(image.convert("RGBA").getchannel("A").histogram()[:255])

@@ -95,16 +95,25 @@ def check_cfg(cfg: Any) -> None:
     Raises:
         ValueError: naming what is strange.
     """
+    check_cfg_fields(cfg)
+    sources = [field for field in SOURCES if cfg.get(field)]
+    if sources:
+        raise ValueError(
+            f"the pretrained_cfg in config.json names files of its own ({', '.join(sources)}): remove them."
+        )
+
+
+def check_cfg_fields(cfg: Any) -> None:
+    """Refuse a saved `pretrained_cfg` with fields that timm's do not have.
+
+    Raises:
+        ValueError: naming them.
+    """
     known = set(PretrainedCfg.__dataclass_fields__)
     if not isinstance(cfg, Mapping) or set(cfg) - known:
         strange = sorted(map(str, set(cfg) - known))[:4] if isinstance(cfg, Mapping) else type(cfg).__name__
         raise ValueError(
             f"the pretrained_cfg in config.json is not one of timm's ({strange!s:.160}): save the network again."
-        )
-    sources = [field for field in SOURCES if cfg.get(field)]
-    if sources:
-        raise ValueError(
-            f"the pretrained_cfg in config.json names files of its own ({', '.join(sources)}): remove them."
         )
 
 

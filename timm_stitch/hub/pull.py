@@ -37,7 +37,7 @@ from .json_files import (
     read_stitches,
     remember,
 )
-from .safetensors_ranges import NoRangesError, RemoteFile, read_local
+from .safetensors_ranges import NoRangesError, RemoteFile, read_local, unreadable
 
 _logger = logging.getLogger(__name__)
 
@@ -170,9 +170,7 @@ def _names(file: Path) -> list[str]:
         with safe_open(file, framework="pt") as opened:
             return list(opened.keys())
     except SafetensorError as error:
-        raise ValueError(
-            f"{str(file)!r} is not a readable weights file ({error!s:.120}): it may be truncated. Fetch it again."
-        ) from error
+        raise unreadable(file, error) from error
 
 
 def _extract(folder: Path, stitch_id: int, kwargs: Mapping[str, Any], remote: _Repository | None = None) -> SNNet:

@@ -237,7 +237,13 @@ def read_local(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, 
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise ValueError(
-            f"{str(path)!r} is not a readable weights file ({error!s:.120}): it may be truncated, or of another "
-            "network. Delete it and fetch it again."
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | os.PathLike[str], error: SafetensorError) -> ValueError:
+    """What a file that cannot be read as safetensors raises: one line, whatever stands in the file."""
+    reason = " ".join(str(error).split())
+    return ValueError(
+        f"{str(path)!r} is not a readable weights file ({reason:.120}): it may be truncated, or of another network. "
+        "Delete it and fetch it again."
+    )

@@ -22,7 +22,7 @@ from ..anchors.budget import bounded
 from ..anchors.meta_device import can_build_on_meta, materialize
 from ..anchors.timm_compat import resolve_pretrained_cfg
 from ..files import steadily
-from ..hub.arguments import OF_NETWORK, check_anchor, check_arguments, check_cfg, without_sources
+from ..hub.arguments import OF_NETWORK, check_anchor, check_arguments, check_cfg, check_cfg_fields, without_sources
 from ..hub.json_files import network_files, recall
 from ..network.features import Features
 from ..network.network import SNNet
@@ -58,6 +58,8 @@ def create_snnet(
     """
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     cfg_arg = kwargs.pop("pretrained_cfg", None)
+    if isinstance(cfg_arg, Mapping):
+        check_cfg_fields(cfg_arg)
     cfg = resolve_pretrained_cfg(variant, cfg_arg, overlay)
     own_weights = bool(cfg.has_weights or cfg.state_dict or cfg.source)
     saved = _saved_arguments(cfg, kwargs, anchors)

@@ -98,6 +98,11 @@ class TrainConfig(DataConfig):
         None, "the largest gradient norm or value, or the ratio of agc; null for none", range=(0, math.inf)
     )
     clip_mode: str = _optimizer("norm", "what clip_grad limits", choices=("norm", "value", "agc"))
+    freeze_statistics: bool = _optimizer(
+        False,
+        "train with BatchNorm's running statistics as they are and leave them so: on few images those of a batch are "
+        "far from them; tune='stitches' does so in any case",
+    )
     dense_updates: bool = _optimizer(
         False,
         "give parameters that a step did not use a zero gradient, so that they decay and keep moving, as in the "

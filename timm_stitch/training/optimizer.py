@@ -71,13 +71,17 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps:
 
 
 @contextmanager
-def tuning(model: SNNet, tune: str) -> Iterator[None]:
-    """Train what `tune` says; the rest is frozen, with its statistics, until the end of the block."""
+def tuning(model: SNNet, config: TrainConfig) -> Iterator[None]:
+    """Train what `tune` says; the rest is frozen until the end of the block, with its statistics.
+
+    `freeze_statistics` freezes these where the weights learn.
+    """
     kept = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.train()
     try:
-        if tune == "stitches":
+        if config.tune == "stitches":
             model.anchors.requires_grad_(False)
+        if config.tune == "stitches" or config.freeze_statistics:
             for module in model.anchors.modules():
                 if isinstance(module, _BATCH_NORM):
                     module.eval()

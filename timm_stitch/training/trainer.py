@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.dataset import build_dataset, name_classes
-from ..data.loader import Stream, build_loader, count_images, leave_signals, make_mixup, seed_all
+from ..data.loader import Stream, build_loader, count_images, leave_signals, make_mixup, reading_processes, seed_all
 from ..data.look import look_before
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
@@ -87,7 +87,7 @@ def train(
     began = time.monotonic()
     run = TrainingRun(model, config, train_data, val_data, teacher, progress)
     try:
-        with tuning(model, config.tune):
+        with tuning(model, config):
             run.prepare()
             run.train()
         model = run.state.result()
@@ -278,8 +278,8 @@ class TrainingRun:
     def score(self) -> float:
         """The frontier area (top-1 over the log of the macs) of the weights that the run would give now."""
         average_statistics(self.model)
-        size, readers = self.config.micro_batch(self.accelerator.num_processes), self.config.workers
-        loader: Any = DataLoader(self.val_data, size, num_workers=readers, worker_init_fn=leave_signals)
+        size, count = self.config.micro_batch(self.accelerator.num_processes), reading_processes(self.config.workers)
+        loader: Any = DataLoader(self.val_data, size, num_workers=count, worker_init_fn=leave_signals)
         rows = evaluate(self.state.ema.module if self.state.ema is not None else self.model, loader)
         low, high = min(self.macs.values()), max(self.macs.values())
         if low == high:  # an extracted stitch has no curve
