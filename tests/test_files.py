@@ -9,7 +9,7 @@ from multiprocessing.pool import ThreadPool
 
 import pytest
 
-from timm_stitch.files import files_in, steadily, whole_file, whole_folder
+from timm_stitch.files import files_in, lock_folder, steadily, whole_file, whole_folder
 
 
 class CrashError(Exception):
@@ -228,6 +228,21 @@ def test_files_that_belong_together_are_never_those_of_two_writers(tmp_path):
     assert len(seen) > 10
     assert all(len(set(found)) == 1 for found in seen)
     assert names(folder) == ["a", "b", "c"]
+
+
+def test_a_reader_waits_for_a_writer_that_is_half_way(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_text("0")
+    lock = lock_folder(tmp_path)
+    (tmp_path / "a").write_text("1")
+    with ThreadPool(1) as pool:
+        files = [tmp_path / name for name in "abc"]
+        found = pool.apply_async(steadily, [files, lambda: [file.read_text() for file in files]])
+        time.sleep(0.1)
+        (tmp_path / "b").write_text("1")
+        (tmp_path / "c").write_text("1")
+        os.close(lock)
+        assert found.get(10) == ["1", "1", "1"]
 
 
 def test_an_error_of_files_that_nobody_writes_is_raised_at_once(tmp_path):

@@ -99,11 +99,14 @@ def lock_folder(folder: Path) -> int | BlockingIOError | None:
 
     Returns:
         A descriptor that holds the lock until `os.close`, or until the process dies; the error where another holds it;
-        None where the system or the file system has no such locks.
+        None where there is no such folder, or the system or the file system has no such locks.
     """
     if fcntl is None:
         return None
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return handle
@@ -124,7 +127,8 @@ def steadily(files: Iterable[Path], read: Callable[[], T]) -> T:
     """
     files = list(files)
     for _ in range(_TRIES):
-        before = _stamps(files)
+        with alone_in(files[0].parent):  # no writer is half way
+            before = _stamps(files)
         try:
             found = read()
         except Exception:
