@@ -87,6 +87,13 @@ def test_a_header_that_is_none_is_told_in_one_line(folder, door):
         DOORS[door](folder)
 
 
+@pytest.mark.parametrize("pickled", [b"\x80\x02.", b"\x80\x02]K\x01a0a.", b"\x80\x02]}}u."])
+def test_a_pickle_that_breaks_off_is_told_as_a_damaged_file(tmp_path, pickled):
+    (tmp_path / "theirs.pth").write_bytes(pickled)
+    with pytest.raises(ValueError, match=r"^'[^\n]*theirs\.pth' is not a readable weights file \([^\n]*$"):
+        timm_stitch.convert_checkpoint(tmp_path / "theirs.pth", "snnet_levit_192_256")
+
+
 def test_a_plan_is_counted_before_it_is_read():
     stitch = {"stitch_id": 0, "segments": [[0, 0, 1]], "layers": []}
     anchor = {"name": "a", "widths": [1, 1], "reductions": [1, 1]}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
-import pickle
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -19,7 +18,6 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import PretrainedCfg, clean_state_dict
 from torch import Tensor, nn
@@ -84,7 +82,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             return loaded
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch's unpickler raises whatever a damaged file leads it to
         raise ValueError(corrupt(str(path), error)) from error
 
 
