@@ -7,10 +7,10 @@ from importlib import import_module
 import pytest
 import torch
 from conftest import small_anchors
+from exports import IDS, images, union_bytes
 
 import timm_stitch
 
-IDS = [3, 5, 20]
 HERE = [
     f for f, package in (("executorch", "executorch"), ("litert", "litert_torch")) if importlib.util.find_spec(package)
 ]
@@ -33,10 +33,6 @@ def net():
     return timm_stitch.stitch(small_anchors()).eval()
 
 
-def images(n):
-    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(n))
-
-
 def runner(folder, row):
     """What runs a stitch, as the docs show it."""
     if "method" in row:
@@ -48,10 +44,6 @@ def runner(folder, row):
     return lambda x: torch.from_numpy(run(images=x.numpy())["logits"])
 
 
-def union_bytes(net):
-    return sum(t.nbytes for t in {k: v for i in IDS for k, v in net.extract(i).state_dict().items()}.values())
-
-
 @devices
 def test_one_file_has_every_stitch_and_each_weight_once(net, format, tmp_path):
     manifest = timm_stitch.export(net, tmp_path / "deploy", IDS, format=format)
@@ -59,7 +51,7 @@ def test_one_file_has_every_stitch_and_each_weight_once(net, format, tmp_path):
     file = {"executorch": "stitches.pte", "litert": "stitches.tflite"}[format]
     assert {f.name for f in (tmp_path / "deploy").iterdir()} == {file, "manifest.json"}
     assert [(row["file"], row[part]) for row in manifest["stitches"]] == [(file, f"stitch_{k}") for k in IDS]
-    assert manifest["union_bytes"] == union_bytes(net)
+    assert manifest["union_bytes"] == union_bytes(net, IDS)
     graphs = 120_000 * len(IDS)  # bytes of what is no weight, which small networks have as much of as large ones
     assert manifest["bytes"] <= 1.02 * manifest["union_bytes"] + graphs
     assert manifest["input"]["shape"] == [1, 3, 32, 32]

@@ -4,7 +4,6 @@ import base64
 import functools
 import http.server
 import io
-import shutil
 import threading
 
 import numpy as np
@@ -12,14 +11,12 @@ import pytest
 import timm
 import torch
 from conftest import small_anchors
+from in_browser import chromium, drop
 from PIL import Image
 
 import timm_stitch
 from timm_stitch.data.dataset import image_config
 from timm_stitch.deployment.formats import web_folder
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 
 def network():
@@ -66,13 +63,8 @@ def address(exported):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs a Chromium on the path: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -118,22 +110,9 @@ def shown(page, stitch_id):
     return [(label, float(share.removesuffix(" %"))) for label, share in texts]
 
 
-def drop(page, data):
-    """Drop a file on the page."""
-    handle = page.evaluate_handle(
-        """text => {
-            const data = new DataTransfer(), bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0))
-            data.items.add(new File([bytes], "dropped.png", {type: "image/png"}))
-            return data
-        }""",
-        base64.b64encode(data).decode(),
-    )
-    page.dispatch_event("#drop", "drop", {"dataTransfer": handle})
-
-
 def test_an_image_is_dropped_and_the_slider_moved_by_the_keyboard(page, exported):
     net, order, _ = exported
-    drop(page, png(picture()))
+    drop(page, "#drop", png(picture()))
     for step in (2, 1, 0):
         found = shown(page, order[step])
         wanted = expected(net, picture(), order[step])
@@ -149,7 +128,7 @@ def test_an_image_is_dropped_and_the_slider_moved_by_the_keyboard(page, exported
 
 
 def test_what_is_no_image_is_said(page):
-    drop(page, b"no image")
+    drop(page, "#drop", b"no image")
     page.wait_for_function("document.getElementById('status').textContent.includes('cannot be read as an image')")
 
 
@@ -199,7 +178,7 @@ def test_what_the_page_cannot_do_is_said(runtime, tmp_path):
 
 def test_another_runtime_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(web_folder, "_REGISTRY", "http://127.0.0.1:9")
+    monkeypatch.setattr(web_folder, "_ADDRESS", "http://127.0.0.1:9/package.tgz")
     net, _ = network()
     with pytest.raises(OSError, match=r"cannot be fetched .*npm pack onnxruntime-web@1.30.0\) and put it at"):
         timm_stitch.export(net, tmp_path / "page", format="web")

@@ -1,10 +1,8 @@
 """The page: what it shows is what the network gives; and in a real browser, as a user would open it."""
 
-import base64
 import contextlib
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +16,7 @@ import pytest
 import timm
 import torch
 from conftest import anchor_specs
+from in_browser import chromium, drop
 from PIL import Image
 
 import timm_stitch
@@ -27,11 +26,6 @@ from timm_stitch.deployment.spaces import push_space
 
 NAMES = [f"kind {letter}" for letter in "abcdefghij"]
 NO_GRADIO = "the page needs gradio: pip install 'timm_stitch[demo]'"
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def rows_of(model):
@@ -215,28 +209,8 @@ def served(folder, tmp_path):
 
 @pytest.fixture
 def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="needs playwright: pip install 'timm_stitch[browser]'"
-    )
-    if CHROMIUM is None:
-        pytest.skip("needs a Chromium on the path: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as opened:
         yield opened
-        opened.close()
-
-
-def drop(page, picture):
-    """Drop a file on the image field."""
-    data = page.evaluate_handle(
-        """text => {
-            const data = new DataTransfer(), bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0))
-            data.items.add(new File([bytes], "dropped.png", {type: "image/png"}))
-            return data
-        }""",
-        base64.b64encode(picture.read_bytes()).decode(),
-    )
-    page.dispatch_event("#image button[aria-dropeffect], #image button", "drop", {"dataTransfer": data})
 
 
 def wait_for(page, stitch_id, unlike=None):
@@ -283,7 +257,7 @@ def test_in_a_browser(net, served, browser, pictures, tmp_path):
     page.wait_for_selector("#curve circle.here", timeout=60_000)
     assert "–" in page.inner_text("#facts .latency b")
 
-    drop(page, pictures[0])
+    drop(page, "#image button[aria-dropeffect], #image button", pictures[0].read_bytes())
     wait_for(page, steps[-1]["stitch_id"])
     dearest = shown(page)
     check(dearest, net, pictures[0], steps[-1])
