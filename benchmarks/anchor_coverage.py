@@ -8,7 +8,8 @@ counted, it is saved and loaded (equal), a stitch is extracted (equal), layers a
     python benchmarks/anchor_coverage.py rows.jsonl                         # all names, cheap ones first
     python benchmarks/anchor_coverage.py rows.jsonl --summary               # what the rows say
 
-Names that the file has already are skipped, so a sweep goes on where it stopped. Each name runs in a worker
+Names that the file has already are skipped, so a sweep goes on where it stopped (anchor_coverage.jsonl has the rows so
+far). Each name runs in a worker
 process with a limit on time and memory. Models of more parameters than `--max-params` are opened on the
 meta device only and marked `"not run: size"`.
 """

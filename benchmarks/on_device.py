@@ -8,9 +8,9 @@
 
 `quick` is the quickstart's network (`make quickstart` makes it) and 500 test images of Fashion-MNIST; `efficientnet`
 is snnet_efficientnet_lite_012 with its real weights, initialised by least squares, and 500 crops of real photos;
-`deit` and `resnet` are snnet_deit_tsb and snnet_resnet_18_50 with random weights, batch norms filled; not
-in int8. `--runner` is
-examples/on_device, built. All latencies are of one image on one thread: rounds in turn, medians with quartiles.
+`deit` and `resnet` are snnet_deit_tsb and snnet_resnet_18_50 with random weights, batch norms filled, and not in
+int8. `--runner` is examples/on_device, built. All latencies are of one image on one thread: rounds in turn, medians
+with quartiles.
 """
 
 from __future__ import annotations

@@ -40,9 +40,8 @@ def add_verbs(verbs: Verbs) -> None:
         help="images that a call takes: a number, or the smallest and the largest (default: any for onnx and program, "
         "else 1)",
     )  # fmt: skip
-    verb.add_argument(
-        "--quantize", choices=["int8", "float16"], help="needs images (--data-dir) to measure what it changes"
-    )
+    precisions = sorted({name for one in FORMATS.values() for name in one.QUANTIZE})
+    verb.add_argument("--quantize", choices=precisions, help="needs images (--data-dir) to measure what it changes")
     verb.add_argument("--images", type=int, default=256, help="how many of them (default: 256)")
     verb.add_argument("--image-size", type=int, help="default: the network's")
 
@@ -64,16 +63,13 @@ def add_verbs(verbs: Verbs) -> None:
 def run_export(options: argparse.Namespace) -> None:
     """Write stitches as files of a format."""
     model, images = load_model(options), None
-    batch = options.export_batch_size
-    if batch is not None and len(batch) > 2:
-        raise ValueError(f"--export-batch-size {' '.join(map(str, batch))}: expected one number, or two.")
     if options.data_dir or options.dataset:
         torch.manual_seed(0)
         images = torch.cat(list(first_images(load_images(options, model, shuffled=True), options.images)))
     manifest = export(
         model, options.output, options.stitch_ids, format=options.format, quantize=options.quantize, images=images,
         image_size=options.image_size, progress=not options.json,
-        batch_size=batch if batch is None else batch[0] if len(batch) == 1 else (batch[0], batch[1]),
+        batch_size=options.export_batch_size,
     )  # fmt: skip
     if options.json:
         print(json.dumps(manifest))

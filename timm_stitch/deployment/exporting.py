@@ -93,12 +93,10 @@ def export(
         ImportError: without what the format needs, naming it.
     """
     _check_arguments(format, quantize, images)
-    batch = _batch(format, batch_size)
+    batch, ids = _batch(format, batch_size), _ids(model, stitch_ids, format)
     whole = _prepared(model, image_size)
-    alone = {stitch_id: whole.extract(stitch_id) for stitch_id in _ids(model, stitch_ids, format)}
-    job = Job(
-        whole, alone, batch, quantize, images.cpu().float() if quantize and images is not None else None, progress
-    )
+    compared = images.cpu().float() if quantize and images is not None else None
+    job = Job(whole, {stitch_id: whole.extract(stitch_id) for stitch_id in ids}, batch, quantize, compared, progress)
     _check_images(job)
     table = {row["stitch_id"]: row for row in whole.stitch_table()}
     with whole_folder(folder) as beside:
@@ -129,14 +127,14 @@ def _check_arguments(format: str, quantize: str | None, images: Tensor | None) -
     FORMATS[format].check_packages()
 
 
-def _batch(format: str, batch_size: int | tuple[int, int] | None) -> Batch:
+def _batch(format: str, batch_size: int | Sequence[int] | None) -> Batch:
     """How many images a call takes, as that format can have it."""
     possible = FORMATS[format].BATCHES
     if batch_size is None:
         return Batch(1) if possible[0] == "any" else Batch(1, 1)
-    low, high = (batch_size, batch_size) if isinstance(batch_size, int) else batch_size
-    batch = Batch(low, high)
-    if not 1 <= low <= high or batch.kind not in possible:
+    sizes = (batch_size,) if isinstance(batch_size, int) else batch_size
+    batch = Batch(sizes[0], sizes[-1]) if len(sizes) in (1, 2) else None
+    if batch is None or not 1 <= sizes[0] <= sizes[-1] or batch.kind not in possible:
         wanted = {"any": "None for any number", "number": "a number", "range": "(smallest, largest)"}
         raise ValueError(
             f"batch_size={batch_size} does not fit format={format!r}: expected "

@@ -161,3 +161,12 @@ def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return ConnectionError, f"the connection failed ({reason:.120})", "Try again; a pull goes on with what it has."
     return None
+
+
+def unreadable(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    """What a file of weights that cannot be read raises: one line, whatever stands in the file."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(
+        f"{str(path)!r} is not a readable weights file ({reason:.120}): it may be truncated, or of another network. "
+        "Delete it and fetch it again, or give another file."
+    )

@@ -26,7 +26,7 @@ from ..anchors.meta_device import materialize
 from ..files import steadily
 from ..network.network import SNNet
 from ..network.weights import NORM_FLAG, check_keys, fingerprint_of, glance, split_norm
-from .errors import check_repo_id, check_token, explained
+from .errors import check_repo_id, check_token, explained, unreadable
 from .json_files import (
     CONFIG_FILE,
     STITCHES_FILE,
@@ -37,7 +37,7 @@ from .json_files import (
     read_stitches,
     remember,
 )
-from .safetensors_ranges import NoRangesError, RemoteFile, read_local, unreadable
+from .safetensors_ranges import NoRangesError, RemoteFile, read_local
 
 _logger = logging.getLogger(__name__)
 

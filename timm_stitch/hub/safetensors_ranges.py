@@ -23,6 +23,8 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .errors import unreadable
+
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -238,12 +240,3 @@ def read_local(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, 
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise unreadable(path, error) from error
-
-
-def unreadable(path: str | os.PathLike[str], error: SafetensorError) -> ValueError:
-    """What a file that cannot be read as safetensors raises: one line, whatever stands in the file."""
-    reason = " ".join(str(error).split())
-    return ValueError(
-        f"{str(path)!r} is not a readable weights file ({reason:.120}): it may be truncated, or of another network. "
-        "Delete it and fetch it again."
-    )

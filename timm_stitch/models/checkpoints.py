@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg, clean_state_dict
 from torch import Tensor, nn
 
-from ..hub.errors import XET_ADVICE, by_xet, hide
+from ..hub.errors import XET_ADVICE, by_xet, hide, unreadable
 from ..network.network import SNNet
 from ..network.pretrained_cfg import stems_and_heads
 from ..network.weights import EXTRA_STATE, check_keys, split_norm
@@ -85,16 +85,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # torch's unpickler raises whatever a damaged file leads it to
-        raise ValueError(corrupt(str(path), error)) from error
-
-
-def corrupt(source: str, error: Exception) -> str:
-    """One line for weights that cannot be read."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"{source!r} is not a readable weights file ({reason:.160}): it may be truncated or of another kind. "
-        "Delete it and fetch it again, or give another file."
-    )
+        raise unreadable(path, error) from error
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -218,7 +209,7 @@ def reading(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -> nn.Mod
                 "that were saved of it."
             ) from error
         if _while_reading(error) or (error.__cause__ is not None and _while_reading(error.__cause__)):
-            raise ValueError(corrupt(str(source), error)) from error
+            raise unreadable(str(source), error) from error
         raise
 
 

@@ -21,23 +21,20 @@ from ...files import whole_file
 from ...network.network import SNNet
 from ..class_names import pillow_mode
 from . import onnx_files
-from .job import Job, Place, Run
+from .job import Job, Place
 
 BATCHES: tuple[str, ...] = ("number",)
 QUANTIZE: tuple[str, ...] = ("int8",)
 TO_SHARE: dict[str, Any] = {}
 RUNTIME = "onnxruntime-web-1.30.0.tgz"
-_REGISTRY = "https://registry.npmjs.org"
+_ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/{RUNTIME}"
 _DIGEST = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # npm's sha512
 _FROM_RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 _OWN = ("index.html", "app.js", "images.js")
 _MOST_BYTES, _PATIENCE = 64 << 20, 60.0  # of the package; seconds
 _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
-
-def check_packages() -> None:
-    """Import what ONNX needs."""
-    onnx_files.check_packages()
+check_packages, load = onnx_files.check_packages, onnx_files.load  # the files are ONNX
 
 
 def write(job: Job, folder: Path) -> dict[int, Place]:
@@ -52,18 +49,12 @@ def write(job: Job, folder: Path) -> dict[int, Place]:
     places = onnx_files.write(job, folder)
     with tarfile.open(package) as archive:
         for name in _FROM_RUNTIME:
-            member = archive.extractfile(f"package/dist/{name}")
-            if member is not None:
-                (folder / name).write_bytes(member.read())
+            member: Any = archive.extractfile(f"package/dist/{name}")
+            (folder / name).write_bytes(member.read())
     for name in _OWN:
         page = resources.files(__package__).joinpath("web_page", name)
         (folder / name).write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
     return places
-
-
-def load(folder: Path, place: Place) -> Run:
-    """What runs a file, here and not in a browser."""
-    return onnx_files.load(folder, place)
 
 
 def _check(job: Job) -> None:
@@ -89,22 +80,24 @@ def _check(job: Job) -> None:
 def _package() -> Path:
     """The pinned onnxruntime-web, from the cache, or fetched into it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timm_stitch" / RUNTIME
-    address = f"{_REGISTRY}/onnxruntime-web/-/{RUNTIME}"
-    if cache.exists():
-        found = cache.read_bytes()
-    else:
-        try:
-            with urllib.request.urlopen(address, timeout=_PATIENCE) as answer:
-                found = answer.read(_MOST_BYTES)
-        except (OSError, ValueError) as error:
-            raise OSError(
-                f"{address} cannot be fetched ({error}): fetch it elsewhere (npm pack onnxruntime-web@1.30.0) and put "
-                f"it at {cache}."
-            ) from error
+    kept = cache.exists()
+    found = cache.read_bytes() if kept else _fetched(cache)
     if base64.b64encode(hashlib.sha512(found).digest()).decode() != _DIGEST:
-        where = cache if cache.exists() else address
-        raise OSError(f"{where} is not onnxruntime-web 1.30.0 as npm has it: remove it from the cache, and try again.")
-    if not cache.exists():
+        what, do = (cache, "remove it") if kept else (_ADDRESS, f"put that at {cache}")
+        raise OSError(f"{what} is not onnxruntime-web 1.30.0 as npm has it: {do}, and try again.")
+    if not kept:
         with whole_file(cache) as beside:
             beside.write_bytes(found)
     return cache
+
+
+def _fetched(cache: Path) -> bytes:
+    try:
+        with urllib.request.urlopen(_ADDRESS, timeout=_PATIENCE) as answer:
+            found: bytes = answer.read(_MOST_BYTES)
+            return found
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{_ADDRESS} cannot be fetched ({error}): fetch it elsewhere (npm pack onnxruntime-web@1.30.0) and put it "
+            f"at {cache}."
+        ) from error
