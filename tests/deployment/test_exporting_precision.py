@@ -43,7 +43,7 @@ def test_int8_of_convolutions_takes_the_ranges_of_the_images(tmp_path):
         with torch.inference_mode():
             theirs, ours = run_onnx(path, x), net(x, row["stitch_id"])
         assert row["max_difference"] == pytest.approx((theirs - ours).abs().max().item(), rel=1e-3)
-        assert row["max_difference"] < 0.2 * (ours.max() - ours.min())
+        assert row["max_difference"] < 0.05 * (ours.max() - ours.min())  # 0.02; with ranges of no images 0.17
 
 
 @pytest.mark.filterwarnings("ignore:the float32 number")  # which onnxruntime's converter says of weights near zero

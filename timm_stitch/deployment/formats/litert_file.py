@@ -36,7 +36,9 @@ def write(job: Job, folder: Path) -> dict[int, Place]:
     with _quietly():
         for stitch_id, model in job.stitches("capture"):
             with_plain_attention(model)
-            converter = converter.signature(f"stitch_{stitch_id}", _Named(model), sample_kwargs={"images": images})
+            converter = converter.signature(
+                f"stitch_{stitch_id}", _Named(model).eval(), sample_kwargs={"images": images}
+            )
         converter.convert().export(str(folder / _FILE))
         if job.quantize:
             _int8(folder / _FILE)
