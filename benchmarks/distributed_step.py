@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_stitch.training.data_parallel import average_gradients, broadcast_weights
+from timm_stitch.training.data_parallel import GradientAverage, broadcast_weights
 from timm_stitch.training.sampling import uniform
 
 ANCHORS = ("deit_tiny_patch16_224", "deit_small_patch16_224")
@@ -37,6 +37,7 @@ def work(options):
     one, two = (timm.create_model("snnet", anchors=specs).train() for _ in range(2))
     two.load_state_dict(one.state_dict())
     broadcast_weights(one)
+    average = GradientAverage(one)
     wrapped = DistributedDataParallel(two, find_unused_parameters=True)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-4) for model in (one, two)]
     generator = torch.Generator().manual_seed(dist.get_rank())
@@ -46,9 +47,12 @@ def work(options):
         dist.barrier()
         began = time.perf_counter()
         model, optimizer = (one, optimizers[0]) if name == "ours" else (wrapped, optimizers[1])
-        torch.nn.functional.cross_entropy(model(images, stitch_id=k), labels).backward()
+        loss = torch.nn.functional.cross_entropy(model(images, stitch_id=k), labels)
         if name == "ours":
-            sent.append(average_gradients(one.parameters()))
+            average.begin([k], loss)
+        loss.backward()
+        if name == "ours":
+            sent.append(average.finish())
         optimizer.step()
         optimizer.zero_grad()
         return time.perf_counter() - began

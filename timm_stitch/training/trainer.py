@@ -34,7 +34,7 @@ from ..hub.saving import rebuild_args, save_pretrained
 from ..network.network import SNNet
 from ..plan.frontier import frontier_area
 from .config import TrainConfig
-from .data_parallel import average_gradients, average_statistics, broadcast_weights
+from .data_parallel import GradientAverage, average_statistics, broadcast_weights
 from .distillation import StitchLoss, find_teacher
 from .fsdp import is_sharded
 from .interruption import Interruption
@@ -140,18 +140,23 @@ class TrainingRun:
         self.state = RunState(model, config, self.accelerator, sharded, self.steps_per_epoch, count)
         start_trackers(self.accelerator, config)
         broadcast_weights(model.to(self.device))
+        self.average: GradientAverage | None = None
         self.meter = LossMeter(groups_by_macs(self.macs, count=GROUPS), self.macs, self.device)
         self.bar = tqdm(total=self.total, desc="train", disable=not (progress and self.accelerator.is_main_process))
 
     def prepare(self) -> None:
         """Make optimizer, schedule and average, and resume; to be called when it is settled what is frozen."""
         self.state.prepare(self.meter)
+        if not self.state.sharded:  # FSDP averages by itself
+            self.average = GradientAverage(self.model)
         self.bar.update(self.state.step)
         if self.named and not self.state.step and self.accelerator.is_main_process:
             look_before(self.config, self.bar)
 
     def close(self) -> None:
         """Leave the bar, the trackers and the output."""
+        if self.average is not None:
+            self.average.close()
         self.bar.close()
         close_trackers(self.accelerator)
         self.state.close()
@@ -219,6 +224,8 @@ class TrainingRun:
                 logits = self.model.forward_several(images, ids)
         losses = self.loss.of_each(logits, targets, taught, self.largest)
         total = torch.stack(list(losses.values())).mean()
+        if self.average is not None and number + 1 == config.accumulate:
+            self.average.begin(ids, total)
         self.accelerator.backward(total / config.accumulate)
         self.meter.add(losses)
 
@@ -227,8 +234,8 @@ class TrainingRun:
         state = self.state
         if state.scheduler is not None:
             state.scheduler.step_update(state.step)
-        if not state.sharded:  # FSDP has averaged them
-            average_gradients(state.parameters)
+        if self.average is not None:
+            self.average.finish()
         update_parameters(self.accelerator, state.optimizer, state.parameters, self.config)
         if state.ema is not None:
             state.ema.update(self.model)
