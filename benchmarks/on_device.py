@@ -50,7 +50,7 @@ def network(name: str, quick: str) -> timm_stitch.SNNet:
     if name == "efficientnet":
         model = real_anchors(timm.create_model("snnet_efficientnet_lite_012")).eval()
         some = [photo for photo, _ in labelled_photos()] + unlabelled_photos()
-        timm_stitch.least_squares_init(model, crops(some, 8, transform(model), model.image_size))
+        timm_stitch.least_squares_init(model, crops(some, 3, transform(model), model.image_size))
         return model
     model = timm.create_model({"deit": "snnet_deit_tsb", "resnet": "snnet_resnet_18_50"}[name]).eval()
     for module in model.modules():  # weights that are zero would hide what goes wrong
