@@ -37,14 +37,21 @@ def parameter_groups(model: SNNet, config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def make_optimizer(model: SNNet, config: TrainConfig) -> torch.optim.Optimizer:
-    """Make timm's optimizer over `parameter_groups`."""
-    optimizer = create_optimizer_v2(
-        parameter_groups(model, config),
-        opt=config.opt,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-    )
+    """Make timm's optimizer over `parameter_groups`.
+
+    Raises:
+        ValueError: if it is to be fused and has no such form.
+    """
+    more = {"fused": True} if config.fused else {}
+    try:
+        optimizer = create_optimizer_v2(
+            parameter_groups(model, config), opt=config.opt, lr=config.lr, weight_decay=config.weight_decay,
+            momentum=config.momentum, **more,
+        )  # fmt: skip
+    except TypeError as error:
+        if not config.fused or "fused" not in str(error):
+            raise
+        raise ValueError(f"opt={config.opt!r} has no fused form: set fused=False, or opt to adamw, adam or sgd.") from None
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", config.lr)
         group["lr"] = config.lr * group["lr_scale"]

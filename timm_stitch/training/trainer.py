@@ -43,6 +43,7 @@ from .optimizer import tuning, update_parameters
 from .run_state import RunState, note_run
 from .sampling import groups_by_macs
 from .sampling_rule import sampling_rule
+from .speed import set_up
 
 __all__ = ["TrainConfig", "train"]
 
@@ -87,7 +88,7 @@ def train(
     began = time.monotonic()
     run = TrainingRun(model, config, train_data, val_data, teacher, progress)
     try:
-        with tuning(model, config):
+        with tuning(model, config), set_up(model, config):
             run.prepare()
             run.train()
         model = run.state.result()
@@ -177,7 +178,7 @@ class TrainingRun:
         while state.step < self.total:
             epoch, done = divmod(state.step, self.steps_per_epoch)
             for number, (images, labels) in enumerate(self.micro_batches(epoch, done)):
-                self.micro_step(number % accumulate, images.to(self.device), labels.to(self.device))
+                self.micro_step(number % accumulate, *self.on_device(images, labels))
                 if (number + 1) % accumulate == 0:
                     self.optimizer_step()
                     self.report_and_save_if_due()
@@ -208,6 +209,12 @@ class TrainingRun:
             self.loader.iteration = epoch
         for batch in self.loader:
             yield batch[0], batch[1]
+
+    def on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images in the layout that the run wants and labels, without waiting for their way there."""
+        layout = torch.channels_last if self.config.channels_last else torch.preserve_format
+        images = images.to(self.device, non_blocking=True, memory_format=layout)
+        return images, labels.to(self.device, non_blocking=True)
 
     def micro_step(self, number: int, images: Tensor, labels: Tensor) -> None:
         """Forward and backward of one micro-batch; all micro-batches of a step train the same stitches."""
@@ -299,7 +306,7 @@ def _make_accelerator(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     return Accelerator(
         mixed_precision=config.precision,
-        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # a launcher's would divide again
         rng_types=[],
         log_with=tracker_names(config) or None,

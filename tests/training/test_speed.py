@@ -1,0 +1,63 @@
+"""Speed changes nothing of what a run computes but rounding, and is gone when the run has ended."""
+
+import pytest
+import torch
+from training_run import go, network
+
+import timm_stitch
+
+RUN = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "double": True, "stitches": 2}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"grad_checkpointing": True}, {"channels_last": True}, {"fused": True}, {"tf32": True}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_faster_run_computes_the_same(fields):
+    plain, _ = go(RUN)
+    fast, _ = go(RUN | fields)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(fast.state_dict()[name], tensor, rtol=0, atol=1e-9)
+    assert not fast.grad_checkpointing
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch.compile itself
+def test_a_compiled_run_computes_the_same_and_leaves_a_plain_network():
+    values = {"epochs": 1, "batch_size": 32, "images": 64, "lr": 1e-3, "ema_decay": 0.5, "evaluate_every": 1}
+    plain, _ = go(values)
+    torch._dynamo.reset()
+    counter = torch._dynamo.utils.counters
+    counter.clear()
+    fast, _ = go(values | {"compile": True})
+    assert counter["stats"]["unique_graphs"] > 0
+    assert all(module._compiled_call_impl is None for module in fast.modules())
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(fast.state_dict()[name], tensor, rtol=0, atol=2e-5)
+
+
+def test_activations_are_recomputed_where_that_is_asked(monkeypatch):
+    calls = []
+    monkeypatch.setattr("timm_stitch.anchors.view.checkpoint", lambda module, h: calls.append(module) or module(h))
+    go(RUN | {"grad_checkpointing": True, "max_steps": 1})
+    assert calls
+
+
+def test_images_and_convolutions_lie_channels_last(monkeypatch):
+    seen = []
+    model = network()
+    model.anchors[0].patch_embed.proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    config = timm_stitch.TrainConfig(
+        epochs=1, batch_size=8, channels_last=True, mixup=0, cutmix=0, workers=0, trackers=None, warmup_epochs=0,
+        sampling="anchors",
+    )  # fmt: skip
+    data = torch.utils.data.TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8))
+    timm_stitch.train(model, config, train_data=data, progress=False)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen) and seen
+
+
+def test_an_optimizer_without_a_fused_form_is_refused():
+    with pytest.raises(ValueError, match="opt='lamb' has no fused form: set fused=False, or opt to adamw, adam or sgd."):
+        go(RUN | {"opt": "lamb", "fused": True})
