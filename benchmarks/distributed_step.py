@@ -1,6 +1,7 @@
-"""A step's time on two gloo processes: gradients of what was used, against DDP with `find_unused_parameters=True`.
+"""A step's time on several processes: gradients of what was used, against DDP with `find_unused_parameters=True`.
 
     python benchmarks/distributed_step.py [--rounds 30] [--images 64] [--batch-size 8]
+    python benchmarks/distributed_step.py --device cuda --processes 8 --images 224 --batch-size 64
 
 Both train the same stitch of the same network on the same images in the same step, a different stitch each step.
 Steps of the two are interleaved. Prints the median step of each and the bytes that each sends.
@@ -31,7 +32,10 @@ def work(options):
     import timm_stitch  # noqa: F401 (registers the networks)
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    cuda = options.device == "cuda"
+    dist.init_process_group("nccl" if cuda else "gloo")
+    device = torch.device(options.device, dist.get_rank() if cuda else None)
+    torch.set_default_device(device)
     torch.manual_seed(0)
     specs = [{"architecture": n, "img_size": options.images, "num_classes": 10} for n in ANCHORS]
     one, two = (timm.create_model("snnet", anchors=specs).train() for _ in range(2))
@@ -40,11 +44,14 @@ def work(options):
     average = GradientAverage(one)
     wrapped = DistributedDataParallel(two, find_unused_parameters=True)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-4) for model in (one, two)]
-    generator = torch.Generator().manual_seed(dist.get_rank())
+    generator = torch.Generator(device).manual_seed(dist.get_rank())
     times, sent = {"ours": [], "ddp": []}, []
+
+    wait = torch.cuda.synchronize if cuda else lambda: None
 
     def step(name, images, labels, k):
         dist.barrier()
+        wait()
         began = time.perf_counter()
         model, optimizer = (one, optimizers[0]) if name == "ours" else (wrapped, optimizers[1])
         loss = torch.nn.functional.cross_entropy(model(images, stitch_id=k), labels)
@@ -55,6 +62,7 @@ def work(options):
             sent.append(average.finish())
         optimizer.step()
         optimizer.zero_grad()
+        wait()
         return time.perf_counter() - began
 
     for number in range(options.rounds + 2):
@@ -80,13 +88,22 @@ def main():
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--images", type=int, default=64, help="pixels along a side")
     parser.add_argument("--batch-size", type=int, default=8, help="of one process")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
     if "RANK" in os.environ:
         return work(options)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    started = [subprocess.Popen([sys.executable, *sys.argv], env=env | {"RANK": str(rank)}) for rank in range(2)]
+        env = os.environ | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+            "WORLD_SIZE": str(options.processes),
+        }
+    started = [
+        subprocess.Popen([sys.executable, *sys.argv], env=env | {"RANK": str(rank)})
+        for rank in range(options.processes)
+    ]
     return max(process.wait() for process in started)
 
 

@@ -1,6 +1,6 @@
 """A training step's time against timm-style training of a plain network of the same macs.
 
-    python benchmarks/training_step.py [--rounds 15] [--images 64] [--batch-size 16]
+    python benchmarks/training_step.py [--rounds 15] [--images 64] [--batch-size 16] [--compile]
 
 Both sides run the same modules: the plain side trains one stitch extracted from the network as a module
 of its own, in the loop of timm's train.py (loader, Mixup, loss, backward, AdamW, schedule). Ours trains
@@ -9,6 +9,7 @@ and the medians are compared. The last rows are what the options cost.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import random
@@ -25,8 +26,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import timm_stitch
 from timm_stitch.training.optimizer import tuning
+from timm_stitch.training.speed import set_up
 from timm_stitch.training.trainer import TrainingRun
 
+OPTIONS = {"ema": {"ema_decay": 0.999}, "dense": {"dense_updates": True}, "not fused": {"fused": False}}
 ANCHORS = ("deit_tiny_patch16_224", "deit_small_patch16_224")
 
 
@@ -41,8 +44,9 @@ def ours(model, data, stitch_id, **values):
     """A function that does one step of `timm_stitch.train`."""
     config = timm_stitch.TrainConfig(epochs=10_000, workers=0, trackers=None, **values)
     run = TrainingRun(model, config, data, progress=False)
-    run.tuned = tuning(model, "all")
-    run.tuned.__enter__()
+    run.kept = contextlib.ExitStack()
+    for context in (tuning(model, config), set_up(model, config)):
+        run.kept.enter_context(context)
     run.prepare()
     run.rule = lambda step: (stitch_id,)
 
@@ -53,17 +57,21 @@ def ours(model, data, stitch_id, **values):
     source = batches()
 
     def step():
-        run.micro_step(0, *next(source))
+        run.micro_step(0, *run.on_device(*next(source)))
         run.optimizer_step()
         run.report_and_save_if_due()
 
     return step
 
 
-def plain(model, data, batch_size):
+def plain(model, data, batch_size, *, device="cpu", precision="no", compiled=False):
     """A function that does one step as timm's train.py does."""
-    model.train()
-    loader = DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=True)
+    model.to(device).train()
+    if compiled:
+        model = torch.compile(model)
+    half, cuda = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), torch.device(device).type == "cuda"
+    scaler = torch.amp.GradScaler(enabled=precision == "fp16")
+    loader = DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=True, pin_memory=cuda)
     mixup, loss_fn = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=10), SoftTargetCrossEntropy()
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
     scheduler, _ = create_scheduler_v2(
@@ -73,9 +81,13 @@ def plain(model, data, batch_size):
 
     def step():
         scheduler.step_update(next(numbers))
-        images, labels = mixup(*next(source))
-        loss_fn(model(images), labels).backward()
-        optimizer.step()
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in next(source))
+        images, labels = mixup(images, labels)
+        with torch.autocast(torch.device(device).type, half, enabled=half is not None):
+            loss = loss_fn(model(images), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
 
     return step
@@ -86,17 +98,18 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--images", type=int, default=64, help="pixels along a side")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--compile", action="store_true", help="both sides, and without the rows of options")
     options = parser.parse_args()
     data = TensorDataset(torch.randn(256, 3, options.images, options.images), torch.arange(256) % 10)
     table = network(options.images).stitch_table()
     for row in (table[0], table[len(table) // 2], table[1]):
         k, b = row["stitch_id"], options.batch_size
         steps = {
-            "plain": plain(network(options.images).extract(k, copy=True), data, b),
-            "ours": ours(network(options.images), data, k, batch_size=b),
-            "ours, ema": ours(network(options.images), data, k, batch_size=b, ema_decay=0.999),
-            "ours, dense": ours(network(options.images), data, k, batch_size=b, dense_updates=True),
+            "plain": plain(network(options.images).extract(k, copy=True), data, b, compiled=options.compile),
+            "ours": ours(network(options.images), data, k, batch_size=b, compile=options.compile),
         }
+        for name, values in {} if options.compile else OPTIONS.items():
+            steps[f"ours, {name}"] = ours(network(options.images), data, k, batch_size=b, **values)
         times = {name: [] for name in steps}
         for number in range(options.rounds + 2):
             for name in random.Random(number).sample(sorted(steps), len(steps)):

@@ -133,13 +133,15 @@ class TrainConfig(DataConfig):
     distill_weight: float = _distillation(0.5, "the teacher's share of the loss", range=(0, 1))
     temperature: float = _distillation(1.0, "of soft distillation", range=(1e-6, math.inf))
 
-    compile: bool = _speed(False, "train with every block compiled in place, by torch.compile; the first steps take long")
+    compile: bool = _speed(
+        False, "train with every block compiled in place, by torch.compile; the first steps take long"
+    )
     grad_checkpointing: bool = _speed(
         False, "recompute activations in the backward pass instead of keeping them: less memory, a third more work"
     )
     channels_last: bool = _speed(False, "images and convolutions in channels-last layout, which GPUs prefer")
     tf32: bool = _speed(False, "multiply float32 matrices in TF32, on GPUs that have it")
-    fused: bool = _speed(False, "torch's fused form of the optimizer: one kernel for all parameters")
+    fused: bool | None = _speed(None, "torch's fused form of the optimizer, one kernel; null for where there is one")
 
     def __post_init__(self) -> None:
         super().__post_init__()

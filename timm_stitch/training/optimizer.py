@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,16 +43,20 @@ def make_optimizer(model: SNNet, config: TrainConfig) -> torch.optim.Optimizer:
     Raises:
         ValueError: if it is to be fused and has no such form.
     """
-    more = {"fused": True} if config.fused else {}
+    make = partial(
+        create_optimizer_v2, parameter_groups(model, config), opt=config.opt, lr=config.lr,
+        weight_decay=config.weight_decay, momentum=config.momentum,
+    )  # fmt: skip
     try:
-        optimizer = create_optimizer_v2(
-            parameter_groups(model, config), opt=config.opt, lr=config.lr, weight_decay=config.weight_decay,
-            momentum=config.momentum, **more,
-        )  # fmt: skip
-    except TypeError as error:
-        if not config.fused or "fused" not in str(error):
+        optimizer = make() if config.fused is False else make(fused=True)
+    except (TypeError, RuntimeError) as error:
+        if config.fused is False or "fused" not in str(error):
             raise
-        raise ValueError(f"opt={config.opt!r} has no fused form: set fused=False, or opt to adamw, adam or sgd.") from None
+        if config.fused:
+            raise ValueError(
+                f"opt={config.opt!r} has no fused form here: set fused=False, or opt to adamw, adam or sgd."
+            ) from None
+        optimizer = make()
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", config.lr)
         group["lr"] = config.lr * group["lr_scale"]

@@ -33,4 +33,3 @@ def set_up(model: SNNet, config: TrainConfig) -> Iterator[None]:
             module._compiled_call_impl = before
         model.grad_checkpointing = checkpointing
         torch.set_float32_matmul_precision(precision)
-
