@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..anchors.view import Context
 from ..network.modes import evaluating
-from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork, logits_of
 from ..plan.prefix_sharing import common_steps, shared_macs
 
 
@@ -31,7 +30,7 @@ class Cascade:
             image on average.
     """
 
-    model: SNNet
+    model: StitchableNetwork
     cheap: int
     dear: int
     threshold: float
@@ -47,24 +46,22 @@ class Cascade:
         model = self.model
         first, second = model.plan[self.cheap], model.plan[self.dear]
         shared = common_steps(first, second)
-        context = Context(images)
-        kept = h = images
-        for n in range(len(first.steps)):
-            h = model.executor.step(first, n, h, context)
-            if n + 1 == shared:
-                kept = h
-        unsure = h.softmax(-1).amax(-1) < self.threshold
+        context = model.context(images, (first, second))
+        h, kept = model.executor.advance(first, 0, len(first.steps), None, context, keep=(shared,))
+        logits = logits_of(h)
+        unsure = logits.softmax(-1).amax(-1) < self.threshold
         if bool(unsure.any()):
-            rest, some = Context(images[unsure]), kept[unsure]
-            for n in range(shared, len(second.steps)):
-                some = model.executor.step(second, n, some, rest)
-            h = h.index_put((unsure.nonzero()[:, 0],), some)
-        return h, unsure
+            index = unsure.nonzero()[:, 0]
+            some = kept[shared].index_select(0, index) if shared else None
+            rest = context.pick(index)
+            some, _ = model.executor.advance(second, shared, len(second.steps), some, rest)
+            logits = logits.index_put((index,), logits_of(some))
+        return logits, unsure
 
 
 @torch.inference_mode()
 def find_cascade(
-    model: SNNet,
+    model: StitchableNetwork,
     loader: Iterable[Any],
     macs: float,
     *,
@@ -120,7 +117,9 @@ def find_cascade(
     return best
 
 
-def _answers(model: SNNet, loader: Iterable[Any], ids: Sequence[int], progress: bool) -> tuple[Tensor, Tensor]:
+def _answers(
+    model: StitchableNetwork, loader: Iterable[Any], ids: Sequence[int], progress: bool
+) -> tuple[Tensor, Tensor]:
     """Of each stitch and image: the largest probability, and 1 where it is right; both (stitches, images)."""
     device = next(model.parameters()).device
     place = {stitch_id: i for i, stitch_id in enumerate(ids)}
