@@ -24,13 +24,13 @@ class Keywords:
     Args:
         given: the keyword arguments: tensors of B rows, and whatever else.
         answers: those from which a loss is made, for the end of a stitch alone.
-        caches: of each anchor by its number, what its layers keep of the tokens before; empty for none.
+        caches: of each segment by (anchor, first layer) the arguments that bring its cache; empty for none.
         predicts: whether what a position gives is about the next one, as in causal language models.
     """
 
     given: Mapping[str, Any]
     answers: Mapping[str, Any] = field(default_factory=dict)
-    caches: Mapping[int, Any] = field(default_factory=dict)
+    caches: Mapping[tuple[int, int], Any] = field(default_factory=dict)
     predicts: bool = False
 
     @classmethod

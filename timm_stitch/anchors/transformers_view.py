@@ -77,7 +77,7 @@ class TransformersView(View):
         self.anchor, self.opening = anchor, opening
         self.depth = len(opening.forms)
         self.widths, self.reductions = opening.widths, opening.reductions
-        self._takes_cache = takes(anchor, "use_cache")
+        self.takes_cache = takes(anchor, "use_cache")
         put_row(anchor, opening)
 
     @property
@@ -89,22 +89,29 @@ class TransformersView(View):
         if not wanted:
             return {}
         with in_turn(Turn(self.row_of_layers, start, max(wanted), h, wanted)) as turn:
-            self.call(context, h, ends=True)
+            self.call(context, h, start, ends=True)
         return turn.found
 
     def finish(self, h: Tensor | None, start: int, context: Any, normed: bool = True) -> Any:
         if h is None:
-            return self.call(context, None)
+            return self.call(context, None, 0)
         with in_turn(Turn(self.row_of_layers, start, None, h)):
-            return self.call(context, h)
+            return self.call(context, h, start)
 
-    def call(self, context: Keywords, h: Tensor | None, ends: bool = False) -> Any:
-        """The model's own forward; `ends` says that nothing behind the layers is needed of it."""
+    def call(self, context: Keywords, h: Tensor | None, start: int = 0, ends: bool = False) -> Any:
+        """The model's own forward, whose cache is that of a segment from layer `start` on.
+
+        Args:
+            context: of the call.
+            h: the activation that a row puts in.
+            start: the first layer that runs.
+            ends: whether nothing behind the layers is needed.
+        """
         given = {k: v for k, v in context.given.items() if not (ends and k in _FOR_OUTPUTS)}
-        if self._takes_cache:
-            given.setdefault("use_cache", False)
-        if self.number in context.caches:
-            given |= context.caches[self.number]
+        if (self.number, start) in context.caches:
+            given |= context.caches[self.number, start]
+        elif self.takes_cache:
+            given["use_cache"] = False
         embeds = given.get("inputs_embeds")
         if h is not None and isinstance(embeds, Tensor) and embeds.shape[-1] != self.widths[0]:
             given["inputs_embeds"] = embeds.new_zeros(*embeds.shape[:-1], self.widths[0])
@@ -208,10 +215,10 @@ def without_table(embedding: Any) -> nn.Module:
     twin._parameters, twin._buffers, twin._modules = {}, dict(embedding._buffers), dict(embedding._modules)
     like = embedding.weight
     twin.register_buffer("zero", like.new_zeros(()), persistent=False)
-    twin.__dict__["table_shape"] = tuple(like.shape)
+    twin.__dict__.update(table_shape=tuple(like.shape), _is_hf_initialized=True)  # transformers is to leave it alone
     return twin  # type: ignore[no-any-return]
 
 
 def _zeros(embedding: Any) -> Tensor:
-    found: Tensor = embedding.zero.expand(embedding.table_shape)
+    found: Tensor = embedding.zero.new_zeros(()).expand(embedding.table_shape)
     return found

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..anchors.keywords import IGNORED, Keywords
 from ..anchors.transformers_view import TransformersView
+from .cache import NAMES
 from .tasks import Task, task_of
 
 
@@ -34,7 +35,8 @@ def check_inputs(network: Any, context: Keywords) -> None:
             f"texts of {length} tokens do not fit: the anchors take {most}; tokenize with truncation=True."
         )
     mask = given.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2 and not context.caches and mask.shape != ids.shape:
+    goes_on = any(given.get(name) is not None for name in NAMES)
+    if isinstance(mask, Tensor) and mask.ndim == 2 and not goes_on and mask.shape != ids.shape:
         raise ValueError(
             f"attention_mask of shape {tuple(mask.shape)} does not fit input_ids of shape {tuple(ids.shape)}: give "
             "both as the tokenizer gives them."

@@ -20,6 +20,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ..anchors.transformers_view import Opening
+from ..network.task_names import MODEL_TYPE
 from ..plan.bounds import MOST_ANCHORS, MOST_BLOCKS, MOST_NAME, MOST_WIDTH
 from ..plan.stitch_plan import StitchPlan
 
@@ -47,7 +48,7 @@ class SNNetConfig(PreTrainedConfig):
         only: the one stitch that an extracted network has; None for a whole one.
     """
 
-    model_type = "snnet"
+    model_type = MODEL_TYPE
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 as transformers has it
 
     anchors: list[Any] | None = None
@@ -59,18 +60,20 @@ class SNNetConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.anchors:
-            for name, value in _of_largest(self.anchors).items():
+            for name, value in _of_largest(self.anchors, self.openings).items():
                 kwargs.setdefault(name, value)
         super().__post_init__(**kwargs)
 
 
-def _of_largest(anchors: list[Any]) -> dict[str, Any]:
+def _of_largest(anchors: list[Any], openings: list[Any] | None) -> dict[str, Any]:
     """What transformers asks of a configuration, from those of the anchors: sizes of the last, bounds of all."""
     last = anchors[-1] if isinstance(anchors[-1], Mapping) else {}
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "pad_token_id", "bos_token_id",
              "eos_token_id", "image_size", "num_channels", "patch_size")  # fmt: skip
     found = {name: last[name] for name in names if last.get(name) is not None}
-    return found | {"tie_word_embeddings": False}
+    forms = openings[-1].get("forms") if openings and isinstance(openings[-1], Mapping) else None
+    depth = {"num_hidden_layers": len(forms)} if isinstance(forms, (list, tuple)) and forms else {}
+    return {**depth, **found, "tie_word_embeddings": False}
 
 
 def anchor_dict(config: Any) -> dict[str, Any]:

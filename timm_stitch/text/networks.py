@@ -9,6 +9,7 @@ Imports transformers, torch and the layers below.
 from __future__ import annotations
 
 import copy as copying
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +24,11 @@ from ..anchors.transformers_view import TransformersView
 from ..network.stitchable import StitchableNetwork, StitchIds, is_row
 from ..plan.costs import PlanCosts
 from ..plan.stitch_plan import Stitch, StitchPlan
+from .cache import NAMES
 from .checks import check_inputs
 from .configuration import SNNetConfig, anchor_dict, check_config
 from .counting import measure
+from .generating import Generates
 from .tasks import ALL, Task, class_of
 
 LENGTH = 128  # tokens for which costs are counted, where nobody says
@@ -96,10 +99,12 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         for name in _TOLD:
             keyed = name in ("all_tied_weights_keys", "_keys_to_ignore_on_save")
             found: Any = {} if name == "all_tied_weights_keys" else set()
-            for number, anchor in enumerate(self.anchors):
+            for number, anchor in ((n, a) for n, a in enumerate(self.anchors) if a is not None):
                 own = getattr(anchor, name, None) or ()
                 if isinstance(found, dict):
-                    found.update({f"{number}.{k}": f"{number}.{v}" for k, v in dict(own).items()})
+                    there = {k for k, _ in anchor.named_parameters(remove_duplicate=False)}
+                    tied = {k: v for k, v in dict(own).items() if {k, v} <= there}
+                    found.update({f"{number}.{k}": f"{number}.{v}" for k, v in tied.items()})
                 else:
                     found.update(f"{number}.{k}" if keyed else k for k in own)
             object.__setattr__(self.anchors, name, found)
@@ -119,7 +124,8 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
     def get_input_embeddings(self) -> Any:
         """Those of the first anchor."""
-        return self.anchors[0].get_input_embeddings()  # type: ignore[operator]
+        front: Any = self.views[self.plan.stitches[0].front].anchor
+        return front.get_input_embeddings()
 
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -143,6 +149,10 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         context = self.context(batch, distinct)
         if len(distinct) > 1:
             self._check_widths(distinct)
+            given = {
+                k: v for k, v in context.given.items() if k not in (*NAMES, "use_cache")
+            }  # a cache is of one stitch
+            context = dataclasses.replace(context, given=given)
             out = self.executor.mixed(stitches, context, self._notify)
         else:
             self._notify(stitches[0], context.batch_size)
@@ -160,6 +170,11 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
                 f"the stitches {sorted(s.stitch_id for s in stitches)} give activations of different widths "
                 f"{sorted(widths)}: use ids with one back anchor."
             )
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """The weights by name, each once: without the other names of those that are tied."""
+        tied = self.__dict__.get("all_tied_weights_keys", {})
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in tied}
 
     # ── one stitch alone, and costs ───────────────────────────────────────────────────────────────
 
@@ -308,7 +323,7 @@ class SNNetForImageClassification(StitchedModel):
         return self._forward({"pixel_values": pixel_values, "labels": labels, **kwargs}, stitch_id, return_dict)
 
 
-class SNNetForCausalLM(_OfText, GenerationMixin):
+class SNNetForCausalLM(Generates, _OfText, GenerationMixin):
     """A stitched causal language model."""
 
     predicts = True

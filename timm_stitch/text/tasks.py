@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from transformers.models.auto import modeling_auto as auto
 
+from ..network.task_names import TASK_NAMES
+
 
 class Task(NamedTuple):
     """A task that anchors may have.
@@ -13,13 +15,11 @@ class Task(NamedTuple):
     Args:
         name: of the network's class, behind `SNNet`.
         auto: transformers' class that makes models of this task.
-        pipeline: the Hub's name of the task.
         classes: transformers' classes by type of model.
     """
 
     name: str
     auto: Any
-    pipeline: str
     classes: Any
 
     def fits(self, model: Any) -> bool:
@@ -32,20 +32,18 @@ class Task(NamedTuple):
         return (found,) if isinstance(found, str) else tuple(found)
 
 
+_CLASSES = {
+    "ForSequenceClassification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "ForTokenClassification": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "ForQuestionAnswering": auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "ForMaskedLM": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "ForCausalLM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "ForImageClassification": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    "Model": auto.MODEL_MAPPING_NAMES,
+}
+
 # The first that fits is a model's task.
-ALL = (
-    Task("ForSequenceClassification", auto.AutoModelForSequenceClassification, "text-classification",
-         auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
-    Task("ForTokenClassification", auto.AutoModelForTokenClassification, "token-classification",
-         auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
-    Task("ForQuestionAnswering", auto.AutoModelForQuestionAnswering, "question-answering",
-         auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES),
-    Task("ForMaskedLM", auto.AutoModelForMaskedLM, "fill-mask", auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
-    Task("ForCausalLM", auto.AutoModelForCausalLM, "text-generation", auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-    Task("ForImageClassification", auto.AutoModelForImageClassification, "image-classification",
-         auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
-    Task("Model", auto.AutoModel, "feature-extraction", auto.MODEL_MAPPING_NAMES),
-)  # fmt: skip
+ALL = tuple(Task(name, getattr(auto, names.auto), _CLASSES[name]) for name, names in TASK_NAMES.items())
 
 
 def task_of(model: Any) -> Task:
