@@ -218,10 +218,13 @@ def test_no_door_builds_what_a_stranger_may_not_ask_for(folder, door, what):
         DOORS[door](folder)
 
 
-def test_what_could_not_be_read_again_is_not_stitched():
+def test_what_could_not_be_read_again_is_not_stitched(tmp_path):
     model = bert(32, 3)
-    model.config.my_own = 1
-    with pytest.raises(ValueError, match="has my_own, which transformers' configuration of 'bert' does not take"):
+    model.config.my_own = 1  # which means nothing to BERT
+    net = timm_stitch.stitch([model, bert(48, 3)])
+    assert "my_own" not in timm_stitch.from_hub(timm_stitch.save_pretrained(net, tmp_path / "net")).config.anchors[0]
+    model.config.quantization_config = {"quant_method": "x"}
+    with pytest.raises(ValueError, match=r"run other code \(quantization_config\)"):
         timm_stitch.stitch([model, bert(48, 3)])
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.batches import Batch
+from ..evaluation.scores import asked_by
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork, logits_of
 from ..plan.prefix_sharing import common_steps, shared_macs
@@ -37,11 +39,11 @@ class Cascade:
     top1: float | None = None
     macs: float | None = None
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, C, H, W)."""
+    def __call__(self, images: Any) -> Tensor:
+        """Logits (B, num_classes) of images (B, C, H, W), or of a mapping of tensors with B rows."""
         return self.run(images)[0]
 
-    def run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, images: Any) -> tuple[Tensor, Tensor]:
         """Logits (B, num_classes), and which images went on to the expensive stitch, a (B,) of bool."""
         model = self.model
         first, second = model.plan[self.cheap], model.plan[self.dear]
@@ -73,7 +75,7 @@ def find_cascade(
 
     Args:
         model: the network.
-        loader: batches of (images (B, C, H, W), labels (B,)) that were not trained on.
+        loader: batches of (images (B, C, H, W), labels (B,)), or mappings with `labels`, that were not trained on.
         macs: the most multiply-adds for an image on average.
         stitch_ids: between which to look; all by default.
         thresholds: how many to try for each pair, evenly spread over the images.
@@ -126,11 +128,16 @@ def _answers(
     sure: list[list[Tensor]] = [[] for _ in ids]
     right: list[list[Tensor]] = [[] for _ in ids]
     with evaluating(model):
-        for batch, labels, *_ in tqdm(loader, desc="cascade", unit="batch", disable=not progress):
-            for stitch_id, logits in model.forward_each(batch.to(device), ids):
-                top = logits.softmax(-1).max(-1)
+        for batch in tqdm(loader, desc="cascade", unit="batch", disable=not progress):
+            inputs, asked = asked_by(model, *Batch.of(batch).to(device))
+            if asked.labels.ndim > 1:
+                raise ValueError(
+                    "a cascade is of networks that say one thing of an input, and these labels are of tokens."
+                )
+            for stitch_id, out in model.forward_each(inputs, ids):
+                top = logits_of(out).softmax(-1).max(-1)
                 sure[place[stitch_id]].append(top.values.float().cpu())
-                right[place[stitch_id]].append((top.indices.cpu() == labels.cpu()).float())
+                right[place[stitch_id]].append((top.indices.cpu() == asked.labels.cpu()).float())
     if not sure[0]:
         raise ValueError("there is nothing to choose by: the loader gave no images.")
     return torch.stack([torch.cat(s) for s in sure]), torch.stack([torch.cat(r) for r in right])

@@ -42,6 +42,7 @@ class StitchableNetwork(nn.Module):
     plan: StitchPlan
     executor: Executor
     stitch_id: int
+    grad_checkpointing: bool
     results: Results
     published: PublishedCount | None
     published_top1: dict[int, float]
@@ -91,6 +92,10 @@ class StitchableNetwork(nn.Module):
     def costs(self) -> PlanCosts:
         """What every part costs."""
         raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """The parameters that the anchors themselves exempt from weight decay."""
+        return set()
 
     # ── which stitch ──────────────────────────────────────────────────────────────────────────────
 

@@ -77,12 +77,14 @@ def _of_largest(anchors: list[Any], openings: list[Any] | None) -> dict[str, Any
 
 
 def anchor_dict(config: Any) -> dict[str, Any]:
-    """The configuration of an anchor as it is kept: without where it came from.
+    """The configuration of an anchor as it is kept: without where it came from, and what its type does not have.
 
     Raises:
         ValueError: if it could not be read again.
     """
-    kept = {k: v for k, v in config.to_dict().items() if k not in _NOT_KEPT}
+    values = config.to_dict()
+    known = _taken(config.model_type) | set(_OF_ALL) | {k for k, v in values.items() if _READING.fullmatch(k) and v}
+    kept = {k: v for k, v in values.items() if k not in _NOT_KEPT and k in known}
     check_anchor("the anchor", kept)
     return kept
 

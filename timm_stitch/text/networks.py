@@ -19,7 +19,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from ..anchors.budget import bounded
 from ..anchors.keywords import Keywords
-from ..anchors.transformers_opening import reopened
+from ..anchors.transformers_opening import probe, reopened
 from ..anchors.transformers_view import TransformersView
 from ..network.stitchable import StitchableNetwork, StitchIds, is_row
 from ..plan.costs import PlanCosts
@@ -221,11 +221,35 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             raise ValueError(f"length={length} is out of range: the anchors take 1 to {most} tokens.")
         return min(wanted, most) if most else wanted
 
+    def example(self, count: int) -> dict[str, Tensor]:
+        """So many random texts of the length that costs are counted for, or images."""
+        front: Any = self.views[self.plan.stitches[0].front].anchor
+        given = {k: v[:1] for k, v in probe(front, rows=1, length=self.counted_length).items()}
+        return {k: v.expand(count, *v.shape[1:]).contiguous() for k, v in given.items()}
+
+    @property
+    def counted_length(self) -> int:
+        """For texts of how many tokens costs are counted."""
+        return self._length(None)
+
     @property
     def most_positions(self) -> int | None:
         """How many tokens the anchors take at most; None where they say nothing of it."""
-        found = [getattr(view.anchor.config, "max_position_embeddings", None) for view in self.views]
-        return min((n for n in found if isinstance(n, int) and n > 0), default=None)
+        found = [_most_positions(view.anchor) for view in self.views]
+        return min((n for n in found if n), default=None)
+
+
+def _most_positions(model: Any) -> int | None:
+    """How many tokens a model takes at most, where it says so."""
+    try:
+        most = getattr(model.config, "max_position_embeddings", None)
+    except NotImplementedError:  # XLNet's way to say that it has no limit
+        return None
+    if not isinstance(most, int) or most <= 0:
+        return None
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    first = [pad + 1 for m in tables if (pad := getattr(m, "padding_idx", None)) is not None]  # as RoBERTa counts
+    return most - max(first, default=0)
 
 
 class _OfText(StitchedModel):
