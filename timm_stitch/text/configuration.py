@@ -31,7 +31,7 @@ _READING = re.compile(
     r"auto_map|trust_remote_code|custom_pipelines|quantization_config|kernel_config|use_kernels|backbone|"
     r"use_timm_backbone|use_pretrained_backbone|backbone_kwargs|\w*_(path|file|filename|url|repo|repo_id|dir)|extra_\w*files"
 )
-_NOT_KEPT = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+_NOT_KEPT = ("_name_or_path", "_model_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 _OF_ALL = ("model_type", "id2label", "label2id", "num_labels", "attn_implementation")
 _LARGE = re.compile(r"(vocab|token|position|theta|window|length|chunk|context|base|scal|max_|limit|value|eps|size)")
 
@@ -83,6 +83,8 @@ def anchor_dict(config: Any) -> dict[str, Any]:
         ValueError: if it could not be read again.
     """
     values = config.to_dict()
+    if (values.get("quantization_config") or {}).get("quant_method") == "gguf":  # transformers reads that into floats
+        del values["quantization_config"]
     known = _taken(config.model_type) | set(_OF_ALL) | {k for k, v in values.items() if _READING.fullmatch(k) and v}
     kept = {k: v for k, v in values.items() if k not in _NOT_KEPT and k in known}
     check_anchor("the anchor", kept)
