@@ -23,6 +23,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 TASKS = ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification", "ForImageClassification")
 # Sizes by the names that configurations have for them; a type takes those that it has.
 SIZES = {
@@ -43,7 +45,7 @@ SIZES = {
 WIDE = {"hidden_size": 64, "n_embd": 64, "d_model": 64, "dim": 64}
 FRESH = 20  # types to a worker
 LARGEST = 10_000_000  # parameters; larger ones are kept aside
-BOUND = 120  # seconds for a type
+BOUND = 90  # seconds of the processor for a type
 
 
 def configuration(kind: str, depth: int, changes: dict[str, Any]) -> Any:
@@ -202,7 +204,7 @@ def gradients(net: Any, twins: list[Any], batch: dict[str, Any]) -> None:
     import torch
 
     for number, twin in enumerate(twins):
-        first = next(t for t in outputs(twin(**batch, return_dict=True)) if t.requires_grad)
+        first = next(t for t in outputs(twin(**batch, **cacheless(twin), return_dict=True)) if t.requires_grad)
         first.square().mean().backward()
         net.zero_grad(set_to_none=True)
         next(t for t in outputs(net(**batch, stitch_id=number)) if t.requires_grad).square().mean().backward()
@@ -262,7 +264,7 @@ def types() -> list[tuple[str, str, str]]:
         "ForSequenceClassification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "ForImageClassification": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     }
-    found: dict[str, tuple[str, str, str]] = {}
+    found: dict[str, tuple[str, str, str]] = {}  # by the type
     for task in ("ForMaskedLM", "ForSequenceClassification", "ForCausalLM", "ForImageClassification"):
         for kind, name in lists[task].items():
             first = name if isinstance(name, str) else name[0]
@@ -282,6 +284,16 @@ def _worker(inbox: Any, gigabytes: int) -> None:
         inbox.send(examine(*inbox.recv()))
 
 
+def answers(ask: Any, pid: int) -> bool:
+    """Whether a worker answers before it has used so much time of the processor."""
+    used = psutil.Process(pid).cpu_times
+    start = sum(used()[:2])
+    while not ask.poll(2):
+        if sum(used()[:2]) - start > BOUND:
+            return False
+    return True
+
+
 def sweep(rows: Path, todo: list[tuple[str, str, str]], gigabytes: int) -> None:
     """Examine types in a worker that is replaced when it dies or takes too long."""
     process, ask = None, None
@@ -298,7 +310,7 @@ def sweep(rows: Path, todo: list[tuple[str, str, str]], gigabytes: int) -> None:
         row: dict[str, Any] = {"type": kind, "class": name, "task": task, "open": False}
         try:
             ask.send((kind, name, task))
-            late = not ask.poll(BOUND)
+            late = not answers(ask, process.pid)
             row = {**row, "reason": f"more than {BOUND} s"} if late else ask.recv()
         except (EOFError, OSError):
             late, row["reason"] = True, f"its process died (limit {gigabytes} GiB)"

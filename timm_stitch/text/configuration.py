@@ -110,11 +110,20 @@ def check_config(config: SNNetConfig) -> tuple[list[Any], list[Opening], StitchP
     made = []
     for i, anchor in enumerate(anchors):
         check_anchor(f"anchor {i} in config.json", anchor)
+        anchor = _decoded(anchor)
         made.append(
             CONFIG_MAPPING[anchor["model_type"]].from_dict({k: v for k, v in anchor.items() if k != "model_type"})
         )
     opened = [_opening(f"opening {i} in config.json", data) for i, data in enumerate(openings)]
     return made, opened, StitchPlan.from_dict(config.plan or {})
+
+
+def _decoded(value: Any) -> Any:
+    """What JSON has no numbers for, as transformers writes it, as numbers."""
+    if isinstance(value, Mapping):
+        only = value.get("__float__") if len(value) == 1 else None
+        return float(only) if only in ("Infinity", "-Infinity") else {k: _decoded(v) for k, v in value.items()}
+    return [_decoded(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _opening(where: str, data: Any) -> Opening:
@@ -177,7 +186,7 @@ def _check_value(where: str, name: str, value: Any, level: int = 0) -> None:
         return
     if isinstance(value, (int, float)):
         most = _most(name)
-        if not math.isfinite(value) or abs(value) > most:
+        if math.isnan(value) or (abs(value) > most and not math.isinf(value)):
             raise ValueError(f"{where} is {value!r:.40}: expected at most {most:,}.")
     elif isinstance(value, str):
         if len(value) > 256 or ("attn_implementation" in name and "/" in value):
