@@ -185,7 +185,16 @@ HOSTILE = {
     "quantised": (lambda c: c["anchors"][0].update(quantization_config={"quant_method": "x"}), "run other code"),
     "backbone": (lambda c: c["anchors"][0].update(use_pretrained_backbone=True), "read other files"),
     "path": (lambda c: c["anchors"][0].update(weights_path="/etc/passwd"), r"read other files.*weights_path"),
-    "kernel": (lambda c: c["anchors"][0].update(attn_implementation="acme/kernel"), "names code elsewhere"),
+    "kernel": (
+        lambda c: c["anchors"][0].update(attn_implementation={"": "acme/kernel"}),
+        r"run other code \(attn_implementation\)",
+    ),
+    "kernel of all": (lambda c: c.update(_attn_implementation="acme/kernel"), r"other code \(_attn_implementation\)"),
+    "quantised as a whole": (lambda c: c.update(quantization_config={"quant_method": "x"}), "run other code"),
+    "code of all": (lambda c: c.update(auto_map={"AutoConfig": "x.y"}), r"run other code \(auto_map\)"),
+    "other weights": (lambda c: c.update(transformers_weights="pytorch_model.bin"), "read other files"),
+    "labels": (lambda c: c.update(num_labels=10**9), "num_labels is 1000000000: expected at most 1,048,576"),
+    "dtype": (lambda c: c.update(dtype="nn"), "has dtype='nn': expected one of float16, bfloat16, float32, float64"),
     "unknown type": (lambda c: c["anchors"][0].update(model_type="evil"), "model_type='evil', which transformers does"),
     "nested": (lambda c: c["anchors"][0].update(model_type="snnet"), "model_type='snnet', which transformers does"),
     "unknown field": (

@@ -42,6 +42,7 @@ class Turn:
     Attributes:
         found: what crossed them.
         entered: whether the activation was put in.
+        handed: what the model's loop gets, made when it asks.
     """
 
     row: LayerRow
@@ -51,6 +52,7 @@ class Turn:
     wanted: Collection[int] = ()
     found: dict[int, Tensor] = field(default_factory=dict)
     entered: bool = False
+    handed: list[Any] | None = None
 
     def cross(self, boundary: int, h: Tensor) -> Tensor:
         """Note what crosses a boundary, put in what is to be put in there, and end where the pass ends."""
@@ -106,7 +108,11 @@ class LayerRow(nn.ModuleList):
 
     def _now(self) -> list[Any] | None:
         turn = _turn.get()
-        return self._handed(turn) if turn is not None and turn.row is self else None
+        if turn is None or turn.row is not self:
+            return None
+        if turn.handed is None:
+            turn.handed = self._handed(turn)
+        return turn.handed
 
     def __iter__(self) -> Iterator[Any]:
         handed = self._now()

@@ -13,6 +13,7 @@ import copy
 import inspect
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -84,6 +85,19 @@ class TransformersView(View):
     def row_of_layers(self) -> LayerRow:
         """The layers."""
         return cast("LayerRow", child(self.anchor, self.opening.row))
+
+    @cached_property
+    def most_positions(self) -> int | None:
+        """How many tokens the model takes at most, where it says so."""
+        try:
+            most = getattr(self.anchor.config, "max_position_embeddings", None)
+        except NotImplementedError:  # XLNet's way to say that it has no limit
+            return None
+        if not isinstance(most, int) or most <= 0:
+            return None
+        tables = [m for name, m in self.anchor.named_modules() if name.endswith("position_embeddings")]
+        first = [pad + 1 for m in tables if (pad := getattr(m, "padding_idx", None)) is not None]  # as RoBERTa counts
+        return most - max(first, default=0)
 
     def carry_on(self, h: Tensor | None, start: int, wanted: Collection[int], context: Any) -> dict[int, Tensor]:
         if not wanted:

@@ -8,9 +8,8 @@ Imports torch and the layers below.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from tqdm.auto import tqdm
 from ..data.batches import Batch
 from ..data.processes import rank, summed, world_size
 from ..network.modes import evaluating
-from ..network.network import SNNet
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import fingerprint
 from ..plan.prefix_sharing import schedule
@@ -107,33 +105,31 @@ def _one_pass(
 ) -> Rows:
     """The rows of these stitches, from one pass over the images."""
     device = next(model.parameters()).device
-    sums = torch.zeros(len(ids), 4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    # Of each stitch its scores, and below how many rows there were.
+    sums = torch.zeros(len(ids) + 1, 4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     number = {stitch_id: i for i, stitch_id in enumerate(ids)}
-    rows_seen = 0
     with evaluating(model):
         for batch in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
             given, labels = Batch.of(batch).to(device)
             inputs, asked = asked_by(model, given, labels)
-            rows_seen += len(asked.labels)
+            sums[-1] += len(asked.labels)
             for stitch_id, out in model.forward_each(inputs, ids):
                 sums[number[stitch_id]] += scores(out, asked).to(sums)
-    sums = summed(sums)
-    texts = int(summed(torch.tensor(float(rows_seen), dtype=torch.float64, device=sums.device)))
-    named = _counts(model, texts)
-    if not sums[0, 3]:
+    *of_each, (seen, *_) = summed(sums).tolist()
+    if not of_each[0][3]:
         raise ValueError("there is nothing to evaluate on: the loader gave no images.")
     costs = model.costs()
     rows = []
-    for stitch_id, (first, five, loss, images) in zip(ids, sums.tolist(), strict=True):
+    for stitch_id, (first, five, loss, count) in zip(ids, of_each, strict=True):
         cost = costs.cost(model.plan[stitch_id])
         rows.append(
             {
                 "stitch_id": stitch_id,
                 "name": model.plan[stitch_id].name,
-                "top1": 100 * (first / images),
-                "top5": 100 * (five / images),
-                "loss": loss / images,
-                **named(int(images), loss / images),
+                "top1": 100 * (first / count),
+                "top5": 100 * (five / count),
+                "loss": loss / count,
+                **model.said_of(int(seen), int(count), loss / count),
                 "macs": cost.macs,
                 "params": cost.params,
                 "device": device.type,
@@ -141,19 +137,6 @@ def _one_pass(
             }
         )
     return rows
-
-
-def _counts(model: Any, rows: int) -> Callable[[int, float], dict[str, Any]]:
-    """What a row says of how many were asked: images; or texts, tokens and what follows from them."""
-    if isinstance(model, SNNet):
-        return lambda asked, loss: {"images": asked}
-    length = {} if model.main_input_name == "pixel_values" else {"length": model.counted_length}
-    if model.task.name in ("ForCausalLM", "ForMaskedLM", "ForTokenClassification"):
-        lm = model.task.name != "ForTokenClassification"
-        return lambda asked, loss: {
-            "texts": rows, "tokens": asked, **({"perplexity": math.exp(min(loss, 700))} if lm else {}), **length,
-        }  # fmt: skip
-    return lambda asked, loss: {"texts" if length else "images": rows, **length}
 
 
 def _whole(loader: Iterable[Any]) -> bool:

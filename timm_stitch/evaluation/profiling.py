@@ -91,7 +91,7 @@ def profile(
     model.to(device)
     try:
         with evaluating(model), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-            batches = {n: _inputs(model, n, device) for n in sizes}
+            batches = {n: model.example(n) for n in sizes}
             clock = _Clock(model, batches, repeats, progress)
             timed = clock.parts(stitches) if quick else clock.whole(stitches)
             memory = {stitch.stitch_id: _memory(model, stitch, batches[sizes[0]]) for stitch in stitches}
@@ -216,13 +216,6 @@ def _spread(values: Sequence[float]) -> float:
     return high - low
 
 
-def _inputs(model: Any, count: int, device: torch.device) -> Any:
-    """So many inputs of a network: images, or texts of the length that costs are counted for."""
-    if isinstance(model, SNNet):
-        return torch.randn(count, model.in_chans, *model.image_size, device=device)
-    return model.example(count)
-
-
 def _memory(model: StitchableNetwork, stitch: Stitch, x: Any) -> int:
     """Bytes of the stitch's weights, and of what its forward pass holds at once beside them."""
     weights = sum(p.numel() * p.element_size() for p in model.extract(stitch.stitch_id).parameters())
@@ -232,9 +225,8 @@ def _memory(model: StitchableNetwork, stitch: Stitch, x: Any) -> int:
         before = torch.cuda.memory_allocated(device)
         model.call(x, stitch.stitch_id)
         return int(weights + torch.cuda.max_memory_allocated(device) - before)
-    with _Alive(
-        (*model.parameters(), *model.buffers(), *(t for t in tree_leaves(x) if isinstance(t, Tensor)))
-    ) as alive:
+    inputs = (leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor))
+    with _Alive((*model.parameters(), *model.buffers(), *inputs)) as alive:
         model.call(x, stitch.stitch_id)
     return int(weights + alive.peak)
 

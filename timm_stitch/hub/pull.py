@@ -97,8 +97,7 @@ def from_hub(
         def read() -> Any:
             return _load(folder, verify, kwargs) if extract is None else _extract(folder, extract, kwargs)
 
-        model = steadily(network_files(folder), read).eval()
-        return model
+        return steadily(network_files(folder), read).eval()
     repo_id, _, pinned = place.partition("@")
     check_repo_id(repo_id)
     remote = _Repository(repo_id, revision or pinned or None, token, None if cache_dir is None else Path(cache_dir))
@@ -176,12 +175,7 @@ def _load_transformers(folder: Path, config: Mapping[str, Any], kwargs: Mapping[
     from ..text.files import read_network
 
     model = read_network(folder, config, **kwargs)
-    try:
-        remember(model, read_stitches(folder / STITCHES_FILE, model.plan))
-    except OSError:
-        _logger.debug("no rows beside the weights")
-    except ValueError as error:
-        _logger.warning("the network loads without its rows: %s", error)
+    _remember_rows(model, folder, model.plan)
     return model
 
 
@@ -226,7 +220,7 @@ def _extract(folder: Path, stitch_id: int, kwargs: Mapping[str, Any], remote: _R
     check_keys(tensors, own, f"stitch {stitch_id} of this network")
     small.load_state_dict(tensors)
     materialize(small)
-    _remember_its_row(small, folder, whole.plan)
+    _remember_rows(small, folder, whole.plan, weights=glance(small))
     small.set_stitch(stitch_id)
     if "num_classes" in kwargs:
         small.reset_classifier(kwargs["num_classes"])
@@ -241,15 +235,14 @@ def _tensors(folder: Path, remote: _Repository | None, own: Mapping[str, Tensor]
     return read_local(folder / WEIGHTS_FILE, own)
 
 
-def _remember_its_row(small: StitchableNetwork, folder: Path, plan: StitchPlan) -> None:
-    """Let a stitch that was loaded alone know its row."""
+def _remember_rows(model: StitchableNetwork, folder: Path, plan: StitchPlan, **weights: Any) -> None:
+    """Let a network that was loaded know its rows, as those of `weights` if that is given."""
     try:
-        rows = read_stitches(folder / STITCHES_FILE, plan)
-        remember(small, rows | {"weights": glance(small)})
+        remember(model, read_stitches(folder / STITCHES_FILE, plan) | weights)
     except OSError:
         _logger.debug("no rows beside the weights")
     except ValueError as error:
-        _logger.warning("the stitch loads without its row: %s", error)
+        _logger.warning("the network loads without its rows: %s", error)
 
 
 def _extract_transformers(
@@ -263,7 +256,7 @@ def _extract_transformers(
     from ..text.files import read_stitch
 
     small = read_stitch(config, stitch_id, partial(_tensors, folder, remote))
-    _remember_its_row(small, folder, StitchPlan.from_dict(config["plan"]))
+    _remember_rows(small, folder, StitchPlan.from_dict(config["plan"]), weights=glance(small))
     return small
 
 

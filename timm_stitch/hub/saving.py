@@ -218,6 +218,20 @@ def _base_models(model: StitchableNetwork, repo_id: str | None) -> list[str]:
     return [pulled] if pulled and pulled != repo_id else list(model.trained.get("base_models", ()))
 
 
+def check_savable(model: StitchableNetwork) -> None:
+    """Refuse, before there is anything to save, a network that could not be made again.
+
+    Raises:
+        ValueError: saying why.
+    """
+    if isinstance(model, SNNet):
+        rebuild_args(model)
+    else:
+        from ..text.files import check_whole
+
+        check_whole(model)
+
+
 def rebuild_args(model: SNNet) -> dict[str, Any]:
     """The arguments with which timm makes this network again.
 

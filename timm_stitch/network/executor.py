@@ -185,7 +185,7 @@ class Executor:
                 pending.append((alike, a, b, None if h is None else h[a - start : b - start]))
         return context.join(found, counted, torch.argsort(index))
 
-    def check_anchors(self, stitch: Stitch, anchors: Any) -> bool:
+    def check_anchors(self, stitch: Stitch, anchors: Any) -> tuple[bool, tuple[int, int] | None]:
         """Refuse to run past an anchor that was put in another's place.
 
         Args:
@@ -193,18 +193,19 @@ class Executor:
             anchors: the anchors that the network has now.
 
         Returns:
-            Whether hooks hang on the call of an anchor.
+            Whether hooks hang on the call of an anchor, and the (height, width) that images must have, if any.
 
         Raises:
             ValueError: if an anchor is not the one that was stitched.
         """
-        hooks = False
+        hooks, size = False, None
         for segment in stitch.segments:
             view = self.views[segment.anchor]
             hooks = hooks or has_hooks(view.anchor)
             if anchors._modules[str(segment.anchor)] is not view.anchor:
                 raise ValueError(_replaced(segment.anchor, view.anchor, anchors[segment.anchor]))
-        return hooks
+            size = size or view.image_size
+        return hooks, size
 
     def check(self, x: Tensor, stitch: Stitch, in_chans: int, anchors: Any) -> bool:
         """Refuse images that a stitch does not take, and to run past an anchor that was put in another's place.
@@ -222,9 +223,7 @@ class Executor:
             TypeError: if the images are not a tensor.
             ValueError: if they have another shape, or an anchor is not the one that was stitched.
         """
-        size, hooks = None, self.check_anchors(stitch, anchors)
-        for segment in stitch.segments:
-            size = size or self.views[segment.anchor].image_size
+        hooks, size = self.check_anchors(stitch, anchors)
         if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == in_chans:
             if size is None or (x.shape[2], x.shape[3]) == size:
                 return hooks

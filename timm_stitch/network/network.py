@@ -3,8 +3,6 @@
 Source: SN-Net (arXiv:2302.06586). The network decides nothing: which stitches there are is in `plan`, which one runs
 is the caller's word, and how it runs is in `executor`. What timm asks of a model besides is in `timm_model`.
 
-The file is long because it is the one class that people call: most of its lines say what its methods do.
-
 Imports torch, timm (through `timm_compat` and the views) and the files beside it.
 """
 
@@ -108,6 +106,12 @@ class SNNet(TimmModel, StitchableNetwork):
         for stitch in stitches:
             self.executor.check(x, stitch, self.in_chans, self._modules["anchors"])
         return Context(x, self.grad_checkpointing)
+
+    def example(self, count: int) -> Tensor:
+        return torch.randn(count, self.in_chans, *self.image_size, device=next(self.parameters()).device)
+
+    def said_of(self, rows: int, asked: int, loss: float) -> dict[str, Any]:
+        return {"images": asked}
 
     @property
     def stitched_norm(self) -> bool:

@@ -3,6 +3,8 @@
 Source: SN-Net (arXiv:2302.06586). `network` has the one of timm's models; that of transformers' models is in
 `timm_stitch.text`. What is the same of both is here, and here once.
 
+The file is long because people call most of its methods: the greater part of its lines says what they do.
+
 Imports torch and the files beside it.
 """
 
@@ -88,6 +90,20 @@ class StitchableNetwork(nn.Module):
     def call(self, x: Any, stitch_id: Any = None) -> Any:
         """Call the network with inputs as `forward_each` takes them."""
         return self(x, stitch_id=stitch_id)
+
+    def example(self, count: int) -> Any:
+        """So many random inputs, as `forward_each` takes them, where the network is."""
+        raise NotImplementedError
+
+    def said_of(self, rows: int, asked: int, loss: float) -> dict[str, Any]:
+        """What a row of `evaluate` says beside accuracy and loss.
+
+        Args:
+            rows: images or texts.
+            asked: labels that counted.
+            loss: the mean cross-entropy.
+        """
+        raise NotImplementedError
 
     def costs(self) -> PlanCosts:
         """What every part costs."""
@@ -347,7 +363,7 @@ class StitchableNetwork(nn.Module):
 
 def is_row(ids: Any) -> bool:
     """Whether these are several ids: a list, a tuple, a 1-D tensor or array."""
-    return hasattr(ids, "__len__") and getattr(ids, "ndim", 1) > 0
+    return hasattr(ids, "__len__") and not isinstance(ids, str) and getattr(ids, "ndim", 1) > 0
 
 
 def logits_of(out: Any) -> Tensor:

@@ -1,39 +1,27 @@
-"""The configuration of a stitched network of transformers' models, and what may stand in a saved one.
+"""The configuration of a stitched network of transformers' models, written and read.
 
-A saved configuration may be a stranger's. Anchors are of classes that transformers itself has for their model type;
-their arguments are those that its configuration of that type has, with plain values within bounds. Whatever names
-files, repositories, code or weights is refused.
+A saved one may be a stranger's: what may stand in its fields is in `saved_fields`. Anchors are of classes that
+transformers itself has for their model type.
 
 Imports transformers, torch and `plan`.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import fields, is_dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from ..anchors.transformers_view import Opening
+from ..anchors.transformers_view import Opening, TransformersView
 from ..network.task_names import MODEL_TYPE
-from ..plan.bounds import MOST_ANCHORS, MOST_BLOCKS, MOST_NAME, MOST_WIDTH
+from ..plan.bounds import MOST_ANCHORS, MOST_BLOCKS, MOST_NAME
 from ..plan.stitch_plan import StitchPlan
+from .saved_fields import MOST_LETTERS, MOST_LEVELS, check_anchor, check_count, check_own, is_kept
 
-MOST_LABELS, MOST_LETTERS, MOST_VALUES, MOST_LEVELS = 1 << 20, 1 << 22, 200_000, 6
-
-# Fields that name files, repositories, code or weights, or that have others built or quantised in their way.
-_READING = re.compile(
-    r"auto_map|trust_remote_code|custom_pipelines|quantization_config|kernel_config|use_kernels|backbone|"
-    r"use_timm_backbone|use_pretrained_backbone|backbone_kwargs|\w*_(path|file|filename|url|repo|repo_id|dir)|extra_\w*files"
-)
 _NOT_KEPT = ("_name_or_path", "_model_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
-_OF_ALL = ("model_type", "id2label", "label2id", "num_labels", "attn_implementation")
-_LARGE = re.compile(r"(vocab|token|position|theta|window|length|chunk|context|base|scal|max_|limit|value|eps|size)")
+# At the first `check_config` looks; where a network came from is said and not read.
+_NOT_LOOKED_AT = ("anchors", "classes", "openings", "plan", "model_type", "_name_or_path")
 
 
 class SNNetConfig(PreTrainedConfig):
@@ -64,6 +52,16 @@ class SNNetConfig(PreTrainedConfig):
                 kwargs.setdefault(name, value)
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers', of what may stand in a stranger's file.
+
+        Raises:
+            ValueError: if it says more than what the network is.
+        """
+        check_own({name: value for name, value in config_dict.items() if name not in _NOT_LOOKED_AT})
+        return super().from_dict(config_dict, **kwargs)
+
 
 def _of_largest(anchors: list[Any], openings: list[Any] | None) -> dict[str, Any]:
     """What transformers asks of a configuration, from those of the anchors: sizes of the last, bounds of all."""
@@ -76,6 +74,22 @@ def _of_largest(anchors: list[Any], openings: list[Any] | None) -> dict[str, Any
     return {**depth, **found, "tie_word_embeddings": False}
 
 
+def make_config(views: Sequence[TransformersView], plan: StitchPlan, stitch_id: int | None) -> SNNetConfig:
+    """The configuration of a network of these anchors."""
+    last: Any = views[-1].anchor.config
+    known = {name: getattr(last, name) for name in ("id2label", "label2id", "problem_type")}
+    config = SNNetConfig(
+        anchors=[anchor_dict(view.anchor.config) for view in views],
+        classes=[type(view.anchor).__name__ for view in views],
+        openings=[view.opening.to_dict() for view in views],
+        plan=plan.to_dict(),
+        stitch_id=stitch_id,
+        **{name: value for name, value in known.items() if value is not None},
+    )
+    config.dtype = next(views[-1].anchor.parameters()).dtype
+    return config
+
+
 def anchor_dict(config: Any) -> dict[str, Any]:
     """The configuration of an anchor as it is kept: without where it came from, and what its type does not have.
 
@@ -85,8 +99,7 @@ def anchor_dict(config: Any) -> dict[str, Any]:
     values = config.to_dict()
     if (values.get("quantization_config") or {}).get("quant_method") == "gguf":  # transformers reads that into floats
         del values["quantization_config"]
-    known = _taken(config.model_type) | set(_OF_ALL) | {k for k, v in values.items() if _READING.fullmatch(k) and v}
-    kept = {k: v for k, v in values.items() if k not in _NOT_KEPT and k in known}
+    kept = {k: v for k, v in values.items() if k not in _NOT_KEPT and is_kept(config.model_type, k, v)}
     check_anchor("the anchor", kept)
     return kept
 
@@ -105,8 +118,7 @@ def check_config(config: SNNetConfig) -> tuple[list[Any], list[Opening], StitchP
             f"config.json has {len(anchors)} anchors, {len(classes)} classes and {len(openings)} openings: expected "
             f"as many of each, {MOST_ANCHORS} at most."
         )
-    if _count([anchors, openings]) > MOST_VALUES:
-        raise ValueError(f"config.json has more than {MOST_VALUES:,} values: expected a few.")
+    check_count([anchors, openings])
     made = []
     for i, anchor in enumerate(anchors):
         check_anchor(f"anchor {i} in config.json", anchor)
@@ -141,80 +153,3 @@ def _opening(where: str, data: Any) -> Opening:
     if not len(opening.forms) + 1 == len(opening.widths) == len(opening.reductions) == len(opening.layouts):
         raise ValueError(f"{where} has not one value for each boundary: save the network again.")
     return opening
-
-
-def check_anchor(where: str, anchor: Any) -> None:
-    """Refuse an anchor's configuration that says more than how to build it.
-
-    Raises:
-        ValueError: naming what.
-    """
-    kind = anchor.get("model_type") if isinstance(anchor, Mapping) else None
-    if not isinstance(kind, str) or kind == SNNetConfig.model_type or kind not in CONFIG_MAPPING:
-        raise ValueError(f"{where} has model_type={kind!r:.80}, which transformers does not have here.")
-    names = {str(name) for name in anchor}
-    reading = sorted(name for name in names if _READING.fullmatch(name) and anchor[name] not in (None, False, {}, []))
-    if reading:
-        raise ValueError(
-            f"{where} has fields that read other files, or run other code ({', '.join(reading)[:160]}): a stitched "
-            "network needs none, so this was refused."
-        )
-    strange = sorted(names - _taken(kind) - set(_OF_ALL))
-    if strange:
-        raise ValueError(
-            f"{where} has {', '.join(strange[:4])!s:.160}, which transformers' configuration of {kind!r} does not "
-            "take: remove it from the model's config."
-        )
-    for name, value in anchor.items():
-        _check_value(f"{where}: {name:.64}", str(name), value)
-
-
-@cache
-def _taken(kind: str) -> frozenset[str]:
-    """The fields that a configuration of a type has."""
-    cls: Any = CONFIG_MAPPING[kind]
-    found = {f.name for f in fields(cls)} if is_dataclass(cls) else set()
-    for part in cls.__mro__:
-        found.update(getattr(part, "__annotations__", ()))
-    with suppress(Exception):  # some have fields without a default
-        found.update(cls().to_dict())
-    return frozenset(found)
-
-
-def _check_value(where: str, name: str, value: Any, level: int = 0) -> None:
-    if isinstance(value, bool) or value is None:
-        return
-    if isinstance(value, (int, float)):
-        most = _most(name)
-        if math.isnan(value) or (abs(value) > most and not math.isinf(value)):
-            raise ValueError(f"{where} is {value!r:.40}: expected at most {most:,}.")
-    elif isinstance(value, str):
-        if len(value) > 256 or ("attn_implementation" in name and "/" in value):
-            raise ValueError(f"{where} is a text of {len(value):,} letters, or names code elsewhere: {value!r:.60}.")
-    elif level > MOST_LEVELS or not isinstance(value, (Mapping, list, tuple)):
-        raise ValueError(f"{where} is a {type(value).__name__} too deep or strange for an argument.")
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            if _READING.fullmatch(str(key)) and inner not in (None, False, {}, []):
-                raise ValueError(f"{where} has a field that reads other files ({key!s:.64}): remove it.")
-            _check_value(f"{where}.{key!s:.64}", str(key) if not str(key).isdigit() else name, inner, level + 1)
-    else:
-        for inner in value:
-            _check_value(where, name, inner, level + 1)
-
-
-def _most(name: str) -> int:
-    if re.search(r"(num|n)_?(hidden_)?layers?$|depth|num_\w*(block|stage|group|layer)", name):
-        return MOST_BLOCKS
-    if name in ("label2id", "id2label", "num_labels"):
-        return MOST_LABELS
-    return 1 << 40 if _LARGE.search(name) and not name.endswith(("hidden_size", "intermediate_size")) else 1 << 20
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, Mapping):
-        return sum(map(_count, value.values()))
-    return sum(map(_count, value)) if isinstance(value, (list, tuple)) else 1
-
-
-__all__ = ["MOST_WIDTH", "SNNetConfig", "anchor_dict", "check_anchor", "check_config"]

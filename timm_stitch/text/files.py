@@ -21,7 +21,7 @@ from ..network.task_names import names_of
 from ..network.weights import check_keys
 from . import TASKS
 from .configuration import SNNetConfig, check_config
-from .networks import StitchedModel
+from .stitched_model import StitchedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -41,11 +41,7 @@ def write_network(model: Any, folder: Path, weights: str, label_names: Sequence[
     Raises:
         ValueError: if the network is one stitch of a larger one, or could not be made again.
     """
-    if model.config.only is not None:
-        raise ValueError(
-            f"this is a part of a larger network (stitch {model.stitch_id}): save the larger one, from which "
-            "from_hub(folder, extract=…) loads this stitch alone; or keep this one by its own save_pretrained(folder)."
-        )
+    check_whole(model)
     if label_names is not None:
         name_labels(model, label_names)
     model.record(plan=model.plan.to_dict(), stitch_id=model.stitch_id, architectures=[type(model).__name__])
@@ -60,6 +56,19 @@ def write_network(model: Any, folder: Path, weights: str, label_names: Sequence[
         tokenizer.save_pretrained(folder)
     written: dict[str, Any] = model.config.to_dict()
     return written
+
+
+def check_whole(model: Any) -> None:
+    """Refuse to keep one stitch of a larger network, a `StitchedModel`, as a whole one.
+
+    Raises:
+        ValueError: saying what to keep instead.
+    """
+    if model.config.only is not None:
+        raise ValueError(
+            f"this is a part of a larger network (stitch {model.stitch_id}): save the larger one, from which "
+            "from_hub(folder, extract=…) loads this stitch alone; or keep this one by its own save_pretrained(folder)."
+        )
 
 
 def name_labels(model: StitchedModel, names: Sequence[str]) -> None:

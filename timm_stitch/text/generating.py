@@ -45,27 +45,17 @@ class Generates:
         me: Any = self
         if stitch_id is not None:
             kwargs["stitch_id"] = stitch_id
-        several = stitch_id is not None and not isinstance(stitch_id, (int, str)) and is_row(stitch_id)
+        several = is_row(stitch_id)
         if not several:
             me._stitch(stitch_id)
         if several or not all(view.takes_cache for view in me.views):
             kwargs["use_cache"] = False
         if assistant_stitch_id is not None:  # both alone: what a call names is handed to the assistant too
             kwargs.pop("stitch_id", None)
-            ahead = me.assistant(me._stitch(assistant_stitch_id).stitch_id)
-            return me.assistant(me._stitch(stitch_id).stitch_id).generate(
-                inputs, *args, assistant_model=ahead, **kwargs
-            )
+            ahead = me.extract(assistant_stitch_id)
+            return me.extract(stitch_id).generate(inputs, *args, assistant_model=ahead, **kwargs)
         theirs: Any = super()
         return theirs.generate(inputs, *args, **kwargs)
-
-    def assistant(self, stitch_id: int) -> Any:
-        """A stitch as a model of its own that proposes tokens; it shares this network's tensors."""
-        me: Any = self
-        kept: dict[int, Any] = me.__dict__.setdefault("_assistants", {})
-        if stitch_id not in kept:
-            kept[stitch_id] = me.extract(stitch_id)
-        return kept[stitch_id]
 
     def prepare_inputs_for_generation(
         self, input_ids: Any, *args: Any, cache: Any = None, attention_mask: Any = None, **kwargs: Any
@@ -73,7 +63,7 @@ class Generates:
         """As the back anchor has it: what its layers are given after the first token differs between models."""
         me: Any = self
         stitch_id = kwargs.get("stitch_id")
-        several = stitch_id is not None and not isinstance(stitch_id, (int, str)) and is_row(stitch_id)
+        several = is_row(stitch_id)
         back = me.plan.stitches[-1].back if several else me._stitch(stitch_id).back
         return me.views[back].anchor.prepare_inputs_for_generation(
             input_ids, *args, cache=cache, attention_mask=attention_mask, **kwargs

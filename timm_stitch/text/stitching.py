@@ -13,7 +13,8 @@ from ..plan.enumeration import enumerate_stitches
 from ..plan.stitch_plan import Anchor, StitchPlan
 from . import TASKS
 from .checks import check_fit, check_tokenizers
-from .networks import StitchedModel, make_config
+from .configuration import make_config
+from .stitched_model import StitchedModel
 
 
 def stitch_transformers(

@@ -32,7 +32,7 @@ from ..data.look import look_before
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
 from ..evaluation.scores import asked_by
-from ..hub.saving import rebuild_args, save_pretrained
+from ..hub.saving import check_savable, save_pretrained
 from ..network.network import SNNet
 from ..network.stitchable import StitchableNetwork
 from ..plan.frontier import frontier_area
@@ -90,8 +90,8 @@ def train(
         RunInterrupted: a KeyboardInterrupt, after SIGTERM or Ctrl-C in a run with an `output`: the step at hand was
             ended, and a checkpoint written.
     """
-    if config.output and isinstance(model, SNNet):
-        rebuild_args(model)  # what could not be saved at the end is refused before the first step
+    if config.output:
+        check_savable(model)
     began = time.monotonic()
     run = TrainingRun(model, config, train_data, val_data, teacher, progress, collate)
     try:
