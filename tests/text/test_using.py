@@ -157,6 +157,18 @@ def test_training_teaches_every_stitch_and_goes_on_where_it_was_stopped(net, tmp
     assert "Trained by `timm_stitch.train`" in (tmp_path / "a" / "README.md").read_text()
 
 
+def test_training_with_less_memory_ends_with_the_same_weights():
+    ends = []
+    for less in (False, True):
+        torch.manual_seed(0)
+        net = timm_stitch.stitch([bert(32, 2), bert(48, 2, seed=1)], kernel_size=1)
+        config = timm_stitch.TrainConfig(epochs=1, grad_checkpointing=less, channels_last=True, **QUIET)
+        timm_stitch.train(net, config, train_data=Texts(32), progress=False)
+        assert not net.grad_checkpointing
+        ends.append(list(net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
 def test_training_a_language_model_with_a_collator_and_a_teacher(caplog):
     torch.manual_seed(0)
     net = timm_stitch.stitch([llama(32, 2), llama(48, 2, seed=1)], kernel_size=1)

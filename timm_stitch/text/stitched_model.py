@@ -124,6 +124,17 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     def _plan_changed(self) -> None:
         self.record(plan=self.plan.to_dict())
 
+    @property
+    def grad_checkpointing(self) -> bool:
+        """Whether activations are computed again in the backward pass, as timm calls it."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
+    @grad_checkpointing.setter
+    def grad_checkpointing(self, enable: bool) -> None:
+        if enable != self.grad_checkpointing:
+            word = "activation" if hasattr(self, "activation_checkpointing_enable") else "gradient"  # before 5.24
+            getattr(self, f"{word}_checkpointing_{'enable' if enable else 'disable'}")()
+
     def get_input_embeddings(self) -> Any:
         """Those of the first anchor."""
         front: Any = self.views[self.plan.stitches[0].front].anchor
