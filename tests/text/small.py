@@ -57,6 +57,11 @@ def mamba(width=32, depth=3, seed=0):
     return _made(hf.MambaForCausalLM, config, seed)
 
 
+def mpt(width=32, depth=3, seed=0):
+    config = hf.MptConfig(vocab_size=WORDS, d_model=width, n_layers=depth, n_heads=2, max_seq_len=64, pad_token_id=0)
+    return _made(hf.MptForCausalLM, config, seed)
+
+
 def vit(width=32, depth=3, seed=0):
     config = hf.ViTConfig(
         hidden_size=width, num_hidden_layers=depth, num_attention_heads=2, intermediate_size=64, image_size=32,

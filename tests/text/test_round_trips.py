@@ -9,7 +9,7 @@ import torch
 hf = pytest.importorskip("transformers", minversion="5.20")
 
 from safetensors.torch import load_file  # noqa: E402
-from small import bert, gemma3, gpt2, llama, mamba, rows_of, texts, vit  # noqa: E402
+from small import bert, gemma3, gpt2, llama, mamba, mpt, rows_of, texts, vit  # noqa: E402
 from test_stitching import IMAGES, first  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 
@@ -39,6 +39,7 @@ KINDS = {
     "gpt2": (lambda: [gpt2(w, 3) for w in (32, 48)], texts(left=True), hf.AutoModelForCausalLM),
     "gemma3": (lambda: [gemma3(w) for w in (32, 48)], texts(left=True), hf.AutoModelForCausalLM),
     "mamba": (lambda: [mamba(w) for w in (32, 48)], texts(left=True), hf.AutoModelForCausalLM),
+    "mpt": (lambda: [mpt(w) for w in (32, 48)], texts(left=True), hf.AutoModelForCausalLM),  # a configuration inside
     "vit": (lambda: [vit(w) for w in (32, 48)], IMAGES, hf.AutoModelForImageClassification),
 }
 

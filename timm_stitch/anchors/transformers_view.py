@@ -89,8 +89,9 @@ class TransformersView(View):
     @cached_property
     def most_positions(self) -> int | None:
         """How many tokens the model takes at most, where it says so."""
+        config = self.anchor.config
         try:
-            most = getattr(self.anchor.config, "max_position_embeddings", None)
+            most = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
         except NotImplementedError:  # XLNet's way to say that it has no limit
             return None
         if not isinstance(most, int) or most <= 0:

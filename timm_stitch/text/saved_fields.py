@@ -89,7 +89,7 @@ def check_count(values: Any) -> None:
 
 
 def _reads(name: str, value: Any) -> bool:
-    return bool(_READING.fullmatch(name)) and value not in (None, False, {}, [])
+    return bool(value) and _READING.fullmatch(name) is not None
 
 
 def _check_reading(where: str, given: Mapping[Any, Any]) -> None:
