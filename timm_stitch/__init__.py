@@ -17,10 +17,10 @@ from .hub.pull import from_hub
 from .hub.push import push_to_hub
 from .hub.saving import save_pretrained
 from .models import snnet as _registered  # noqa: F401 registers the models with timm
+from .models.at_hand import stitch
 from .models.checkpoints import convert_checkpoint
 from .models.factory import create_snnet
 from .network.network import SNNet
-from .network.stitching import stitch
 from .plan.frontier import pareto_frontier
 from .plan.results import read_rows, write_rows
 from .plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan

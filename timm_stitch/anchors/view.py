@@ -16,9 +16,10 @@ Imports torch and timm.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from timm.models import checkpoint
 from torch import Tensor, nn
 
@@ -42,9 +43,31 @@ class Context(NamedTuple):
         """(height, width) of the images."""
         return self.images.shape[-2], self.images.shape[-1]
 
+    @property
+    def batch_size(self) -> int:
+        """How many images there are."""
+        return len(self.images)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.images.device
+
     def rows(self, start: int, stop: int) -> Context:
         """The same for some of the images."""
         return self._replace(images=self.images[start:stop])
+
+    def pick(self, index: Tensor) -> Context:
+        """The same for the images of these numbers, in their order."""
+        return self._replace(images=self.images.index_select(0, index))
+
+    def counted(self) -> int:
+        """How many labels there are."""
+        return self.batch_size
+
+    def join(self, outputs: Sequence[Tensor], counted: Sequence[int], order: Tensor) -> Tensor:
+        """What calls on parts of the images gave as what one call gives: `order` says where each image is."""
+        return torch.cat(tuple(outputs)).index_select(0, order)
 
 
 class View:
@@ -91,6 +114,34 @@ class View:
     def stem_in_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The map that `early` names, and the activation at boundary 0."""
         raise NotImplementedError
+
+    def carry_on(self, h: Tensor | None, start: int, wanted: Collection[int], context: Any) -> dict[int, Tensor]:
+        """What crosses some boundaries, from the activation at boundary `start`; it runs no further than the last.
+
+        Args:
+            h: the activation; None begins at the call's inputs, with `start` 0.
+            start: its boundary.
+            wanted: the boundaries, none of them before `start`.
+            context: of the call.
+        """
+        at = start
+        if h is None:
+            h = self.stem(context.images)
+        found = {}
+        for boundary in sorted(wanted):
+            h = self.run(h, at, boundary, context)
+            found[boundary], at = h, boundary
+        return found
+
+    def finish(self, h: Tensor | None, start: int, context: Any, normed: bool = True) -> Any:
+        """What the model gives, from the activation at boundary `start`.
+
+        Args:
+            h, start, context: as of `carry_on`.
+            normed: with the final norm.
+        """
+        h = self.carry_on(h, start, (self.depth,), context)[self.depth]
+        return self.head(self.norm(h) if normed else h)
 
     def block(self, index: int) -> nn.Module:
         """Block number `index`: a module from boundary `index` to boundary `index + 1`."""
@@ -156,6 +207,14 @@ class View:
     def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
         """What `as_map` and `prefix` took apart, put together again; missing prefix tokens are the anchor's own."""
         raise NotImplementedError
+
+    def rows_at(self, h: Tensor, prefixes: int, context: Any, boundary: int) -> Tensor:
+        """The activation at a boundary position by position, (n, C): of each image its first prefix tokens, its map."""
+        rows = self.as_map(h, context.size, boundary).flatten(2).transpose(1, 2)
+        prefix = self.prefix(h, boundary)
+        if prefix is not None:
+            rows = torch.cat([prefix[:, :prefixes], rows], dim=1)
+        return rows.flatten(0, 1)
 
     def prefix_names(self) -> tuple[str, ...]:
         """The names of children and parameters that the anchor's own prefix tokens need."""

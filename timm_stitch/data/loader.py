@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -106,14 +106,24 @@ class Stream:
         steps, accumulate: of an epoch.
         workers: processes that read.
         seed: of the run.
+        collate: makes a batch of items; default torch's.
     """
 
-    def __init__(self, data: Any, batch_size: int, steps: int, accumulate: int, workers: int, seed: int) -> None:
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int,
+        steps: int,
+        accumulate: int,
+        workers: int,
+        seed: int,
+        collate: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
         self.data, self.steps, self.accumulate, self.seed = data, steps, accumulate, seed
         self.generator = torch.Generator()
         self.loader: DataLoader[Any] = DataLoader(
             data, batch_size, num_workers=workers, drop_last=True, generator=self.generator,
-            worker_init_fn=leave_signals,
+            worker_init_fn=leave_signals, collate_fn=collate,
         )  # fmt: skip
         self.epoch, self.start = 0, 0
 
@@ -147,13 +157,16 @@ def count_images(data: Any, processes: int) -> int:
     return known or len(sized) * processes
 
 
-def build_loader(data: Any, config: DataConfig, processes: int) -> Any:
+def build_loader(
+    data: Any, config: DataConfig, processes: int, collate: Callable[[list[Any]], Any] | None = None
+) -> Any:
     """The micro-batches of a run.
 
     Args:
         data: the images, from `build_dataset`.
         config: into what batches, and in which order.
         processes: that take part; an iterable dataset has shared itself out to them.
+        collate: makes a batch of items; default torch's.
 
     Returns:
         A plain `DataLoader` for Accelerate to prepare and its `EpochBatches`; or, for images that come
@@ -179,7 +192,8 @@ def build_loader(data: Any, config: DataConfig, processes: int) -> Any:
                 "tfds/ and hfids/ data."
             )
         steps = images // batch_size
-        stream = Stream(data, config.micro_batch(processes), steps, accumulate, reading_processes(config.workers), seed)
+        readers = reading_processes(config.workers)
+        stream = Stream(data, config.micro_batch(processes), steps, accumulate, readers, seed, collate)
         return stream, stream
     batches = EpochBatches(data, batch_size // accumulate, accumulate, seed, config.repeated_aug)
     loader: DataLoader[Any] = DataLoader(
@@ -190,6 +204,7 @@ def build_loader(data: Any, config: DataConfig, processes: int) -> Any:
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
         worker_init_fn=leave_signals,
+        collate_fn=collate,
     )
     return loader, batches
 

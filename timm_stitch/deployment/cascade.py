@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..anchors.view import Context
+from ..data.batches import Batch
+from ..evaluation.scores import asked_by
 from ..network.modes import evaluating
-from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork, logits_of
 from ..plan.prefix_sharing import common_steps, shared_macs
 
 
@@ -31,40 +32,38 @@ class Cascade:
             image on average.
     """
 
-    model: SNNet
+    model: StitchableNetwork
     cheap: int
     dear: int
     threshold: float
     top1: float | None = None
     macs: float | None = None
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, C, H, W)."""
+    def __call__(self, images: Any) -> Tensor:
+        """Logits (B, num_classes) of images (B, C, H, W), or of a mapping of tensors with B rows."""
         return self.run(images)[0]
 
-    def run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, images: Any) -> tuple[Tensor, Tensor]:
         """Logits (B, num_classes), and which images went on to the expensive stitch, a (B,) of bool."""
         model = self.model
         first, second = model.plan[self.cheap], model.plan[self.dear]
         shared = common_steps(first, second)
-        context = Context(images)
-        kept = h = images
-        for n in range(len(first.steps)):
-            h = model.executor.step(first, n, h, context)
-            if n + 1 == shared:
-                kept = h
-        unsure = h.softmax(-1).amax(-1) < self.threshold
+        context = model.context(images, (first, second))
+        h, kept = model.executor.advance(first, 0, len(first.steps), None, context, keep=(shared,))
+        logits = logits_of(h)
+        unsure = logits.softmax(-1).amax(-1) < self.threshold
         if bool(unsure.any()):
-            rest, some = Context(images[unsure]), kept[unsure]
-            for n in range(shared, len(second.steps)):
-                some = model.executor.step(second, n, some, rest)
-            h = h.index_put((unsure.nonzero()[:, 0],), some)
-        return h, unsure
+            index = unsure.nonzero()[:, 0]
+            some = kept[shared].index_select(0, index) if shared else None
+            rest = context.pick(index)
+            some, _ = model.executor.advance(second, shared, len(second.steps), some, rest)
+            logits = logits.index_put((index,), logits_of(some))
+        return logits, unsure
 
 
 @torch.inference_mode()
 def find_cascade(
-    model: SNNet,
+    model: StitchableNetwork,
     loader: Iterable[Any],
     macs: float,
     *,
@@ -76,7 +75,7 @@ def find_cascade(
 
     Args:
         model: the network.
-        loader: batches of (images (B, C, H, W), labels (B,)) that were not trained on.
+        loader: batches of (images (B, C, H, W), labels (B,)), or mappings with `labels`, that were not trained on.
         macs: the most multiply-adds for an image on average.
         stitch_ids: between which to look; all by default.
         thresholds: how many to try for each pair, evenly spread over the images.
@@ -120,18 +119,25 @@ def find_cascade(
     return best
 
 
-def _answers(model: SNNet, loader: Iterable[Any], ids: Sequence[int], progress: bool) -> tuple[Tensor, Tensor]:
+def _answers(
+    model: StitchableNetwork, loader: Iterable[Any], ids: Sequence[int], progress: bool
+) -> tuple[Tensor, Tensor]:
     """Of each stitch and image: the largest probability, and 1 where it is right; both (stitches, images)."""
     device = next(model.parameters()).device
     place = {stitch_id: i for i, stitch_id in enumerate(ids)}
     sure: list[list[Tensor]] = [[] for _ in ids]
     right: list[list[Tensor]] = [[] for _ in ids]
     with evaluating(model):
-        for batch, labels, *_ in tqdm(loader, desc="cascade", unit="batch", disable=not progress):
-            for stitch_id, logits in model.forward_each(batch.to(device), ids):
-                top = logits.softmax(-1).max(-1)
+        for batch in tqdm(loader, desc="cascade", unit="batch", disable=not progress):
+            inputs, asked = asked_by(model, *Batch.of(batch).to(device))
+            if asked.labels.ndim > 1:
+                raise ValueError(
+                    "a cascade is of networks that say one thing of an input, and these labels are of tokens."
+                )
+            for stitch_id, out in model.forward_each(inputs, ids):
+                top = logits_of(out).softmax(-1).max(-1)
                 sure[place[stitch_id]].append(top.values.float().cpu())
-                right[place[stitch_id]].append((top.indices.cpu() == labels.cpu()).float())
+                right[place[stitch_id]].append((top.indices.cpu() == asked.labels.cpu()).float())
     if not sure[0]:
         raise ValueError("there is nothing to choose by: the loader gave no images.")
     return torch.stack([torch.cat(s) for s in sure]), torch.stack([torch.cat(r) for r in right])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from ..evaluation.selection import check_weights
@@ -105,17 +106,19 @@ class LatencyController:
         The clock is stopped when the call returns: on a GPU, take the logits to the CPU and use `observe`.
 
         Args:
-            images: of shape (B, C, H, W).
+            images: of shape (B, C, H, W); of models of transformers a mapping of tensors with B rows.
             dropped: as of `observe`.
 
         Returns:
-            What the network gives, logits of shape (B, num_classes).
+            What the network gives, logits of shape (B, num_classes) or an output with them.
         """
-        shape: Any = getattr(images, "shape", ())
+        first = next(iter(images.values()), None) if isinstance(images, Mapping) else images
+        shape: Any = getattr(first, "shape", ())
         count = int(shape[0]) or None if len(shape) else None
         stitch_id = self.stitch_id if count is None else self.choose(count)
+        call = partial(self.model, **images) if isinstance(images, Mapping) else partial(self.model, images)
         began = time.perf_counter()
-        logits = self.model(images, stitch_id=stitch_id)
+        logits = call(stitch_id=stitch_id)
         self.observe(1e3 * (time.perf_counter() - began), dropped, count)
         return logits
 

@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 from tqdm.auto import tqdm
 
+from ..data.batches import Batch
 from ..data.processes import rank, summed, world_size
 from ..network.modes import evaluating
-from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 from ..network.weights import fingerprint
 from ..plan.prefix_sharing import schedule
 from ..plan.results import Rows, read_rows, write_rows
+from .scores import asked_by, scores
 
 
 @torch.inference_mode()
 def evaluate(
-    model: SNNet,
+    model: StitchableNetwork,
     loader: Iterable[Any],
     stitch_ids: Sequence[int] | None = None,
     *,
@@ -38,16 +39,17 @@ def evaluate(
     passes: int = 1,
     progress: bool = False,
 ) -> Rows:
-    """Accuracy and loss of stitches on labelled images.
+    """Accuracy and loss of stitches on labelled images or texts.
 
     On several processes each one takes its share of the images, and all get the rows of all of them,
     with exact counts.
 
     Args:
         model: the network; it is evaluated in eval mode, on the device where it is.
-        loader: batches of (images (B, C, H, W), labels (B,)); on several processes the same on each: a
-            `DataLoader` over a whole dataset (or one that Accelerate prepared from it) is shared out image
-            by image, anything else batch by batch, and must come in the same order everywhere.
+        loader: batches of (images (B, C, H, W), labels (B,)), or mappings of tensors with `labels` as a tokenizer and
+            a collator give them (of causal language models the text itself, where there are none); on several
+            processes the same on each: a `DataLoader` over a whole dataset (or one that Accelerate prepared from it)
+            is shared out image by image, anything else batch by batch, and must come in the same order everywhere.
         stitch_ids: which stitches; all by default.
         results: a JSON-lines file to which the rows of each pass are added, and from which the rows of
             these weights (by their fingerprint, on as many images, of the same `data`) are taken instead of
@@ -60,7 +62,9 @@ def evaluate(
 
     Returns:
         One row a stitch in id order: `stitch_id`, `name`, `top1` and `top5` in per cent, `loss` (mean
-        cross-entropy), `images`, `macs`, `params`, `device`, `weights` (the fingerprint), and `data` if given.
+        cross-entropy), `images`, `macs`, `params`, `device`, `weights` (the fingerprint), and `data` if given. For
+        texts `texts` instead of `images`, and `length`, the tokens for which macs are counted; where tokens are
+        classified also `tokens`, of language models `perplexity`. Padding and labels of -100 are left out.
 
     Raises:
         ValueError: if an id is not in the plan, there are no images, or passes is not positive.
@@ -91,38 +95,41 @@ def _done(kept: Rows, ids: Sequence[int], mark: str, data: str | None, images: i
         for row in kept
         if row.get("weights") == mark
         and row.get("stitch_id") in ids
-        and images in (None, row.get("images"))
+        and images in (None, row.get("images", row.get("texts")))
         and row.get("data") == data
     }
 
 
 def _one_pass(
-    model: SNNet, batches: Iterable[Any], ids: Sequence[int], marks: Mapping[str, str], progress: bool
+    model: StitchableNetwork, batches: Iterable[Any], ids: Sequence[int], marks: Mapping[str, str], progress: bool
 ) -> Rows:
     """The rows of these stitches, from one pass over the images."""
     device = next(model.parameters()).device
-    sums = torch.zeros(len(ids), 4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    # Of each stitch its scores, and below how many rows there were.
+    sums = torch.zeros(len(ids) + 1, 4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     number = {stitch_id: i for i, stitch_id in enumerate(ids)}
     with evaluating(model):
-        for batch, labels, *_ in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
-            batch, labels = batch.to(device), labels.to(device)
-            for stitch_id, logits in model.forward_each(batch, ids):
-                sums[number[stitch_id]] += _scores(logits, labels).to(sums)
-    sums = summed(sums)
-    if not sums[0, 3]:
+        for batch in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
+            given, labels = Batch.of(batch).to(device)
+            inputs, asked = asked_by(model, given, labels)
+            sums[-1] += len(asked.labels)
+            for stitch_id, out in model.forward_each(inputs, ids):
+                sums[number[stitch_id]] += scores(out, asked).to(sums)
+    *of_each, (seen, *_) = summed(sums).tolist()
+    if not of_each[0][3]:
         raise ValueError("there is nothing to evaluate on: the loader gave no images.")
     costs = model.costs()
     rows = []
-    for stitch_id, (first, five, loss, images) in zip(ids, sums.tolist(), strict=True):
+    for stitch_id, (first, five, loss, count) in zip(ids, of_each, strict=True):
         cost = costs.cost(model.plan[stitch_id])
         rows.append(
             {
                 "stitch_id": stitch_id,
                 "name": model.plan[stitch_id].name,
-                "top1": 100 * (first / images),
-                "top5": 100 * (five / images),
-                "loss": loss / images,
-                "images": int(images),
+                "top1": 100 * (first / count),
+                "top5": 100 * (five / count),
+                "loss": loss / count,
+                **model.said_of(int(seen), int(count), loss / count),
                 "macs": cost.macs,
                 "params": cost.params,
                 "device": device.type,
@@ -175,12 +182,3 @@ class _Every:
 
     def __iter__(self) -> Iterator[Any]:
         return islice(iter(self.batches), self.start, None, self.step)
-
-
-def _scores(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sums over a batch: right at first, right among five, cross-entropy, images."""
-    logits = logits.float()
-    ranked = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
-    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-    sums = [ranked[:, 0].sum(), ranked.sum(), loss.detach(), torch.tensor(len(labels), device=loss.device)]
-    return torch.stack([value.to(loss.dtype) for value in sums])

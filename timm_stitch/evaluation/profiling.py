@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from ..anchors.view import Context
 from ..network.modes import evaluating
 from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 from ..network.weights import fingerprint_again
 from ..plan.stitch_plan import Stitch
 from ..plan.timings import MOST_IMAGES, is_batch_size, latency_key
@@ -40,7 +41,7 @@ Step = tuple[str, int, int]
 
 @torch.inference_mode()
 def profile(
-    model: SNNet,
+    model: StitchableNetwork,
     batch_size: int | None = None,
     device: str | torch.device = "cpu",
     *,
@@ -58,7 +59,7 @@ def profile(
 
     Args:
         model: the network; it is measured in eval mode, and ends where it was. Compile it before, if it will run so.
-        batch_size: images of one call; default 1.
+        batch_size: images, or texts of the network's `length`, of one call; default 1.
         device: where.
         batch_sizes: several of them instead, 1 to 4,096 each.
         stitch_ids: which; all by default.
@@ -81,6 +82,8 @@ def profile(
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is unknown: expected one of {', '.join(PRECISIONS)}.")
     sizes = _sizes(batch_size, batch_sizes)
+    if quick and not isinstance(model, SNNet):
+        raise ValueError("quick=True adds up parts, and models of transformers run as wholes: leave it out.")
     if repeats < 1:
         raise ValueError(f"repeats={repeats} is out of range: expected 1 or more.")
     stitches = [model.plan[i] for i in sorted(set(model.stitch_ids if stitch_ids is None else stitch_ids))]
@@ -88,7 +91,7 @@ def profile(
     model.to(device)
     try:
         with evaluating(model), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-            batches = {n: torch.randn(n, model.in_chans, *model.image_size, device=device) for n in sizes}
+            batches = {n: model.example(n) for n in sizes}
             clock = _Clock(model, batches, repeats, progress)
             timed = clock.parts(stitches) if quick else clock.whole(stitches)
             memory = {stitch.stitch_id: _memory(model, stitch, batches[sizes[0]]) for stitch in stitches}
@@ -102,7 +105,7 @@ def profile(
 
 
 def _row(
-    model: SNNet, stitch: Stitch, figures: Mapping[str, float], memory: int, said: Mapping[str, Any]
+    model: StitchableNetwork, stitch: Stitch, figures: Mapping[str, float], memory: int, said: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What was measured of a stitch, and how."""
     cost = model.costs().cost(stitch)
@@ -133,9 +136,9 @@ def _sizes(batch_size: Any, batch_sizes: Any) -> list[int]:
 class _Clock:
     """Times calls of one network on batches, by their number of images, the smallest first."""
 
-    def __init__(self, model: SNNet, batches: Mapping[int, Tensor], repeats: int, progress: bool) -> None:
+    def __init__(self, model: StitchableNetwork, batches: Mapping[int, Any], repeats: int, progress: bool) -> None:
         self.model, self.batches, self.repeats = model, batches, repeats
-        on_cuda = any(x.is_cuda for x in batches.values())
+        on_cuda = next(model.parameters()).is_cuda
         self.wait: Callable[[], Any] = torch.cuda.synchronize if on_cuda else lambda: None
         self.rounds = lambda: tqdm(range(-1, repeats), desc="profile", unit="round", disable=not progress)
 
@@ -151,7 +154,7 @@ class _Clock:
         found: dict[tuple[int, int], list[float]] = {(s.stitch_id, size): [] for s in stitches for size in self.batches}
         for turn in self.rounds():
             for stitch_id, size in random.Random(turn).sample(sorted(found), len(found)):
-                spent, _ = self._ms(partial(self.model, self.batches[size], stitch_id=stitch_id))
+                spent, _ = self._ms(partial(self.model.call, self.batches[size], stitch_id))
                 if turn >= 0:
                     found[stitch_id, size].append(spent)
         figures = self._figures(stitches, {call: statistics.median(spent) for call, spent in found.items()})
@@ -180,7 +183,7 @@ class _Clock:
         error = statistics.median(abs(figures[k][key] / row[key] - 1) for k, row in whole.items() for key in keys)
         return {k: row | {"latency_error": error} for k, row in figures.items()}
 
-    def _each_part(self, stitches: Iterable[Stitch], x: Tensor) -> Iterator[tuple[Step, float]]:
+    def _each_part(self, stitches: Iterable[Stitch], x: Any) -> Iterator[tuple[Step, float]]:
         """Every part of some stitches once, on the way of the first that has it."""
         done: set[Step] = set()
         context = Context(x)
@@ -213,16 +216,18 @@ def _spread(values: Sequence[float]) -> float:
     return high - low
 
 
-def _memory(model: SNNet, stitch: Stitch, x: Tensor) -> int:
+def _memory(model: StitchableNetwork, stitch: Stitch, x: Any) -> int:
     """Bytes of the stitch's weights, and of what its forward pass holds at once beside them."""
     weights = sum(p.numel() * p.element_size() for p in model.extract(stitch.stitch_id).parameters())
-    if x.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(x.device)
-        before = torch.cuda.memory_allocated(x.device)
-        model(x, stitch_id=stitch.stitch_id)
-        return int(weights + torch.cuda.max_memory_allocated(x.device) - before)
-    with _Alive((*model.parameters(), *model.buffers(), x)) as alive:
-        model(x, stitch_id=stitch.stitch_id)
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        model.call(x, stitch.stitch_id)
+        return int(weights + torch.cuda.max_memory_allocated(device) - before)
+    inputs = (leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor))
+    with _Alive((*model.parameters(), *model.buffers(), *inputs)) as alive:
+        model.call(x, stitch.stitch_id)
     return int(weights + alive.peak)
 
 

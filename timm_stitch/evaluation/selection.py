@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 from ..network.weights import fingerprint_again
 from ..plan.frontier import best_known, best_within
 
 
 def select(
-    model: SNNet,
+    model: StitchableNetwork,
     results: Iterable[Mapping[str, Any]] | None = None,
     *,
     macs: float | None = None,
@@ -58,7 +58,7 @@ def select(
     return int(best_within(rows, given, score, batch_size)["stitch_id"])
 
 
-def check_weights(model: SNNet, rows: Iterable[Mapping[str, Any]], what: str) -> None:
+def check_weights(model: StitchableNetwork, rows: Iterable[Mapping[str, Any]], what: str) -> None:
     """Refuse rows that are of other weights than the network has.
 
     Raises:

@@ -17,6 +17,8 @@ import timm
 from huggingface_hub import hf_hub_download
 
 from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
+from ..network.task_names import is_of_transformers, names_of
 from ..plan.results import measured
 from ..plan.stitch_plan import StitchPlan
 from .arguments import MOST_CLASSES, MOST_PIXELS, check_arguments, check_cfg
@@ -76,6 +78,9 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: if it is not that of an SN-Net, or asks for more than building a network.
     """
     config = read_json(path)
+    if is_of_transformers(config):
+        names_of(config)
+        return config  # what else may stand in it is checked where it is read: `text.configuration`
     name, args = config.get("architecture"), config.get("model_args", {})
     cfg: Any = config.get("pretrained_cfg")
     ours = isinstance(name, str) and timm.is_model(name)
@@ -144,7 +149,7 @@ def is_plain(key: str, value: Any) -> bool:
     return value is None or (isinstance(value, (bool, int, float)) and abs(value) < 1e18)
 
 
-def remember(model: SNNet, data: Mapping[str, Any]) -> None:
+def remember(model: StitchableNetwork, data: Mapping[str, Any]) -> None:
     """Let a network know its rows; each keeps the fingerprint of the weights that it belongs to."""
     rows = [{"stitch_id": row["stitch_id"], **measured(row)} for row in data["stitches"]]
     model.forget()

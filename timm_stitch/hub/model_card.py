@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..data.yaml_text import load_yaml
+from ..network.task_names import TASK_NAMES, TaskNames, is_of_transformers, names_of
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
 from ..plan.stitch_plan import StitchPlan
@@ -57,6 +58,7 @@ def render_card(
     """
     plan = StitchPlan.from_dict(stitches["plan"])
     base_models = [model for model in base_models if is_repo_id(model)]
+    config = {"architecture": "snnet", "pretrained_cfg": {}, **config}
     name = (repo_id or config["architecture"]).rpartition("/")[2]
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters.update(big=short, cell=plain_text)
@@ -94,15 +96,16 @@ def _front_matter(
     """What the Hub reads, as YAML."""
     rows = _evaluated(stitches)
     shown = {row["stitch_id"] for row in [*pareto_frontier(rows), *_alone(plan, rows)]}
+    pipeline = _task(config).pipeline
     return ModelCardData(
-        library_name="timm",
-        pipeline_tag="image-classification",
-        tags=list(TAGS),
+        library_name="transformers" if is_of_transformers(dict(config)) else "timm",
+        pipeline_tag=pipeline,
+        tags=[pipeline, *TAGS[1:]],
         license=license or config["pretrained_cfg"].get("license"),
         datasets=sorted({str(row["dataset"]) for row in rows if row.get("dataset")}) or None,
         base_model=list(base_models) or None,
         model_name=name,
-        eval_results=_eval_results(rows, shown) or None,
+        eval_results=_eval_results(rows, shown, pipeline) or None,
     ).to_yaml()
 
 
@@ -128,7 +131,13 @@ def _of_results(plan: StitchPlan, stitches: Mapping[str, Any]) -> dict[str, Any]
 def _of_network(plan: StitchPlan, stitches: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """What the template needs to tell of the network itself."""
     size = config["pretrained_cfg"].get("input_size", (3, 224, 224))
+    names = _task(config)
     return {
+        "of_transformers": is_of_transformers(dict(config)),
+        "auto": names.auto,
+        "score": names.score,
+        "length": next((row["length"] for row in stitches["stitches"] if row.get("length")), None),
+        "generates": names.pipeline == "text-generation",
         "architecture": config["architecture"],
         "count": len(plan),
         "layers": len(plan.layers),
@@ -142,6 +151,11 @@ def _of_network(plan: StitchPlan, stitches: Mapping[str, Any], config: Mapping[s
         "runs": [_run(run) for run in _runs(stitches)],
         "second_version": any(layer.rank for layer in plan.layers),
     }
+
+
+def _task(config: Mapping[str, Any]) -> TaskNames:
+    """What the Hub calls the task of a network."""
+    return names_of(dict(config))[1] if is_of_transformers(dict(config)) else TASK_NAMES["ForImageClassification"]
 
 
 def merge(existing: str, fresh: str) -> str:
@@ -191,11 +205,11 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
     return front, card[found.end() :]
 
 
-def _eval_results(rows: Sequence[Mapping[str, Any]], ids: set[int]) -> list[EvalResult]:
+def _eval_results(rows: Sequence[Mapping[str, Any]], ids: set[int], task: str) -> list[EvalResult]:
     """Top-1 of frontier and anchors, as the Hub's front matter has it; a result needs a named dataset."""
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type=task,
             dataset_type=str(row["dataset"]),
             dataset_name=str(row["dataset"]),
             dataset_split=row.get("split"),
@@ -214,14 +228,15 @@ def _conditions(rows: Sequence[Mapping[str, Any]]) -> str:
     """One sentence for how the rows were measured; what is not recorded is said to be so."""
     kinds: dict[tuple[Any, ...], int] = {}
     for row in rows:
-        key = tuple(row.get(field) for field in ("dataset", "split", "revision", "images", "device"))
+        key = tuple(row.get(field) for field in ("dataset", "split", "revision", "images", "texts", "device"))
         kinds[key] = kinds.get(key, 0) + 1
     found = []
-    for (dataset, split, revision, images, device), count in kinds.items():
-        text = f"on {dataset}" if dataset else "on images that are not recorded"
+    for (dataset, split, revision, images, texts, device), count in kinds.items():
+        text = f"on {dataset}" if dataset else f"on {'texts' if texts else 'images'} that are not recorded"
         text += f", split {split}" if split else ""
         text += f", revision {revision}" if revision else ""
         text += f", {images} images" if images else ""
+        text += f", {texts} texts" if texts else ""
         text += f", on {device}" if device else ""
         found.append((f"{count} of them " if len(kinds) > 1 else "") + plain_text(text))
     return "Evaluated " + "; ".join(found) + "." if found else ""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -25,7 +27,10 @@ from torch import Tensor
 from ..anchors.meta_device import materialize
 from ..files import steadily
 from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
+from ..network.task_names import is_of_transformers
 from ..network.weights import NORM_FLAG, check_keys, fingerprint_of, glance, split_norm
+from ..plan.stitch_plan import StitchPlan
 from .errors import check_repo_id, check_token, explained, unreadable
 from .json_files import (
     CONFIG_FILE,
@@ -51,7 +56,7 @@ def from_hub(
     cache_dir: str | os.PathLike[str] | None = None,
     verify: bool = True,
     **kwargs: Any,
-) -> SNNet:
+) -> Any:
     """Load a network that `save_pretrained` or `push_to_hub` kept.
 
     Args:
@@ -62,10 +67,12 @@ def from_hub(
         token: as huggingface_hub takes it; default the one that is logged in.
         cache_dir: as huggingface_hub takes it.
         verify: compare the weights with the fingerprint kept beside them (of whole networks).
-        **kwargs: of `timm.create_model`, e.g. `stitch_id` and `num_classes`; with `extract` only num_classes.
+        **kwargs: of `timm.create_model`, e.g. `stitch_id` and `num_classes`; with `extract` only num_classes. Of
+            networks of transformers' models those of its `from_pretrained`, and `stitch_id`; with `extract` none.
 
     Returns:
-        The network, in eval mode, on the CPU unless kwargs name a device. `select` finds its rows.
+        The network (an `SNNet`, or one of `timm_stitch.text`, by what was saved), in eval mode,
+        on the CPU unless kwargs name a device. `select` finds its rows.
 
     Raises:
         ValueError: if the files are damaged, of other weights, or not those of an SN-Net; if there is no
@@ -79,7 +86,7 @@ def from_hub(
     folder = Path(place).expanduser()
     if word == "local-dir" and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {place!r}: give the one that save_pretrained wrote.")
-    model: SNNet
+    model: Any
     if word != "hf-hub" and folder.is_dir():
         if revision is not None:
             raise ValueError(
@@ -87,7 +94,7 @@ def from_hub(
                 "revision."
             )
 
-        def read() -> SNNet:
+        def read() -> Any:
             return _load(folder, verify, kwargs) if extract is None else _extract(folder, extract, kwargs)
 
         return steadily(network_files(folder), read).eval()
@@ -131,6 +138,9 @@ def _fetch_files(remote: _Repository, whole: bool) -> tuple[_Repository, Path]:
             _logger.debug("%s has no %s", remote.repo_id, STITCHES_FILE)
         if whole:
             remote.file(WEIGHTS_FILE)
+            if is_of_transformers(read_json(config)):
+                with suppress(hub.EntryNotFoundError):  # of networks that generate
+                    remote.file("generation_config.json")
     return remote, config.parent
 
 
@@ -139,20 +149,33 @@ def _load(folder: Path, verify: bool, kwargs: Mapping[str, Any]) -> Any:
     file, rows = folder / WEIGHTS_FILE, folder / STITCHES_FILE
     if not file.is_file():
         raise FileNotFoundError(f"there is no {WEIGHTS_FILE} in {str(folder)!r}: other weight files are not read.")
+    theirs = is_of_transformers(config)
     if verify and rows.is_file():
         expected = _mark(rows)
         weights = read_local(file, _names(file))
-        found = fingerprint_of(weights, bool(config.get("model_args", {}).get(NORM_FLAG, True)))
+        norm = None if theirs else bool(config.get("model_args", {}).get(NORM_FLAG, True))
+        found = fingerprint_of(weights, norm)
         if expected is not None and found != expected:
             raise ValueError(
                 f"the weights in {str(file)!r} are not those that {STITCHES_FILE} was written for (fingerprint "
                 f"{found}, expected {expected!s:.32}): the file was damaged or exchanged. Fetch it again, or give "
                 "verify=False to use it without the rows."
             )
+    if theirs:
+        return _load_transformers(folder, config, kwargs)
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs)
     except TypeError as error:
         raise ValueError(f"this network cannot be built with these arguments: {error!s:.160}.") from error
+    return model
+
+
+def _load_transformers(folder: Path, config: Mapping[str, Any], kwargs: Mapping[str, Any]) -> StitchableNetwork:
+    """A network of transformers' models from the files of a folder, with its rows."""
+    from ..text.files import read_network
+
+    model = read_network(folder, config, **kwargs)
+    _remember_rows(model, folder, model.plan)
     return model
 
 
@@ -173,7 +196,7 @@ def _names(file: Path) -> list[str]:
         raise unreadable(file, error) from error
 
 
-def _extract(folder: Path, stitch_id: int, kwargs: Mapping[str, Any], remote: _Repository | None = None) -> SNNet:
+def _extract(folder: Path, stitch_id: int, kwargs: Mapping[str, Any], remote: _Repository | None = None) -> Any:
     """One stitch from the files of a folder, or with its weights by ranges from the Hub."""
     other = sorted(set(kwargs) - {"num_classes"})
     if other:
@@ -182,6 +205,8 @@ def _extract(folder: Path, stitch_id: int, kwargs: Mapping[str, Any], remote: _R
             "network with these, then extract; num_classes is possible."
         )
     config = read_config(folder / CONFIG_FILE)
+    if is_of_transformers(config):
+        return _extract_transformers(folder, config, stitch_id, kwargs, remote)
     shape = {"num_classes": config.get("num_classes"), "pretrained_cfg": dict(config["pretrained_cfg"])}
     try:
         whole = timm.create_model(config["architecture"], device="meta", **{**config.get("model_args", {}), **shape})
@@ -191,24 +216,47 @@ def _extract(folder: Path, stitch_id: int, kwargs: Mapping[str, Any], remote: _R
         raise ValueError(f"config.json asks for a {type(whole).__name__} instead of the network: save it again.")
     small = whole.extract(stitch_id)
     own, _ = split_norm(small.state_dict())
-    if remote is None:
-        _check_file(folder / WEIGHTS_FILE)
-        tensors = read_local(folder / WEIGHTS_FILE, own)
-    else:
-        tensors = _fetch(remote, own)
+    tensors = _tensors(folder, remote, own)
     check_keys(tensors, own, f"stitch {stitch_id} of this network")
     small.load_state_dict(tensors)
     materialize(small)
-    try:
-        rows = read_stitches(folder / STITCHES_FILE, whole.plan)
-        remember(small, rows | {"weights": glance(small)})
-    except OSError:
-        _logger.debug("no rows beside the weights")
-    except ValueError as error:
-        _logger.warning("the stitch loads without its row: %s", error)
+    _remember_rows(small, folder, whole.plan, weights=glance(small))
     small.set_stitch(stitch_id)
     if "num_classes" in kwargs:
         small.reset_classifier(kwargs["num_classes"])
+    return small
+
+
+def _tensors(folder: Path, remote: _Repository | None, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, from the files of a folder or the Hub."""
+    if remote is not None:
+        return _fetch(remote, own)
+    _check_file(folder / WEIGHTS_FILE)
+    return read_local(folder / WEIGHTS_FILE, own)
+
+
+def _remember_rows(model: StitchableNetwork, folder: Path, plan: StitchPlan, **weights: Any) -> None:
+    """Let a network that was loaded know its rows, as those of `weights` if that is given."""
+    try:
+        remember(model, read_stitches(folder / STITCHES_FILE, plan) | weights)
+    except OSError:
+        _logger.debug("no rows beside the weights")
+    except ValueError as error:
+        _logger.warning("the network loads without its rows: %s", error)
+
+
+def _extract_transformers(
+    folder: Path, config: Mapping[str, Any], stitch_id: int, kwargs: Mapping[str, Any], remote: _Repository | None
+) -> StitchableNetwork:
+    """One stitch of a network of transformers' models."""
+    if kwargs:
+        raise ValueError(
+            f"extract={stitch_id} loads the stitch as it was saved, and takes no {', '.join(sorted(kwargs))}."
+        )
+    from ..text.files import read_stitch
+
+    small = read_stitch(config, stitch_id, partial(_tensors, folder, remote))
+    _remember_rows(small, folder, StitchPlan.from_dict(config["plan"]), weights=glance(small))
     return small
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 from .errors import check_repo_id, check_token, explained
 from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE
 from .model_card import TAG, merge
@@ -21,7 +21,7 @@ from .saving import CARD_FILE, CURVE_FILE, save_pretrained
 
 
 def push_to_hub(
-    model: SNNet,
+    model: StitchableNetwork,
     repo_id: str,
     *,
     results: Iterable[Mapping[str, Any]] | None = None,
@@ -90,7 +90,8 @@ def _parent(commit: str | None) -> str | None:
 def _operations(folder: Path, there: set[str]) -> list[CommitOperationAdd | CommitOperationDelete]:
     """What makes a repository that holds the files `there` hold those of a folder."""
     wanted = (CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, CARD_FILE, CURVE_FILE)
-    names = [name for name in wanted if (folder / name).exists()]
+    others = sorted(file.name for file in folder.iterdir() if file.name not in wanted)  # such as a tokenizer's
+    names = [name for name in (*wanted, *others) if (folder / name).is_file()]
     gone = [CommitOperationDelete(CURVE_FILE)] if CURVE_FILE in there - set(names) else []
     return [*(CommitOperationAdd(name, folder / name) for name in names), *gone]
 

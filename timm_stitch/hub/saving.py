@@ -24,6 +24,7 @@ from ..anchors.timm_compat import save_config_for_hf
 from ..evaluation.plotting import plot_curve
 from ..files import files_in
 from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 from ..network.weights import fingerprint, split_norm
 from ..plan.results import Results
 from .arguments import check_arguments
@@ -37,7 +38,7 @@ _logger = logging.getLogger(__name__)
 
 
 def save_pretrained(
-    model: SNNet,
+    model: StitchableNetwork,
     folder: str | os.PathLike[str],
     results: Iterable[Mapping[str, Any]] | None = None,
     *,
@@ -49,10 +50,14 @@ def save_pretrained(
     label_names: Sequence[str] | None = None,
     repo_id: str | None = None,
 ) -> Path:
-    """Write a network to a folder from which `timm.create_model("local-dir:FOLDER", pretrained=True)` makes it.
+    """Write a network to a folder from which `from_hub`, timm or transformers makes it again.
+
+    timm by `timm.create_model("local-dir:FOLDER", pretrained=True)`; transformers by its Auto classes, where
+    timm_stitch (of transformers' models `timm_stitch.text`) is imported.
 
     Args:
-        model: the network; its anchors must be models that timm can make by name.
+        model: the network; timm's models as its anchors must be such as timm can make by name. Of transformers' models
+            the tokenizer that was stitched with them is saved beside.
         folder: where. The files are written beside and renamed one by one; other files, and what the user
             wrote in a card that is there, are left alone.
         results: rows from `evaluate` to keep with it, beside what the network knows of these weights.
@@ -83,22 +88,23 @@ def save_pretrained(
     }
     base_models = _base_models(model, repo_id) if base_models is None else base_models
     about = {"repo_id": repo_id, "license": license, "base_models": base_models}
-    _write(model, Path(folder), rebuild_args(model), stitches, label_names, about)
+    model_args = rebuild_args(model) if isinstance(model, SNNet) else None
+    _write(model, Path(folder), model_args, stitches, label_names, about)
     model.results = known
     return Path(folder)
 
 
-def _check_labels(model: SNNet, label_names: Sequence[str] | None) -> None:
-    if label_names is not None and len(label_names) != model.num_classes:
+def _check_labels(model: StitchableNetwork, label_names: Sequence[str] | None) -> None:
+    if label_names is not None and isinstance(model, SNNet) and len(label_names) != model.num_classes:
         raise ValueError(
             f"label_names has {len(label_names)} names for {model.num_classes} classes: give one for each."
         )
 
 
 def _write(
-    model: SNNet,
+    model: StitchableNetwork,
     folder: Path,
-    model_args: dict[str, Any],
+    model_args: dict[str, Any] | None,
     stitches: Mapping[str, Any],
     label_names: Sequence[str] | None,
     about: Mapping[str, Any],
@@ -107,9 +113,12 @@ def _write(
     old = folder / CARD_FILE
     existing = old.read_text(encoding="utf-8") if old.is_file() else None
     with files_in(folder) as beside:
-        save_file(_weights(model), beside / WEIGHTS_FILE)
-        save_config_for_hf(model, str(beside / CONFIG_FILE), model_args=model_args)
-        config = _edit_config(beside / CONFIG_FILE, model, label_names)
+        if isinstance(model, SNNet):
+            save_file(_weights(model), beside / WEIGHTS_FILE)
+            save_config_for_hf(model, str(beside / CONFIG_FILE), model_args=model_args)
+            config = _edit_config(beside / CONFIG_FILE, model, label_names)
+        else:
+            config = _write_transformers(model, beside, label_names)
         (beside / STITCHES_FILE).write_text(json.dumps(stitches, indent=1) + "\n", encoding="utf-8")
         title = (about["repo_id"] or folder.name).rpartition("/")[2]
         picture = _draw(stitches["stitches"], beside / CURVE_FILE, title)
@@ -119,8 +128,15 @@ def _write(
             (folder / CURVE_FILE).unlink(missing_ok=True)
 
 
+def _write_transformers(model: Any, beside: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
+    """The files of a network of transformers' models but for rows and card; returns what is in config.json."""
+    from ..text.files import write_network
+
+    return write_network(model, beside, WEIGHTS_FILE, label_names)
+
+
 def _rows(
-    model: SNNet, results: Iterable[Mapping[str, Any]], mark: str, images: Mapping[str, Any]
+    model: StitchableNetwork, results: Iterable[Mapping[str, Any]], mark: str, images: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], Results]:
     """One row a stitch for `stitches.json`, and what is known of these weights: given results over remembered ones."""
     given = [dict(row) for row in results]
@@ -197,9 +213,23 @@ def _draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> bool:
     return True
 
 
-def _base_models(model: SNNet, repo_id: str | None) -> list[str]:
+def _base_models(model: StitchableNetwork, repo_id: str | None) -> list[str]:
     pulled = model.trained.get("pulled_from")
     return [pulled] if pulled and pulled != repo_id else list(model.trained.get("base_models", ()))
+
+
+def check_savable(model: StitchableNetwork) -> None:
+    """Refuse, before there is anything to save, a network that could not be made again.
+
+    Raises:
+        ValueError: saying why.
+    """
+    if isinstance(model, SNNet):
+        rebuild_args(model)
+    else:
+        from ..text.files import check_whole
+
+        check_whole(model)
 
 
 def rebuild_args(model: SNNet) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _elementwise(per_element: int) -> Callable[..., int]:
 
 
 # fvcore counts an affine layer norm as 5 multiply-adds per element and batch norm in eval mode as 2.
-_NORMS = {
+NORMS = {
     _aten.native_layer_norm: _elementwise(5),
     _aten.native_group_norm: _elementwise(5),
     _aten.native_batch_norm: _elementwise(2),
@@ -58,7 +58,7 @@ class _Pooling(TorchFunctionMode):
 
 
 def _macs(function: Callable[[], Any]) -> tuple[int, Any]:
-    counter, pooling = Macs(_NORMS), _Pooling()
+    counter, pooling = Macs(NORMS), _Pooling()
     with counter, pooling:
         result = function()
     return counter.total + pooling.values, result

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ..anchors.view import Context, View
@@ -69,7 +68,7 @@ def aligned(
         context: of the call.
     """
     carried = min(front.prefix_at(leave), back.prefix_at(enter))
-    return _rows(front, leaving, carried, context, leave), _rows(back, entering, carried, context, enter)
+    return front.rows_at(leaving, carried, context, leave), back.rows_at(entering, carried, context, enter)
 
 
 def borrows(plan: StitchPlan, views: Sequence[View], number: int) -> bool:
@@ -77,12 +76,3 @@ def borrows(plan: StitchPlan, views: Sequence[View], number: int) -> bool:
     spec = plan.layers[number]
     front, back = views[spec.front], views[spec.back]
     return any(front.prefix_at(leave) < back.prefix_at(enter) for leave, enter in plan.pairs(number))
-
-
-def _rows(view: View, h: Tensor, prefixes: int, context: Context, boundary: int) -> Tensor:
-    """An activation as (n, C): for each image its first prefix tokens, then the map row by row."""
-    rows = view.as_map(h, context.size, boundary).flatten(2).transpose(1, 2)
-    prefix = view.prefix(h, boundary)
-    if prefix is not None:
-        rows = torch.cat([prefix[:, :prefixes], rows], dim=1)
-    return rows.flatten(0, 1)

@@ -9,7 +9,7 @@ Imports torch, the views and `plan`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from ..anchors.modules import called, has_hooks
 from ..anchors.view import Context, View
-from ..plan.prefix_sharing import schedule
+from ..plan.prefix_sharing import common_steps, schedule
 from ..plan.stitch_plan import Segment, Stitch
 from .crossing import cross
 
@@ -76,19 +76,59 @@ class Executor:
         """The final norm, where a stitch has one."""
         return self.views[stitch.back].norm(h) if stitch.is_anchor or self.stitched_norm else h
 
-    def step(self, stitch: Stitch, n: int, h: Tensor, context: Context) -> Tensor:
-        """Run step `n` of a stitch on what the step before gave."""
-        kind, number, which = stitch.steps[n]
-        if kind == "stem":
-            return self.views[number].stem(context.images)
-        if kind == "block":
-            return self.views[number].run(h, which, which + 1, context)
-        if kind == "layer":
-            _, before, after = stitch.joints[sum(step[0] == "layer" for step in stitch.steps[:n])]
-            return self.cross(number, h, before, after, context)
-        return self.views[number].head(self.norm(h, stitch))
+    def step(self, stitch: Stitch, n: int, h: Any, context: Any) -> Any:
+        """Run step `n` of a stitch on what the step before gave; step 0 begins at the call's inputs."""
+        return self.advance(stitch, n, n + 1, h, context)[0]
 
-    def each(self, stitches: Sequence[Stitch], context: Context, notify: Notify) -> Iterator[tuple[int, Tensor]]:
+    def run(self, stitch: Stitch, context: Any) -> Any:
+        """From the inputs of a call to what the stitch gives."""
+        return self.advance(stitch, 0, len(stitch.steps), None, context)[0]
+
+    def advance(
+        self, stitch: Stitch, n: int, end: int, h: Any, context: Any, keep: Collection[int] = ()
+    ) -> tuple[Any, dict[int, Any]]:
+        """Run steps `n:end` of a stitch; those within one anchor run in one go.
+
+        Args:
+            stitch: of what.
+            n, end: the steps.
+            h: what the step before gave; at the beginning nothing is needed.
+            context: of the call.
+            keep: after how many steps to keep what they gave.
+
+        Returns:
+            What the last of them gave, and what was to be kept, by the number of steps.
+        """
+        kept: dict[int, Any] = {}
+        steps = stitch.steps
+        while n < end:
+            kind, number, which = steps[n]
+            if kind == "layer":
+                _, before, after = stitch.joints[sum(step[0] == "layer" for step in steps[:n])]
+                h, n = self.cross(number, h, before, after, context), n + 1
+                if n in keep:
+                    kept[n] = h
+                continue
+            view, at = self.views[number], n
+            while n < end and steps[n][0] in ("stem", "block"):
+                n += 1
+            ends = n < end and steps[n][0] == "head"
+            # The boundary behind step i is that of its block, or 0 behind a stem.
+            behind = {i + 1: steps[i][2] + (steps[i][0] == "block") for i in range(at, n)}
+            wanted = {i: b for i, b in behind.items() if i in keep or (i == n and not ends)}
+            h, start = (None, 0) if kind == "stem" else (h, which if kind == "block" else view.depth)
+            if wanted:
+                found = view.carry_on(h, start, set(wanted.values()), context)
+                start = max(found)
+                h = found[start]
+                kept |= {i: found[b] for i, b in wanted.items() if i in keep}
+            if ends:
+                h, n = view.finish(h, start, context, stitch.is_anchor or self.stitched_norm), n + 1
+                if n in keep:
+                    kept[n] = h
+        return h, kept
+
+    def each(self, stitches: Sequence[Stitch], context: Any, notify: Notify) -> Iterator[tuple[int, Any]]:
         """Run many stitches on one batch, sharing the work of equal first steps.
 
         Args:
@@ -97,55 +137,75 @@ class Executor:
             notify: told of each stitch before it runs, with the number of images.
 
         Yields:
-            (stitch_id, logits), in the order that shares most.
+            (stitch_id, what it gives), in the order that shares most.
         """
-        images = context.images
-        kept: dict[int, Tensor] = {}
+        kept: dict[int, Any] = {}
         for turn in schedule(stitches):
             stitch = turn.stitch
-            notify(stitch, len(images))
-            h = kept[turn.resume] if turn.resume else images
+            notify(stitch, context.batch_size)
+            h = kept[turn.resume] if turn.resume else None
             kept = {n: kept[n] for n in kept if n <= turn.drop}
-            for n in range(turn.resume, len(stitch.steps)):
-                h = self.step(stitch, n, h, context)
-                if n + 1 in turn.keep:
-                    kept[n + 1] = h
+            h, more = self.advance(stitch, turn.resume, len(stitch.steps), h, context, turn.keep)
+            kept |= more
+            del more
             yield stitch.stitch_id, h
             del h
 
-    def mixed(self, stitches: Sequence[Stitch], context: Context, notify: Notify) -> Tensor:
-        """One stitch an image: images whose stitches begin alike run together for as long as they are alike.
+    def mixed(self, stitches: Sequence[Stitch], context: Any, notify: Notify) -> Any:
+        """One stitch a row: rows whose stitches begin alike run together for as long as they are alike.
 
         Args:
-            stitches: of each image.
+            stitches: of each row.
             context: of the call.
-            notify: told of each stitch that ran, with the number of its images.
+            notify: told of each stitch that ran, with the number of its rows.
 
         Returns:
-            Logits, in the order of the images.
+            What they give, in the order of the rows.
         """
-        # In the order of their steps, images whose stitches begin alike lie side by side.
+        # In the order of their steps, rows whose stitches begin alike lie side by side.
         order = sorted(range(len(stitches)), key=lambda row: stitches[row].steps)
-        index = torch.tensor(order, device=context.images.device)
-        context = context._replace(images=context.images.index_select(0, index))
+        index = torch.tensor(order, device=context.device)
+        context = context.pick(index)
         stitches = [stitches[row] for row in order]
-        found: list[Tensor] = []
-        pending = [(0, 0, len(stitches), context.images)]
+        found: list[Any] = []
+        counted: list[int] = []
+        pending: list[tuple[int, int, int, Any]] = [(0, 0, len(stitches), None)]
         while pending:
             n, start, stop, h = pending.pop()
             first, last = stitches[start], stitches[stop - 1]
-            while first.steps[n] == last.steps[n]:
-                h = self.step(first, n, h, context.rows(start, stop))
-                n += 1
-                if n == len(first.steps):
-                    notify(first, stop - start)
-                    found.append(h)
-                    break
-            else:
-                borders = [r for r in range(start + 1, stop) if stitches[r].steps[n] != stitches[r - 1].steps[n]]
-                for a, b in reversed(list(pairwise([start, *borders, stop]))):
-                    pending.append((n, a, b, h[a - start : b - start]))
-        return torch.cat(found).index_select(0, torch.argsort(index))
+            alike, part = common_steps(first, last), context.rows(start, stop)
+            h, _ = self.advance(first, n, alike, h, part)
+            if alike == len(first.steps):
+                notify(first, stop - start)
+                found.append(h)
+                counted.append(part.counted())
+                continue
+            borders = [r for r in range(start + 1, stop) if stitches[r].steps[alike] != stitches[r - 1].steps[alike]]
+            for a, b in reversed(list(pairwise([start, *borders, stop]))):
+                pending.append((alike, a, b, None if h is None else h[a - start : b - start]))
+        return context.join(found, counted, torch.argsort(index))
+
+    def check_anchors(self, stitch: Stitch, anchors: Any) -> tuple[bool, tuple[int, int] | None]:
+        """Refuse to run past an anchor that was put in another's place.
+
+        Args:
+            stitch: what is to run.
+            anchors: the anchors that the network has now.
+
+        Returns:
+            Whether hooks hang on the call of an anchor, and the (height, width) that images must have, if any.
+
+        Raises:
+            ValueError: if an anchor is not the one that was stitched.
+        """
+        hooks, size = False, None
+        for segment in stitch.segments:
+            view = self.views[segment.anchor]
+            hooks = hooks or has_hooks(view.anchor)
+            if anchors._modules[str(segment.anchor)] is not view.anchor:
+                raise ValueError(_replaced(segment.anchor, view.anchor, anchors[segment.anchor]))
+            size = size or view.image_size
+        return hooks, size
 
     def check(self, x: Tensor, stitch: Stitch, in_chans: int, anchors: Any) -> bool:
         """Refuse images that a stitch does not take, and to run past an anchor that was put in another's place.
@@ -163,13 +223,7 @@ class Executor:
             TypeError: if the images are not a tensor.
             ValueError: if they have another shape, or an anchor is not the one that was stitched.
         """
-        size, hooks = None, False
-        for segment in stitch.segments:
-            view = self.views[segment.anchor]
-            hooks = hooks or has_hooks(view.anchor)
-            if anchors._modules[str(segment.anchor)] is not view.anchor:
-                raise ValueError(_replaced(segment.anchor, view.anchor, anchors[segment.anchor]))
-            size = size or view.image_size
+        hooks, size = self.check_anchors(stitch, anchors)
         if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == in_chans:
             if size is None or (x.shape[2], x.shape[3]) == size:
                 return hooks

@@ -6,6 +6,7 @@ Imports the layers below.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -80,10 +81,13 @@ def for_each_anchor(name: str, value: Any, count: int) -> list[Any]:
 
 
 def _describe(views: Sequence[View]) -> list[Anchor]:
+    return with_numbers([view.describe() for view in views])
+
+
+def with_numbers(anchors: Sequence[Anchor]) -> list[Anchor]:
     """The anchors, with a number behind names that occur twice."""
-    anchors = [view.describe() for view in views]
     names = [anchor.name for anchor in anchors]
     return [
-        view.describe(f"{anchor.name}#{i}") if names.count(anchor.name) > 1 else anchor
-        for i, (view, anchor) in enumerate(zip(views, anchors, strict=True))
+        replace(anchor, name=f"{anchor.name}#{i}") if names.count(anchor.name) > 1 else anchor
+        for i, anchor in enumerate(anchors)
     ]

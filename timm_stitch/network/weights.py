@@ -26,7 +26,14 @@ def fingerprint(model: nn.Module) -> str:
 
     Whether stitched paths run the final norm is taken in too: with the same weights it is another network.
     """
-    return fingerprint_of(model.state_dict(), getattr(model, NORM_FLAG, None))
+    return fingerprint_of(kept_state(model), getattr(model, NORM_FLAG, None))
+
+
+def kept_state(model: nn.Module) -> Mapping[str, Tensor]:
+    """The weights of a network by the names that a file has them by."""
+    own: Any = getattr(model, "kept_state", model.state_dict)
+    found: Mapping[str, Tensor] = own()
+    return found
 
 
 def fingerprint_of(state_dict: Mapping[str, Tensor], stitched_norm: bool | None = None) -> str:
@@ -54,7 +61,7 @@ def glance(model: nn.Module) -> Hashable:
     Where each tensor lies, torch's count of its changes, and the sum of sixteen of its values.
     """
     found = []
-    for name, tensor in model.state_dict().items():
+    for name, tensor in kept_state(model).items():
         flat = tensor.detach().reshape(-1)
         some = flat[:: max(1, flat.numel() // 16)]
         total = some.double().sum().item() if some.numel() and not tensor.is_meta else 0.0

@@ -13,7 +13,7 @@ Imports the standard library and `stitch_plan`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .stitch_plan import Stitch
 
@@ -38,6 +38,7 @@ class AnchorCosts:
         embeddings: the part of the stem's parameters that no layer holds.
         own_prefix: the part that the anchor's own class and register tokens need.
         transitions: the part of each block's parameters that a downsampling before it holds.
+        entered: what runs and is held before the blocks also where a stitch enters the anchor at a later one.
     """
 
     stem: Cost
@@ -47,6 +48,7 @@ class AnchorCosts:
     head: Cost
     own_prefix: int = 0
     transitions: tuple[int, ...] = ()
+    entered: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ class PlanCosts:
                 fresh = (segment.anchor, i) not in seen
                 seen.add((segment.anchor, i))
                 total += blocks[i] if fresh else Cost(blocks[i].macs)
+        for number in dict.fromkeys(segment.anchor for segment in stitch.segments[1:]):
+            entered = self._anchor(number).entered
+            total += entered if number != stitch.front else Cost(entered.macs)
         for i, number in enumerate(stitch.layers):
             layer = self.layers[number]
             if layer is None:

@@ -19,7 +19,7 @@ from timm.utils import distribute_bn
 from torch import Tensor, nn
 
 from ..data.processes import world_size
-from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 
 BUCKET_BYTES = 25 * 2**20  # that of torch's DistributedDataParallel
 
@@ -43,7 +43,7 @@ class GradientAverage:
         model: whose anchors and stitching layers learn; the same stitches on every process in a step.
     """
 
-    def __init__(self, model: SNNet) -> None:
+    def __init__(self, model: StitchableNetwork) -> None:
         self.model = model
         self._known: dict[tuple[int, ...], list[list[nn.Parameter]]] = {}
         self._buckets: list[_Bucket] = []

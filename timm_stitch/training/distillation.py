@@ -14,6 +14,7 @@ import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from ..evaluation.scores import Asked, pairs
 from .config import TrainConfig
 
 
@@ -43,7 +44,9 @@ class Teacher(nn.Module):
         self.size = tuple(size) if theirs.get("fixed_input_size") else None
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Any) -> Any:
+        if not isinstance(images, Tensor):
+            return self.network(**images)
         if self.scale is not None:
             images = images * self.scale + self.shift
         if self.size is not None and self.size != images.shape[-2:]:
@@ -65,7 +68,7 @@ def find_teacher(config: TrainConfig, network: nn.Module | None, student: nn.Mod
             raise ValueError(f"distillation={config.distillation!r} needs a teacher: name a timm model.")
         network = timm.create_model(config.teacher, pretrained=True)
     for name, what in (("num_classes", "classes"), ("in_chans", "channels")):
-        theirs, ours = getattr(network, name, None), getattr(student, name)
+        theirs, ours = getattr(network, name, None), getattr(student, name, None)
         if theirs not in (None, ours):
             raise ValueError(
                 f"the teacher {config.teacher or type(network).__name__!r} knows {theirs} {what}, the network {ours}: "
@@ -87,28 +90,29 @@ class StitchLoss:
         self.hard = LabelSmoothingCrossEntropy(config.smoothing) if config.smoothing else nn.CrossEntropyLoss()
         self.soft = SoftTargetCrossEntropy()
 
-    def teacher_logits(self, images: Tensor) -> Tensor | None:
-        """The teacher's logits (B, classes) for these images, once for all stitches of the step."""
-        return None if self.teacher is None else _in_float32(self.teacher(images))
+    def teacher_logits(self, inputs: Any) -> Any:
+        """What the teacher says of these images (logits, (B, classes)) or texts, once for all stitches of the step."""
+        return None if self.teacher is None else self.teacher(inputs)
 
-    def of_each(
-        self, logits: Mapping[int, Tensor], targets: Tensor, taught: Tensor | None, largest: int
-    ) -> dict[int, Tensor]:
+    def of_each(self, outputs: Mapping[int, Any], asked: Asked, taught: Any, largest: int) -> dict[int, Tensor]:
         """The loss of every stitch.
 
         Args:
-            logits: of each stitch, (B, classes).
-            targets: labels (B,) or mixed targets (B, classes).
-            taught: the teacher's logits, (B, classes).
+            outputs: of each stitch: logits (B, classes), or an output with them.
+            asked: labels (B,), mixed targets (B, classes), or those of texts.
+            taught: what the teacher gave.
             largest: from which the others learn, if they do.
         """
         found = {}
-        for stitch_id, given in logits.items():
-            given = _in_float32(given)
+        by_teacher = None if taught is None else _in_float32(pairs(taught, asked)[0])
+        for stitch_id, out in outputs.items():
+            logits, targets = pairs(out, asked)
+            given = _in_float32(logits)
             if self.config.inplace_distillation and stitch_id != largest:
-                found[stitch_id] = self.soft(given, _in_float32(logits[largest]).detach().softmax(-1))
+                best = _in_float32(pairs(outputs[largest], asked)[0])
+                found[stitch_id] = self.soft(given, best.detach().softmax(-1))
             else:
-                found[stitch_id] = self._one(given, targets, taught)
+                found[stitch_id] = self._one(given, targets, by_teacher)
         return found
 
     def _one(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from ..data.processes import summed
-from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 from .config import TrainConfig
 
 _FULL = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -45,7 +45,7 @@ def is_sharded(accelerator: Accelerator, config: TrainConfig) -> bool:
     return True
 
 
-def shard(accelerator: Accelerator, model: SNNet, optimizer: torch.optim.Optimizer) -> Any:
+def shard(accelerator: Accelerator, model: StitchableNetwork, optimizer: torch.optim.Optimizer) -> Any:
     """Shard a network in place, with its optimiser; returns the optimiser as Accelerate prepared it."""
     blocks = {type(m).__name__ for view in model.views for i in range(view.depth) for m in view.modules(i)}
     module: Any = model

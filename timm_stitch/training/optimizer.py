@@ -16,13 +16,13 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import dispatch_clip_grad
 from torch import nn
 
-from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 from .config import TrainConfig
 
 _BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
 
 
-def parameter_groups(model: SNNet, config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: StitchableNetwork, config: TrainConfig) -> list[dict[str, Any]]:
     """Groups by weight decay and learning rate: anchors and stitching layers apart.
 
     What timm leaves without weight decay (biases, norms, `model.no_weight_decay()`) has none here.
@@ -37,7 +37,7 @@ def parameter_groups(model: SNNet, config: TrainConfig) -> list[dict[str, Any]]:
     return groups
 
 
-def make_optimizer(model: SNNet, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: StitchableNetwork, config: TrainConfig) -> torch.optim.Optimizer:
     """Make timm's optimizer over `parameter_groups`.
 
     Raises:
@@ -83,7 +83,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps:
 
 
 @contextmanager
-def tuning(model: SNNet, config: TrainConfig) -> Iterator[None]:
+def tuning(model: StitchableNetwork, config: TrainConfig) -> Iterator[None]:
     """Train what `tune` says; the rest is frozen until the end of the block, with its statistics.
 
     `freeze_statistics` freezes these where the weights learn.

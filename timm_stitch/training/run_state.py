@@ -19,7 +19,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..anchors.meta_device import meta_copy
-from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 from .checkpointing import Checkpoints, check_finite, check_same
 from .config import FREE, TrainConfig
 from .data_parallel import average_statistics
@@ -60,7 +60,7 @@ class RunState:
 
     def __init__(
         self,
-        model: SNNet,
+        model: StitchableNetwork,
         config: TrainConfig,
         accelerator: Accelerator,
         sharded: bool,
@@ -195,7 +195,7 @@ class RunState:
         values = {name: value for name, value in asdict(self.config).items() if name not in FREE}
         return values | {"images": self.images, "stitches of the network": len(self.model.plan)}
 
-    def result(self) -> SNNet:
+    def result(self) -> StitchableNetwork:
         """The network as the run gives it: averaged, if an average was kept; whole on the main process, if sharded."""
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
@@ -231,7 +231,7 @@ class RunState:
         )
 
 
-def note_run(model: SNNet, config: TrainConfig, steps: int) -> None:
+def note_run(model: StitchableNetwork, config: TrainConfig, steps: int) -> None:
     """Record on the network how it was trained, for its card, and forget accuracies of the weights before."""
     private = ("output", "data_dir", "workers")
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in private}

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 import torch
 
-from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 from .config import TrainConfig
 
 
 @contextmanager
-def set_up(model: SNNet, config: TrainConfig) -> Iterator[None]:
+def set_up(model: StitchableNetwork, config: TrainConfig) -> Iterator[None]:
     """Run a network as `compile`, `grad_checkpointing`, `channels_last` and `tf32` say, until the end of the block."""
     checkpointing, precision = model.grad_checkpointing, torch.get_float32_matmul_precision()
     compiled = {module: module._compiled_call_impl for module in model.modules()}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,20 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.batches import Batch
 from ..data.dataset import build_dataset, name_classes
 from ..data.loader import Stream, build_loader, count_images, leave_signals, make_mixup, reading_processes, seed_all
 from ..data.look import look_before
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
-from ..hub.saving import rebuild_args, save_pretrained
+from ..evaluation.scores import asked_by
+from ..hub.saving import check_savable, save_pretrained
 from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 from ..plan.frontier import frontier_area
 from .config import TrainConfig
 from .data_parallel import GradientAverage, average_statistics, broadcast_weights
@@ -51,12 +54,13 @@ REPORT_EVERY = 50  # steps between two reports of the losses, each of which wait
 
 
 def train(
-    model: SNNet,
+    model: StitchableNetwork,
     config: TrainConfig,
     *,
     train_data: Any = None,
     val_data: Any = None,
     teacher: nn.Module | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train all stitches of a network, some of them each step.
@@ -65,9 +69,12 @@ def train(
         model: the network, initialised (`least_squares_init`); trained in place. With `ema_decay` it ends
             with the averaged weights; launched with FSDP2 it stays sharded, and `output` has the whole.
         config: how.
-        train_data: a dataset of (image (C, H, W), label), instead of the one that `config` names.
+        train_data: a dataset of (image (C, H, W), label), instead of the one that `config` names. For models of
+            transformers a dataset of mappings of tensors or lists, as `datasets` gives them, with `labels` (of causal
+            language models the text itself, where there are none); what `config` says of augmentation is not done.
         val_data: the same for `evaluate_every`.
         teacher: a frozen classifier to distil from, instead of the one that `config` names.
+        collate: makes a batch of items, such as transformers' `DataCollatorWithPadding(tokenizer)`; default torch's.
         progress: show a bar with the losses by macs and the time left.
 
     Returns:
@@ -84,9 +91,9 @@ def train(
             ended, and a checkpoint written.
     """
     if config.output:
-        rebuild_args(model)  # what could not be saved at the end is refused before the first step
+        check_savable(model)
     began = time.monotonic()
-    run = TrainingRun(model, config, train_data, val_data, teacher, progress)
+    run = TrainingRun(model, config, train_data, val_data, teacher, progress, collate)
     try:
         with tuning(model, config), set_up(model, config):
             run.prepare()
@@ -106,33 +113,38 @@ class TrainingRun:
     """The steps of one run; `state` is what it has come to.
 
     Args:
-        model, config, train_data, val_data, teacher, progress: as for `train`.
+        model, config, train_data, val_data, teacher, progress, collate: as for `train`.
     """
 
     def __init__(
         self,
-        model: SNNet,
+        model: StitchableNetwork,
         config: TrainConfig,
         train_data: Any = None,
         val_data: Any = None,
         teacher: nn.Module | None = None,
         progress: bool = True,
+        collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
+        check_named(model, config, train_data, val_data)
+        named: Any = model  # one of timm's models, where a configuration names the data
         self.model, self.config, self.interruption = model, config, Interruption()
         self.accelerator = _make_accelerator(config)
         sharded = is_sharded(self.accelerator, config)
         self.device, processes = self.accelerator.device, self.accelerator.num_processes
-        data = train_data if train_data is not None else build_dataset(config, model, training=True)
+        data: Any = train_data if train_data is not None else build_dataset(config, named, training=True)
         if val_data is None and config.evaluate_every:
-            val_data = build_dataset(config, model, training=False)
-        self.val_data, self.named = val_data, train_data is None
+            val_data = build_dataset(config, named, training=False)
+        self.val_data, self.named, self.collate = val_data, train_data is None, collate
         if self.named:
-            name_classes(model, data)
-        loader, self.order = build_loader(data, config, processes)
+            name_classes(named, data)
+        loader, self.order = build_loader(data, config, processes, collate)
         self.loader = loader if isinstance(loader, Stream) else self.accelerator.prepare_data_loader(loader)
         self.steps_per_epoch: int = self.order.steps
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or math.inf)
-        self.mixup = make_mixup(config, model.num_classes, config.micro_batch(processes))
+        self.mixup = None
+        if isinstance(model, SNNet):
+            self.mixup = make_mixup(config, model.num_classes, config.micro_batch(processes))
         frozen, costs = find_teacher(config, teacher, model), model.costs()
         self.loss = StitchLoss(config, frozen.to(self.device) if frozen is not None else None)
         self.macs = {stitch.stitch_id: costs.cost(stitch).macs for stitch in model.plan}
@@ -177,8 +189,8 @@ class TrainingRun:
             self.evaluate_if_due(state.step // self.steps_per_epoch)  # where a run was killed before it did so
         while state.step < self.total:
             epoch, done = divmod(state.step, self.steps_per_epoch)
-            for number, (images, labels) in enumerate(self.micro_batches(epoch, done)):
-                self.micro_step(number % accumulate, *self.on_device(images, labels))
+            for number, batch in enumerate(self.micro_batches(epoch, done)):
+                self.micro_step(number % accumulate, batch.to(self.device, channels_last=self.config.channels_last))
                 if (number + 1) % accumulate == 0:
                     self.optimizer_step()
                     self.report_and_save_if_due()
@@ -202,34 +214,29 @@ class TrainingRun:
         if number:
             raise self.state.interrupted(number)
 
-    def micro_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels of an epoch, after so many of its steps."""
+    def micro_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Images or texts of an epoch with their labels, after so many of its steps."""
         self.order.begin(epoch, start)
         if hasattr(self.loader, "iteration"):
             self.loader.iteration = epoch
         for batch in self.loader:
-            yield batch[0], batch[1]
+            yield Batch.of(batch)
 
-    def on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images in the layout that the run wants and labels, without waiting for their way there."""
-        layout = torch.channels_last if self.config.channels_last else torch.preserve_format
-        images = images.to(self.device, non_blocking=True, memory_format=layout)
-        return images, labels.to(self.device, non_blocking=True)
-
-    def micro_step(self, number: int, images: Tensor, labels: Tensor) -> None:
+    def micro_step(self, number: int, batch: Batch) -> None:
         """Forward and backward of one micro-batch; all micro-batches of a step train the same stitches."""
         config, ids = self.config, self.rule(self.state.step)
         seed_all(derive(config.seed, "step", self.state.step, number, self.accelerator.process_index))
-        targets = labels
+        inputs, asked = asked_by(self.model, *batch)
         if self.mixup is not None:
-            images, targets = self.mixup(images, labels)
+            inputs, targets = self.mixup(inputs, asked.labels)
+            asked = asked._replace(labels=targets)
         with self.accelerator.autocast():
-            taught = self.loss.teacher_logits(images)
+            taught = self.loss.teacher_logits(inputs)
             if len(ids) == 1:
-                logits = {ids[0]: self.model(images, stitch_id=ids[0])}
+                found = {ids[0]: self.model.call(inputs, ids[0])}
             else:
-                logits = self.model.forward_several(images, ids)
-        losses = self.loss.of_each(logits, targets, taught, self.largest)
+                found = self.model.forward_several(inputs, ids)
+        losses = self.loss.of_each(found, asked, taught, self.largest)
         total = torch.stack(list(losses.values())).mean()
         if self.average is not None and number + 1 == config.accumulate:
             self.average.begin(ids, total)
@@ -293,12 +300,30 @@ class TrainingRun:
         """The frontier area (top-1 over the log of the macs) of the weights that the run would give now."""
         average_statistics(self.model)
         size, count = self.config.micro_batch(self.accelerator.num_processes), reading_processes(self.config.workers)
-        loader: Any = DataLoader(self.val_data, size, num_workers=count, worker_init_fn=leave_signals)
+        loader: Any = DataLoader(
+            self.val_data, size, num_workers=count, worker_init_fn=leave_signals, collate_fn=self.collate
+        )
         rows = evaluate(self.state.ema.module if self.state.ema is not None else self.model, loader)
         low, high = min(self.macs.values()), max(self.macs.values())
         if low == high:  # an extracted stitch has no curve
             return float(max(row["top1"] for row in rows))
         return frontier_area(rows, low, high)
+
+
+def check_named(model: StitchableNetwork, config: TrainConfig, train_data: Any, val_data: Any) -> None:
+    """Refuse to look for texts where a configuration names images.
+
+    Raises:
+        ValueError: saying which data to give.
+    """
+    if isinstance(model, SNNet):
+        return
+    for name, given, needed in (("train_data", train_data, True), ("val_data", val_data, bool(config.evaluate_every))):
+        if given is None and needed:
+            raise ValueError(
+                f"networks of transformers' models are trained on data at hand: give train(..., {name}=DATASET) of "
+                "mappings, as a tokenizer makes them."
+            )
 
 
 def _make_accelerator(config: TrainConfig) -> Accelerator:

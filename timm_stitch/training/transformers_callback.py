@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..network.network import SNNet
+from ..network.stitchable import StitchableNetwork
 from .sampling import uniform
 
 
@@ -39,14 +39,14 @@ class StitchSamplerCallback(TrainerCallback):
             self._set = None
 
 
-def stitched(model: Any) -> SNNet:
+def stitched(model: Any) -> StitchableNetwork:
     """The SN-Net inside a model of transformers, however wrapped.
 
     Raises:
         TypeError: if there is none.
     """
     for module in model.modules():
-        if isinstance(module, SNNet):
+        if isinstance(module, StitchableNetwork):
             return module
     raise TypeError(
         f"there is no stitched network in {type(model).__name__}: load one that timm_stitch saved, by "

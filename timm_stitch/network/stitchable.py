@@ -1,0 +1,378 @@
+"""What every stitchable network has, whatever its anchors are: stitches, their costs, and what was measured of them.
+
+Source: SN-Net (arXiv:2302.06586). `network` has the one of timm's models; that of transformers' models is in
+`timm_stitch.text`. What is the same of both is here, and here once.
+
+The file is long because people call most of its methods: the greater part of its lines says what they do.
+
+Imports torch and the files beside it.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import Self
+
+from ..anchors.meta_device import cast_like, is_on_meta
+from ..anchors.view import View
+from ..plan.costs import PlanCosts, PublishedCount
+from ..plan.frontier import best_known
+from ..plan.results import Results, Row
+from ..plan.stitch_plan import Stitch, StitchPlan
+from .compatibility import check_anchors
+from .crossing import borrows
+from .executor import Executor
+from .extraction import extract
+from .layers import LowRankStitchingLayer, make_layer
+from .weights import fingerprint_again, glance
+
+_logger = logging.getLogger(__name__)
+
+StitchIds = int | Sequence[int] | Tensor
+StitchHook = Callable[[Any, int, int], None]
+
+
+class StitchableNetwork(nn.Module):
+    """Anchors, a plan, and the layers between them; what a call is given, the networks that build on it say."""
+
+    plan: StitchPlan
+    executor: Executor
+    stitch_id: int
+    grad_checkpointing: bool
+    results: Results
+    published: PublishedCount | None
+    published_top1: dict[int, float]
+    trained: dict[str, Any]
+    _stitch_hooks: "OrderedDict[int, StitchHook]"
+
+    def _assemble(self, views: Sequence[View], plan: StitchPlan, stitched_norm: bool, stitch_id: int | None) -> None:
+        """Put anchors, plan and stitching layers together; the last step of construction.
+
+        Raises:
+            ValueError: if the anchors do not fit each other or the plan.
+        """
+        check_anchors(views, plan)
+        modules: list[nn.Module] = [view.anchor for view in views]
+        like = next(modules[0].parameters())
+        self.plan = plan
+        self.anchors = nn.ModuleList(modules)
+        self.stitching_layers = nn.ModuleList(
+            make_layer(spec, device=like.device, dtype=like.dtype) for spec in plan.layers
+        )
+        self.executor = Executor(views, self.stitching_layers, stitched_norm)
+        self.results, self.published_top1, self.published = Results(), {}, None
+        self.trained = {}
+        self._stitch_hooks = OrderedDict()
+        largest = plan.anchor_id(len(plan.anchors) - 1)
+        self.stitch_id = plan[largest if stitch_id is None else stitch_id].stitch_id
+
+    def record(self, **args: Any) -> None:
+        """Note arguments with which this network would be made again."""
+
+    def context(self, x: Any, stitches: Iterable[Stitch]) -> Any:
+        """What a call with these inputs gives to all that runs in it.
+
+        Args:
+            x: the inputs of a call, as `forward_each` takes them.
+            stitches: that are to run.
+
+        Raises:
+            TypeError, ValueError: if they do not take these inputs.
+        """
+        raise NotImplementedError
+
+    def call(self, x: Any, stitch_id: Any = None) -> Any:
+        """Call the network with inputs as `forward_each` takes them."""
+        return self(x, stitch_id=stitch_id)
+
+    def example(self, count: int) -> Any:
+        """So many random inputs, as `forward_each` takes them, where the network is."""
+        raise NotImplementedError
+
+    def said_of(self, rows: int, asked: int, loss: float) -> dict[str, Any]:
+        """What a row of `evaluate` says beside accuracy and loss.
+
+        Args:
+            rows: images or texts.
+            asked: labels that counted.
+            loss: the mean cross-entropy.
+        """
+        raise NotImplementedError
+
+    def costs(self) -> PlanCosts:
+        """What every part costs."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """The parameters that the anchors themselves exempt from weight decay."""
+        return set()
+
+    # ── which stitch ──────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def views(self) -> list[View]:
+        """The anchors as stem, blocks and head."""
+        return self.executor.views
+
+    @property
+    def num_stitches(self) -> int:
+        """How many networks this is."""
+        return len(self.plan)
+
+    @property
+    def stitch_ids(self) -> tuple[int, ...]:
+        """The valid ids, ascending."""
+        return self.plan.stitch_ids
+
+    def set_stitch(self, stitch_id: int) -> Self:
+        """Choose the stitch of every later call that names none; returns the network itself.
+
+        Raises:
+            ValueError: if the plan has no such id.
+        """
+        self.stitch_id = self._stitch(stitch_id).stitch_id
+        self.record(stitch_id=self.stitch_id)
+        return self
+
+    def set_budget(
+        self,
+        *,
+        macs: float | None = None,
+        params: float | None = None,
+        latency_ms: float | None = None,
+        memory_mb: float | None = None,
+        batch_size: int | None = None,
+    ) -> Self:
+        """Choose the best stitch known within all given budgets, as `select` does; returns the network itself.
+
+        Args:
+            macs, params, latency_ms, memory_mb: the most that is allowed of each.
+            batch_size: of how many images the call is that may take `latency_ms`, as of `select`.
+
+        Raises:
+            ValueError: as `select`: if no budget is given, nothing fits, or something is not known.
+        """
+        self.check_results()
+        budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
+        return self.set_stitch(best_known(self.stitch_table(), budgets, batch_size=batch_size)["stitch_id"])
+
+    def _stitch(self, stitch_id: Any) -> Stitch:
+        if stitch_id is None or isinstance(stitch_id, torch.fx.Proxy):
+            stitch_id = self.stitch_id
+        elif isinstance(stitch_id, Tensor) and stitch_id.ndim == 0:
+            stitch_id = stitch_id.item()
+        return self.plan[stitch_id]
+
+    # ── many stitches at once ─────────────────────────────────────────────────────────────────────
+
+    def forward_each(self, x: Any, stitch_ids: Sequence[int] | None = None) -> Iterator[tuple[int, Any]]:
+        """Run many stitches on one batch, sharing the work of equal first parts.
+
+        Args:
+            x: images, shape (B, C, H, W); of models of transformers a mapping of tensors with B rows.
+            stitch_ids: which; all by default.
+
+        Yields:
+            (stitch_id, what it gives), in the order that shares most: of timm's models logits of shape
+            (B, num_classes), of transformers' an output with `logits`. They equal those of `forward` bit for bit.
+        """
+        ids = self.stitch_ids if stitch_ids is None else stitch_ids
+        stitches = [self._stitch(i) for i in dict.fromkeys(ids)]
+        yield from self.executor.each(stitches, self.context(x, stitches), self._notify)
+
+    def forward_several(self, x: Tensor, stitch_ids: Sequence[int]) -> dict[int, Tensor]:
+        """All that `forward_each` yields, by stitch_id."""
+        return dict(self.forward_each(x, stitch_ids))
+
+    def _one_each(self, stitch_ids: Any, count: int, what: str) -> list[Stitch]:
+        """The stitch of every row, from ids given as a list or tensor."""
+        ids = list(stitch_ids.tolist() if isinstance(stitch_ids, Tensor) else stitch_ids)
+        ids = [i.item() if hasattr(i, "item") else i for i in ids]
+        if len(ids) != count or any(isinstance(i, list) for i in ids):
+            raise ValueError(
+                f"stitch_id has {len(ids)} ids for a batch of {count} {what}: expected an int, "
+                f"or a list or 1-D tensor of {count} ints."
+            )
+        return [self._stitch(i) for i in ids]
+
+    def register_stitch_hook(self, hook: StitchHook) -> RemovableHandle:
+        """Have a function called whenever a stitch runs, to log or count what is used.
+
+        Args:
+            hook: called as `hook(model, stitch_id, images)`, with the number of images.
+
+        Returns:
+            A handle whose `remove()` ends it.
+        """
+        handle = RemovableHandle(self._stitch_hooks)
+        self._stitch_hooks[handle.id] = hook
+        return handle
+
+    def _notify(self, stitch: Stitch, images: int) -> None:
+        for hook in tuple(self._stitch_hooks.values()):
+            hook(self, stitch.stitch_id, images)
+
+    # ── one stitch alone ──────────────────────────────────────────────────────────────────────────
+
+    def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self:
+        """One stitch as a network of its own that holds only the tensors that the stitch uses.
+
+        Args:
+            stitch_id: which; default the one that is set.
+            copy: give it its own tensors instead of sharing this network's.
+
+        Returns:
+            A network whose plan has this one stitch; the names of its tensors are those they have here.
+
+        Raises:
+            ValueError: if the plan has no such id.
+        """
+        plan = StitchPlan(self.plan.anchors, self.plan.layers, (self._stitch(stitch_id),))
+        known = self.known_rows()
+        alone = extract(self, plan, copy=copy)
+        if known:
+            alone.remember(({"stitch_id": k, **row} for k, row in known.items() if k in plan), weights=glance(alone))
+        return alone
+
+    def borrows(self, number: int) -> bool:
+        """Whether what crosses a stitching layer is joined by prefix tokens of the back anchor's own."""
+        return borrows(self.plan, self.views, number)
+
+    def merge_low_rank(self) -> Self:
+        """Replace every low-rank stitching layer by a plain one that computes the same.
+
+        Frees the low-rank tensors and saves one small product a call; training then goes on with the
+        whole matrix. Saved merged weights fit a merged network. Returns the network itself.
+        """
+        for number, layer in enumerate(self.stitching_layers):
+            if isinstance(layer, LowRankStitchingLayer):
+                self.stitching_layers[number] = layer.merge()
+        self.plan = replace(self.plan, layers=tuple(replace(spec, rank=0) for spec in self.plan.layers))
+        self._plan_changed()
+        return self
+
+    def _plan_changed(self) -> None:
+        """Note the plan for whoever makes this network again."""
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile every block in place, so that all stitches run compiled and switching compiles nothing.
+
+        The arguments are those of `torch.compile`. Blocks of one width share a graph, so a few graphs
+        serve all stitches. (`torch.compile(model)` would specialise on the stitch and give up after a few.)
+        """
+        for view in self.views:
+            for index in range(view.depth):
+                if view.holds(index):
+                    for module in view.modules(index):
+                        module.compile(*args, **kwargs)
+
+    # ── what is known of the stitches ─────────────────────────────────────────────────────────────
+
+    def stitch_table(self) -> list[dict[str, Any]]:
+        """One row a stitch, in id order: what it is, what it costs, and what is known of it.
+
+        Returns:
+            Dicts with `stitch_id`, `name`, `macs` (multiply-adds for one image), `params` (all it
+            holds), for the authors' networks `published_macs` and `published_params` in the count of
+            their tables (None where they give no parameters), and whatever was measured or published:
+            `published_top1`, `top1`, `top5`, `latency_ms`, …. Measured is only what belongs to the weights that
+            the network has now.
+        """
+        costs, known = self.costs(), self.known_rows()
+        rows = []
+        for stitch in self.plan:
+            cost = costs.cost(stitch)
+            row: dict[str, Any] = {"stitch_id": stitch.stitch_id, "name": stitch.name}
+            row.update(macs=cost.macs, params=cost.params)
+            if self.published:
+                theirs = costs.published(stitch, self.published)
+                row.update(published_macs=theirs.macs)
+                row.update(published_params=theirs.params if self.published.params else None)
+            if stitch.stitch_id in self.published_top1:
+                row.update(published_top1=self.published_top1[stitch.stitch_id])
+            rows.append(row | dict(known.get(stitch.stitch_id, {})))
+        return rows
+
+    def remember(self, rows: Iterable[Row], weights: Any = None) -> None:
+        """Keep measured rows, beside those of the same weights that are known already.
+
+        Times of further batch sizes are added to those that are known; what another device or precision took is
+        dropped, of all stitches.
+
+        Args:
+            rows: dicts of `stitch_id` and what was measured, from `evaluate`, `profile` or a file.
+            weights: the fingerprint of the weights that they belong to, where the rows do not say; default those
+                that the network has now.
+
+        Raises:
+            ValueError: if the rows belong to several weights, or to stitches that the plan does not have.
+        """
+        rows = list(rows)
+        unknown = [row.get("stitch_id") for row in rows if row.get("stitch_id") not in self.plan]
+        if unknown:
+            raise ValueError(f"the rows hold stitches that the plan does not have: {unknown[:6]}.")
+        if rows and weights is None and not all(row.get("weights") for row in rows):
+            weights = fingerprint_again(self)
+        self.results = self.results.updated(Results.of(rows, weights))
+
+    def forget(self) -> None:
+        """Drop all that was measured."""
+        self.results = Results()
+
+    def known_rows(self) -> dict[int, Row]:
+        """What was measured of the weights that the network has now, by stitch; of other weights nothing."""
+        if not self._results_belong():
+            _logger.warning("what was measured of this network's weights before they changed is left out: evaluate it.")
+            return {}
+        return dict(self.results.rows)
+
+    def check_results(self) -> None:
+        """Refuse to go on where what was measured belongs to other weights than the network has now.
+
+        Raises:
+            ValueError: saying so.
+        """
+        if not self._results_belong():
+            mark = self.results.weights if isinstance(self.results.weights, str) else "before they changed"
+            raise ValueError(
+                f"what is known of this network belongs to other weights ({mark}) than the network now has: evaluate "
+                "it again."
+            )
+
+    def _results_belong(self) -> bool:
+        mark = self.results.weights
+        if not self.results.rows:
+            return True
+        return mark == (fingerprint_again(self) if isinstance(mark, str) else glance(self))
+
+    # ── weights ───────────────────────────────────────────────────────────────────────────────────
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; a network on the meta device takes over the tensors given, in its own dtypes."""
+        if not assign and is_on_meta(self):
+            state_dict, assign = cast_like(state_dict, self.state_dict()), True
+        self.forget()
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+def is_row(ids: Any) -> bool:
+    """Whether these are several ids: a list, a tuple, a 1-D tensor or array."""
+    return hasattr(ids, "__len__") and not isinstance(ids, str) and getattr(ids, "ndim", 1) > 0
+
+
+def logits_of(out: Any) -> Tensor:
+    """The logits in what a network gives: of timm's models that themselves, of transformers' a part of the output."""
+    if isinstance(out, Tensor):
+        return out
+    logits = getattr(out, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"{type(out).__name__} has no logits but {', '.join(map(str, out))}: this needs a network that classifies."
+        )
+    return logits

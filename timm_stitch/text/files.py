@@ -1,0 +1,155 @@
+"""Networks of transformers' models as files: written for transformers and for us, read whole or one stitch alone.
+
+What is read may be a stranger's: `configuration` says what may stand in it. Weights are read from safetensors alone.
+
+Imports transformers, safetensors and the layers below.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from ..network.task_names import names_of
+from ..network.weights import check_keys
+from . import TASKS
+from .configuration import SNNetConfig, check_config
+from .stitched_model import StitchedModel
+
+_logger = logging.getLogger(__name__)
+
+
+def write_network(model: Any, folder: Path, weights: str, label_names: Sequence[str] | None) -> dict[str, Any]:
+    """Write configuration, weights and the tokenizer that a network has into a folder.
+
+    Args:
+        model: the network, a `StitchedModel`.
+        folder: where.
+        weights: the name of the weights' file.
+        label_names: one for each class, instead of those that it knows.
+
+    Returns:
+        What is in `config.json`.
+
+    Raises:
+        ValueError: if the network is one stitch of a larger one, or could not be made again.
+    """
+    check_whole(model)
+    if label_names is not None:
+        name_labels(model, label_names)
+    model.record(plan=model.plan.to_dict(), stitch_id=model.stitch_id, architectures=[type(model).__name__])
+    model.config.dtype = next(model.parameters()).dtype
+    check_config(model.config)
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    save_file({k: v.detach().contiguous() for k, v in model.kept_state().items()}, folder / weights, {"format": "pt"})
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    written: dict[str, Any] = model.config.to_dict()
+    return written
+
+
+def check_whole(model: Any) -> None:
+    """Refuse to keep one stitch of a larger network, a `StitchedModel`, as a whole one.
+
+    Raises:
+        ValueError: saying what to keep instead.
+    """
+    if model.config.only is not None:
+        raise ValueError(
+            f"this is a part of a larger network (stitch {model.stitch_id}): save the larger one, from which "
+            "from_hub(folder, extract=…) loads this stitch alone; or keep this one by its own save_pretrained(folder)."
+        )
+
+
+def name_labels(model: StitchedModel, names: Sequence[str]) -> None:
+    """Give the classes names, in the network's configuration and its anchors'.
+
+    Raises:
+        ValueError: if there is not one for each.
+    """
+    if len(names) != model.config.num_labels:
+        raise ValueError(
+            f"label_names has {len(names)} names for {model.config.num_labels} classes: give one for each."
+        )
+    labels = dict(enumerate(map(str, names)))
+    for config in (model.config, *(view.anchor.config for view in model.views)):
+        config.id2label, config.label2id = labels, {name: i for i, name in labels.items()}
+
+
+def read_network(folder: Path, config: Mapping[str, Any], **kwargs: Any) -> StitchedModel:
+    """Load a whole network from a folder.
+
+    Args:
+        folder: with its files.
+        config: what is in `config.json`.
+        **kwargs: `stitch_id`, and others of transformers' `from_pretrained`.
+
+    Raises:
+        ValueError: if the files ask for more than a network, or do not hold its weights.
+    """
+    stitch_id = kwargs.pop("stitch_id", None)
+    device = kwargs.pop("device", None)
+    cls: Any = _class_of(config)
+    safe = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    with _quiet():
+        model, told = cls.from_pretrained(folder, output_loading_info=True, **safe, **kwargs)
+    lacking = sorted(told["missing_keys"])
+    if lacking:
+        raise ValueError(
+            f"the weights in {str(folder)!r} lack {len(lacking)} tensors (e.g. {lacking[0]!r}): save the network again."
+        )
+    loaded: StitchedModel = model if stitch_id is None else model.set_stitch(stitch_id)
+    return loaded if device is None else loaded.to(device)
+
+
+def read_stitch(
+    config: Mapping[str, Any], stitch_id: int, tensors_of: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+) -> StitchedModel:
+    """Load one stitch of a network, and nothing that it does not use.
+
+    Args:
+        config: what is in `config.json`.
+        stitch_id: which.
+        tensors_of: gives the tensors of these names; those that it gets are without memory.
+
+    Raises:
+        ValueError: if the configuration asks for more than a network, or there is no such stitch.
+    """
+    cls, own = _class_of(config), SNNetConfig.from_dict(dict(config))
+    own.only, own.stitch_id = stitch_id, stitch_id
+    with torch.device("meta"):
+        wanted = cls(SNNetConfig.from_dict(own.to_dict())).kept_state()
+    tensors = tensors_of(wanted)
+    check_keys(tensors, wanted, f"stitch {stitch_id} of this network")
+    with _quiet():
+        model: StitchedModel = cls.from_pretrained(None, config=own, state_dict=tensors)
+    return model
+
+
+def _class_of(config: Mapping[str, Any]) -> type[StitchedModel]:
+    name, _ = names_of(dict(config))
+    return TASKS[name.removeprefix("SNNet")]
+
+
+class _quiet:  # noqa: N801
+    """Keeps transformers from its bars and reports, whose place is a program's own."""
+
+    def __enter__(self) -> None:
+        self.level, self.bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self.level)
+        if self.bars:
+            transformers_logging.enable_progress_bar()

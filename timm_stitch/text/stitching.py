@@ -1,0 +1,62 @@
+"""From models of transformers at hand to a stitched network. Imports the files beside it and the layers below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..anchors.transformers_opening import open_anchor
+from ..network.stitching import with_numbers
+from ..plan.enumeration import enumerate_stitches
+from ..plan.stitch_plan import Anchor, StitchPlan
+from . import TASKS
+from .checks import check_fit, check_tokenizers
+from .configuration import make_config
+from .stitched_model import StitchedModel
+
+
+def stitch_transformers(
+    models: Sequence[nn.Module],
+    direction: str,
+    nearest: bool,
+    kernel_size: int,
+    stride: int,
+    *,
+    rank: int,
+    plan: StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None,
+    stitch_id: int | None,
+    tokenizers: Sequence[Any],
+) -> StitchedModel:
+    """Stitch models of transformers; arguments as of `timm_stitch.stitch`.
+
+    Raises:
+        TypeError: if a model cannot be opened as an anchor.
+        ValueError: if the models do not fit each other, or the plan cannot be.
+    """
+    check_tokenizers(tokenizers)
+    views = [open_anchor(model) for model in models]
+    task = check_fit(views)
+    anchors = with_numbers([view.describe(_name(view.anchor)) for view in views])
+    if plan is None:
+        plan = enumerate_stitches(anchors, direction, nearest, kernel_size, stride, rank)
+    elif not isinstance(plan, StitchPlan):
+        plan = plan(anchors)
+    config = make_config(views, plan, stitch_id)
+    network: StitchedModel = TASKS[task.name](config, views)
+    network.train(models[-1].training)
+    if tokenizers:
+        network.tokenizer = tokenizers[-1]
+    return network
+
+
+def _name(model: Any) -> str:
+    """What people call a model: the last part of where it came from, or else its type and size."""
+    config = model.config
+    came_from = str(getattr(config, "_name_or_path", "") or "").rstrip("/").rpartition("/")[2]
+    if came_from:
+        return came_from[:100]
+    text = config.get_text_config()
+    depth, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+    return f"{config.model_type}_{depth}x{width}" if depth and width else str(config.model_type)
