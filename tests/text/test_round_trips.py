@@ -228,6 +228,12 @@ def test_no_door_builds_what_a_stranger_may_not_ask_for(folder, door, what):
         DOORS[door](folder)
 
 
+def test_an_adapter_beside_is_not_followed(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    with pytest.raises(ValueError, match=r"has adapter_config\.json, by which transformers would read further files"):
+        timm_stitch.from_hub(folder)
+
+
 def test_what_could_not_be_read_again_is_not_stitched(tmp_path):
     model = bert(32, 3)
     model.config.my_own = 1  # which means nothing to BERT

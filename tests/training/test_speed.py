@@ -62,3 +62,8 @@ def test_images_and_convolutions_lie_channels_last(monkeypatch):
 def test_an_optimizer_without_a_fused_form_is_refused():
     with pytest.raises(ValueError, match="opt='lamb' has no fused form here: set fused=False"):
         go(RUN | {"opt": "lamb", "fused": True})
+
+
+def test_momentum_is_not_fused_where_steps_use_different_parameters():
+    _, log = go({"epochs": 2, "batch_size": 8, "opt": "momentum", "lr": 1e-3})
+    assert log["steps"] == 16

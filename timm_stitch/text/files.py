@@ -7,7 +7,6 @@ Imports transformers, safetensors and the layers below.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from . import TASKS
 from .configuration import SNNetConfig, check_config
 from .stitched_model import StitchedModel
 
-_logger = logging.getLogger(__name__)
+_ADAPTER = "adapter_config.json"
 
 
 def write_network(model: Any, folder: Path, weights: str, label_names: Sequence[str] | None) -> dict[str, Any]:
@@ -97,6 +96,11 @@ def read_network(folder: Path, config: Mapping[str, Any], **kwargs: Any) -> Stit
     Raises:
         ValueError: if the files ask for more than a network, or do not hold its weights.
     """
+    if (folder / _ADAPTER).exists():
+        raise ValueError(
+            f"{str(folder)!r} has {_ADAPTER}, by which transformers would read further files into the network: load "
+            "it from a folder without, and then call its load_adapter."
+        )
     stitch_id = kwargs.pop("stitch_id", None)
     device = kwargs.pop("device", None)
     cls: Any = _class_of(config)
