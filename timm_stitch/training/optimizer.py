@@ -47,7 +47,7 @@ def make_optimizer(model: StitchableNetwork, config: TrainConfig) -> torch.optim
     fits = config.opt in FUSED
     if config.fused and not fits:
         raise ValueError(f"opt={config.opt!r} has no fused form here: set fused=False, or opt to {' or '.join(FUSED)}.")
-    more = {"fused": True} if fits and config.fused is not False else {}
+    more: dict[str, Any] = {"fused": True} if fits and config.fused is not False else {}
     optimizer = create_optimizer_v2(
         parameter_groups(model, config), opt=config.opt, lr=config.lr, weight_decay=config.weight_decay,
         momentum=config.momentum, **more,
