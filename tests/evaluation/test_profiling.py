@@ -42,7 +42,7 @@ def test_each_stitch_is_measured_and_kept_in_the_table(model, quick):
 @pytest.mark.parametrize("quick", [False, True])
 def test_several_batch_sizes_are_one_row(model, quick, tmp_path):
     model.forget()
-    rows = timm_stitch.profile(model, batch_sizes=[8, 1, 2], stitch_ids=SOME, repeats=2, quick=quick)
+    rows = timm_stitch.profile(model, batch_sizes=[8, 1, 2], stitch_ids=SOME, repeats=6, quick=quick)
     assert [row["stitch_id"] for row in rows] == SOME
     for row in rows:
         assert row["batch_size"] == 1

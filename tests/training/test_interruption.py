@@ -82,9 +82,10 @@ from timm_stitch.data.loader import leave_signals
 
 images = DataLoader(range(100), num_workers=2, persistent_workers=True, worker_init_fn=leave_signals)
 batches = iter(images)
-print(next(batches), *[worker.pid for worker in batches._workers], sep="\\n", flush=True)
+first = [next(batches), next(batches)]  # one of each reader: both have begun
+print(len(first), *[worker.pid for worker in batches._workers], sep="\\n", flush=True)
 input()
-print([int(batch) for batch in batches] == list(range(1, 100)), flush=True)
+print([int(batch) for batch in (*first, *batches)] == list(range(100)), flush=True)
 """
 
 
