@@ -45,11 +45,12 @@ class GradientAverage:
 
     def __init__(self, model: StitchableNetwork) -> None:
         self.model = model
+        self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._known: dict[tuple[int, ...], list[list[nn.Parameter]]] = {}
         self._buckets: list[_Bucket] = []
         self._waiting: dict[nn.Parameter, int] = {}
-        learning = [p for p in model.parameters() if p.requires_grad] if world_size() > 1 else []
-        self._hooks = [parameter.register_post_accumulate_grad_hook(self._arrived) for parameter in learning]
+        noticed = self._learning if world_size() > 1 else []
+        self._hooks = [parameter.register_post_accumulate_grad_hook(self._arrived) for parameter in noticed]
 
     def close(self) -> None:
         """Leave the parameters."""
@@ -79,7 +80,7 @@ class GradientAverage:
         """
         if world_size() == 1:
             return 0
-        rest = [p for p in self.model.parameters() if p.grad is not None and p not in self._waiting]
+        rest = [p for p in self._learning if p.grad is not None and p not in self._waiting]
         buckets = [*self._buckets, *map(_Bucket, _cut(rest))]
         self._buckets, self._waiting = [], {}
         for bucket in buckets:
@@ -104,7 +105,7 @@ class GradientAverage:
                 modules = [model.anchors[segment.anchor]]
                 modules += [model.stitching_layers[stitch.layers[i - 1]]] if i else []
                 found.update((p, None) for module in modules for p in reversed(list(module.parameters())))
-        found.update((parameter, None) for parameter in model.parameters())
+        found.update((parameter, None) for parameter in self._learning)
         return [parameter for parameter in found if parameter in reached]
 
 
@@ -123,12 +124,16 @@ class _Bucket:
         """Start the sum over all processes, if that has not been done, of the gradients that there are."""
         if self.work is None:
             self.grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            if not self.grads:
+                return
             self.flat = torch.cat([grad.reshape(-1) for grad in self.grads])
             self.work = dist.all_reduce(self.flat, async_op=True)
 
     @torch.no_grad()
     def receive(self) -> int:
         """Wait for it, and put the means where the gradients are; returns the bytes."""
+        if self.work is None:
+            return 0
         self.work.wait()
         self.flat /= world_size()
         for grad, mean in zip(self.grads, self.flat.split([grad.numel() for grad in self.grads]), strict=True):

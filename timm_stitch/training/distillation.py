@@ -103,14 +103,15 @@ class StitchLoss:
             taught: what the teacher gave.
             largest: from which the others learn, if they do.
         """
-        found = {}
+        found, guide = {}, None
         by_teacher = None if taught is None else _in_float32(pairs(taught, asked)[0])
+        if self.config.inplace_distillation:
+            guide = _in_float32(pairs(outputs[largest], asked)[0]).detach().softmax(-1)
         for stitch_id, out in outputs.items():
             logits, targets = pairs(out, asked)
             given = _in_float32(logits)
-            if self.config.inplace_distillation and stitch_id != largest:
-                best = _in_float32(pairs(outputs[largest], asked)[0])
-                found[stitch_id] = self.soft(given, best.detach().softmax(-1))
+            if guide is not None and stitch_id != largest:
+                found[stitch_id] = self.soft(given, guide)
             else:
                 found[stitch_id] = self._one(given, targets, by_teacher)
         return found
