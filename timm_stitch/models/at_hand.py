@@ -5,14 +5,14 @@ Imports the layers below; transformers' half only where models of transformers a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from ..anchors.transformers_opening import is_of_transformers
 from ..network import stitching
-from ..plan.stitch_plan import Anchor, StitchPlan
+from ..plan.enumeration import GivenPlan
 
 
 def stitch(
@@ -23,7 +23,7 @@ def stitch(
     stride: int = 1,
     *,
     rank: int = 0,
-    plan: StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None = None,
+    plan: GivenPlan = None,
     stitched_norm: bool = True,
     stitch_id: int | None = None,
     tokenizers: Sequence[Any] = (),

@@ -5,16 +5,15 @@ Imports the layers below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from ..anchors.auto import view_of
-from ..anchors.view import View
-from ..plan.enumeration import enumerate_stitches
-from ..plan.stitch_plan import Anchor, StitchPlan
+from ..plan.enumeration import GivenPlan, make_plan
+from ..plan.stitch_plan import Anchor
 from .compatibility import check_meeting, warn_of_preprocessing
 from .network import SNNet
 from .pretrained_cfg import merged_cfg
@@ -28,7 +27,7 @@ def stitch(
     stride: int = 1,
     *,
     rank: int = 0,
-    plan: StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None = None,
+    plan: GivenPlan = None,
     stitched_norm: bool = True,
     stitch_id: int | None = None,
 ) -> SNNet:
@@ -55,10 +54,9 @@ def stitch(
     views = [view_of(model) for model in models]
     check_meeting(views)
     warn_of_preprocessing(models, views)
-    if plan is None:
-        plan = enumerate_stitches(_describe(views), direction, nearest, kernel_size, stride, rank)
-    elif not isinstance(plan, StitchPlan):
-        plan = plan(_describe(views))
+    plan = make_plan(
+        with_numbers([view.describe() for view in views]), plan, direction, nearest, kernel_size, stride, rank
+    )
     network = SNNet(views, plan, stitched_norm=stitched_norm, stitch_id=stitch_id)
     config = merged_cfg(models) | {
         "num_classes": network.num_classes,
@@ -78,10 +76,6 @@ def for_each_anchor(name: str, value: Any, count: int) -> list[Any]:
     if len(values) != count:
         raise ValueError(f"{name} has {len(values)} values for {count} anchors: give one number, or one per anchor.")
     return values
-
-
-def _describe(views: Sequence[View]) -> list[Anchor]:
-    return with_numbers([view.describe() for view in views])
 
 
 def with_numbers(anchors: Sequence[Anchor]) -> list[Anchor]:

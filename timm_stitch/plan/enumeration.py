@@ -9,8 +9,9 @@ Imports the standard library and `plan` only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, pairwise
+from typing import Any
 
 from .bounds import MOST_STITCHES, check_routes, too_many
 from .stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan, stitch_name
@@ -18,6 +19,23 @@ from .stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan, stitch_
 DIRECTIONS = ("fast_to_slow", "slow_to_fast", "two_way")
 
 Joint = tuple[int, int]
+GivenPlan = StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None  # the last is for `enumerate_stitches`
+
+
+def make_plan(anchors: Sequence[Anchor], plan: GivenPlan, *enumerated: Any) -> StitchPlan:
+    """A plan that is given, that a function makes of the anchors, or else that of `enumerate_stitches`.
+
+    Args:
+        anchors: from the fastest to the slowest.
+        plan: the plan, the function, or None.
+        *enumerated: the further arguments of `enumerate_stitches`.
+
+    Raises:
+        ValueError: as `enumerate_stitches`.
+    """
+    if plan is None:
+        return enumerate_stitches(anchors, *enumerated)
+    return plan if isinstance(plan, StitchPlan) else plan(anchors)
 
 
 def enumerate_stitches(

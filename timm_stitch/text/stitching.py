@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from ..anchors.transformers_opening import open_anchor
 from ..network.stitching import with_numbers
-from ..plan.enumeration import enumerate_stitches
-from ..plan.stitch_plan import Anchor, StitchPlan
+from ..plan.enumeration import GivenPlan, make_plan
 from . import TASKS
 from .checks import check_fit, check_tokenizers
 from .configuration import make_config
@@ -25,7 +24,7 @@ def stitch_transformers(
     stride: int,
     *,
     rank: int,
-    plan: StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None,
+    plan: GivenPlan,
     stitch_id: int | None,
     tokenizers: Sequence[Any],
 ) -> StitchedModel:
@@ -39,10 +38,7 @@ def stitch_transformers(
     views = [open_anchor(model) for model in models]
     task = check_fit(views)
     anchors = with_numbers([view.describe(_name(view.anchor)) for view in views])
-    if plan is None:
-        plan = enumerate_stitches(anchors, direction, nearest, kernel_size, stride, rank)
-    elif not isinstance(plan, StitchPlan):
-        plan = plan(anchors)
+    plan = make_plan(anchors, plan, direction, nearest, kernel_size, stride, rank)
     config = make_config(views, plan, stitch_id)
     network: StitchedModel = TASKS[task.name](config, views)
     network.train(models[-1].training)

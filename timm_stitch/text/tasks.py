@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import transformers
 from transformers.models.auto import modeling_auto as auto
 
 from ..network.task_names import TASK_NAMES
@@ -67,8 +68,6 @@ def class_of(task: Task, model_type: str, name: Any) -> Any:
     Raises:
         ValueError: if it is not.
     """
-    import transformers
-
     names = task.names(model_type)
     if name not in names:
         raise ValueError(
