@@ -57,7 +57,7 @@ def ours(model, data, stitch_id, **values):
     source = batches()
 
     def step():
-        run.micro_step(0, *run.on_device(*next(source)))
+        run.micro_step(0, next(source).to(run.device, channels_last=run.config.channels_last))
         run.optimizer_step()
         run.report_and_save_if_due()
 
@@ -67,12 +67,13 @@ def ours(model, data, stitch_id, **values):
 def plain(model, data, batch_size, *, device="cpu", precision="no", compiled=False):
     """A function that does one step as timm's train.py does."""
     model.to(device).train()
+    classes = model.num_classes
     if compiled:
         model = torch.compile(model)
     half, cuda = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), torch.device(device).type == "cuda"
     scaler = torch.amp.GradScaler(enabled=precision == "fp16")
     loader = DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=True, pin_memory=cuda)
-    mixup, loss_fn = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=10), SoftTargetCrossEntropy()
+    mixup, loss_fn = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=classes), SoftTargetCrossEntropy()
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
     scheduler, _ = create_scheduler_v2(
         optimizer, num_epochs=10_000, step_on_epochs=False, updates_per_epoch=len(loader)
