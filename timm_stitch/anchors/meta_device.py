@@ -17,7 +17,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from .modules import drop_hooks
+from .modules import hooks_of
 from .timm_compat import reinit_non_persistent_buffers
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -32,6 +32,7 @@ def meta_copy(model: Module, buffers: bool = True) -> Module:
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
+        memo |= {id(hooks): type(hooks)() for hooks in hooks_of(module).values()}  # a user's see no meta tensors
         for parameter in module._parameters.values():
             if parameter is not None:
                 memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
@@ -41,7 +42,6 @@ def meta_copy(model: Module, buffers: bool = True) -> Module:
                 memo[id(tensor)] = torch.empty_like(tensor, device="meta")
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():
-        drop_hooks(module)  # a user's hooks are not to see meta tensors
         module._compiled_call_impl = None
         if getattr(module, "grad_checkpointing", False):
             module.__dict__["grad_checkpointing"] = False

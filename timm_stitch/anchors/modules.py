@@ -42,9 +42,12 @@ def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
 
 def drop_hooks(module: nn.Module) -> None:
     """Give a shallow copy no hooks instead of those of the module that it was copied from."""
-    for name, value in module.__dict__.items():
-        if "_hooks" in name and isinstance(value, dict):
-            module.__dict__[name] = type(value)()
+    module.__dict__.update({name: type(hooks)() for name, hooks in hooks_of(module).items()})
+
+
+def hooks_of(module: nn.Module) -> dict[str, dict[Any, Any]]:
+    """A module's own mappings of hooks, by the names of the attributes."""
+    return {name: value for name, value in module.__dict__.items() if "_hooks" in name and isinstance(value, dict)}
 
 
 def own_shell(module: nn.Module | None) -> nn.Module | None:

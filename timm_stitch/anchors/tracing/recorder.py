@@ -44,8 +44,9 @@ def record(
     """
     twin = meta_copy(model)
     closed: set[type] = set()
+    counter = Macs()
     while True:
-        recorder = _Recorder(lambda m: opens(m) and type(m) not in closed)
+        recorder = _Recorder(lambda m: opens(m) and type(m) not in closed, counter)
         try:
             program = recorder.record(twin.eval(), channels, size, batch)
             break
@@ -56,7 +57,7 @@ def record(
     if not training:
         return program
     try:
-        recorder = _Recorder(lambda m: opens(m) and type(m) not in closed)
+        recorder = _Recorder(lambda m: opens(m) and type(m) not in closed, counter)
         return merged(program, recorder.record(twin.train(), channels, size, batch))
     except Exception:
         return program
@@ -143,13 +144,12 @@ class _Loose(TorchFunctionMode):
 class _Recorder(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, opens: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, opens: Callable[[nn.Module], bool], counter: Macs) -> None:
         super().__init__()
-        self.opens = opens
+        self.opens, self.counter = opens, counter
         self.inside: type | None = None
         self.busy = self.forced = False
         self.found: dict[fx.Node, tuple[Any, int, int | None]] = {}
-        self.counter = Macs()
         self.heads: list[tuple[Any, int]] = []
 
     def record(self, twin: nn.Module, channels: int, size: tuple[int, int], batch: int) -> Program:
