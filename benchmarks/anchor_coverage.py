@@ -4,14 +4,14 @@ A name is stitched with itself and with another of its module. Of each network e
 counted, it is saved and loaded (equal), a stitch is extracted (equal), layers are initialised by least squares
 (of a few stitches), and a stitch takes a training step.
 
-    python benchmarks/anchor_coverage.py rows.jsonl --smallest-per-module   # the quick sweep
-    python benchmarks/anchor_coverage.py rows.jsonl                         # all names, cheap ones first
-    python benchmarks/anchor_coverage.py rows.jsonl --summary               # what the rows say
+    python benchmarks/anchor_coverage.py rows.jsonl --one-of-each-kind   # the quick sweep
+    python benchmarks/anchor_coverage.py rows.jsonl                      # all names, cheap ones first
+    python benchmarks/anchor_coverage.py rows.jsonl --summary            # what the rows say
 
-Names that the file has already are skipped, so a sweep goes on where it stopped (anchor_coverage.jsonl has the rows so
-far). Each name runs in a worker
-process with a limit on time and memory. Models of more parameters than `--max-params` are opened on the
-meta device only and marked `"not run: size"`.
+Names are of a kind that are made of the same classes of modules and have tensors and settings of the same names, so
+that only widths, depths and sizes differ. Names that the file has already are skipped, so a sweep goes on where it
+stopped (anchor_coverage.jsonl has the rows so far). Each name runs in a worker process with a limit on time and
+memory. Models of more parameters than `--max-params` are opened on the meta device only and marked `"not run: size"`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import resource
@@ -48,20 +49,30 @@ from timm_stitch.network.stitching import stitch
 SIZES = (64, 96, 128, 192)
 
 
-def names_by_size(cache: Path) -> list[tuple[int, str]]:
-    """(parameters, name) of all of timm's models, smallest first; counted on the meta device and kept in a file."""
+def names_by_size(cache: Path) -> list[tuple[int, str, str]]:
+    """(parameters, name, kind) of all of timm's models, smallest first; from the meta device, and kept in a file."""
     if cache.exists():
-        counts = json.loads(cache.read_text())
+        found = json.loads(cache.read_text())
     else:
-        counts = {}
+        found = {}
         for name in timm.list_models(exclude_filters="snnet*"):
             with torch.device("meta"):
                 try:
-                    counts[name] = sum(p.numel() for p in timm.create_model(name).parameters())
+                    model = timm.create_model(name)
+                    found[name] = sum(p.numel() for p in model.parameters()), kind_of(name, model)
                 except Exception:
-                    counts[name] = 10**12
-        cache.write_text(json.dumps(counts))
-    return sorted((count, name) for name, count in counts.items())
+                    found[name] = 10**12, name
+        cache.write_text(json.dumps(found))
+    return sorted((count, name, kind) for name, (count, kind) in found.items())
+
+
+def kind_of(name: str, model: nn.Module) -> str:
+    """What models have in common between which only widths, depths and sizes differ."""
+    classes = {type(m).__qualname__ for m in model.modules()}
+    tensors = {key.rpartition(".")[2] for key in model.state_dict()}
+    settings = [getattr(model, setting, None) for setting in ("global_pool", "num_prefix_tokens", "no_embed_class")]
+    content = repr((_model_to_module[name], sorted(classes), sorted(tensors), settings))
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 class QuickNoise(TorchFunctionMode):
@@ -334,7 +345,7 @@ def sweep(rows: Path, todo: list[tuple[Any, ...]], seconds: float, gigabytes: in
         process.kill()
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
+def summary(rows: list[dict[str, Any]], kinds: dict[str, str]) -> str:
     """A Markdown table by module, the totals, and the reasons ranked by the names that they cost."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -348,13 +359,13 @@ def summary(rows: list[dict[str, Any]]) -> str:
     for module in sorted(groups, key=lambda m: -names[m]):
         some = groups[module]
         found = [r.get("cuts") or 0 for r in some]
-        kinds = "/".join(sorted({r["mechanism"] for r in some if r.get("mechanism")}))
+        mechanisms = "/".join(sorted({r["mechanism"] for r in some if r.get("mechanism")}))
         itself = sum(r.get("itself") == "all" for r in some)
         pairs = sum(not r.get("pair", "no").startswith("no") for r in some)
         lines.append(
             f"| {module} | {names[module]} | {len(some)} | {sum(bool(r.get('exact')) for r in some)} "
             f"| {sum(bool(r.get('gradients')) for r in some)} | {sum(c >= 3 for c in found)} "
-            f"| {min(found)}-{max(found)} | {kinds} | {itself} | {pairs} |"
+            f"| {min(found)}-{max(found)} | {mechanisms} | {itself} | {pairs} |"
         )
     good = [r for r in rows if r.get("exact") and (r.get("cuts") or 0) >= 3]
     equal = sum(bool(r.get("gradients")) for r in good)
@@ -365,6 +376,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
         f"{len(rows)} names, {len(good)} exact with 3 or more cuts, {equal} of these with equal gradients; "
         f"{len(used)} do all with themselves, {len(both)} of these also with another.",
     ]
+    seen, whole = {kinds[r["name"]] for r in rows}, {kinds[r["name"]] for r in both}
+    lines.append(
+        f"{len(seen)} of {len(set(kinds.values()))} kinds of models, in {len(whole)} of these some name does all; "
+        f"timm has {sum(kind in whole for kind in kinds.values())} names of these {len(whole)} kinds."
+    )
     bad = [r for r in rows if r not in both or not r.get("gradients")]
     reasons = Counter(f"{r['module']}: {_reason(r)}"[:200] for r in bad)
     return "\n".join([*lines, "", *(f"- {count} x {reason}" for reason, count in reasons.most_common())])
@@ -385,7 +401,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path, help="JSON-lines file to append to")
     parser.add_argument("--summary", action="store_true", help="only print what the rows say")
-    parser.add_argument("--smallest-per-module", action="store_true", help="one name a module")
+    parser.add_argument("--one-of-each-kind", action="store_true", help="the smallest name of each kind")
     parser.add_argument("--filter", default="*", help="names to take, as in timm.list_models")
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th name, from the i-th")
     parser.add_argument("--limit-seconds", type=float, default=300, help="of the processor, for one name")
@@ -395,14 +411,17 @@ def main() -> None:
     args = parser.parse_args()
     done = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
     if not args.summary:
-        sizes = names_by_size(args.rows.with_suffix(".sizes.json"))
-        counts = {name: count for count, name in sizes}
+        sizes = names_by_size(args.rows.with_suffix(".kinds.json"))
+        counts = {name: count for count, name, _ in sizes}
+        kinds = {name: kind for _, name, kind in sizes}
         members: dict[str, list[str]] = defaultdict(list)
-        for _, name in sizes:
+        for _, name, _ in sizes:
             members[_model_to_module[name]].append(name)
         wanted = set(timm.list_models(args.filter)) - {row["name"] for row in done}
-        if args.smallest_per_module:
-            wanted &= {group[0] for group in members.values()}
+        if args.one_of_each_kind:
+            known = {kinds[row["name"]] for row in done}
+            first = {kind: name for _, name, kind in reversed(sizes) if kind not in known}
+            wanted &= set(first.values())
 
         def meets(name: str, most: int) -> list[str]:
             group = members[_model_to_module[name]]
@@ -411,12 +430,12 @@ def main() -> None:
         index, shards = map(int, args.shard.split("/"))
         todo = [
             (name, count, meets(name, max(count, 30_000_000)), args.max_params, args.pair_params)
-            for count, name in sizes
+            for count, name, _ in sizes
             if name in wanted
         ][index::shards]
         sweep(args.rows, todo, args.limit_seconds, args.memory)
         done = [json.loads(line) for line in args.rows.read_text().splitlines()]
-    print(summary(done))
+    print(summary(done, {name: kind for _, name, kind in names_by_size(args.rows.with_suffix(".kinds.json"))}))
 
 
 if __name__ == "__main__":

@@ -134,4 +134,7 @@ def _int8(whole: Path, small: Path, job: Job, static: bool) -> None:
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch.numpy()}
 
-    tools.quantize_static(typed, small, Images(), op_types_to_quantize=["Conv", "Gemm", "MatMul"], **common)
+    # Else a weight's scale depends on what comes in, and stitches would not have the same weights any more.
+    shared = {"QDQDisableWeightAdjustForInt32Bias": True}
+    chosen = ["Conv", "Gemm", "MatMul"]
+    tools.quantize_static(typed, small, Images(), op_types_to_quantize=chosen, extra_options=shared, **common)
