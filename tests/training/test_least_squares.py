@@ -1,6 +1,7 @@
 """Initialisation: never worse than float64 lstsq, streaming, and clear about what cannot be solved."""
 
 import pytest
+import timm
 import torch
 
 import timm_stitch
@@ -115,3 +116,15 @@ def test_other_input_is_refused(model):
         timm_stitch.least_squares_init(model, ["a"])
     with pytest.raises(ValueError, match="method='qr' is unknown: expected one of 'joint', 'average'"):
         timm_stitch.least_squares_init(model, torch.zeros(1, 3, 32, 32), method="qr")
+
+
+@pytest.mark.parametrize(("name", "count", "side"), [("hgnetv2_b0", 60, 128), ("pit_ti_224", 30, 64)])
+def test_maps_of_odd_sizes_are_fitted(name, count, side):
+    """HGNet's stem gives maps a row larger than its blocks do, PiT's 7x7 tokens of 64 pixels."""
+    torch.manual_seed(0)
+    kwargs = {"img_size": 64} if name.startswith("pit") else {}
+    anchors = [timm.create_model(name, num_classes=3, **kwargs).eval() for _ in range(2)]
+    model = timm_stitch.stitch(anchors)
+    timm_stitch.least_squares_init(model, torch.randn(count, 3, side, side))
+    spec = next(s for s in model.plan if not s.is_anchor)
+    assert torch.isfinite(model.eval()(torch.randn(1, 3, side, side), stitch_id=spec.stitch_id)).all()

@@ -210,11 +210,10 @@ class View:
 
     def rows_at(self, h: Tensor, prefixes: int, context: Any, boundary: int) -> Tensor:
         """The activation at a boundary position by position, (n, C): of each image its first prefix tokens, its map."""
-        rows = self.as_map(h, context.size, boundary).flatten(2).transpose(1, 2)
-        prefix = self.prefix(h, boundary)
-        if prefix is not None:
-            rows = torch.cat([prefix[:, :prefixes], rows], dim=1)
-        return rows.flatten(0, 1)
+        if self.layout_at(boundary) == "NCHW":
+            return h.flatten(2).transpose(1, 2).flatten(0, 1)
+        rows, own = h.flatten(1, -2), self.prefix_at(boundary)
+        return (rows if own == prefixes else torch.cat([rows[:, :prefixes], rows[:, own:]], dim=1)).flatten(0, 1)
 
     def prefix_names(self) -> tuple[str, ...]:
         """The names of children and parameters that the anchor's own prefix tokens need."""

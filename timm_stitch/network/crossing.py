@@ -61,6 +61,8 @@ def aligned(
 ) -> tuple[Tensor, Tensor]:
     """What leaves one anchor and enters another, position by position: (n, d_front) and (n, d_back).
 
+    Of maps whose strided layers pad differently, so that one is a row or column larger, what both have.
+
     Args:
         leaving, entering: the activations of the two anchors for the same images.
         front, back: the anchors.
@@ -68,6 +70,9 @@ def aligned(
         context: of the call.
     """
     carried = min(front.prefix_at(leave), back.prefix_at(enter))
+    if front.layout_at(leave) == back.layout_at(enter) == "NCHW":
+        height, width = (min(sides) for sides in zip(leaving.shape[2:], entering.shape[2:], strict=True))
+        leaving, entering = leaving[..., :height, :width], entering[..., :height, :width]
     return front.rows_at(leaving, carried, context, leave), back.rows_at(entering, carried, context, enter)
 
 

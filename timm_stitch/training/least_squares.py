@@ -237,12 +237,12 @@ def _accumulate(model: StitchableNetwork, inputs: Any, systems: _Systems) -> Non
         for pairs, equations in parts:
             for stop in sorted({stop for stop, _ in pairs}):
                 leaving = crossing[spec.front][stop]
-                rows = [
-                    aligned(leaving, crossing[spec.back][start], front, stop, back, start, context)
-                    for s, start in pairs
-                    if s == stop
-                ]
-                equations.add(rows[0][0].double(), *(target.double() for _, target in rows))
+                alike: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the number of positions
+                for start in (start for s, start in pairs if s == stop):
+                    rows = aligned(leaving, crossing[spec.back][start], front, stop, back, start, context)
+                    alike.setdefault(len(rows[0]), []).append(rows)
+                for some in alike.values():
+                    equations.add(some[0][0].double(), *(target.double() for _, target in some))
 
 
 def _batches(images: Any, batch_size: int) -> Iterator[Batch]:

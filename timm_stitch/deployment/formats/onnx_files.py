@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -134,7 +135,27 @@ def _int8(whole: Path, small: Path, job: Job, static: bool) -> None:
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch.numpy()}
 
-    # Else a weight's scale depends on what comes in, and stitches would not have the same weights any more.
-    shared = {"QDQDisableWeightAdjustForInt32Bias": True}
-    chosen = ["Conv", "Gemm", "MatMul"]
-    tools.quantize_static(typed, small, Images(), op_types_to_quantize=chosen, extra_options=shared, **common)
+    chosen, fixed = ["Conv", "Gemm", "MatMul"], {"TensorQuantOverrides": _scales(typed)}
+    tools.quantize_static(typed, small, Images(), op_types_to_quantize=chosen, extra_options=fixed, **common)
+
+
+def _scales(typed: Path) -> dict[str, list[dict[str, Any]]]:
+    """Steps of the weights of convolutions that have channels with next to no weights beside their bias.
+
+    A bias has 32 bits in steps of the weights' times the input's. onnxruntime makes the weights' steps larger where that
+    is too little, by what comes in; stitches would not have the same weights any more.
+    """
+    onnx = import_module("onnx")
+    graph = onnx.load(typed).graph
+    values = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3 and {*node.input[1:]} <= {*values}:
+            weight, bias = (values[name] for name in node.input[1:])
+            steps, least = abs(weight).reshape(len(weight), -1).max(1) / 64, abs(bias) * 1e-6
+            if (steps < least).any():
+                found[node.input[1]] = [
+                    {"axis": 0, "scale": np.float32(max(pair)), "zero_point": np.int8(0)}
+                    for pair in zip(steps, least, strict=True)
+                ]
+    return found
