@@ -46,6 +46,26 @@ def test_int8_of_convolutions_takes_the_ranges_of_the_images(tmp_path):
         assert row["max_difference"] < 0.05 * (ours.max() - ours.min())  # 0.02; with ranges of no images 0.17
 
 
+@pytest.mark.skipif(bool(OLD), reason=OLD)
+def test_stitches_share_8_bit_weights_of_channels_that_have_next_to_none(tmp_path):
+    torch.manual_seed(0)
+    net, x = settle(timm_stitch.stitch(resnets())).eval(), images(20, 64)
+    for module in net.anchors.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data[0] *= 1e-9
+    ids = [s.stitch_id for s in net.plan if not s.is_anchor][:2]
+    manifest = timm_stitch.export(net, tmp_path / "deploy", ids, quantize="int8", images=x, image_size=64)
+    places = []
+    for row in manifest["stitches"]:
+        graph = onnx.load(tmp_path / "deploy" / row["file"], load_external_data=False).graph
+        weights = [i for i in graph.initializer if i.data_type == onnx.TensorProto.INT8 and i.external_data]
+        places.append({i.name: {e.key: e.value for e in i.external_data}["offset"] for i in weights})
+        assert row["max_difference"] < 0.05 * float((out := net(x, row["stitch_id"]).detach()).max() - out.min())
+    both = {name for name in places[0].keys() & places[1].keys() if name.startswith("anchors")}
+    assert len(both) > 8
+    assert all(places[0][name] == places[1][name] for name in both)
+
+
 @pytest.mark.filterwarnings("ignore:the float32 number")  # which onnxruntime's converter says of weights near zero
 def test_float16_halves_the_weights(net, tmp_path):
     x = images(20)

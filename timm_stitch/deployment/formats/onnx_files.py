@@ -142,8 +142,8 @@ def _int8(whole: Path, small: Path, job: Job, static: bool) -> None:
 def _scales(typed: Path) -> dict[str, list[dict[str, Any]]]:
     """Steps of the weights of convolutions that have channels with next to no weights beside their bias.
 
-    A bias has 32 bits in steps of the weights' times the input's. onnxruntime makes the weights' steps larger where that
-    is too little, by what comes in; stitches would not have the same weights any more.
+    A bias has 32 bits in steps of the weights' times the input's. onnxruntime makes the weights' steps larger where
+    that is too little, by what comes in; stitches would not have the same weights any more.
     """
     onnx = import_module("onnx")
     graph = onnx.load(typed).graph
