@@ -78,8 +78,10 @@ def test_the_last_and_the_best_are_kept(tmp_path):
 def test_an_evaluation_that_fails_costs_no_epoch(tmp_path, monkeypatch):
     values = BASE | {"output": str(tmp_path), "evaluate_every": 1, "epochs": 1, "checkpoint_steps": None}
 
-    def fails(*args):
-        raise OSError("no such image")
+    def fails(model, loader, stitch_ids):
+        if stitch_ids is None:  # the anchors alone are evaluated before the first step
+            raise OSError("no such image")
+        return [{"stitch_id": k, "top1": 0.0} for k in stitch_ids]
 
     with monkeypatch.context() as broken:
         broken.setattr("timm_stitch.training.trainer.evaluate", fails)

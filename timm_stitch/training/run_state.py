@@ -50,6 +50,7 @@ class RunState:
         mean_loss: of the last epoch.
         best: the highest score of an evaluation.
         evaluated_epoch: the last one after which there was an evaluation; a part of one at the end of `max_steps`.
+        before: top-1 of each anchor before the first step, by its stitch id, if there are evaluations.
     """
 
     meter: LossMeter
@@ -70,6 +71,7 @@ class RunState:
         self.model, self.config, self.accelerator, self.sharded = model, config, accelerator, sharded
         self.steps_per_epoch, self.images = steps_per_epoch, images
         self.step, self.mean_loss, self.best, self.evaluated_epoch = 0, math.nan, -math.inf, 0.0
+        self.before: dict[int, float] = {}
         self.store = open_checkpoints(config)
         self._lock: int | None = None
         if self.store is not None and accelerator.is_main_process:
@@ -150,6 +152,7 @@ class RunState:
         self.meter.epoch.copy_(kept["epoch_losses"])
         self.step, self.mean_loss = kept["step"], kept["mean_loss"]
         self.best, self.evaluated_epoch = kept["best"], kept["scored"]
+        self.before = kept.get("anchors", {})
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint, if the run has an output.
@@ -186,6 +189,7 @@ class RunState:
                 "epoch_losses": losses,
                 "best": self.best,
                 "scored": self.evaluated_epoch,
+                "anchors": self.before,
                 "mean_loss": self.mean_loss,
             }
             self.store.save(self.step, state, best)

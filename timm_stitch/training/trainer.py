@@ -11,6 +11,7 @@ Imports torch, timm, Accelerate and the layers below.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from ..hub.saving import check_savable, save_pretrained
 from ..network.network import SNNet
 from ..network.stitchable import StitchableNetwork
 from ..plan.frontier import frontier_area
+from ..plan.results import Rows
 from .config import TrainConfig
 from .data_parallel import GradientAverage, average_statistics, broadcast_weights
 from .distillation import StitchLoss, find_teacher
@@ -47,6 +49,9 @@ from .run_state import RunState, note_run
 from .sampling import groups_by_macs
 from .sampling_rule import sampling_rule
 from .speed import set_up
+from .verdict import verdict
+
+_logger = logging.getLogger(__name__)
 
 __all__ = ["TrainConfig", "train"]
 
@@ -187,6 +192,9 @@ class TrainingRun:
         state, accumulate = self.state, self.config.accumulate
         if state.step and state.step % self.steps_per_epoch == 0:
             self.evaluate_if_due(state.step // self.steps_per_epoch)  # where a run was killed before it did so
+        if self.config.evaluate_every and not state.step:
+            anchors = [stitch.stitch_id for stitch in self.model.plan if stitch.is_anchor]
+            state.before = {row["stitch_id"]: row["top1"] for row in self.evaluate(anchors)}
         while state.step < self.total:
             epoch, done = divmod(state.step, self.steps_per_epoch)
             for number, batch in enumerate(self.micro_batches(epoch, done)):
@@ -288,22 +296,30 @@ class TrainingRun:
         state, every = self.state, self.config.evaluate_every
         if not every or state.evaluated_epoch == epoch or (epoch % every and state.step != self.total):
             return
-        score = self.score()
+        rows = self.evaluate()
+        score = self.score(rows)
         best, state.best, state.evaluated_epoch = score > state.best, max(score, state.best), epoch
         if not self.bar.disable:
             self.bar.write(f"epoch {epoch:g}: frontier area {score:.2f}{' (best)' if best else ''}")
         if getattr(self.accelerator, "trackers", None):
             self.accelerator.log({"frontier_area": score}, step=state.step)
+        if state.step == self.total and self.accelerator.is_main_process:
+            for line in verdict(rows, state.before):
+                _logger.warning(line)
         state.save(best)
 
-    def score(self) -> float:
-        """The frontier area (top-1 over the log of the macs) of the weights that the run would give now."""
+    def evaluate(self, stitch_ids: list[int] | None = None) -> Rows:
+        """The rows of stitches with the weights that the run would give now."""
         average_statistics(self.model)
         size, count = self.config.micro_batch(self.accelerator.num_processes), reading_processes(self.config.workers)
         loader: Any = DataLoader(
             self.val_data, size, num_workers=count, worker_init_fn=leave_signals, collate_fn=self.collate
         )
-        rows = evaluate(self.state.ema.module if self.state.ema is not None else self.model, loader)
+        model = self.state.ema.module if self.state.ema is not None else self.model
+        return evaluate(model, loader, stitch_ids)
+
+    def score(self, rows: Rows) -> float:
+        """The frontier area: top-1 over the log of the macs."""
         low, high = min(self.macs.values()), max(self.macs.values())
         if low == high:  # an extracted stitch has no curve
             return float(max(row["top1"] for row in rows))
