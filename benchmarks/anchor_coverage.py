@@ -210,7 +210,8 @@ def uses(network: SNNet, x: torch.Tensor) -> str:
                 timm_stitch.save_pretrained(network, folder)
                 again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
             for k in some:  # the same weights, but elsewhere in memory, by which sums may round otherwise
-                torch.testing.assert_close(again(x, stitch_id=k), logits[k], rtol=1e-4, atol=1e-5)
+                few = 1e-4 * float(logits[k].std())  # random weights give some networks logits of many thousands
+                torch.testing.assert_close(again(x, stitch_id=k), logits[k], rtol=1e-4, atol=few + 1e-5)
             step = "extract"
             if not all(torch.equal(network.extract(k)(x), logits[k]) for k in some):
                 raise ValueError("other logits than before")
