@@ -411,10 +411,10 @@ def main() -> None:
     parser.add_argument("--pair-params", type=int, default=150_000_000, help="larger models are not stitched")
     args = parser.parse_args()
     done = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
+    sizes = names_by_size(args.rows.with_suffix(".kinds.json"))
+    kinds = {name: kind for _, name, kind in sizes}
     if not args.summary:
-        sizes = names_by_size(args.rows.with_suffix(".kinds.json"))
         counts = {name: count for count, name, _ in sizes}
-        kinds = {name: kind for _, name, kind in sizes}
         members: dict[str, list[str]] = defaultdict(list)
         for _, name, _ in sizes:
             members[_model_to_module[name]].append(name)
@@ -436,7 +436,7 @@ def main() -> None:
         ][index::shards]
         sweep(args.rows, todo, args.limit_seconds, args.memory)
         done = [json.loads(line) for line in args.rows.read_text().splitlines()]
-    print(summary(done, {name: kind for _, name, kind in names_by_size(args.rows.with_suffix(".kinds.json"))}))
+    print(summary(done, kinds))
 
 
 if __name__ == "__main__":

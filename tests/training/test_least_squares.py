@@ -5,7 +5,9 @@ import timm
 import torch
 
 import timm_stitch
+from timm_stitch.anchors.auto import view_of
 from timm_stitch.anchors.view import Context
+from timm_stitch.network.crossing import aligned
 from timm_stitch.training.least_squares import least_squares
 
 
@@ -128,3 +130,17 @@ def test_maps_of_odd_sizes_are_fitted(name, count, side):
     timm_stitch.least_squares_init(model, torch.randn(count, 3, side, side))
     spec = next(s for s in model.plan if not s.is_anchor)
     assert torch.isfinite(model.eval()(torch.randn(1, 3, side, side), stitch_id=spec.stitch_id)).all()
+
+
+def test_what_is_no_map_is_refused_before_anything_is_fitted():
+    """PiT's 7x7 tokens of 64 pixels do not meet a ResNet's 8x8, as in a call."""
+    torch.manual_seed(0)
+    front = timm.create_model("pit_ti_224", num_classes=3, img_size=64).eval()
+    back = timm.create_model("resnet18", channels=(16, 32, 48, 64), num_classes=3).eval()
+    views = [view_of(anchor) for anchor in (front, back)]
+    leave, enter = 1, next(i for i, r in enumerate(views[1].reductions) if r == 8)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        h = [v.run(v.stem(x), 0, at, Context(x)) for v, at in zip(views, (leave, enter), strict=True)]
+    with pytest.raises(ValueError, match="is no map of"):
+        aligned(*h, views[0], leave, views[1], enter, Context(x))

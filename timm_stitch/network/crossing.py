@@ -70,7 +70,9 @@ def aligned(
         context: of the call.
     """
     carried = min(front.prefix_at(leave), back.prefix_at(enter))
-    if front.layout_at(leave) == back.layout_at(enter) == "NCHW":
+    if front.layout_at(leave) != back.layout_at(enter):  # they meet as maps, as in `cross`, which refuses what is none
+        front.as_map(leaving, context.size, leave), back.as_map(entering, context.size, enter)
+    elif front.layout_at(leave) == "NCHW":
         height, width = (min(sides) for sides in zip(leaving.shape[2:], entering.shape[2:], strict=True))
         leaving, entering = leaving[..., :height, :width], entering[..., :height, :width]
     return front.rows_at(leaving, carried, context, leave), back.rows_at(entering, carried, context, enter)

@@ -152,7 +152,7 @@ def _scales(typed: Path) -> dict[str, list[dict[str, Any]]]:
     for node in graph.node:
         if node.op_type == "Conv" and len(node.input) == 3 and {*node.input[1:]} <= {*values}:
             weight, bias = (values[name] for name in node.input[1:])
-            steps, least = abs(weight).reshape(len(weight), -1).max(1) / 64, abs(bias) * 1e-6
+            steps, least = abs(weight).reshape(len(weight), -1).max(1) / 64, abs(bias) * 1e-6  # seven bits
             if (steps < least).any():
                 found[node.input[1]] = [
                     {"axis": 0, "scale": np.float32(max(pair)), "zero_point": np.int8(0)}
