@@ -1,0 +1,298 @@
+"""What stitching gives on anchors that are trained out and apart in accuracy, at equal multiply-adds of training.
+
+    python benchmarks/converged.py OUT                      # anchors, then every way to train on, two seeds
+    python benchmarks/converged.py OUT --only plain few     # some of them
+    python benchmarks/converged.py OUT --report             # what the rows say, as tables
+
+The task is Fashion-MNIST made harder: every image is shifted by up to three pixels and flipped at random, in training
+and in evaluation. Two small DeiTs (32 and 64 channels, six blocks) are trained on 55,000 of the training images until
+they stop getting better (26 and 22 epochs). Everything is chosen on the other 5,000, each shifted twice; figures of
+the test images, shifted once, are in the rows, but shown by `--report --test` alone. Each row of OUT/runs.jsonl is one
+run, and what is there is not run again. Multiply-adds of a training step are three times those of its forward passes
+(twice where anchors are frozen), and a teacher's forward passes besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fashion_mnist as full  # which finds the quickstart
+import torch
+from quickstart import MEAN, STD
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+
+import timm_stitch
+from timm_stitch.network.network import SNNet
+from timm_stitch.plan.frontier import frontier_area
+from timm_stitch.plan.prefix_sharing import shared_macs
+from timm_stitch.training.sampling import make_rule
+
+SHIFT = 3
+ANCHORS = {"deit_fmnist_t": (4e-3, 26), "deit_fmnist_s": (3e-3, 22)}  # rate, epochs
+BATCH = 200
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to go on from the anchors.
+
+    Args:
+        stitch: arguments of `timm_stitch.stitch`.
+        config: fields of `TrainConfig` that differ from `OURS`.
+        alone: ids of the stitches that are extracted and trained alone, at equal shares of the cost; empty for all
+            together.
+        fresh: begin with random weights.
+        cost: of training, as a multiple of what all variants have; 0 leaves the networks as they are.
+    """
+
+    stitch: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    alone: tuple[int, ...] = ()
+    fresh: bool = False
+    cost: float = 1.0
+
+
+OURS: dict[str, Any] = {
+    "batch_size": BATCH, "lr": 1e-3, "weight_decay": 0.05, "mixup": 0, "cutmix": 0, "smoothing": 0.1, "workers": 0,
+    "trackers": None,
+}  # fmt: skip
+FEW = {"kernel_size": 1}
+UNTOUCHED = "anchors left alone"
+VARIANTS: dict[str, Variant] = {
+    UNTOUCHED: Variant(FEW, alone=(0, 1), cost=0),
+    "authors' recipe": Variant(config={"batch_size": 250, "lr": 1.5e-4}),
+    "plain": Variant(),
+    "few": Variant(FEW),
+    "few, slow to fast": Variant({**FEW, "direction": "slow_to_fast"}),
+    "few, all anchors": Variant(FEW, {"sampling": "anchors", "stitches": 1, "inplace_distillation": True}),
+    "few, stitching layers alone": Variant(FEW, {"tune": "stitches"}),
+    "anchors trained on": Variant(FEW, alone=(0, 1)),
+    "few, anchors slow": Variant(FEW, {"anchor_lr_scale": 0.1}),
+    "few, each stitch alone, six times the cost": Variant(FEW, alone=(7, 6, 5, 4, 3, 2), cost=6),
+    "few, four times as long": Variant(FEW, cost=4),
+    "few, each alone from scratch": Variant(FEW, {"lr": 3e-3}, alone=(0, 7, 6, 5, 4, 3, 2, 1), fresh=True),
+}
+
+
+class Moved(Dataset[Any]):
+    """Images, each shifted by up to three pixels and flipped at random whenever it is read."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.padded, self.labels = F.pad(images, (SHIFT,) * 4, value=-MEAN / STD)[:, 0], labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.take(torch.tensor([index]))[0], self.labels[index]
+
+    def take(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Some of the images, (N, 1, 28, 28)."""
+        n, ways, pixels = len(index), 2 * SHIFT + 1, torch.arange(28)
+        top, left = (torch.randint(0, ways, (n, 1), generator=generator) for _ in range(2))
+        flip = torch.rand(n, 1, generator=generator) < 0.5
+        columns = left + torch.where(flip, pixels.flip(0), pixels)
+        return self.padded[index[:, None, None], (top + pixels)[:, :, None], columns[:, None]][:, None]
+
+    def fixed(self, *seeds: int) -> DataLoader[Any]:
+        """All images once a seed, always moved alike."""
+        drawn = [self.take(torch.arange(len(self)), torch.Generator().manual_seed(seed)) for seed in seeds]
+        return DataLoader(TensorDataset(torch.cat(drawn), self.labels.repeat(len(seeds))), 500)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The images: for training, for choosing, and for the end."""
+
+    train: Moved
+    val: DataLoader[Any]
+    test: DataLoader[Any]
+
+
+def read_parts(folder: Path, share: float = 1.0) -> Parts:
+    """55,000 images to train on (or a share of them), 5,000 to choose on, 10,000 for the end."""
+    found = full.read_images(folder)
+    images, labels = found["train"]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    kept, used = order[:5000], order[5000:]
+    used = used[: round(share * len(used))]
+    val, test = Moved(images[kept], labels[kept]).fixed(1, 2), Moved(*found["test"]).fixed(3)
+    return Parts(Moved(images[used], labels[used]), val, test)
+
+
+def read_anchors(folder: Path, train: Moved, fresh: int | None = None) -> list[nn.Module]:
+    """The trained anchors; those that are missing are trained and kept. With a seed: random ones."""
+    anchors = [full.make_anchor(name, seed=fresh or 0) for name in ANCHORS]
+    if fresh is not None:
+        return anchors
+    for anchor, (name, (lr, epochs)) in zip(anchors, ANCHORS.items(), strict=True):
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            train_anchor(anchor, train, lr, epochs)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(anchor.state_dict(), path)
+        anchor.load_state_dict(load_file(path))
+    return [anchor.eval() for anchor in anchors]
+
+
+def train_anchor(network: nn.Module, train: Moved, lr: float, epochs: int) -> None:
+    """Train one anchor in place: AdamW, a short warm-up, cosine to a hundredth."""
+    plain = [p for n, p in network.named_parameters() if p.ndim < 2 or n in ("pos_embed", "cls_token")]
+    decayed = [p for n, p in network.named_parameters() if p.ndim > 1 and n not in ("pos_embed", "cls_token")]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr)
+    a_epoch = len(train) // BATCH
+    steps = epochs * a_epoch
+    rates = [min(1, (i + 1) / 250) * (0.01 + 0.495 * (1 + math.cos(math.pi * i / steps))) for i in range(steps + 1)]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates.__getitem__)
+    network.train()
+    for _ in range(epochs):
+        order = torch.randperm(len(train))
+        for index in order[: a_epoch * BATCH].split(BATCH):
+            logits = network(train.take(index))
+            F.cross_entropy(logits, train.labels[index], label_smoothing=0.1).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+
+
+def cost_of(model: SNNet, config: timm_stitch.TrainConfig, steps: int) -> float:
+    """Multiply-adds of training on one image, on average over the first steps."""
+    costs, plan = model.costs(), model.plan
+    anchors = [s.stitch_id for s in plan if s.is_anchor][::-1]
+    frozen = config.tune != "all"
+    macs = {s.stitch_id: costs.cost(s).macs for s in plan if not (frozen and s.is_anchor)}
+    rule = make_rule(config.sampling, macs, config.seed, anchors=anchors, stitches=config.stitches)
+    forward = statistics.fmean(shared_macs([plan[i] for i in rule(step)], costs) for step in range(steps))
+    return (2 if frozen else 3) * forward
+
+
+def train_for(model: SNNet, values: Mapping[str, Any], train: Moved, macs: float) -> dict[str, Any]:
+    """Train in place for so many multiply-adds."""
+    config = timm_stitch.TrainConfig(**{**OURS, **values})
+    steps = max(1, round(macs / cost_of(model, config, 500) / config.batch_size))
+    seen = steps * config.batch_size
+    once: Subset[Any] = Subset(ConcatDataset([train] * math.ceil(seen / len(train))), range(seen))
+    fields = {**OURS, **values, **full.schedule(1, steps, config.lr)}
+    began = time.process_time()
+    timm_stitch.train(model, timm_stitch.TrainConfig(**fields), train_data=once, progress=False)
+    return {"steps": steps, "seconds": round(time.process_time() - began)}
+
+
+def top1(model: SNNet, data: DataLoader[Any]) -> dict[int, float]:
+    """Accuracy of every stitch, in percent."""
+    return {row["stitch_id"]: round(row["top1"], 2) for row in timm_stitch.evaluate(model, data)}
+
+
+def run(variant: Variant, seed: int, folder: Path, parts: Parts, epochs: float) -> dict[str, Any]:
+    """One row."""
+    fresh = seed if variant.fresh else None
+    torch.manual_seed(seed)
+    values = {**variant.config, "seed": seed}
+    plain = timm_stitch.stitch(read_anchors(folder, parts.train))
+    budget = epochs * len(parts.train) * cost_of(plain, timm_stitch.TrainConfig(**OURS), 500)
+    row: dict[str, Any] = {"init": {}, "final": {}, "test": {}, "macs": {}, "steps": 0, "seconds": 0}
+    for share in variant.alone or (None,):
+        model = timm_stitch.stitch(read_anchors(folder, parts.train, fresh), **variant.stitch)
+        if not variant.fresh:
+            chosen = torch.randperm(len(parts.train))[:1000]
+            timm_stitch.least_squares_init(model, parts.train.take(chosen))
+        if share is not None:
+            model = model.extract(share, copy=True)
+        row["init"] |= top1(model, parts.val)
+        if variant.cost:
+            done = train_for(model, values, parts.train, variant.cost * budget / max(1, len(variant.alone)))
+            row["steps"] += done["steps"]
+            row["seconds"] += done["seconds"]
+        row["final"] |= top1(model, parts.val)
+        row["test"] |= top1(model, parts.test)
+        row["macs"] |= {r["stitch_id"]: r["macs"] for r in model.stitch_table()}
+    return row
+
+
+def area(top1: Mapping[str, float], macs: Mapping[str, int]) -> float:
+    """The frontier area between the smallest and the largest anchor."""
+    return frontier_area([{"macs": macs[i], "top1": value} for i, value in top1.items()], macs["0"], macs["1"])
+
+
+def beaten(top1: Mapping[str, float], macs: Mapping[str, int]) -> int:
+    """How many stitches between anchors a network that costs no more equals or beats."""
+    return sum(
+        any(i != j and macs[j] <= macs[i] and top1[j] >= top1[i] for j in top1) for i in top1 if i not in ("0", "1")
+    )
+
+
+def report(rows: Sequence[Mapping[str, Any]], which: str) -> str:
+    """A table of all variants."""
+    untouched = next(row for row in rows if row["variant"] == UNTOUCHED)
+    small, large = (untouched[which][i] for i in "01")
+    lines = [
+        f"Anchors: {small:.2f} and {large:.2f} %; straight line between them in log MACs: {(small + large) / 2:.2f}.",
+        "",
+        "| variant | seeds | steps | networks | area | anchors' change | of stitches beaten |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    keys = dict.fromkeys((row["share"], row["epochs"], row["variant"]) for row in rows)
+    for share, epochs, name in keys:
+        runs = [row for row in rows if (row["share"], row["epochs"], row["variant"]) == (share, epochs, name)]
+        changes = [statistics.fmean(row[which][i] - untouched[which][i] for row in runs) for i in "01"]
+        lost = [beaten(row[which], row["macs"]) for row in runs]
+        lines.append(
+            f"| {name}{f', {share:.0%} of the images' if share != 1 else ''} | {len(runs)} | {runs[0]['steps']:,} "
+            f"| {len(runs[0][which])} | {full.spread([area(row[which], row['macs']) for row in runs])} "
+            f"| {changes[0]:+.2f}, {changes[1]:+.2f} "
+            f"| {', '.join(map(str, sorted(set(lost))))} of {len(runs[0][which]) - 2} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, evaluate on the test images, or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--epochs", type=float, default=4, help="of the plain recipe, whose multiply-adds all have")
+    parser.add_argument("--share", type=float, default=1, help="of the training images that are used")
+    parser.add_argument("--images", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--report", action="store_true", help="print the table of what was run")
+    parser.add_argument("--test", action="store_true", help="the report's figures on the test images")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "runs.jsonl"
+    if options.report:
+        print(report(read_rows(path), "test" if options.test else "final"))
+        return
+    parts = read_parts(options.images, options.share)
+    read_anchors(options.out / "anchors", read_parts(options.images).train)
+    for seed, name in itertools.product(options.seeds, options.only):
+        key = {"variant": name, "seed": seed, "epochs": options.epochs, "share": options.share}
+        if key in [{k: row[k] for k in key} for row in read_rows(path)]:
+            continue
+        row = key | run(VARIANTS[name], seed, options.out / "anchors", parts, options.epochs)
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(name, seed, row["seconds"], row["final"], flush=True)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a file of runs."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()
