@@ -69,18 +69,24 @@ OURS: dict[str, Any] = {
     "trackers": None,
 }  # fmt: skip
 FEW = {"kernel_size": 1}
+SLOW = {**FEW, "direction": "slow_to_fast"}
+GUIDED = {"sampling": "anchors", "stitches": 1, "inplace_distillation": True}
 UNTOUCHED = "anchors left alone"
 VARIANTS: dict[str, Variant] = {
     UNTOUCHED: Variant(FEW, alone=(0, 1), cost=0),
     "authors' recipe": Variant(config={"batch_size": 250, "lr": 1.5e-4}),
     "plain": Variant(),
     "few": Variant(FEW),
-    "few, slow to fast": Variant({**FEW, "direction": "slow_to_fast"}),
-    "few, all anchors": Variant(FEW, {"sampling": "anchors", "stitches": 1, "inplace_distillation": True}),
+    "few, slow to fast": Variant(SLOW),
+    "few, all anchors": Variant(FEW, GUIDED),
     "few, stitching layers alone": Variant(FEW, {"tune": "stitches"}),
     "anchors trained on": Variant(FEW, alone=(0, 1)),
     "few, anchors slow": Variant(FEW, {"anchor_lr_scale": 0.1}),
     "few, each stitch alone, six times the cost": Variant(FEW, alone=(7, 6, 5, 4, 3, 2), cost=6),
+    "few, slow to fast, all anchors": Variant(SLOW, GUIDED),
+    "few, slow to fast, anchors slow": Variant(SLOW, {"anchor_lr_scale": 0.1}),
+    "few, slow to fast, four times as long": Variant(SLOW, cost=4),
+    "few, slow to fast, each stitch alone, six times the cost": Variant(SLOW, alone=(7, 6, 5, 4, 3, 2), cost=6),
     "few, four times as long": Variant(FEW, cost=4),
     "few, each alone from scratch": Variant(FEW, {"lr": 3e-3}, alone=(0, 7, 6, 5, 4, 3, 2, 1), fresh=True),
 }

@@ -24,6 +24,10 @@ BUILD = {
         "deit_tiny_patch16_224",
         {"img_size": 64, "embed_dim": 24, "num_heads": 2, "depth": 4, "class_token": False, "global_pool": "avg"},
     ),
+    "registers": (
+        "deit_tiny_patch16_224",
+        {"img_size": 64, "embed_dim": 32, "num_heads": 2, "depth": 4, "reg_tokens": 2, "no_embed_class": True},
+    ),
 }
 
 
@@ -53,8 +57,12 @@ def test_stem_blocks_norm_and_head_are_the_model(family, images):
 
 
 @pytest.mark.parametrize(
-    ("front", "back"), [("resnet", "swin"), ("swin", "vit"), ("plain", "vit"), ("vit", "plain"), ("levit", "vit")]
-)
+    ("front", "back"),
+    [
+        ("resnet", "swin"), ("swin", "vit"), ("plain", "vit"), ("vit", "plain"), ("levit", "vit"),
+        ("plain", "registers"),
+    ],
+)  # fmt: skip
 @torch.no_grad()
 def test_anchors_of_any_layout_meet(front, back, images):
     model = timm_stitch.stitch([build(front), build(back)]).eval()

@@ -106,7 +106,8 @@ class TransformerView(View):
         model = self.anchor
         names = ("cls_token", "dist_token", "reg_token")
         own = torch.cat([t for t in (getattr(model, name, None) for name in names) if t is not None], dim=1)
-        if model.pos_embed is not None and not getattr(model, "no_embed_class", False):
+        # An extracted back that asks for none does not hold the embedding: it is asked for last.
+        if not getattr(model, "no_embed_class", False) and model.pos_embed is not None:
             own = own + model.pos_embed[:, : self.prefix_tokens]
         return own
 
