@@ -54,14 +54,14 @@ class Variant:
         alone: ids of the stitches that are extracted and trained alone, at equal shares of the cost; empty for all
             together.
         fresh: begin with random weights.
-        cost: of training, as a multiple of what all variants have; 0 leaves the networks as they are.
+        trained: else they are left as they are.
     """
 
     stitch: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     alone: tuple[int, ...] = ()
     fresh: bool = False
-    cost: float = 1.0
+    trained: bool = True
 
 
 OURS: dict[str, Any] = {
@@ -71,9 +71,10 @@ OURS: dict[str, Any] = {
 FEW = {"kernel_size": 1}
 SLOW = {**FEW, "direction": "slow_to_fast"}
 GUIDED = {"sampling": "anchors", "stitches": 1, "inplace_distillation": True}
+OFTEN = {"sampling": "importance", "scores": {i: 3 if i < 2 else 1 for i in range(8)}}  # half of the steps
 UNTOUCHED = "anchors left alone"
 VARIANTS: dict[str, Variant] = {
-    UNTOUCHED: Variant(FEW, alone=(0, 1), cost=0),
+    UNTOUCHED: Variant(FEW, alone=(0, 1), trained=False),
     "authors' recipe": Variant(config={"batch_size": 250, "lr": 1.5e-4}),
     "plain": Variant(),
     "few": Variant(FEW),
@@ -82,13 +83,10 @@ VARIANTS: dict[str, Variant] = {
     "few, stitching layers alone": Variant(FEW, {"tune": "stitches"}),
     "anchors trained on": Variant(FEW, alone=(0, 1)),
     "few, anchors slow": Variant(FEW, {"anchor_lr_scale": 0.1}),
-    "few, each stitch alone, six times the cost": Variant(FEW, alone=(7, 6, 5, 4, 3, 2), cost=6),
     "few, slow to fast, all anchors": Variant(SLOW, GUIDED),
+    "few, slow to fast, anchors often": Variant(SLOW, OFTEN),
     "few, slow to fast, anchors slow": Variant(SLOW, {"anchor_lr_scale": 0.1}),
-    "few, slow to fast, four times as long": Variant(SLOW, cost=4),
-    "few, slow to fast, each stitch alone, six times the cost": Variant(SLOW, alone=(7, 6, 5, 4, 3, 2), cost=6),
-    "few, four times as long": Variant(FEW, cost=4),
-    "few, each alone from scratch": Variant(FEW, {"lr": 3e-3}, alone=(0, 7, 6, 5, 4, 3, 2, 1), fresh=True),
+    "few, each alone from scratch": Variant(FEW, {"lr": 3e-3}, alone=(0, 1, 7, 6, 5, 4, 3, 2), fresh=True),
 }
 
 
@@ -127,9 +125,9 @@ class Parts:
     test: DataLoader[Any]
 
 
-def read_parts(folder: Path, share: float = 1.0) -> Parts:
-    """55,000 images to train on (or a share of them), 5,000 to choose on, 10,000 for the end."""
-    found = full.read_images(folder)
+def read_parts(folder: Path, share: float = 1.0, turned: bool = False) -> Parts:
+    """55,000 images to train on (or a share of them), 5,000 to choose on, 10,000 for the end; upright, or on a side."""
+    found = {part: (x.rot90(dims=(2, 3)) if turned else x, y) for part, (x, y) in full.read_images(folder).items()}
     images, labels = found["train"]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     kept, used = order[:5000], order[5000:]
@@ -180,7 +178,9 @@ def cost_of(model: SNNet, config: timm_stitch.TrainConfig, steps: int) -> float:
     anchors = [s.stitch_id for s in plan if s.is_anchor][::-1]
     frozen = config.tune != "all"
     macs = {s.stitch_id: costs.cost(s).macs for s in plan if not (frozen and s.is_anchor)}
-    rule = make_rule(config.sampling, macs, config.seed, anchors=anchors, stitches=config.stitches)
+    scores = {i: config.scores[i] for i in macs} if config.scores else None
+    how: dict[str, Any] = {"anchors": anchors, "stitches": config.stitches, "scores": scores}
+    rule = make_rule(config.sampling, macs, config.seed, **how)
     forward = statistics.fmean(shared_macs([plan[i] for i in rule(step)], costs) for step in range(steps))
     return (2 if frozen else 3) * forward
 
@@ -218,8 +218,8 @@ def run(variant: Variant, seed: int, folder: Path, parts: Parts, epochs: float) 
         if share is not None:
             model = model.extract(share, copy=True)
         row["init"] |= top1(model, parts.val)
-        if variant.cost:
-            done = train_for(model, values, parts.train, variant.cost * budget / max(1, len(variant.alone)))
+        if variant.trained:
+            done = train_for(model, values, parts.train, budget / max(1, len(variant.alone)))
             row["steps"] += done["steps"]
             row["seconds"] += done["seconds"]
         row["final"] |= top1(model, parts.val)
@@ -233,6 +233,18 @@ def area(top1: Mapping[str, float], macs: Mapping[str, int]) -> float:
     return frontier_area([{"macs": macs[i], "top1": value} for i, value in top1.items()], macs["0"], macs["1"])
 
 
+def mixed(top1: Mapping[str, float], macs: Mapping[str, int]) -> float:
+    """The area under straight lines along the frontier: what mixing two neighbours image by image gives."""
+    rows = timm_stitch.pareto_frontier([{"macs": macs[i], "top1": value} for i, value in top1.items()])
+    points = sorted((math.log(row["macs"]), row["top1"]) for row in rows)
+    ends = math.log(macs["0"]), math.log(macs["1"])
+    points = [ends[:1] + points[0][1:], *points[1:]]
+    if points[-1][0] < ends[1]:
+        points.append((ends[1], points[-1][1]))
+    parts = [(b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points)]
+    return float(sum(parts) / (ends[1] - ends[0]))
+
+
 def beaten(top1: Mapping[str, float], macs: Mapping[str, int]) -> int:
     """How many stitches between anchors a network that costs no more equals or beats."""
     return sum(
@@ -241,26 +253,30 @@ def beaten(top1: Mapping[str, float], macs: Mapping[str, int]) -> int:
 
 
 def report(rows: Sequence[Mapping[str, Any]], which: str) -> str:
-    """A table of all variants."""
-    untouched = next(row for row in rows if row["variant"] == UNTOUCHED)
-    small, large = (untouched[which][i] for i in "01")
-    lines = [
-        f"Anchors: {small:.2f} and {large:.2f} %; straight line between them in log MACs: {(small + large) / 2:.2f}.",
-        "",
-        "| variant | seeds | steps | networks | area | anchors' change | of stitches beaten |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    keys = dict.fromkeys((row["share"], row["epochs"], row["variant"]) for row in rows)
-    for share, epochs, name in keys:
-        runs = [row for row in rows if (row["share"], row["epochs"], row["variant"]) == (share, epochs, name)]
-        changes = [statistics.fmean(row[which][i] - untouched[which][i] for row in runs) for i in "01"]
-        lost = [beaten(row[which], row["macs"]) for row in runs]
-        lines.append(
-            f"| {name}{f', {share:.0%} of the images' if share != 1 else ''} | {len(runs)} | {runs[0]['steps']:,} "
-            f"| {len(runs[0][which])} | {full.spread([area(row[which], row['macs']) for row in runs])} "
-            f"| {changes[0]:+.2f}, {changes[1]:+.2f} "
-            f"| {', '.join(map(str, sorted(set(lost))))} of {len(runs[0][which]) - 2} |"
-        )
+    """A table of all variants for each set of training images."""
+    lines: list[str] = []
+    for task in dict.fromkeys((row["share"], row["turned"]) for row in rows):
+        some = [row for row in rows if (row["share"], row["turned"]) == task]
+        untouched = next(row[which] for row in some if row["variant"] == UNTOUCHED)
+        small, large = untouched["0"], untouched["1"]
+        lines += [
+            f"{task[0]:.0%} of the training images{', on their side' if task[1] else ''}. Anchors: {small:.2f} and "
+            f"{large:.2f} %; straight line between them in log MACs: {(small + large) / 2:.2f}.",
+            "",
+            "| epochs | variant | seeds | networks | area | with straight lines | anchors' change | stitches beaten |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for epochs, name in dict.fromkeys((row["epochs"], row["variant"]) for row in some):
+            runs = [row for row in some if (row["epochs"], row["variant"]) == (epochs, name)]
+            areas, lines_too = ([how(row[which], row["macs"]) for row in runs] for how in (area, mixed))
+            changes = [f"{statistics.fmean(row[which][i] - untouched[i] for row in runs):+.2f}" for i in "01"]
+            lost = sorted({beaten(row[which], row["macs"]) for row in runs})
+            lines.append(
+                f"| {epochs if runs[0]['steps'] else 0} | {name} | {len(runs)} | {len(runs[0][which])} "
+                f"| {full.spread(areas)} | {full.spread(lines_too)} | {', '.join(changes)} "
+                f"| {', '.join(map(str, lost))} of {len(runs[0][which].keys() - {'0', '1'})} |"
+            )
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -272,6 +288,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--epochs", type=float, default=4, help="of the plain recipe, whose multiply-adds all have")
     parser.add_argument("--share", type=float, default=1, help="of the training images that are used")
+    parser.add_argument("--turned", action="store_true", help="another task for the same anchors: images on their side")
     parser.add_argument("--images", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--report", action="store_true", help="print the table of what was run")
@@ -283,11 +300,17 @@ def main() -> None:
     if options.report:
         print(report(read_rows(path), "test" if options.test else "final"))
         return
-    parts = read_parts(options.images, options.share)
+    parts = read_parts(options.images, options.share, options.turned)
     read_anchors(options.out / "anchors", read_parts(options.images).train)
     for seed, name in itertools.product(options.seeds, options.only):
-        key = {"variant": name, "seed": seed, "epochs": options.epochs, "share": options.share}
-        if key in [{k: row[k] for k in key} for row in read_rows(path)]:
+        key = {
+            "variant": name,
+            "seed": seed,
+            "epochs": options.epochs,
+            "share": options.share,
+            "turned": options.turned,
+        }
+        if key in [{k: row.get(k, False) for k in key} for row in read_rows(path)]:
             continue
         row = key | run(VARIANTS[name], seed, options.out / "anchors", parts, options.epochs)
         with path.open("a") as file:
