@@ -24,7 +24,7 @@ import timm_stitch
 from timm_stitch.plan.frontier import frontier_area
 from timm_stitch.plan.results import read_rows
 
-ANCHOR_EPOCHS, EPOCHS = 12, 12  # of the quickstart
+ANCHOR_EPOCHS, EPOCHS = 10, 10  # of the quickstart
 
 
 def main() -> None:

@@ -69,8 +69,8 @@ def main() -> None:
     """Run all of it and end with a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("quickstart-output"))
-    parser.add_argument("--anchor-epochs", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=12, help="of training the stitched network")
+    parser.add_argument("--anchor-epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=10, help="of training the stitched network")
     options = parser.parse_args()
     began = time.monotonic()
     train_images, train_labels, test_images, test_labels = load_images(
