@@ -2,9 +2,10 @@
 
     python benchmarks/resume.py [--kills 10] [--processes 1]
 
-A small network trains with mixup, drop-path, EMA, accumulation, random augmentation and two loader workers, with a
-checkpoint after each step. It is killed (all its processes at once), resumed, and so on, until it is left to end; its
-weights are compared, bit for bit, with those of a run left alone. Prints one JSON line.
+A small network trains with mixup, drop-path, EMA, accumulation, random augmentation, recomputed activations,
+evaluation and two loader workers, with a checkpoint after each step. It is killed (all its processes at once),
+resumed, and so on, until it is left to end; its weights are compared, bit for bit, with those of a run left alone.
+Prints one JSON line.
 """
 
 import argparse
@@ -23,6 +24,7 @@ TESTS = Path(__file__).parent.parent / "tests"
 VALUES = {
     "epochs": 8, "batch_size": 16, "images": 96, "lr": 1e-3, "augmented": True, "checkpoint_steps": 1, "keep": 2,
     "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.2, "ema_decay": 0.9, "accumulate": 2, "workers": 2,
+    "grad_checkpointing": True, "channels_last": True, "evaluate_every": 2,
 }  # fmt: skip
 
 
