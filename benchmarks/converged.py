@@ -235,7 +235,8 @@ def area(top1: Mapping[str, float], macs: Mapping[str, int]) -> float:
 
 def mixed(top1: Mapping[str, float], macs: Mapping[str, int]) -> float:
     """The area under straight lines along the frontier: what mixing two neighbours image by image gives."""
-    rows = timm_stitch.pareto_frontier([{"macs": macs[i], "top1": value} for i, value in top1.items()])
+    within = [{"macs": macs[i], "top1": value} for i, value in top1.items() if macs[i] <= macs["1"]]
+    rows = timm_stitch.pareto_frontier(within)
     points = sorted((math.log(row["macs"]), row["top1"]) for row in rows)
     ends = math.log(macs["0"]), math.log(macs["1"])
     points = [ends[:1] + points[0][1:], *points[1:]]
