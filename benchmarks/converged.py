@@ -2,6 +2,7 @@
 
     python benchmarks/converged.py OUT                      # anchors, then every way to train on, two seeds
     python benchmarks/converged.py OUT --only plain few     # some of them
+    python benchmarks/converged.py OUT --epochs 40 --share 0.1 --turned   # a tenth of the labels of another task
     python benchmarks/converged.py OUT --report             # what the rows say, as tables
 
 The task is Fashion-MNIST made harder: every image is shifted by up to three pixels and flipped at random, in training
@@ -9,7 +10,7 @@ and in evaluation. Two small DeiTs (32 and 64 channels, six blocks) are trained 
 they stop getting better (26 and 22 epochs). Everything is chosen on the other 5,000, each shifted twice; figures of
 the test images, shifted once, are in the rows, but shown by `--report --test` alone. Each row of OUT/runs.jsonl is one
 run, and what is there is not run again. Multiply-adds of a training step are three times those of its forward passes
-(twice where anchors are frozen), and a teacher's forward passes besides.
+(twice where anchors are frozen).
 """
 
 from __future__ import annotations
