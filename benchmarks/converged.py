@@ -37,8 +37,6 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 import timm_stitch
 from timm_stitch.network.network import SNNet
 from timm_stitch.plan.frontier import frontier_area
-from timm_stitch.plan.prefix_sharing import shared_macs
-from timm_stitch.training.sampling import make_rule
 
 SHIFT = 3
 ANCHORS = {"deit_fmnist_t": (4e-3, 26), "deit_fmnist_s": (3e-3, 22)}  # rate, epochs
@@ -65,10 +63,7 @@ class Variant:
     trained: bool = True
 
 
-OURS: dict[str, Any] = {
-    "batch_size": BATCH, "lr": 1e-3, "weight_decay": 0.05, "mixup": 0, "cutmix": 0, "smoothing": 0.1, "workers": 0,
-    "trackers": None,
-}  # fmt: skip
+OURS: dict[str, Any] = {**full.COMMON, "batch_size": BATCH, "lr": 1e-3}
 FEW = {"kernel_size": 1}
 SLOW = {**FEW, "direction": "slow_to_fast"}
 GUIDED = {"sampling": "anchors", "stitches": 1, "inplace_distillation": True}
@@ -175,15 +170,7 @@ def train_anchor(network: nn.Module, train: Moved, lr: float, epochs: int) -> No
 
 def cost_of(model: SNNet, config: timm_stitch.TrainConfig, steps: int) -> float:
     """Multiply-adds of training on one image, on average over the first steps."""
-    costs, plan = model.costs(), model.plan
-    anchors = [s.stitch_id for s in plan if s.is_anchor][::-1]
-    frozen = config.tune != "all"
-    macs = {s.stitch_id: costs.cost(s).macs for s in plan if not (frozen and s.is_anchor)}
-    scores = {i: config.scores[i] for i in macs} if config.scores else None
-    how: dict[str, Any] = {"anchors": anchors, "stitches": config.stitches, "scores": scores}
-    rule = make_rule(config.sampling, macs, config.seed, **how)
-    forward = statistics.fmean(shared_macs([plan[i] for i in rule(step)], costs) for step in range(steps))
-    return (2 if frozen else 3) * forward
+    return (3 if config.tune == "all" else 2) * full.macs_an_image(model, config, steps)
 
 
 def train_for(model: SNNet, values: Mapping[str, Any], train: Moved, macs: float) -> dict[str, Any]:
