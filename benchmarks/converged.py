@@ -37,6 +37,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 import timm_stitch
 from timm_stitch.network.network import SNNet
 from timm_stitch.plan.frontier import frontier_area
+from timm_stitch.plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
 
 SHIFT = 3
 ANCHORS = {"deit_fmnist_t": (4e-3, 26), "deit_fmnist_s": (3e-3, 22)}  # rate, epochs
@@ -52,6 +53,7 @@ class Variant:
         config: fields of `TrainConfig` that differ from `OURS`.
         alone: ids of the stitches that are extracted and trained alone, at equal shares of the cost; empty for all
             together.
+        first: share of the cost that trains the anchors alone, in equal parts, before they are stitched.
         fresh: begin with random weights.
         trained: else they are left as they are.
     """
@@ -59,6 +61,7 @@ class Variant:
     stitch: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     alone: tuple[int, ...] = ()
+    first: float = 0
     fresh: bool = False
     trained: bool = True
 
@@ -66,6 +69,20 @@ class Variant:
 OURS: dict[str, Any] = {**full.COMMON, "batch_size": BATCH, "lr": 1e-3}
 FEW = {"kernel_size": 1}
 SLOW = {**FEW, "direction": "slow_to_fast"}
+
+
+def same_depth(anchors: Sequence[Anchor]) -> StitchPlan:
+    """Stitches from the large to the small anchor that run as many blocks as either, each with a layer of its own."""
+    small, large = anchors
+    cuts = range(1, small.depth)
+    layers = [LayerSpec(1, 0, large.widths[cut], small.widths[cut]) for cut in cuts]
+    alone = [(Segment(number, 0, anchor.depth),) for number, anchor in enumerate(anchors)]
+    joined = [(Segment(1, 0, cut), Segment(0, cut, small.depth)) for cut in cuts]
+    used = [()] * len(alone) + [(number,) for number in range(len(layers))]
+    stitches = [Stitch(i, route, used[i]) for i, route in enumerate([*alone, *joined])]
+    return StitchPlan(tuple(anchors), tuple(layers), tuple(stitches))
+
+
 GUIDED = {"sampling": "anchors", "stitches": 1, "inplace_distillation": True}
 OFTEN = {"sampling": "importance", "scores": {i: 3 if i < 2 else 1 for i in range(8)}}  # half of the steps
 UNTOUCHED = "anchors left alone"
@@ -82,6 +99,11 @@ VARIANTS: dict[str, Variant] = {
     "few, slow to fast, all anchors": Variant(SLOW, GUIDED),
     "few, slow to fast, anchors often": Variant(SLOW, OFTEN),
     "few, slow to fast, anchors slow": Variant(SLOW, {"anchor_lr_scale": 0.1}),
+    "few, slow to fast, stitching layers alone": Variant(SLOW, {"tune": "stitches"}),
+    "few, slow to fast, averaged": Variant(SLOW, {"ema_decay": 0.998}),
+    "five, slow to fast": Variant({"plan": same_depth}),
+    "slow to fast": Variant({"direction": "slow_to_fast"}),
+    "anchors first, then few, slow to fast": Variant(SLOW, first=0.5),
     "few, each alone from scratch": Variant(FEW, {"lr": 3e-3}, alone=(0, 1, 7, 6, 5, 4, 3, 2), fresh=True),
 }
 
@@ -199,7 +221,13 @@ def run(variant: Variant, seed: int, folder: Path, parts: Parts, epochs: float) 
     budget = epochs * len(parts.train) * cost_of(plain, timm_stitch.TrainConfig(**OURS), 500)
     row: dict[str, Any] = {"init": {}, "final": {}, "test": {}, "macs": {}, "steps": 0, "seconds": 0}
     for share in variant.alone or (None,):
-        model = timm_stitch.stitch(read_anchors(folder, parts.train, fresh), **variant.stitch)
+        anchors = read_anchors(folder, parts.train, fresh)
+        for number in range(len(anchors)) if variant.first else ():
+            alone = timm_stitch.stitch(anchors).extract(number)
+            done = train_for(alone, {"seed": seed}, parts.train, budget * variant.first / len(anchors))
+            row["steps"] += done["steps"]
+            row["seconds"] += done["seconds"]
+        model = timm_stitch.stitch(anchors, **variant.stitch)
         if not variant.fresh:
             chosen = torch.randperm(len(parts.train))[:1000]
             timm_stitch.least_squares_init(model, parts.train.take(chosen))
@@ -207,7 +235,8 @@ def run(variant: Variant, seed: int, folder: Path, parts: Parts, epochs: float) 
             model = model.extract(share, copy=True)
         row["init"] |= top1(model, parts.val)
         if variant.trained:
-            done = train_for(model, values, parts.train, budget / max(1, len(variant.alone)))
+            rest = budget * (1 - variant.first)
+            done = train_for(model, values, parts.train, rest / max(1, len(variant.alone)))
             row["steps"] += done["steps"]
             row["seconds"] += done["seconds"]
         row["final"] |= top1(model, parts.val)
@@ -230,8 +259,7 @@ def mixed(top1: Mapping[str, float], macs: Mapping[str, int]) -> float:
     points = [ends[:1] + points[0][1:], *points[1:]]
     if points[-1][0] < ends[1]:
         points.append((ends[1], points[-1][1]))
-    parts = [(b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points)]
-    return float(sum(parts) / (ends[1] - ends[0]))
+    return full.under_lines(points)
 
 
 def beaten(top1: Mapping[str, float], macs: Mapping[str, int]) -> int:

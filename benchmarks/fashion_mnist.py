@@ -327,7 +327,11 @@ def anchor_row(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def straight_line(row: Mapping[str, Any]) -> float:
     """The area under straight lines from anchor to anchor, over log MACs: what mixing anchors image by image gives."""
-    points = sorted((math.log(row["macs"][i]), row["final"][i]) for i in row["final"])
+    return under_lines(sorted((math.log(row["macs"][i]), row["final"][i]) for i in row["final"]))
+
+
+def under_lines(points: Sequence[tuple[float, float]]) -> float:
+    """The mean height of straight lines from point to point, which are (x, y) with rising x."""
     parts = [(b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points)]
     return sum(parts) / (points[-1][0] - points[0][0])
 

@@ -1,6 +1,6 @@
 """kill -9 at ten random moments, every other one while a checkpoint is being written: the weights stay the same.
 
-    python benchmarks/resume.py [--kills 10] [--processes 1]
+    python benchmarks/resume.py [--kills 10] [--processes 1] [--compile]
 
 A small network trains with mixup, drop-path, EMA, accumulation, random augmentation, recomputed activations,
 evaluation and two loader workers, with a checkpoint after each step. It is killed (all its processes at once),
@@ -57,12 +57,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="train with every block compiled")
     options = parser.parse_args()
+    values = VALUES | {"compile": options.compile}
     rng, writing, steps = random.Random(0), 0, []
     with tempfile.TemporaryDirectory() as root:
         root = Path(root)
         folder = root / "run" / "checkpoints"
-        finish(start(VALUES | {"checkpoint_steps": None}, root / "alone.json", options.processes))
+        resumed = values | {"output": str(root / "run"), "resume": "auto"}
+        finish(start(values | {"checkpoint_steps": None}, root / "alone.json", options.processes))
         began = time.monotonic()
         for number in range(options.kills):
             run = start(
@@ -84,12 +87,12 @@ def main():
                 raise SystemExit(f"the run ended before kill {number + 1}: give it more epochs.")
             writing += any(folder.glob(".step-*"))
             steps.append(max(int(path.stem.split("-")[1]) for path in folder.glob("step-*")))
-        finish(start(VALUES | {"output": str(root / "run"), "resume": "auto"}, root / "result.json", options.processes))
+        finish(start(resumed, root / "result.json", options.processes))
         seconds = time.monotonic() - began
-        alone, resumed = (json.loads((root / name).read_text())["weights"] for name in ("alone.json", "result.json"))
-    row = {"kills": options.kills, "while_writing": writing, "at_steps": steps, "processes": options.processes}
-    print(json.dumps(row | {"seconds": round(seconds), "equal": alone == resumed, "weights": resumed}))
-    return int(alone != resumed)
+        alone, last = (json.loads((root / name).read_text())["weights"] for name in ("alone.json", "result.json"))
+    row = vars(options) | {"while_writing": writing, "at_steps": steps}
+    print(json.dumps(row | {"seconds": round(seconds), "equal": alone == last, "weights": last}))
+    return int(alone != last)
 
 
 if __name__ == "__main__":

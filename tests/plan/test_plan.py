@@ -103,6 +103,14 @@ def test_json_round_trip(arguments):
     assert plan != enumerate_stitches(DEIT, kernel_size=1)
 
 
+def test_a_plan_of_ones_own_has_names_and_is_read_back_as_it_was():
+    whole = enumerate_stitches(DEIT)
+    own = StitchPlan(whole.anchors, whole.layers, [Stitch(s.stitch_id, s.segments, s.layers) for s in whole])
+    assert own == whole
+    assert own[24].name == whole[24].name != ""
+    assert StitchPlan.from_dict(own.to_dict()) == own
+
+
 def test_ids_are_ids_not_positions():
     plan = enumerate_stitches(DEIT)
     part = StitchPlan(plan.anchors, plan.layers, (plan[5], plan[24]))

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..hub.card_files import card_file
 from ..plan.costs import PublishedCount
-from ..plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan, stitch_name
+from ..plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def plan_by_stages(anchors: Sequence[Anchor], stages: Sequence[int]) -> StitchPl
     """
     anchors = tuple(anchors)
     layers: list[LayerSpec] = []
-    stitches = [Stitch(i, (Segment(i, 0, a.depth),), (), a.name) for i, a in enumerate(anchors)]
+    stitches = [Stitch(i, (Segment(i, 0, a.depth),)) for i, a in enumerate(anchors)]
     levels = [list(anchor.levels().values()) for anchor in anchors]
     for stage in stages:
         for front, back in pairwise(range(len(anchors))):
@@ -113,7 +113,7 @@ def plan_by_stages(anchors: Sequence[Anchor], stages: Sequence[int]) -> StitchPl
                     Segment(front, 0, a[j] + 1),
                     Segment(back, b[k], anchors[back].depth),
                 )
-                stitches.append(Stitch(len(stitches), segments, (first + layer,), stitch_name(anchors, segments)))
+                stitches.append(Stitch(len(stitches), segments, (first + layer,)))
     return StitchPlan(anchors, tuple(layers), tuple(stitches))
 
 

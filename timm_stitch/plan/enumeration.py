@@ -14,7 +14,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from .bounds import MOST_STITCHES, check_routes, too_many
-from .stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan, stitch_name
+from .stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
 
 DIRECTIONS = ("fast_to_slow", "slow_to_fast", "two_way")
 
@@ -96,7 +96,7 @@ def enumerate_stitches(
     alone = [((Segment(i, 0, anchor.depth),), ()) for i, anchor in enumerate(anchors)]
     joined = [found for route in routes for found in _routes(anchors, route, joints)]
     numbered = enumerate([*alone, *joined])
-    found = tuple(Stitch(i, segments, used, stitch_name(anchors, segments)) for i, (segments, used) in numbered)
+    found = tuple(Stitch(i, segments, used) for i, (segments, used) in numbered)
     return StitchPlan(anchors, tuple(layers), found)
 
 
@@ -238,7 +238,7 @@ def _two_way(anchors: tuple[Anchor, ...], pairs: Sequence[tuple[int, int]], rank
     Order for a faster `a` and a slower `b`: the anchors, a→b, one unused id, b→a, b→a→b, a→b→a.
     """
     layers: list[LayerSpec] = []
-    stitches = [Stitch(i, (Segment(i, 0, a.depth),), (), a.name) for i, a in enumerate(anchors)]
+    stitches = [Stitch(i, (Segment(i, 0, a.depth),)) for i, a in enumerate(anchors)]
     next_id = len(anchors)
     meet = [min(anchors[a].depth, anchors[b].depth) for a, b in pairs]
     if sum(n * (n + 1) for n in meet) > MOST_STITCHES:  # n once each way, and n (n - 1) / 2 there and back
@@ -268,6 +268,6 @@ def _two_way(anchors: tuple[Anchor, ...], pairs: Sequence[tuple[int, int]], rank
             end = a + b - crossings[-1][0]
             segments.append(Segment(end, start, anchors[end].depth))
             numbers = tuple(layer[crossing] for crossing in crossings)
-            stitches.append(Stitch(next_id, tuple(segments), numbers, stitch_name(anchors, tuple(segments))))
+            stitches.append(Stitch(next_id, tuple(segments), numbers))
             next_id += 1
     return StitchPlan(anchors, tuple(layers), tuple(stitches))

@@ -11,7 +11,7 @@ Source: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports the stan
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from operator import index
 from typing import Any
@@ -97,7 +97,8 @@ class Stitch:
         stitch_id: its number, stable across releases and equal to the published one.
         segments: what runs, in order; an anchor alone is one whole segment.
         layers: the stitching layer between each two segments, as numbers into the plan's layers.
-        name: for people, e.g. `"deit_tiny_patch16_224[0:8] + deit_small_patch16_224[7:12]"`.
+        name: for people, e.g. `"deit_tiny_patch16_224[0:8] + deit_small_patch16_224[7:12]"`, which a plan gives to
+            those that have none. Another name is not saved.
     """
 
     stitch_id: int
@@ -179,6 +180,8 @@ class StitchPlan:
             raise ValueError(f"stitch ids must ascend without repetition, and there must be one; got {ids[:12]} ….")
         for stitch in self.stitches:
             self._check(stitch)
+        named = (s if s.name else replace(s, name=stitch_name(self.anchors, s.segments)) for s in self.stitches)
+        object.__setattr__(self, "stitches", tuple(named))
         object.__setattr__(self, "_by_id", {stitch.stitch_id: stitch for stitch in self.stitches})
 
     def _check(self, stitch: Stitch) -> None:
@@ -314,9 +317,7 @@ class StitchPlan:
             stitches = []
             for s in data["stitches"]:
                 segments = tuple(Segment(*_ints(g)) for g in s["segments"])
-                known = all(0 <= g.anchor < len(anchors) for g in segments)
-                name = stitch_name(anchors, segments) if known and segments else ""
-                stitches.append(Stitch(_int(s["stitch_id"]), segments, _ints(s["layers"]), name))
+                stitches.append(Stitch(_int(s["stitch_id"]), segments, _ints(s["layers"])))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"this stitch plan lacks or garbles a field ({error!r:.160}): expected what StitchPlan.to_dict() "
