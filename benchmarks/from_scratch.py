@@ -24,7 +24,7 @@ import timm_stitch
 from timm_stitch.plan.frontier import frontier_area
 from timm_stitch.plan.results import read_rows
 
-ANCHOR_EPOCHS, EPOCHS = 10, 10  # of the quickstart
+ANCHOR_EPOCHS, EPOCHS = 14, 24  # of the quickstart
 
 
 def main() -> None:
@@ -39,19 +39,19 @@ def main() -> None:
     x, y, test_x, test_y = load_images(Path(__file__).parents[1] / "examples/data/fashion_mnist_10k.npz")
     data, test = TensorDataset(x, y), DataLoader(TensorDataset(test_x, test_y), batch_size=250)
     rows = read_rows(options.quickstart / "results.jsonl")
-    saved = timm.create_model(f"local-dir:{options.quickstart / 'snnet'}", pretrained=True)
+    network_of = f"local-dir:{options.quickstart / 'snnet'}"
     macs = {row["stitch_id"]: row["macs"] for row in rows}
     low, high = macs[0], macs[2]
     chosen = full.even_in_cost(macs)
     total = ANCHOR_EPOCHS * sum(macs[i] for i in range(3)) + EPOCHS * statistics.fmean(macs.values())
     epochs = total / sum(macs[i] for i in chosen)
-    params = sum(p.numel() for p in saved.parameters())
+    params = sum(p.numel() for p in timm.create_model(network_of).parameters())
     print(f"SN-Net: {len(rows)} networks, area {frontier_area(rows, low, high):.2f}, {4 * params / 1e6:.1f} MB")
     for seed in options.seeds:
         began, alone, params = time.monotonic(), [], 0
         for i in chosen:
-            whole = timm_stitch.stitch([full.make_anchor(name, seed) for name in full.WIDTHS])
-            network = whole.extract(i, copy=True)
+            torch.manual_seed(seed)
+            network = timm.create_model(network_of).extract(i, copy=True)
             full.train_alone(network, data, epochs, lr=options.lr, seed=seed, batch=50)
             alone += timm_stitch.evaluate(network, test)
             params += sum(p.numel() for p in network.parameters())

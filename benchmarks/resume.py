@@ -68,9 +68,7 @@ def main():
         finish(start(values | {"checkpoint_steps": None}, root / "alone.json", options.processes))
         began = time.monotonic()
         for number in range(options.kills):
-            run = start(
-                VALUES | {"output": str(root / "run"), "resume": "auto"}, root / "result.json", options.processes
-            )
+            run = start(resumed, root / "result.json", options.processes)
             before = {path.name for path in folder.glob("step-*")}
             while alive(run) and {path.name for path in folder.glob("step-*")} == before:
                 time.sleep(0.001)

@@ -5,6 +5,7 @@ import torch
 from training_run import go, network
 
 import timm_stitch
+from timm_stitch.network.weights import fingerprint
 
 RUN = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "double": True, "stitches": 2}
 
@@ -36,6 +37,19 @@ def test_a_compiled_run_computes_the_same_and_leaves_a_plain_network():
     assert all(module._compiled_call_impl is None for module in fast.modules())
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(fast.state_dict()[name], tensor, rtol=0, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_compiled_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_path):
+    values = {"epochs": 2, "batch_size": 16, "images": 64, "lr": 1e-3, "compile": True, "drop_path": 0.2}
+    weights = []
+    for more in ({}, {"output": str(tmp_path), "max_steps": 3}, {"output": str(tmp_path), "resume": True}):
+        torch._dynamo.reset()  # as a process of its own would begin
+        weights.append(fingerprint(go(values | more)[0]))
+    whole, stopped, resumed = weights
+    assert stopped != whole
+    assert resumed == whole
 
 
 def test_activations_are_recomputed_where_that_is_asked(monkeypatch):

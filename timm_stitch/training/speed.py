@@ -26,7 +26,7 @@ def set_up(model: StitchableNetwork, config: TrainConfig) -> Iterator[None]:
             model.to(memory_format=torch.channels_last)
         model.grad_checkpointing = checkpointing or config.grad_checkpointing
         if config.compile:
-            model.compile()
+            model.compile(dynamic=False)  # else the graphs, and so rounding, depend on which stitch ran first
         yield
     finally:
         for module, before in compiled.items():
