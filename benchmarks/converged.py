@@ -66,11 +66,6 @@ class Variant:
     trained: bool = True
 
 
-OURS: dict[str, Any] = {**full.COMMON, "batch_size": BATCH, "lr": 1e-3}
-FEW = {"kernel_size": 1}
-SLOW = {**FEW, "direction": "slow_to_fast"}
-
-
 def same_depth(anchors: Sequence[Anchor]) -> StitchPlan:
     """Stitches from the large to the small anchor that run as many blocks as either, each with a layer of its own."""
     small, large = anchors
@@ -83,6 +78,9 @@ def same_depth(anchors: Sequence[Anchor]) -> StitchPlan:
     return StitchPlan(tuple(anchors), tuple(layers), tuple(stitches))
 
 
+OURS: dict[str, Any] = {**full.COMMON, "batch_size": BATCH, "lr": 1e-3}
+FEW = {"kernel_size": 1}
+SLOW = {**FEW, "direction": "slow_to_fast"}
 GUIDED = {"sampling": "anchors", "stitches": 1, "inplace_distillation": True}
 OFTEN = {"sampling": "importance", "scores": {i: 3 if i < 2 else 1 for i in range(8)}}  # half of the steps
 UNTOUCHED = "anchors left alone"
@@ -93,14 +91,11 @@ VARIANTS: dict[str, Variant] = {
     "few": Variant(FEW),
     "few, slow to fast": Variant(SLOW),
     "few, all anchors": Variant(FEW, GUIDED),
-    "few, stitching layers alone": Variant(FEW, {"tune": "stitches"}),
     "anchors trained on": Variant(FEW, alone=(0, 1)),
-    "few, anchors slow": Variant(FEW, {"anchor_lr_scale": 0.1}),
     "few, slow to fast, all anchors": Variant(SLOW, GUIDED),
     "few, slow to fast, anchors often": Variant(SLOW, OFTEN),
     "few, slow to fast, anchors slow": Variant(SLOW, {"anchor_lr_scale": 0.1}),
     "few, slow to fast, stitching layers alone": Variant(SLOW, {"tune": "stitches"}),
-    "few, slow to fast, averaged": Variant(SLOW, {"ema_decay": 0.998}),
     "five, slow to fast": Variant({"plan": same_depth}),
     "slow to fast": Variant({"direction": "slow_to_fast"}),
     "anchors first, then few, slow to fast": Variant(SLOW, first=0.5),
