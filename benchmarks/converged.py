@@ -2,6 +2,7 @@
 
     python benchmarks/converged.py OUT                      # anchors, then every way to train on, two seeds
     python benchmarks/converged.py OUT --only plain few     # some of them
+    python benchmarks/converged.py OUT --epochs 40 --only "few, slow to fast"   # longer; 4 unless given
     python benchmarks/converged.py OUT --epochs 40 --share 0.1 --turned   # a tenth of the labels of another task
     python benchmarks/converged.py OUT --report             # what the rows say, as tables
 
@@ -190,8 +191,8 @@ def cost_of(model: SNNet, config: timm_stitch.TrainConfig, steps: int) -> float:
     return (3 if config.tune == "all" else 2) * full.macs_an_image(model, config, steps)
 
 
-def train_for(model: SNNet, values: Mapping[str, Any], train: Moved, macs: float) -> dict[str, Any]:
-    """Train in place for so many multiply-adds."""
+def train_for(model: SNNet, values: Mapping[str, Any], train: Moved, macs: float, row: dict[str, Any]) -> None:
+    """Train in place for so many multiply-adds, and add steps and processor seconds to the row."""
     config = timm_stitch.TrainConfig(**{**OURS, **values})
     steps = max(1, round(macs / cost_of(model, config, 500) / config.batch_size))
     seen = steps * config.batch_size
@@ -199,7 +200,8 @@ def train_for(model: SNNet, values: Mapping[str, Any], train: Moved, macs: float
     fields = {**OURS, **values, **full.schedule(1, steps, config.lr)}
     began = time.process_time()
     timm_stitch.train(model, timm_stitch.TrainConfig(**fields), train_data=once, progress=False)
-    return {"steps": steps, "seconds": round(time.process_time() - began)}
+    row["steps"] += steps
+    row["seconds"] += round(time.process_time() - began)
 
 
 def top1(model: SNNet, data: DataLoader[Any]) -> dict[int, float]:
@@ -219,9 +221,7 @@ def run(variant: Variant, seed: int, folder: Path, parts: Parts, epochs: float) 
         anchors = read_anchors(folder, parts.train, fresh)
         for number in range(len(anchors)) if variant.first else ():
             alone = timm_stitch.stitch(anchors).extract(number)
-            done = train_for(alone, {"seed": seed}, parts.train, budget * variant.first / len(anchors))
-            row["steps"] += done["steps"]
-            row["seconds"] += done["seconds"]
+            train_for(alone, {"seed": seed}, parts.train, budget * variant.first / len(anchors), row)
         model = timm_stitch.stitch(anchors, **variant.stitch)
         if not variant.fresh:
             chosen = torch.randperm(len(parts.train))[:1000]
@@ -231,9 +231,7 @@ def run(variant: Variant, seed: int, folder: Path, parts: Parts, epochs: float) 
         row["init"] |= top1(model, parts.val)
         if variant.trained:
             rest = budget * (1 - variant.first)
-            done = train_for(model, values, parts.train, rest / max(1, len(variant.alone)))
-            row["steps"] += done["steps"]
-            row["seconds"] += done["seconds"]
+            train_for(model, values, parts.train, rest / max(1, len(variant.alone)), row)
         row["final"] |= top1(model, parts.val)
         row["test"] |= top1(model, parts.test)
         row["macs"] |= {r["stitch_id"]: r["macs"] for r in model.stitch_table()}
