@@ -66,7 +66,13 @@ def main() -> None:
     """Run all of it and end with a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("quickstart-output"))
-    parser.add_argument("--widths", type=int, nargs=3, default=[16, 32, 64], help="channels of the three anchors")
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs=3,
+        default=[16, 32, 64],
+        help="channels of the three anchors, up to 32 or multiples of it",
+    )
     parser.add_argument("--anchor-epochs", type=int, default=14)
     parser.add_argument("--epochs", type=int, default=24, help="of training the stitched network")
     options = parser.parse_args()
