@@ -1,7 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, then renamed.
-
-Imports the standard library only.
-"""
+"""Files and folders that appear whole or not at all: written beside their place, then renamed."""
 
 from __future__ import annotations
 

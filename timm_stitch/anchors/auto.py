@@ -1,7 +1,4 @@
-"""From a model to its view: one written for its family, or else one made from its recorded forward pass.
-
-Imports torch and the views.
-"""
+"""From a model to its view: one written for its family, or else one made from its recorded forward pass."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 Arguments that are each within their bounds can still ask for a product without end. What they build is counted while it
 is built, on the meta device, so that nothing has taken memory when it is refused.
-
-Imports torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""One call of models of transformers: what they are given by name, as rows that can be taken apart and put together.
-
-Imports torch.
-"""
+"""One call of models of transformers: what they are given by name, as rows that can be taken apart and put together."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 PyTorch's `FlopCounterMode` would also hook every module of the process to tell which one an operation belongs to, and
 fails where a module gets a view of a parameter without gradients (attention pooling's queries). On the meta device an
 operation takes PyTorch a millisecond, much of which is Python; one that came before with the same shapes is answered
-from memory. Imports torch.
+from memory.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 On the meta device tensors have shapes and no memory. A copy there is measured and recorded without arithmetic. A
 network built there is not initialised; loading hands it the very tensors that were read, and what no file holds is
 made afterwards: buffers that timm computes, and classifiers for another number of classes.
-
-Imports torch and timm.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Modules of an anchor: reached by name, copied without their tensors, called with what hangs on them.
-
-Imports torch.
-"""
+"""Modules of an anchor: reached by name, copied without their tensors, called with what hangs on them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The parts of a recorded forward pass as modules that run on the model itself, or on a subset of it.
-
-Imports torch and the recording.
-"""
+"""The parts of a recorded forward pass as modules that run on the model itself, or on a subset of it."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 A block is numbered through all stages. timm puts the downsampling at the start of a stage; here it
 belongs to the first block of that stage, so that every boundary lies after a block or the stem.
-
-Imports torch and timm.
 """
 
 from __future__ import annotations

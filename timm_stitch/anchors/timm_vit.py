@@ -1,4 +1,4 @@
-"""The view of timm's vision transformers: one width, one token count, blocks in a row. Imports torch and timm."""
+"""The view of timm's vision transformers: one width, one token count, blocks in a row."""
 
 from __future__ import annotations
 

@@ -7,8 +7,6 @@ without running the stem. Blocks run the model's own modules, looked up by name.
 
 Nothing is verified on numbers: a recording repeats the model's own calls in their order. It is made
 again for another batch size, and a model whose recording depends on that is refused.
-
-Imports torch, timm and the files that record and cut.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Nothing is taken on trust: what a layer returns, which tensors a model uses befo
 its layers need anything of layers that a stitch leaves out, is seen on a small padded batch of random inputs. A model
 of which one split gives another output than the whole is refused. Nothing here imports transformers; a model is known
 by its `config`, `main_input_name` and the lists among its modules.
-
-Imports torch and the views.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ passes its input on; the last one before the first layer that runs passes on the
 mechanism serves all architectures, and nothing of a model's forward is written again here.
 
 A turn is held in a `ContextVar`, so that calls of several threads do not meet.
-
-Imports torch.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A front is the model's own forward up to a layer; a back is the model's own whole forward with an activation put in
 before a layer. So masks, rotary embeddings, inputs for each layer, caches, losses and outputs all come from the model's
 own code. How such a model is opened is in `transformers_opening`. Nothing here imports transformers.
-
-Imports torch and the views.
 """
 
 from __future__ import annotations

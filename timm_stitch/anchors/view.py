@@ -9,8 +9,6 @@ points, each of which a view reconciles:
 - what a block needs besides the activation (side inputs);
 - how an activation is laid out: `"NLC"` tokens, some of them no patches, `"NHWC"` or `"NCHW"` maps;
 - where the resolution changes: a downsampling that comes before a block belongs to that block.
-
-Imports torch and timm.
 """
 
 from __future__ import annotations

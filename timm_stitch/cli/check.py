@@ -1,4 +1,4 @@
-"""`check`: a look at images before they are used. Imports the layers below."""
+"""`check`: a look at images before they are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`export` and `demo`: stitches for other runtimes, and a web page. Imports the layers below."""
+"""`export` and `demo`: stitches for other runtimes, and a web page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`eval`, `plot`, `select`, `profile` and `frontier`: what stitches are worth, and cost. Imports the layers below."""
+"""`eval`, `plot`, `select`, `profile` and `frontier`: what stitches are worth, and cost."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What verbs share: how one is added, the network and the images that the command line names, and rows in print.
-
-Imports the layers below.
-"""
+"""What verbs share: how one is added, the network and the images that the command line names, and rows in print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`list` and `plan`: what networks there are, and what stitches they have. Imports the layers below."""
+"""`list` and `plan`: what networks there are, and what stitches they have."""
 
 from __future__ import annotations
 

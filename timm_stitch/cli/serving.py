@@ -1,4 +1,4 @@
-"""`serve`: a network that answers requests within a promise. Imports the layers below."""
+"""`serve`: a network that answers requests within a promise."""
 
 from __future__ import annotations
 

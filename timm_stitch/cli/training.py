@@ -1,4 +1,4 @@
-"""`init`, `train` and `recalibrate`: what changes a network's weights. Imports the layers below."""
+"""`init`, `train` and `recalibrate`: what changes a network's weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`extract`, `convert`, `push` and `pull`: weights to files and the Hub, and back. Imports the layers below."""
+"""`extract`, `convert`, `push` and `pull`: weights to files and the Hub, and back."""
 
 from __future__ import annotations
 

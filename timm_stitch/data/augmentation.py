@@ -1,7 +1,7 @@
 """timm's augmentation, mended where one of its operations fails on some images.
 
 From Pillow 13 on `posterize` refuses to keep no bits, which timm's policies ask of it now and then; before, that gave a
-black image, and so it does here. Imports timm and Pillow.
+black image, and so it does here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Batches as loaders give them: images, tuples that begin with them, or mappings of tensors by name.
-
-Imports torch.
-"""
+"""Batches as loaders give them: images, tuples that begin with them, or mappings of tensors by name."""
 
 from __future__ import annotations
 

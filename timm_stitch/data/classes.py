@@ -1,7 +1,4 @@
-"""The classes of images by name: which they are, in which order, and that a network's are the same.
-
-Imports the standard library and timm's sorting.
-"""
+"""The classes of images by name: which they are, in which order, and that a network's are the same."""
 
 from __future__ import annotations
 

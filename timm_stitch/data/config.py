@@ -2,8 +2,6 @@
 
 The images' half of `training.config.TrainConfig`, and all that evaluation needs to find its images. Fields are
 named as the options of timm's scripts where those have them.
-
-Imports the standard library and `fields` only.
 """
 
 from __future__ import annotations

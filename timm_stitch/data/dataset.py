@@ -1,7 +1,4 @@
-"""Images for training and evaluation, by timm's readers and transforms.
-
-Imports timm, the network and the files beside it.
-"""
+"""Images for training and evaluation, by timm's readers and transforms."""
 
 from __future__ import annotations
 

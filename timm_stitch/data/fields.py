@@ -2,8 +2,6 @@
 
 A dataclass declares each of its fields with `option`. `check` refuses values by what is declared, `read` takes
 values as YAML and JSON give them, `read_text` as the command line does; `--help` and the docs print `about`.
-
-Imports the standard library only.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 An image that lies on its side by its EXIF orientation is turned upright, 16-bit grey becomes 8-bit grey, and what
 cannot be read, or has no fitting label, is an error that names the file. timm's own dataset puts the next image in the
 place of one that it cannot read.
-
-Imports Pillow, numpy and torch.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Nothing here has a state to save: what image comes at which position of an epoch, and how it is
 augmented, does not depend on workers, processes, or on where a run was resumed.
-
-Imports torch, timm, `config`, `processes` and `seeding`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A look at images before they are used: what each split holds, and what in it would lead a run astray.
-
-Imports the files beside it.
-"""
+"""A look at images before they are used: what each split holds, and what in it would lead a run astray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes that work on one network together, and sums over them. Imports torch."""
+"""The processes that work on one network together, and sums over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seeds for one purpose each, made from the seed of a run. Imports the standard library only."""
+"""Seeds for one purpose each, made from the seed of a run."""
 
 from __future__ import annotations
 

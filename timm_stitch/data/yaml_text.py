@@ -1,7 +1,4 @@
-"""YAML whose size is known before it is built: a few bytes of aliases can stand for more than memory holds.
-
-Imports PyYAML.
-"""
+"""YAML whose size is known before it is built: a few bytes of aliases can stand for more than memory holds."""
 
 from __future__ import annotations
 

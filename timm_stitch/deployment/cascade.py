@@ -1,6 +1,6 @@
 """A cascade: a cheap stitch for every image, a more expensive one for those it is unsure of.
 
-Where the two begin alike, the expensive one goes on from what the cheap one left. Imports torch and the layers below.
+Where the two begin alike, the expensive one goes on from what the cheap one left.
 """
 
 from __future__ import annotations

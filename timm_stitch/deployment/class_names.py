@@ -1,4 +1,4 @@
-"""What a classifier takes and what its classes are called, for those who show it. Imports timm and the network."""
+"""What a classifier takes and what its classes are called, for those who show it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A web page on Gradio to see a network at work: an image, a slider along its frontier, and what changes.
 
-Needs gradio and matplotlib (`pip install 'timm_stitch[demo]'`). Imports timm and the layers below.
+Needs gradio and matplotlib (`pip install 'timm_stitch[demo]'`).
 """
 
 from __future__ import annotations

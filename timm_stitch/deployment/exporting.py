@@ -3,7 +3,7 @@
 What is added to the exporters, which are others': several stitches hold each tensor that they share once, and every
 stitch is loaded and compared with PyTorch before the folder appears.
 
-What a format needs beside torch is optional, and named where it is missing. Imports torch and the layers below.
+What a format needs beside torch is optional, and named where it is missing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Hold a latency target while load and machine change, by moving along the frontier.
 
-What is decided is decided by `policies`; this keeps the state between calls, and the patience. Imports that, and
-`evaluation.selection` for whose weights rows belong to.
+What is decided is decided by `policies`; this keeps the state between calls, and the patience.
 """
 
 from __future__ import annotations

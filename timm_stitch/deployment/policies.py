@@ -5,7 +5,6 @@ how many of the most urgent requests it answers together, and on how many are pa
 met. It runs nothing and reads no clock, so that a server and a simulation use the same.
 
 Source of the setting: SuperServe (NSDI'25, arXiv:2312.16733), whose SlackFit is rebuilt here from its description.
-Imports the standard library and `plan`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Requests that come to one replica or many, played through a policy: how many are answered in time, and how well.
 
-Time is a number, and nothing runs: a minute of a thousand replicas takes seconds. Imports the standard library and
-`policies`.
+Time is a number, and nothing runs: a minute of a thousand replicas takes seconds.
 """
 
 from __future__ import annotations

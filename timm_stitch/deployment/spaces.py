@@ -1,7 +1,4 @@
-"""The web page of a network as a Space of the Hub.
-
-Imports huggingface_hub and the layers below; that gradio is there is only looked up.
-"""
+"""The web page of a network as a Space of the Hub."""
 
 from __future__ import annotations
 

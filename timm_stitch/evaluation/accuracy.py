@@ -2,8 +2,6 @@
 
 Results are rows of plain values, one a stitch, kept as JSON lines. Each row carries a fingerprint of
 the weights it belongs to, so that results of other weights are never mistaken for these.
-
-Imports torch and the layers below.
 """
 
 from __future__ import annotations

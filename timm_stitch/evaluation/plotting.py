@@ -1,6 +1,6 @@
 """The curve: accuracy against multiply-adds of every stitch, with anchors and frontier; to a file or a web page.
 
-Needs matplotlib (`pip install timm_stitch[plot]`). Imports the standard library and `frontier`.
+Needs matplotlib (`pip install timm_stitch[plot]`).
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Stitches and batch sizes are timed in turn, in another order each round, so that a machine that drifts favours none.
 The quick mode times each part (stem, block, stitching layer, head) once a round instead and adds them up; its error
 is measured on a few stitches that are timed whole.
-
-Imports torch and the layers below.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a network's answers to a batch are worth: how many are right, and their loss, whatever the task.
-
-Imports torch and the network.
-"""
+"""What a network's answers to a batch are worth: how many are right, and their loss, whatever the task."""
 
 from __future__ import annotations
 

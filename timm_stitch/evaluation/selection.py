@@ -1,4 +1,4 @@
-"""Which stitch to run within a budget. Imports the network and `plan`."""
+"""Which stitch to run within a budget."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 An argument is allowed by its name if something in timm's own file of that architecture takes it to build with, and by
 its value if that is a plain, bounded one. Whatever names files, addresses or weights is never allowed: a saved network
 has its weights beside it. Nothing is made here.
-
-Imports timm and `plan`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the Hub refuses and huggingface_hub raises, in one line: what happened, what was left behind, what to do.
-
-Imports huggingface_hub.
-"""
+"""What the Hub refuses and huggingface_hub raises, in one line: what happened, what was left behind, what to do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """config.json and stitches.json of a saved network, read with distrust: they may be a stranger's.
 
 Nothing in them is run, unpickled or used as a path; numbers are bounded before anything is built from them.
-Imports timm, huggingface_hub and the layers below.
 """
 
 from __future__ import annotations

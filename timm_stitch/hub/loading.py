@@ -1,7 +1,4 @@
-"""A network by the name that people give it: registered with timm, a folder, on the Hub, or its anchors.
-
-Imports timm, and the registry through it.
-"""
+"""A network by the name that people give it: registered with timm, a folder, on the Hub, or its anchors."""
 
 from __future__ import annotations
 

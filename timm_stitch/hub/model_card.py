@@ -2,8 +2,6 @@
 
 A card is rendered from `hub_cards/template.md`. Three blocks between comments are ours, and the fields of the front
 matter that results decide; all else belongs to the user from the first push on, and later pushes keep it.
-
-Imports huggingface_hub and the layers below.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Networks from the Hugging Face Hub or a folder: whole, or only what one stitch needs.
 
-Pulls use huggingface_hub's own cache, endpoint and token; a token is never shown. Imports timm, huggingface_hub and
-the layers below.
+Pulls use huggingface_hub's own cache, endpoint and token; a token is never shown.
 """
 
 from __future__ import annotations

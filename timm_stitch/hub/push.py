@@ -1,6 +1,6 @@
 """Networks to the Hugging Face Hub, each push one commit; and a list of those that are there.
 
-A token is never shown. Imports huggingface_hub and the layers below.
+A token is never shown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Some tensors of a safetensors file, without the rest of it: by HTTP ranges, or from a file at hand.
 
 The format is eight bytes with the length of a JSON header, the header (dtype, shape and offsets of each tensor),
-and the tensors' bytes. Imports torch, safetensors and huggingface_hub.
+and the tensors' bytes.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A folder holds `model.safetensors` (weights), `config.json` in timm's own form, `stitches.json` (the plan, the
 costs, every row known, and the fingerprint of the weights they belong to), `README.md` (the card) and, where
 accuracies are known, `curve.png`.
-
-Imports timm, safetensors and the layers below.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""From models at hand to a stitchable network: timm's or transformers'.
-
-Imports the layers below; transformers' half only where models of transformers are given.
-"""
+"""From models at hand to a stitchable network: timm's or transformers'."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ Their files (github.com/ziplab/SN-Net, github.com/ziplab/SN-Netv2) name the tens
 - `stitch_layers.DIRECTION.N.transform.…` (SN-Netv2), with `lora_A` and `lora_B` beside the weight.
 
 Ours number the layers through: `stitching_layers.N.weight`. Weights of 1x1 convolutions are kept as
-matrices. Tensors are passed on, not copied. Imports torch and `plan`.
+matrices. Tensors are passed on, not copied.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Weights on their way in: the authors' layout to ours, and foreign weights refused in one line.
 
-How the authors name things is in `authors_layout`. Nothing is read that needs more than `weights_only`. Imports timm,
-safetensors and the layers below.
+How the authors name things is in `authors_layout`. Nothing is read that needs more than `weights_only`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Networks built as timm builds its own, with all of `create_model`'s arguments.
 
-Anchors are made by name, the network is stitched from them, and weights are loaded by timm's own loader. Imports
-timm and the layers below.
+Anchors are made by name, the network is stitched from them, and weights are loaded by timm's own loader.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Facts of the public code (github.com/ziplab/SN-Net, github.com/ziplab/SN-Netv2) that their weights depend
 on and that the papers do not say. Plans that we make ourselves (`enumeration`) share none of the oddities.
 
-Sources: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports `hub.card_files` and `plan`.
+Sources: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Weights of the authors: Apache-2.0, github.com/ziplab/SN-Net and github.com/ziplab/SN-Netv2. Papers:
 arXiv:2302.06586, arXiv:2307.00154.
-Importing it registers the models. Imports timm and the layers below.
+Importing it registers the models.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The classifiers of a network's anchors, for code that knows one classifier: timm's `train.py --head-init-scale`.
-
-Imports torch.
-"""
+"""The classifiers of a network's anchors, for code that knows one classifier: timm's `train.py --head-init-scale`."""
 
 from __future__ import annotations
 

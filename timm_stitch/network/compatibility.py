@@ -1,7 +1,4 @@
-"""Which anchors fit a plan and each other; what does not is refused in words.
-
-Imports torch, the views and `plan`.
-"""
+"""Which anchors fit a plan and each other; what does not is refused in words."""
 
 from __future__ import annotations
 

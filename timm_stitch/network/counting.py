@@ -5,8 +5,6 @@ takes neither memory for weights nor arithmetic. The counter is told what fvcore
 products and convolutions (normalisation, adaptive pooling), so that our figures line up with the papers' tables. The
 product inside a low-rank stitching layer is left out: it is of weights alone, the same for any number of
 images, and gone once merged.
-
-Imports torch.
 """
 
 from __future__ import annotations

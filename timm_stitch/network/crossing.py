@@ -2,8 +2,6 @@
 
 Anchors of one layout meet in that layout, others as maps. Prefix tokens (class, registers) that both have are
 carried along; those that only the back has are its own.
-
-Imports torch, the views and `plan`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Source: SN-Net (arXiv:2302.06586). Every stitch begins with the stem of its front anchor and ends with the head of
 its back anchor. The executor decides nothing and changes no state: which stitches there are is in the plan, which
 one runs is the caller's word. It draws no random numbers of its own.
-
-Imports torch, the views and `plan`.
 """
 
 from __future__ import annotations

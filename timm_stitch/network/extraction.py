@@ -1,7 +1,4 @@
-"""Some stitches as a network of their own, which shares its tensors with the whole one.
-
-Imports torch, the views and `plan`.
-"""
+"""Some stitches as a network of their own, which shares its tensors with the whole one."""
 
 from __future__ import annotations
 

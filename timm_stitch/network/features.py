@@ -1,7 +1,4 @@
-"""Feature maps of a stitch: where they are taken, and the module that gives them to detection and segmentation heads.
-
-Imports torch, timm (through `timm_compat`), the views and the files beside it.
-"""
+"""Feature maps of a stitch: where they are taken, and the module that gives them to detection and segmentation heads."""
 
 from __future__ import annotations
 

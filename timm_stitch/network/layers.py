@@ -1,7 +1,7 @@
 """Stitching layers: the linear maps between what leaves one anchor and what enters another.
 
 Source: SN-Net (arXiv:2302.06586), "Stitching layers and initialization"; low-rank layers:
-SN-Netv2 (arXiv:2307.00154). Imports torch and `plan`.
+SN-Netv2 (arXiv:2307.00154).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training and evaluation mode. Imports torch."""
+"""Training and evaluation mode."""
 
 from __future__ import annotations
 

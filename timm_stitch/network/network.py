@@ -2,8 +2,6 @@
 
 Source: SN-Net (arXiv:2302.06586). The network decides nothing: which stitches there are is in `plan`, which one runs
 is the caller's word, and how it runs is in `executor`. What timm asks of a model besides is in `timm_model`.
-
-Imports torch, timm (through `timm_compat` and the views) and the files beside it.
 """
 
 import logging

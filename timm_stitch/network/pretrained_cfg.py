@@ -1,4 +1,4 @@
-"""timm's configuration of a network, from those of its anchors. Imports torch."""
+"""timm's configuration of a network, from those of its anchors."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ Source: SN-Net (arXiv:2302.06586). `network` has the one of timm's models; that 
 `timm_stitch.text`. What is the same of both is here, and here once.
 
 The file is long because people call most of its methods: the greater part of its lines says what they do.
-
-Imports torch and the files beside it.
 """
 
 import logging

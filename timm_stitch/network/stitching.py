@@ -1,7 +1,4 @@
-"""From models at hand to a stitchable network.
-
-Imports the layers below.
-"""
+"""From models at hand to a stitchable network."""
 
 from __future__ import annotations
 

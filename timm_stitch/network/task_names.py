@@ -1,7 +1,4 @@
-"""What the Hub and transformers call the tasks of networks of transformers' models; nothing here imports transformers.
-
-Imports the standard library only.
-"""
+"""What the Hub and transformers call the tasks of networks of transformers' models; nothing here imports transformers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What timm asks of a model besides `forward`: features, classifier, sizes, parameter groups.
-
-Imports torch, timm (through `timm_compat`), the views and the files beside it.
-"""
+"""What timm asks of a model besides `forward`: features, classifier, sizes, parameter groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights a figure belongs to, and whether weights are those of a network. Imports torch."""
+"""Which weights a figure belongs to, and whether weights are those of a network."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 A plan is enumerated from a few words, or read from a file that may be a stranger's: either could ask for more stitches
 than memory holds. Both are counted first, in time that grows with what was given.
-
-Imports the standard library only.
 """
 
 from __future__ import annotations

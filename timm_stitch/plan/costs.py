@@ -7,8 +7,6 @@ print the same number as FLOPs.
 Two counts are kept apart. The honest count is everything the stitch really runs and holds. The
 published count is that of the authors' result files, for comparing with their tables; what they left out
 or counted besides is in `PublishedCount`.
-
-Imports the standard library and `stitch_plan`.
 """
 
 from __future__ import annotations

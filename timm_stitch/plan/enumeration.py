@@ -3,8 +3,6 @@
 Read beside Figure 3 of SN-Net (arXiv:2302.06586) and of SN-Netv2 (arXiv:2307.00154). A joint `(j, k)`
 means: the front runs its blocks 0 … j, the back its blocks k … last. Joints that lie in one sliding
 window share one stitching layer.
-
-Imports the standard library and `plan` only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Pareto frontier of evaluated stitches, and the best of them within budgets.
 
-Rows are plain dicts as `evaluate` and `stitch_table` give them. Imports the standard library and the files beside it.
+Rows are plain dicts as `evaluate` and `stitch_table` give them.
 """
 
 from __future__ import annotations

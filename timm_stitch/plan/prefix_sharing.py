@@ -2,7 +2,7 @@
 
 Stitches with the same front run the same first steps. Sorted by their steps, each one continues from
 an activation that an earlier one left behind, and an activation is dropped as soon as no later stitch
-needs it. Imports the standard library and `plan` only.
+needs it.
 """
 
 from __future__ import annotations

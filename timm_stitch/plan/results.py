@@ -3,8 +3,6 @@
 A row is a dict with `stitch_id` and what was measured (`top1`, `latency_ms`, …); files hold one JSON object a
 line. Figures of other weights are never taken for a network's own: `Results` says whose they are, by the
 fingerprint that `network.weights` makes, and rows of several weights are refused.
-
-Imports the standard library, `files` and `timings`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from JSON, and it is the only thing that decides what the network runs. How plan
 `enumeration`; this file holds the values themselves and refuses the ones that cannot be: they are one format, which
 is why they are in one file. How much of one is read is bounded by `bounds`.
 
-Source: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154). Imports the standard library and `bounds` only.
+Source: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154).
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 A row holds plain values only, so that each batch size that was measured has a key of its own, `latency_ms_batch_8`;
 `latency_ms` is the time of a call with `batch_size` images.
-
-Imports the standard library.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Each segment of a stitch has an ordinary cache of its anchor. Layers that the st
 position, so that whoever asks a cache how long it is, or of which size a mask must be, hears the same from every layer.
 The text is kept beside, in the first layer: so a stitch that did not fill the cache can go on from it, at the price of
 running the text once.
-
-Imports transformers and torch.
 """
 
 from __future__ import annotations

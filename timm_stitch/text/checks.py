@@ -1,4 +1,4 @@
-"""What stitched networks of transformers' models do not take, in words. Imports torch and the layers below."""
+"""What stitched networks of transformers' models do not take, in words."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 A saved one may be a stranger's: what may stand in its fields is in `saved_fields`. Anchors are of classes that
 transformers itself has for their model type.
-
-Imports transformers, torch and `plan`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Every anchor runs once on one text or image, where its weights are, with an eye on what is counted when a boundary is
 crossed: on the meta device a quarter of transformers' models do not run.
-
-Imports torch and the layers below.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Networks of transformers' models as files: written for transformers and for us, read whole or one stitch alone.
 
 What is read may be a stranger's: `configuration` says what may stand in it. Weights are read from safetensors alone.
-
-Imports transformers, safetensors and the layers below.
 """
 
 from __future__ import annotations

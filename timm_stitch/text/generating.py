@@ -1,7 +1,4 @@
-"""Generation by stitches: with caches, from one stitch to another in the middle of a text, and a cheap one ahead.
-
-Imports torch and the files beside it.
-"""
+"""Generation by stitches: with caches, from one stitch to another in the middle of a text, and a cheap one ahead."""
 
 from __future__ import annotations
 

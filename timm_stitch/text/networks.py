@@ -1,7 +1,4 @@
-"""The networks by their task: models of transformers, of classes that its Auto classes are told of.
-
-Imports transformers, torch and the files beside it.
-"""
+"""The networks by their task: models of transformers, of classes that its Auto classes are told of."""
 
 from __future__ import annotations
 

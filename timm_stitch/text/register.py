@@ -1,4 +1,4 @@
-"""The networks made known to transformers' Auto classes. Imports transformers."""
+"""The networks made known to transformers' Auto classes."""
 
 from __future__ import annotations
 

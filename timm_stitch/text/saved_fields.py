@@ -2,8 +2,6 @@
 
 An anchor has the arguments that transformers' configuration of its type has, with plain values within bounds. Whatever
 names files, repositories, code or weights, or has others built or quantised in their way, is refused.
-
-Imports transformers and `plan`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 They are loaded, saved, trained, asked and generated with as any model of transformers; what is stitched in them is that
 of `network.stitchable`. An anchor's own forward says what comes out: a stitch gives what its back anchor gives.
-
-Imports transformers, torch and the layers below.
 """
 
 from __future__ import annotations

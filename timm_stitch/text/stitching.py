@@ -1,4 +1,4 @@
-"""From models of transformers at hand to a stitched network. Imports the files beside it and the layers below."""
+"""From models of transformers at hand to a stitched network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model of transformers does: its task, from transformers' own lists of classes. Imports transformers."""
+"""What a model of transformers does: its task, from transformers' own lists of classes."""
 
 from __future__ import annotations
 

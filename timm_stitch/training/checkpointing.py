@@ -1,8 +1,6 @@
 """Checkpoints of a training run: whole files or none, the last few and the best.
 
 A checkpoint is one file, written beside its place, flushed to the disk and renamed; what is in it is in `run_state`.
-
-Imports torch and `files`.
 """
 
 from __future__ import annotations

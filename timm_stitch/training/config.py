@@ -1,7 +1,4 @@
-"""What a training run is, as plain values that are checked when they are read.
-
-Imports the standard library, `data.config` and `sampling` only.
-"""
+"""What a training run is, as plain values that are checked when they are read."""
 
 from __future__ import annotations
 

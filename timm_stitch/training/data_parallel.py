@@ -3,8 +3,6 @@
 Every process trains the same stitches in a step, so the parameters with a gradient are the same
 everywhere, known without asking. Their gradients are averaged in flat buckets that leave while the backward pass of
 the step's last micro-batch still runs. The network needs no wrapper; its weights are made equal once, at the start.
-
-Imports torch, timm and the layers below.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a step's stitches learn from: labels, a teacher, and the largest anchor.
 
 Sources: SN-Net (arXiv:2302.06586, hard labels of a teacher as in DeiT); universally slimmable networks
-(arXiv:1903.05134, in-place distillation). Imports torch, timm and `config`.
+(arXiv:1903.05134, in-place distillation).
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Accelerate shards each block of the anchors (their classes are the network's `_no_split_modules`) and the rest
 as one. Blocks that a step does not use are neither gathered nor averaged.
-
-Imports torch, Accelerate and the layers below.
 """
 
 from __future__ import annotations

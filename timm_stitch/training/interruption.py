@@ -1,7 +1,6 @@
 """SIGTERM and Ctrl-C during a run: it ends after the step at hand, with a checkpoint; and one run in one output.
 
 Under a launcher all processes agree after each step whether to end, so that they write the checkpoint together.
-Imports torch and `data.processes`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ layer, in float64), so memory does not grow with the number of images.
 Deviation: the authors solve each joint of a window on its own and average the solutions, on augmented
 images in train mode. Here a shared layer gets the least-squares solution of all its joints together
 (`method="joint"`; `"average"` is theirs), in eval mode.
-
-Imports torch and the layers below.
 """
 
 from __future__ import annotations

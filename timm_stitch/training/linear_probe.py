@@ -4,8 +4,7 @@ timm begins the classifier of new classes with random weights. On a few hundred 
 that, while a linear map of the same features, fitted in closed form, is often right at once. How strong the ridge is,
 and the scale of the logits, are chosen by what each image would get had it been left out.
 
-Source: ridge regression with leave-one-out residuals in closed form (the PRESS statistic). Imports torch and the layers
-below.
+Source: ridge regression with leave-one-out residuals in closed form (the PRESS statistic).
 """
 
 from __future__ import annotations

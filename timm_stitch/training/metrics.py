@@ -1,7 +1,4 @@
-"""How a run is going: losses by groups of like macs, on a bar and in Accelerate's trackers.
-
-Imports torch, Accelerate and the layers below.
-"""
+"""How a run is going: losses by groups of like macs, on a bar and in Accelerate's trackers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The optimizer of an SN-Net: which parameters learn, how fast, and what happens to those not used.
-
-Imports torch, timm and the layers below.
-"""
+"""The optimizer of an SN-Net: which parameters learn, how fast, and what happens to those not used."""
 
 from __future__ import annotations
 

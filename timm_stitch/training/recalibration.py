@@ -2,8 +2,6 @@
 
 A network trained with many stitches holds statistics that are a mixture of all of them. Slimmable
 networks (arXiv:1812.08928) measure them again for each sub-network before it is used.
-
-Imports torch and the layers below.
 """
 
 from __future__ import annotations

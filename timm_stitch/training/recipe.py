@@ -2,8 +2,6 @@
 
 A recipe holds `model`, `model_args`, `pretrained`, `init_images` and the fields of `TrainConfig`. Those of the papers
 are shipped in the folder `recipes`; `train_recipe(NAME)` and `timm-stitch train NAME` run them.
-
-Imports PyYAML, timm, torch and the layers below.
 """
 
 from __future__ import annotations

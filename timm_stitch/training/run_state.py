@@ -2,8 +2,6 @@
 
 All randomness of a run is a function of its seed and the step, so a checkpoint holds no state of random numbers, and
 a run that was killed and resumed ends, on CPU, with the weights of one left alone, bit for bit.
-
-Imports torch, timm, Accelerate and the layers below.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Nothing is remembered between steps, so a resumed run, or one on another number 
 the same stitches. Sources: SN-Net (arXiv:2302.06586, uniform); SN-Netv2 (arXiv:2307.00154,
 resource-constrained); universally slimmable networks (arXiv:1903.05134, the sandwich rule); ESTA
 (arXiv:2311.17352, importance).
-
-Imports the standard library and `data.seeding`.
 """
 
 from __future__ import annotations

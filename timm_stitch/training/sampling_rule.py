@@ -1,4 +1,4 @@
-"""The rule by which a run draws the stitches of each step. Imports the network, `config` and `sampling`."""
+"""The rule by which a run draws the stitches of each step."""
 
 from __future__ import annotations
 

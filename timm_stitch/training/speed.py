@@ -1,7 +1,4 @@
-"""How a step runs, which changes nothing of what it computes but rounding: compiled blocks, layouts, TF32, memory.
-
-Imports torch, `config` and the layers below.
-"""
+"""How a step runs, which changes nothing of what it computes but rounding: compiled blocks, layouts, TF32, memory."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ is left alone by that step: no weight decay, no momentum. (The authors' runs, on
 gradients there, and so decayed it: `dense_updates`.)
 
 All that is random in a step is a function of the seed and the step; what is kept of a run is in `run_state`.
-
-Imports torch, timm, Accelerate and the layers below.
 """
 
 from __future__ import annotations

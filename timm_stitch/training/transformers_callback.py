@@ -1,7 +1,4 @@
-"""transformers' `Trainer` on a stitched network: our sampler as a callback.
-
-Imports transformers, so this module is imported only where its class is asked for.
-"""
+"""transformers' `Trainer` on a stitched network: our sampler as a callback."""
 
 from __future__ import annotations
 

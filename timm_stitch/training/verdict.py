@@ -1,7 +1,4 @@
-"""What is to be said of a trained network beside its score: anchors that fell, stitches that are not worth having.
-
-Imports the frontier.
-"""
+"""What is to be said of a trained network beside its score: anchors that fell, stitches that are not worth having."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the shape of an activation says: its layout, width and reduction.
-
-Imports the standard library.
-"""
+"""What the shape of an activation says: its layout, width and reduction."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which of a model's modules are blocks and layers, and which only arrange them.
 
-Told by what is inside a module and where its class comes from, not by names. Imports torch and timm.
+Told by what is inside a module and where its class comes from, not by names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A recorded forward pass with its boundaries, and where side inputs come from.
-
-Imports torch and `recording`.
-"""
+"""A recorded forward pass with its boundaries, and where side inputs come from."""
 
 from __future__ import annotations
 

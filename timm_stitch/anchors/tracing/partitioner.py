@@ -1,7 +1,4 @@
-"""Where a recorded forward pass can be cut into stem, blocks, norm and head.
-
-Imports torch and the files that record.
-"""
+"""Where a recorded forward pass can be cut into stem, blocks, norm and head."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ So sizes stay symbolic where the model computes with them, control flow goes whe
 this size, and the shape of each value is known. Blocks and layers are single steps; what is between them
 (the model's own glue) is recorded operation by operation. The steps hold names, no modules: they run on
 the model itself, or on a part of it.
-
-Imports torch and `program`.
 """
 
 from __future__ import annotations

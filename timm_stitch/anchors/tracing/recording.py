@@ -1,8 +1,6 @@
 """A model's forward pass as a list of steps.
 
 The steps hold names, no modules and no tensors: they run on the model itself, or on a part of it.
-
-Imports torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What each value of a recorded forward pass depends on, and where one of them crosses alone.
-
-Imports torch and `recording`.
-"""
+"""What each value of a recorded forward pass depends on, and where one of them crosses alone."""
 
 from __future__ import annotations
 

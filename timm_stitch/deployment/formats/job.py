@@ -1,7 +1,4 @@
-"""What is exported, for all formats alike: stitches by themselves, and for how many images at a time.
-
-Imports torch and the network.
-"""
+"""What is exported, for all formats alike: stitches by themselves, and for how many images at a time."""
 
 from __future__ import annotations
 

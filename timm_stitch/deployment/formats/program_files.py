@@ -1,7 +1,4 @@
-"""Stitches as programs of `torch.export`: one holds its weights, several share a file of them.
-
-Imports torch and safetensors.
-"""
+"""Stitches as programs of `torch.export`: one holds its weights, several share a file of them."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 An ASGI app on Starlette, for uvicorn or whatever runs such (`pip install 'timm_stitch[serve]'`). Errors are JSON,
 `{"error": …}`: 400 for what cannot be read, 408 for who sends too slowly, 413 for what is too large, 503 with
 `Retry-After` where there is no time.
-
-Imports Starlette and the service.
 """
 
 from __future__ import annotations

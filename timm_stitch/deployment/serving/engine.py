@@ -2,8 +2,6 @@
 
 Which stitch runs, on how many requests, and what is passed over, a policy decides before each call. Nothing here knows
 of a protocol: the web server and Ray hold the same engine.
-
-Imports torch and `policies`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What calls of each stitch take on this machine, for several numbers of images. Imports the network and `profile`."""
+"""What calls of each stitch take on this machine, for several numbers of images."""
 
 from __future__ import annotations
 

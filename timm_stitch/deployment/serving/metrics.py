@@ -1,6 +1,6 @@
 """What a server counts: for Prometheus since its start, and for its page second by second of the last two minutes.
 
-Needs prometheus_client (`pip install 'timm_stitch[serve]'`). Imports the engine.
+Needs prometheus_client (`pip install 'timm_stitch[serve]'`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Open Inference Protocol (KServe v2) with Triton's binary tensors: bodies read, and answers written.
 
 Source: the protocol at https://github.com/kserve/open-inference-protocol, and the extension "binary tensor data" of
-Triton Inference Server. Imports numpy and the standard library.
+Triton Inference Server.
 """
 
 from __future__ import annotations

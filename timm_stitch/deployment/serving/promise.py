@@ -1,4 +1,4 @@
-"""What is promised, and what a request may ask for. Imports the standard library."""
+"""What is promised, and what a request may ask for."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A replica takes more requests at once than its engine lets wait, so that what ca
 the policy, which sees all of it. Between replicas Ray's own router chooses: of two at random, the one with fewer
 requests under way, which it counts itself. How many waits an engine would report were older than the whole queue.
 
-Needs Ray 2.60 (`pip install 'timm_stitch[ray]'`). Imports the application, and the scale.
+Needs Ray 2.60 (`pip install 'timm_stitch[ray]'`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How a network is spread over replicas: the Serve config file, and how many requests one replica is meant to hold.
 
-A config is plain values, as `serve run FILE` and `serve deploy FILE` take them. Imports `policies`; not Ray.
+A config is plain values, as `serve run FILE` and `serve deploy FILE` take them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One process that serves a network: the application on uvicorn, a signal to load it anew, and an end in order.
 
-Needs uvicorn (`pip install 'timm_stitch[serve]'`). Imports the application.
+Needs uvicorn (`pip install 'timm_stitch[serve]'`).
 """
 
 from __future__ import annotations

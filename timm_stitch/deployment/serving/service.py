@@ -1,8 +1,6 @@
 """A network behind a promise: what it takes, what it may answer with, and an engine that answers.
 
 It knows no protocol. The web application and the Ray deployment turn their requests into `Wishes` and images.
-
-Imports timm, torch and the layers below.
 """
 
 from __future__ import annotations
