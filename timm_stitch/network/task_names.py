@@ -1,4 +1,4 @@
-"""What the Hub and transformers call the tasks of networks of transformers' models; nothing here imports transformers."""
+"""What the Hub and transformers call the tasks of networks of transformers models; transformers is not imported here."""
 
 from __future__ import annotations
 
