@@ -1,4 +1,4 @@
-"""Feature maps of a stitch: where they are taken, and the module that hands them to a detection or segmentation head."""
+"""Feature maps of a stitch: where they are taken, and the module that gives them to a detection or segmentation head."""
 
 from __future__ import annotations
 

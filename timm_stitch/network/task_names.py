@@ -1,4 +1,4 @@
-"""What the Hub and transformers call the tasks of networks of transformers models; transformers is not imported here."""
+"""What the Hub and transformers call the tasks of networks of transformers models. It does not import transformers."""
 
 from __future__ import annotations
 
