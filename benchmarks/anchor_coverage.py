@@ -39,12 +39,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import timm_stitch
-from timm_stitch.anchors.auto import view_of
 from timm_stitch.anchors.macs import Macs
-from timm_stitch.anchors.traced import TracedView
 from timm_stitch.anchors.view import Context, View
-from timm_stitch.network.network import SNNet
-from timm_stitch.network.stitching import stitch
+from timm_stitch.families.timm_models.network import SNNet
+from timm_stitch.families.timm_models.stitching import stitch
+from timm_stitch.families.timm_models.traced_view import TracedView
+from timm_stitch.families.timm_models.views import view_of
 
 SIZES = (64, 96, 128, 192)
 

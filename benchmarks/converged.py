@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 import timm_stitch
-from timm_stitch.network.network import SNNet
+from timm_stitch.families.timm_models.network import SNNet
 from timm_stitch.plan.frontier import frontier_area
 from timm_stitch.plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
 

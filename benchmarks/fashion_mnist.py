@@ -35,7 +35,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 
 import timm_stitch
 from timm_stitch.evaluation.plotting import plot_curve
-from timm_stitch.network.network import SNNet
+from timm_stitch.families.timm_models.network import SNNet
 from timm_stitch.plan.frontier import frontier_area
 from timm_stitch.plan.prefix_sharing import shared_macs
 from timm_stitch.training.sampling import make_rule

@@ -115,7 +115,7 @@ def inputs(model: Any, rows: int, length: int) -> dict[str, Any]:
     """A batch with padding."""
     import torch
 
-    from timm_stitch.anchors.transformers_opening import probe
+    from timm_stitch.families.transformers_models.opening import probe
 
     torch.manual_seed(length)
     return probe(model, rows, length)
@@ -123,13 +123,13 @@ def inputs(model: Any, rows: int, length: int) -> dict[str, Any]:
 
 def cacheless(model: Any) -> dict[str, Any]:
     """What keeps a model from making a cache."""
-    from timm_stitch.anchors.transformers_view import takes as has
+    from timm_stitch.families.transformers_models.views import takes as has
 
     return {"use_cache": False} if has(model, "use_cache") else {}
 
 
 def outputs(out: Any) -> list[Any]:
-    from timm_stitch.anchors.transformers_opening import tensors_of
+    from timm_stitch.families.transformers_models.opening import tensors_of
 
     return tensors_of(out)
 
@@ -140,7 +140,7 @@ def examine(kind: str, name: str, task: str) -> dict[str, Any]:
 
     import timm_stitch
     import timm_stitch.text
-    from timm_stitch.anchors.transformers_opening import same
+    from timm_stitch.families.transformers_models.opening import same
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -13,6 +13,7 @@ from .evaluation.accuracy import evaluate
 from .evaluation.plotting import plot_curve
 from .evaluation.profiling import profile
 from .evaluation.selection import select
+from .families.timm_models.network import SNNet
 from .hub.pull import from_hub
 from .hub.push import push_to_hub
 from .hub.saving import save_pretrained
@@ -20,7 +21,6 @@ from .models import snnet as _registered  # noqa: F401 registers the models with
 from .models.at_hand import stitch
 from .models.checkpoints import convert_checkpoint
 from .models.factory import create_snnet
-from .network.network import SNNet
 from .plan.frontier import pareto_frontier
 from .plan.results import read_rows, write_rows
 from .plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan

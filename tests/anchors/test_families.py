@@ -7,8 +7,8 @@ import timm
 import torch
 
 import timm_stitch
-from timm_stitch.anchors.auto import view_of
 from timm_stitch.anchors.view import Context
+from timm_stitch.families.timm_models.views import view_of
 from timm_stitch.network.layers import LowRankStitchingLayer, StitchingLayer
 from timm_stitch.plan.stitch_plan import Anchor
 

@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from timm_stitch.anchors.auto import view_of
-from timm_stitch.anchors.traced import TracedView
 from timm_stitch.anchors.view import Context, View
+from timm_stitch.families.timm_models.traced_view import TracedView
+from timm_stitch.families.timm_models.views import view_of
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -15,8 +15,8 @@ from conftest import anchor_specs
 
 import timm_stitch
 from timm_stitch.data.yaml_text import load_yaml
+from timm_stitch.families.timm_models.arguments import check_arguments
 from timm_stitch.hub import safetensors_ranges as ranges
-from timm_stitch.hub.arguments import check_arguments
 from timm_stitch.hub.model_card import plain_text
 from timm_stitch.plan.bounds import MOST_STITCHES, check_routes
 from timm_stitch.plan.stitch_plan import StitchPlan

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 import timm_stitch
-from timm_stitch.anchors.auto import view_of
+from timm_stitch.families.timm_models.views import view_of
 
 VIT = {"num_heads": 2, "depth": 4, "img_size": 32, "patch_size": 8, "num_classes": 10}
 

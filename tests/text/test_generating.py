@@ -8,7 +8,7 @@ hf = pytest.importorskip("transformers", minversion="5.20")
 from small import bert, gemma3, gpt2, llama, mamba, texts  # noqa: E402
 
 import timm_stitch  # noqa: E402
-from timm_stitch.text.cache import StitchCache  # noqa: E402
+from timm_stitch.families.transformers_models.cache import StitchCache  # noqa: E402
 
 PAIRS = {
     "llama": lambda: (llama(32, 3), llama(48, 4, seed=1)),

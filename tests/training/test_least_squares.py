@@ -5,8 +5,8 @@ import timm
 import torch
 
 import timm_stitch
-from timm_stitch.anchors.auto import view_of
 from timm_stitch.anchors.view import Context
+from timm_stitch.families.timm_models.views import view_of
 from timm_stitch.network.crossing import aligned
 from timm_stitch.training.least_squares import least_squares
 

@@ -92,3 +92,20 @@ def _makes_new_tensors(func: Any, out: Any, inputs: Sequence[Any]) -> bool:
     leaves = [leaf for value in inputs for leaf in (value if isinstance(value, (tuple, list)) else (value,))]
     given = {x.untyped_storage()._cdata for x in leaves if isinstance(x, Tensor)}
     return all(type(x) is Tensor and x.is_meta and x.untyped_storage()._cdata not in given for x in some)
+
+
+def _elementwise(per_element: int) -> Callable[..., int]:
+    def flops(x: Tensor, *args: Any, **kwargs: Any) -> int:
+        return 2 * per_element * x.numel()  # PyTorch's registry counts two flops to one multiply-add
+
+    return flops
+
+
+# fvcore counts an affine layer norm as 5 multiply-adds per element and batch norm in eval mode as 2.
+NORMS = {
+    torch.ops.aten.native_layer_norm: _elementwise(5),
+    torch.ops.aten.native_group_norm: _elementwise(5),
+    torch.ops.aten.native_batch_norm: _elementwise(2),
+    torch.ops.aten._native_batch_norm_legit_no_training: _elementwise(2),
+    torch.ops.aten.cudnn_batch_norm: _elementwise(2),
+}

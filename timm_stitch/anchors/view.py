@@ -18,8 +18,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.models import checkpoint
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..plan.stitch_plan import Anchor
 from .modules import anchor_name, inner, own_shell, shallow, with_hook
@@ -148,7 +148,7 @@ class View:
     def run(self, h: Tensor, start: int, stop: int, context: Context) -> Tensor:
         """Run blocks `start:stop` on the activation at boundary `start`; gives that at boundary `stop`."""
         for module in self.row(start, stop):
-            h = checkpoint(module, h) if context.checkpointed else module(h)
+            h = checkpoint(module, h, use_reentrant=False) if context.checkpointed else module(h)
         return h
 
     def row(self, start: int, stop: int) -> list[nn.Module]:

@@ -15,8 +15,8 @@ from ..data.config import DataConfig
 from ..data.dataset import build_dataset, image_config
 from ..data.loader import reading_processes
 from ..data.yaml_text import read_argument
+from ..families.timm_models.network import SNNet
 from ..hub.loading import load_network
-from ..network.network import SNNet
 from ..plan.timings import LATENCY_AT
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 
+from ..families.timm_models.views import view_of
 from ..hub.loading import load_network, with_prefix
 from ..hub.push import list_hub
 from ..models.published import ALIASES
@@ -64,7 +65,7 @@ def run_plan(options: argparse.Namespace) -> None:
     """Print what stitches there are, or where two models can meet."""
     if len(options.model) == 2 and options.meet:
         models = [timm.create_model(with_prefix(name), device="meta") for name in options.model]
-        print_rows(meeting_points(*models), options.json)
+        print_rows(meeting_points(*map(view_of, models)), options.json)
         return
     model = load_model(options, weights=False)
     if options.json:

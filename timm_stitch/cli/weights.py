@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
+from ..families.timm_models.network import SNNet
 from ..files import whole_file
 from ..hub.loading import load_network
 from ..hub.pull import from_hub
 from ..hub.push import push_to_hub
 from ..hub.saving import save_pretrained
 from ..models.checkpoints import convert_checkpoint
-from ..network.network import SNNet
 from ..plan.results import read_rows
 from .options import add_model, add_verb, load_model
 

@@ -19,7 +19,7 @@ from .images import Images, Labels, open_image
 from .processes import world_size
 
 if TYPE_CHECKING:
-    from ..network.network import SNNet
+    from ..families.timm_models.network import SNNet
 
 
 _logger = logging.getLogger(__name__)

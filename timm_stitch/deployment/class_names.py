@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from ..network.network import SNNet
+from ..families.timm_models.network import SNNet
 
 
 def class_names(model: SNNet, labels: Sequence[str] | None = None) -> list[str]:

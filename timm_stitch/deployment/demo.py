@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..data.dataset import image_config
 from ..evaluation.plotting import curve_svg
+from ..families.timm_models.network import SNNet
 from ..hub.model_card import plain_text
-from ..network.network import SNNet
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
 from ..plan.results import Row

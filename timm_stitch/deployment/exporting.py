@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.dataset import image_config
+from ..families.timm_models.network import SNNet
 from ..files import whole_folder
-from ..network.network import SNNet
 from ..network.weights import glance
 from ..plan.frontier import pareto_frontier
 from .class_names import class_names

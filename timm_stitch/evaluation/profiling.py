@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from ..anchors.view import Context
+from ..families.timm_models.network import SNNet
 from ..network.modes import evaluating
-from ..network.network import SNNet
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import fingerprint_again
 from ..plan.stitch_plan import Stitch

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..anchors.keywords import IGNORED
+from ..families.transformers_models.inputs import IGNORED
 from ..network.stitchable import logits_of
 
 

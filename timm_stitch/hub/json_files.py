@@ -15,12 +15,12 @@ from typing import Any
 import timm
 from huggingface_hub import hf_hub_download
 
-from ..network.network import SNNet
+from ..families.timm_models.arguments import MOST_CLASSES, MOST_PIXELS, check_arguments, check_cfg
+from ..families.timm_models.network import SNNet
+from ..families.transformers_models.task_names import is_of_transformers, names_of
 from ..network.stitchable import StitchableNetwork
-from ..network.task_names import is_of_transformers, names_of
 from ..plan.results import measured
 from ..plan.stitch_plan import StitchPlan
-from .arguments import MOST_CLASSES, MOST_PIXELS, check_arguments, check_cfg
 from .errors import is_repo_id
 
 CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE = "config.json", "stitches.json", "model.safetensors"

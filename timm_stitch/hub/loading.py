@@ -9,11 +9,11 @@ from typing import Any
 
 import timm
 
+from ..families.timm_models.arguments import OF_NETWORK
+from ..families.timm_models.network import SNNet
+from ..families.timm_models.stitching import for_each_anchor, stitch
 from ..files import PathLike
-from ..network.network import SNNet
-from ..network.stitching import for_each_anchor, stitch
 from ..plan.stitch_plan import StitchPlan
-from .arguments import OF_NETWORK
 
 
 def load_network(

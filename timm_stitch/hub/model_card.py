@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..data.yaml_text import load_yaml
-from ..network.task_names import TASK_NAMES, TaskNames, is_of_transformers, names_of
+from ..families.transformers_models.task_names import TASK_NAMES, TaskNames, is_of_transformers, names_of
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
 from ..plan.stitch_plan import StitchPlan

@@ -23,11 +23,11 @@ from huggingface_hub.utils import build_hf_headers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..anchors.meta_device import materialize
+from ..families.timm_models.meta_build import materialize
+from ..families.timm_models.network import SNNet
+from ..families.transformers_models.task_names import is_of_transformers
 from ..files import steadily
-from ..network.network import SNNet
 from ..network.stitchable import StitchableNetwork
-from ..network.task_names import is_of_transformers
 from ..network.weights import NORM_FLAG, check_keys, fingerprint_of, glance, split_norm
 from ..plan.stitch_plan import StitchPlan
 from .errors import check_repo_id, check_token, explained, unreadable
@@ -171,7 +171,7 @@ def _load(folder: Path, verify: bool, kwargs: Mapping[str, Any]) -> Any:
 
 def _load_transformers(folder: Path, config: Mapping[str, Any], kwargs: Mapping[str, Any]) -> StitchableNetwork:
     """A network of transformers' models from the files of a folder, with its rows."""
-    from ..text.files import read_network
+    from ..families.transformers_models.files import read_network
 
     model = read_network(folder, config, **kwargs)
     _remember_rows(model, folder, model.plan)
@@ -252,7 +252,7 @@ def _extract_transformers(
         raise ValueError(
             f"extract={stitch_id} loads the stitch as it was saved, and takes no {', '.join(sorted(kwargs))}."
         )
-    from ..text.files import read_stitch
+    from ..families.transformers_models.files import read_stitch
 
     small = read_stitch(config, stitch_id, partial(_tensors, folder, remote))
     _remember_rows(small, folder, StitchPlan.from_dict(config["plan"]), weights=glance(small))

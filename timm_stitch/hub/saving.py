@@ -18,14 +18,14 @@ import timm
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..anchors.timm_compat import save_config_for_hf
 from ..evaluation.plotting import plot_curve
+from ..families.timm_models.arguments import check_arguments
+from ..families.timm_models.network import SNNet
+from ..families.timm_models.timm_compat import save_config_for_hf
 from ..files import files_in
-from ..network.network import SNNet
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import fingerprint, split_norm
 from ..plan.results import Results
-from .arguments import check_arguments
 from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, is_plain, plain_training
 from .model_card import render_card
 
@@ -128,7 +128,7 @@ def _write(
 
 def _write_transformers(model: Any, beside: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
     """The files of a network of transformers' models but for rows and card; returns what is in config.json."""
-    from ..text.files import write_network
+    from ..families.transformers_models.files import write_network
 
     return write_network(model, beside, WEIGHTS_FILE, label_names)
 
@@ -225,7 +225,7 @@ def check_savable(model: StitchableNetwork) -> None:
     if isinstance(model, SNNet):
         rebuild_args(model)
     else:
-        from ..text.files import check_whole
+        from ..families.transformers_models.files import check_whole
 
         check_whole(model)
 

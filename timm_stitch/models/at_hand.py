@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..anchors.transformers_opening import is_of_transformers
-from ..network import stitching
+from ..families.timm_models import stitching
+from ..families.transformers_models.opening import is_of_transformers
 from ..plan.enumeration import GivenPlan
 
 
@@ -62,7 +62,7 @@ def stitch(
         raise TypeError("cannot stitch timm's models to transformers': give models of one of them.")
     if not stitched_norm:
         raise ValueError("stitched_norm=False is for timm's models: those of transformers always run their final norm.")
-    from ..text.stitching import stitch_transformers
+    from ..families.transformers_models.stitching import stitch_transformers
 
     return stitch_transformers(
         models, direction, nearest, kernel_size, stride,

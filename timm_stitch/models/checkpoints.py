@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg, clean_state_dict
 from torch import Tensor, nn
 
+from ..families.timm_models.network import SNNet
+from ..families.timm_models.pretrained_cfg import stems_and_heads
 from ..hub.errors import XET_ADVICE, by_xet, hide, unreadable
-from ..network.network import SNNet
-from ..network.pretrained_cfg import stems_and_heads
 from ..network.weights import EXTRA_STATE, check_keys, split_norm
 from .authors_layout import is_authors, rename
 

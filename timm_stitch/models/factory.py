@@ -18,14 +18,21 @@ from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import nn
 
 from ..anchors.budget import bounded
-from ..anchors.meta_device import can_build_on_meta, materialize
-from ..anchors.timm_compat import resolve_pretrained_cfg
+from ..families.timm_models.arguments import (
+    OF_NETWORK,
+    check_anchor,
+    check_arguments,
+    check_cfg,
+    check_cfg_fields,
+    without_sources,
+)
+from ..families.timm_models.features import Features
+from ..families.timm_models.meta_build import can_build_on_meta, materialize
+from ..families.timm_models.network import SNNet
+from ..families.timm_models.stitching import for_each_anchor, stitch
+from ..families.timm_models.timm_compat import resolve_pretrained_cfg
 from ..files import steadily
-from ..hub.arguments import OF_NETWORK, check_anchor, check_arguments, check_cfg, check_cfg_fields, without_sources
 from ..hub.json_files import network_files, recall
-from ..network.features import Features
-from ..network.network import SNNet
-from ..network.stitching import for_each_anchor, stitch
 from ..network.weights import glance
 from ..plan.costs import PublishedCount
 from .checkpoints import adapt, reading

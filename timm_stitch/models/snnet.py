@@ -14,7 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from torch import nn
 
-from ..network.pretrained_cfg import stems_and_heads
+from ..families.timm_models.pretrained_cfg import stems_and_heads
 from ..plan.stitch_plan import StitchPlan
 from .factory import AnchorSpec, create_snnet, timm_cfg
 from .published import ALIASES, AUTHORS_TAG, NETWORKS

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from torch import nn
-
-from ..anchors.auto import view_of
 from ..anchors.view import View
-from ..plan.stitch_plan import StitchPlan
+from ..plan.stitch_plan import Anchor, StitchPlan
 from .crossing import borrows
 
 
@@ -73,29 +70,14 @@ def check_meeting(views: Sequence[View]) -> None:
             )
 
 
-def warn_of_preprocessing(models: Sequence[nn.Module], views: Sequence[View]) -> None:
-    """Warn of anchors that were trained on images normalised differently."""
-    differing = {}
-    for what in ("mean", "std"):
-        values = [tuple((getattr(model, "pretrained_cfg", None) or {}).get(what) or ()) for model in models]
-        if len({value for value in values if value}) > 1:
-            differing[what] = dict(zip([view.describe().name for view in views], values, strict=True))
-    if differing:
-        warnings.warn(
-            f"the anchors were trained on images normalised differently: {differing}. One input serves all stitches, "
-            "so accuracy will suffer: use anchors with equal preprocessing.",
-            stacklevel=3,
-        )
-
-
-def meeting_points(front: nn.Module, back: nn.Module) -> list[dict[str, Any]]:
-    """Where two models can meet: the boundaries of each at every spatial size that both have.
+def meeting_points(front: View, back: View) -> list[dict[str, Any]]:
+    """List where two anchors can meet: the boundaries of each at every spatial size that both have.
 
     Returns:
         One row a reduction: `reduction`, the blocks of the front after which and of the back before which they
         meet, and the channels that leave and enter there.
     """
-    a, b = (view_of(model).describe() for model in (front, back))
+    a, b = front.describe(), back.describe()
     rows = []
     for reduction in sorted(set(a.reductions[1:]) & set(b.reductions[:-1])):
         leave = [i for i, r in enumerate(a.reductions) if i and r == reduction]
@@ -115,3 +97,12 @@ def meeting_points(front: nn.Module, back: nn.Module) -> list[dict[str, Any]]:
             f"before blocks 1/{sorted(set(b.reductions[:-1]))}. Use models with equal patch or stage sizes."
         )
     return rows
+
+
+def number_duplicates(anchors: Sequence[Anchor]) -> list[Anchor]:
+    """Give anchors whose names occur twice a number behind the name."""
+    names = [anchor.name for anchor in anchors]
+    return [
+        replace(anchor, name=f"{anchor.name}#{i}") if names.count(anchor.name) > 1 else anchor
+        for i, anchor in enumerate(anchors)
+    ]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anchors.view import Context, View
+from ..families.timm_models.network import SNNet
 from ..network.modes import evaluating
-from ..network.network import SNNet
 
 RIDGES = tuple(10.0**k for k in range(-6, 3))  # over the mean of the squared singular values
 SCALES = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..network.network import SNNet
+from ..families.timm_models.network import SNNet
 from .data_parallel import average_statistics
 
 BatchNorm = torch.nn.modules.batchnorm._BatchNorm

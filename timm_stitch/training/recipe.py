@@ -22,9 +22,9 @@ from ..data.dataset import build_dataset
 from ..data.fields import check, option, options, read
 from ..data.loader import first_images
 from ..data.yaml_text import load_yaml
+from ..families.timm_models.network import SNNet
 from ..files import PathLike
 from ..hub.loading import load_network
-from ..network.network import SNNet
 from .config import TrainConfig
 from .least_squares import least_squares_init
 from .linear_probe import linear_probe

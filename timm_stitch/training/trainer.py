@@ -31,8 +31,8 @@ from ..data.look import look_before
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
 from ..evaluation.scores import asked_by
+from ..families.timm_models.network import SNNet
 from ..hub.saving import check_savable, save_pretrained
-from ..network.network import SNNet
 from ..network.stitchable import StitchableNetwork
 from ..plan.frontier import frontier_area
 from ..plan.results import Rows

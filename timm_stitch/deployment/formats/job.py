@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from tqdm.auto import tqdm
 
-from ...network.network import SNNet
+from ...families.timm_models.network import SNNet
 
 _CALIBRATION = 64  # images
 Run = Callable[[Tensor], Tensor]

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ...data.dataset import image_config
+from ...families.timm_models.network import SNNet
 from ...files import whole_file
-from ...network.network import SNNet
 from ..class_names import pillow_mode
 from . import onnx_files
 from .job import Job, Place

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...evaluation.profiling import name_of, profile
-from ...network.network import SNNet
+from ...families.timm_models.network import SNNet
 from ...plan.frontier import pareto_frontier, with_score
 from ...plan.timings import call_times
 from ..policies import LatencyTable

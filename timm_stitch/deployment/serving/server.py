@@ -16,7 +16,7 @@ from functools import partial
 
 import uvicorn
 
-from ...network.network import SNNet
+from ...families.timm_models.network import SNNet
 from .app import Application
 from .promise import Promise
 from .service import Service

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...data.dataset import image_config
 from ...data.images import open_image
-from ...network.network import SNNet
+from ...families.timm_models.network import SNNet
 from ..class_names import class_names, pillow_mode
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
 from .engine import Engine, OverloadError, Served

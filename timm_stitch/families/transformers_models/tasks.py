@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import transformers
 from transformers.models.auto import modeling_auto as auto
 
-from ..network.task_names import TASK_NAMES
+from .task_names import TASK_NAMES
 
 
 class Task(NamedTuple):

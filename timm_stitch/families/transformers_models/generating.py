@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from ..anchors.keywords import Keywords
-from ..network.stitchable import StitchIds, is_row
-from ..plan.stitch_plan import Stitch
+from ...network.stitchable import StitchIds, is_row
+from ...plan.stitch_plan import Stitch
 from .cache import StitchCache, own_cache, replaced, taken_apart
+from .inputs import Keywords
 
 
 class Generates:

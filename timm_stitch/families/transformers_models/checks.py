@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..anchors.keywords import IGNORED, Keywords
-from ..anchors.transformers_view import TransformersView
 from .cache import NAMES
+from .inputs import IGNORED, Keywords
 from .tasks import Task, task_of
+from .views import TransformersView
 
 
 def check_inputs(network: Any, context: Keywords) -> None:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from ..anchors.keywords import Keywords
-from ..plan.stitch_plan import Stitch
+from ...plan.stitch_plan import Stitch
+from .inputs import Keywords
 
 NO_TOKEN = -1  # where a text was given as embeddings
 NAMES = ("cache", "past_key_values")  # what transformers calls it, and called it

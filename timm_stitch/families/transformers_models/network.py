@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..anchors.budget import bounded
-from ..anchors.keywords import Keywords
-from ..anchors.transformers_opening import probe, reopened
-from ..anchors.transformers_view import TransformersView
-from ..network.stitchable import StitchableNetwork, is_row
-from ..plan.costs import PlanCosts
-from ..plan.stitch_plan import Stitch, StitchPlan
+from ...anchors.budget import bounded
+from ...network.stitchable import StitchableNetwork, is_row
+from ...plan.costs import PlanCosts
+from ...plan.stitch_plan import Stitch, StitchPlan
 from .cache import NAMES
 from .checks import check_inputs
 from .configuration import SNNetConfig, check_config
 from .counting import measure
+from .inputs import Keywords
+from .opening import probe, reopened
 from .tasks import Task, class_of
+from .views import TransformersView
 
 _OF_LANGUAGE = ("ForCausalLM", "ForMaskedLM")
 _OF_TOKENS = (*_OF_LANGUAGE, "ForTokenClassification")

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from ..network.task_names import names_of
-from ..network.weights import check_keys
-from . import TASKS
+from ...network.weights import check_keys
 from .configuration import SNNetConfig, check_config
-from .stitched_model import StitchedModel
+from .network import StitchedModel
+from .networks import TASKS
+from .task_names import names_of
 
 _ADAPTER = "adapter_config.json"
 

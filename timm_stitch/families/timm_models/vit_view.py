@@ -8,8 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, fx, nn
 
-from .modules import anchor_name, child, shallow, with_hook
-from .view import View
+from ...anchors.modules import anchor_name, child, shallow, with_hook
+from ...anchors.view import View
 
 
 class TransformerView(View):

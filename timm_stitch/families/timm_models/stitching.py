@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from ..anchors.auto import view_of
-from ..plan.enumeration import GivenPlan, make_plan
-from ..plan.stitch_plan import Anchor
-from .compatibility import check_meeting, warn_of_preprocessing
+from ...anchors.view import View
+from ...network.compatibility import check_meeting, number_duplicates
+from ...plan.enumeration import GivenPlan, make_plan
 from .network import SNNet
 from .pretrained_cfg import merged_cfg
+from .views import view_of
 
 
 def stitch(
@@ -52,7 +52,7 @@ def stitch(
     check_meeting(views)
     warn_of_preprocessing(models, views)
     plan = make_plan(
-        with_numbers([view.describe() for view in views]), plan, direction, nearest, kernel_size, stride, rank
+        number_duplicates([view.describe() for view in views]), plan, direction, nearest, kernel_size, stride, rank
     )
     network = SNNet(views, plan, stitched_norm=stitched_norm, stitch_id=stitch_id)
     config = merged_cfg(models) | {
@@ -75,10 +75,16 @@ def for_each_anchor(name: str, value: Any, count: int) -> list[Any]:
     return values
 
 
-def with_numbers(anchors: Sequence[Anchor]) -> list[Anchor]:
-    """The anchors, with a number behind names that occur twice."""
-    names = [anchor.name for anchor in anchors]
-    return [
-        replace(anchor, name=f"{anchor.name}#{i}") if names.count(anchor.name) > 1 else anchor
-        for i, anchor in enumerate(anchors)
-    ]
+def warn_of_preprocessing(models: Sequence[nn.Module], views: Sequence[View]) -> None:
+    """Warn of anchors that were trained on images normalised differently."""
+    differing = {}
+    for what in ("mean", "std"):
+        values = [tuple((getattr(model, "pretrained_cfg", None) or {}).get(what) or ()) for model in models]
+        if len({value for value in values if value}) > 1:
+            differing[what] = dict(zip([view.describe().name for view in views], values, strict=True))
+    if differing:
+        warnings.warn(
+            f"the anchors were trained on images normalised differently: {differing}. One input serves all stitches, "
+            "so accuracy will suffer: use anchors with equal preprocessing.",
+            stacklevel=3,
+        )

@@ -17,29 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..anchors.macs import Macs
-from ..anchors.meta_device import meta_copy
-from ..anchors.view import Context, View
-from ..plan.costs import AnchorCosts, Cost, PlanCosts
-
-_aten = torch.ops.aten
-
-
-def _elementwise(per_element: int) -> Callable[..., int]:
-    def flops(x: Tensor, *args: Any, **kwargs: Any) -> int:
-        return 2 * per_element * x.numel()  # PyTorch's registry counts two flops to one multiply-add
-
-    return flops
-
-
-# fvcore counts an affine layer norm as 5 multiply-adds per element and batch norm in eval mode as 2.
-NORMS = {
-    _aten.native_layer_norm: _elementwise(5),
-    _aten.native_group_norm: _elementwise(5),
-    _aten.native_batch_norm: _elementwise(2),
-    _aten._native_batch_norm_legit_no_training: _elementwise(2),
-    _aten.cudnn_batch_norm: _elementwise(2),
-}
+from ...anchors.macs import NORMS, Macs
+from ...anchors.meta_device import meta_copy
+from ...anchors.view import Context, View
+from ...plan.costs import AnchorCosts, Cost, PlanCosts
 
 
 class _Pooling(TorchFunctionMode):

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .modules import child, inner
-from .view import View
+from ...anchors.modules import child, inner
+from ...anchors.view import View
 
 
 class StagedView(View):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from ..macs import Macs
-from ..meta_device import meta_copy
+from ....anchors.macs import Macs
+from ....anchors.meta_device import meta_copy
 from .recording import DEVICE, Program, Ref, Step, map_leaves, merged
 
 

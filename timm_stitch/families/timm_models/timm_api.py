@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..anchors.modules import anchor_name
-from ..anchors.timm_compat import feature_take_indices, update_model_input_size
-from ..anchors.view import Context, View
-from ..plan.stitch_plan import Stitch, StitchPlan
+from ...anchors.modules import anchor_name
+from ...anchors.view import Context, View
+from ...network.executor import Executor
+from ...network.extraction import extract, extract_stem
+from ...plan.stitch_plan import Stitch, StitchPlan
 from .classifiers import Classifiers
-from .executor import Executor
-from .extraction import extract, extract_stem
 from .features import Features, Tap, is_by_level, run_to, taps_of
+from .timm_compat import feature_take_indices, update_model_input_size
 
 
 class TimmModel(nn.Module):

@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from ..anchors.transformers_view import Opening, TransformersView
-from ..network.task_names import MODEL_TYPE
-from ..plan.bounds import MOST_ANCHORS, MOST_BLOCKS, MOST_NAME
-from ..plan.stitch_plan import StitchPlan
+from ...plan.bounds import MOST_ANCHORS, MOST_BLOCKS, MOST_NAME
+from ...plan.stitch_plan import StitchPlan
 from .saved_fields import MOST_LETTERS, MOST_LEVELS, check_anchor, check_count, check_own, is_kept
+from .task_names import MODEL_TYPE
+from .views import Opening, TransformersView
 
 _NOT_KEPT = ("_name_or_path", "_model_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 # At the first `check_config` looks; where a network came from is said and not read.

@@ -1,4 +1,4 @@
-"""Feature maps of a stitch: where they are taken, and the module that gives them to a detection or segmentation head."""
+"""Feature maps of a stitch: where they are taken, and the module that gives them to heads of dense tasks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..anchors.timm_compat import FeatureGetterNet
-from ..anchors.view import Context, View
-from ..plan.stitch_plan import Stitch
-from .executor import Executor
-from .extraction import blocks_of
+from ...anchors.view import Context, View
+from ...network.executor import Executor
+from ...network.extraction import blocks_of
+from ...plan.stitch_plan import Stitch
+from .timm_compat import FeatureGetterNet
 
 
 class Tap(NamedTuple):

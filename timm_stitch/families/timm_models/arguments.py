@@ -18,8 +18,8 @@ from typing import Any
 import timm
 from timm.models import PretrainedCfg
 
-from ..plan.bounds import MOST_ANCHORS, MOST_BLOCKS, MOST_WIDTH
-from ..plan.stitch_plan import StitchPlan
+from ...plan.bounds import MOST_ANCHORS, MOST_BLOCKS, MOST_WIDTH
+from ...plan.stitch_plan import StitchPlan
 
 SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
 MOST_CLASSES, MOST_PIXELS = 1 << 20, 4096

@@ -1,11 +1,10 @@
-"""Stitched networks of transformers' models: importing it registers them with transformers' Auto classes.
+"""Stitched networks of transformers' models; importing this registers them with transformers' Auto classes.
 
-The one package that imports transformers; nothing else imports it before a model of transformers is stitched, loaded or
-asked for.
+Nothing else imports transformers before a model of transformers is stitched, loaded or asked for.
 """
 
-from .configuration import SNNetConfig
-from .networks import (
+from .families.transformers_models.configuration import SNNetConfig
+from .families.transformers_models.networks import (
     TASKS,
     SNNetForCausalLM,
     SNNetForImageClassification,
@@ -15,9 +14,6 @@ from .networks import (
     SNNetForTokenClassification,
     SNNetModel,
 )
-from .register import register
-
-register()
 
 __all__ = [
     "TASKS",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from .timm_staged import LevitView, ResNetView, SwinView
-from .timm_vit import TransformerView
-from .traced import TracedView
-from .view import View
+from ...anchors.view import View
+from .staged_views import LevitView, ResNetView, SwinView
+from .traced_view import TracedView
+from .vit_view import TransformerView
 
 
 def view_of(model: nn.Module) -> View:

@@ -16,10 +16,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from .keywords import Keywords
-from .modules import child, inner, shallow
-from .transformers_row import LayerRow, Turn, in_turn
-from .view import View
+from ...anchors.modules import child, inner, shallow
+from ...anchors.view import View
+from .inputs import Keywords
+from .layer_list import LayerRow, Turn, in_turn
 
 _FOR_OUTPUTS = ("output_hidden_states", "output_attentions", "logits_to_keep", "return_dict")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import AutoConfig, GenerationMixin
 
-from ..network.stitchable import StitchIds
+from ...network.stitchable import StitchIds
+from .configuration import SNNetConfig
 from .generating import Generates
-from .stitched_model import StitchedModel
+from .network import StitchedModel
 from .tasks import ALL
 
 
@@ -125,3 +126,13 @@ TASKS = {
 }
 for _task in ALL:
     TASKS[_task.name].task = _task
+
+
+def register() -> None:
+    """Let `AutoConfig` and each task's Auto class know the networks; may be called twice."""
+    AutoConfig.register(SNNetConfig.model_type, SNNetConfig, exist_ok=True)
+    for kind in TASKS.values():
+        kind.task.auto.register(SNNetConfig, kind, exist_ok=True)
+
+
+register()

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .keywords import Keywords
-from .modules import child
-from .transformers_row import Turn, in_turn
-from .transformers_view import Opening, TransformersView, put_module, takes, without_table
+from ...anchors.modules import child
+from .inputs import Keywords
+from .layer_list import Turn, in_turn
+from .views import Opening, TransformersView, put_module, takes, without_table
 
 _LENGTH, _PADDED = 9, 3  # tokens of the batch, and how many of its first row are padding
 

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..anchors.keywords import Keywords
-from ..anchors.macs import Macs
-from ..anchors.transformers_opening import probe
-from ..anchors.transformers_row import Turn, in_turn
-from ..anchors.transformers_view import TransformersView
-from ..network.counting import NORMS
-from ..network.modes import evaluating
-from ..plan.costs import AnchorCosts, Cost, PlanCosts
-from ..plan.stitch_plan import Stitch
+from ...anchors.macs import NORMS, Macs
+from ...network.modes import evaluating
+from ...plan.costs import AnchorCosts, Cost, PlanCosts
+from ...plan.stitch_plan import Stitch
+from .inputs import Keywords
+from .layer_list import Turn, in_turn
+from .opening import probe
+from .views import TransformersView
 
 _aten = torch.ops.aten
 

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..anchors.auto import view_of
-from ..anchors.timm_compat import update_model_args
-from ..anchors.view import Context, View
-from ..plan.costs import PlanCosts, PublishedCount
-from ..plan.stitch_plan import Stitch, StitchPlan
+from ...anchors.view import Context, View
+from ...network.executor import Executor
+from ...network.extraction import single_stitch_graph
+from ...network.layers import give_zero_gradients
+from ...network.stitchable import StitchableNetwork, StitchIds, is_row
+from ...network.weights import EXTRA_STATE, NORM_FLAG
+from ...plan.costs import PlanCosts, PublishedCount
+from ...plan.stitch_plan import Stitch, StitchPlan
 from .counting import image_size_of, measure
-from .executor import Executor
-from .extraction import single_stitch_graph
-from .layers import give_zero_gradients
-from .stitchable import StitchableNetwork, StitchIds, is_row
-from .timm_model import TimmModel
-from .weights import EXTRA_STATE, NORM_FLAG
+from .timm_api import TimmModel
+from .timm_compat import update_model_args
+from .views import view_of
 
 torch.fx.wrap("give_zero_gradients")  # a call of its own in traced graphs, not what is inside it
 

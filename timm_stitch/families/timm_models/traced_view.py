@@ -20,13 +20,13 @@ import torch
 from timm.models import checkpoint
 from torch import Tensor, fx, nn
 
-from .meta_device import meta_copy
-from .modules import anchor_name, child, shallow
+from ...anchors.meta_device import meta_copy
+from ...anchors.modules import anchor_name, child, shallow
+from ...anchors.view import Context, View
 from .slices import Slice, Slices
 from .tracing.partition import Partition
 from .tracing.partitioner import partition
 from .tracing.recording import DEVICE
-from .view import Context, View
 
 _SIZES = 64  # of images, for which what depends on the size is kept
 

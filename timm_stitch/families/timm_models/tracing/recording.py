@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..modules import child, with_hook
+from ....anchors.modules import child, with_hook
 
 
 @dataclass(frozen=True)

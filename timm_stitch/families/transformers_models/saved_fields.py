@@ -16,8 +16,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from ..network.task_names import MODEL_TYPE
-from ..plan.bounds import MOST_BLOCKS
+from ...plan.bounds import MOST_BLOCKS
+from .task_names import MODEL_TYPE
 
 MOST_LABELS, MOST_LETTERS, MOST_VALUES, MOST_LEVELS = 1 << 20, 1 << 22, 200_000, 6
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from ..anchors.transformers_opening import open_anchor
-from ..network.stitching import with_numbers
-from ..plan.enumeration import GivenPlan, make_plan
-from . import TASKS
+from ...network.compatibility import number_duplicates
+from ...plan.enumeration import GivenPlan, make_plan
 from .checks import check_fit, check_tokenizers
 from .configuration import make_config
-from .stitched_model import StitchedModel
+from .network import StitchedModel
+from .networks import TASKS
+from .opening import open_anchor
 
 
 def stitch_transformers(
@@ -37,7 +37,7 @@ def stitch_transformers(
     check_tokenizers(tokenizers)
     views = [open_anchor(model) for model in models]
     task = check_fit(views)
-    anchors = with_numbers([view.describe(_name(view.anchor)) for view in views])
+    anchors = number_duplicates([view.describe(_name(view.anchor)) for view in views])
     plan = make_plan(anchors, plan, direction, nearest, kernel_size, stride, rank)
     config = make_config(views, plan, stitch_id)
     network: StitchedModel = TASKS[task.name](config, views)

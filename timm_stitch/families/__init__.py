@@ -1,0 +1,1 @@
+"""The families of models that can be stitched: a folder each, which answers the protocol in `family`."""
