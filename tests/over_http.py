@@ -183,7 +183,7 @@ def test_a_second_push_keeps_what_the_user_wrote(model, rows, repo):
     assert "mine" in info.tags
     assert info.card_data["datasets"] == ["acme/squares", "acme/other"]
     assert timm_stitch.select(timm_stitch.from_hub(repo), macs=1e9) == 2
-    model.forget()
+    model.results.clear()
     timm_stitch.push_to_hub(model, repo, results=rows, dataset="acme/squares", split="test", token=SECRET)
 
 

@@ -13,12 +13,12 @@ from .evaluation.accuracy import evaluate
 from .evaluation.plotting import plot_curve
 from .evaluation.profiling import profile
 from .evaluation.selection import select
+from .families.stitching import stitch
 from .families.timm_models.network import SNNet
-from .hub.pull import from_hub
+from .hub.loading import from_hub, load
 from .hub.push import push_to_hub
 from .hub.saving import save_pretrained
 from .models import snnet as _registered  # noqa: F401 registers the models with timm
-from .models.at_hand import stitch
 from .models.checkpoints import convert_checkpoint
 from .models.factory import create_snnet
 from .plan.frontier import pareto_frontier
@@ -55,6 +55,7 @@ __all__ = [
     "from_hub",
     "least_squares_init",
     "linear_probe",
+    "load",
     "make_page",
     "pareto_frontier",
     "plot_curve",

@@ -14,7 +14,6 @@ from timm_stitch.cli.entry import main
 from timm_stitch.data import look
 from timm_stitch.data.config import DataConfig
 from timm_stitch.data.look import line_of, look_at_split
-from timm_stitch.hub.loading import load_network
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +60,9 @@ def test_eval_saves_into_the_folder(folder, capsys):
 def test_select_of_a_published_network_needs_no_weights(capsys, monkeypatch):
     def load(names, *, pretrained, device):
         assert (pretrained, device) == (False, "meta")
-        return load_network(names, pretrained=pretrained, device=device)
+        return timm_stitch.load(names, pretrained=pretrained, device=device)
 
-    monkeypatch.setattr("timm_stitch.cli.options.load_network", load)
+    monkeypatch.setattr("timm_stitch.cli.options.load", load)
     assert run("select", "snnet_deit_tsb", "--macs", 3e9, "--json") == 0
     assert json.loads(capsys.readouterr().out)["published_top1"] > 70
 

@@ -197,7 +197,7 @@ def test_the_command(tmp_path, capsys):
 def test_another_image_size_has_its_own_costs(tmp_path):
     net = timm_stitch.stitch(resnets())
     row = net.stitch_table()[1]
-    net.remember([{"stitch_id": 1, "top1": 70.0}])
+    net.results.add([{"stitch_id": 1, "top1": 70.0}])
     manifest = timm_stitch.export(net, tmp_path / "deploy", 1, format="program", image_size=(64, 96))
     assert manifest["input"]["shape"] == ["batch", 3, 64, 96]
     assert manifest["stitches"][0]["params"] == row["params"]

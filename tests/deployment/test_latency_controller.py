@@ -207,7 +207,7 @@ def test_what_is_not_known_is_said():
 def test_rows_of_other_weights_are_refused(model):
     rows = [{**row, "weights": fingerprint(model)} for row in ROWS[:4]]
     assert LatencyController(model, 10, rows=rows).stitch_id == 2
-    model.remember(rows)
+    model.results.add(rows)
     assert LatencyController(model, 10).stitch_id == 2
     with torch.no_grad():
         model.anchors[0].blocks[0].mlp.fc1.weight.mul_(1.5)

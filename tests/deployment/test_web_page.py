@@ -119,7 +119,7 @@ def test_the_mark_is_on_the_point_that_was_drawn(net):
 
 
 def test_accuracy_that_is_not_known_is_not_shown(net):
-    net.forget()
+    net.results.clear()
     viewer = Viewer(net)
     assert len(viewer.steps) == net.num_stitches
     assert [row["macs"] for row in viewer.steps] == sorted(row["macs"] for row in net.stitch_table())
@@ -290,7 +290,7 @@ def test_in_a_browser(net, served, browser, pictures, tmp_path):
 
 def test_the_page_of_a_network_without_accuracies(net):
     pytest.importorskip("gradio", reason=NO_GRADIO)
-    net.forget()
+    net.results.clear()
     config = make_page(net, title="a < b").get_config_file()
     slider = next(c for c in config["components"] if c["type"] == "slider")
     assert (slider["props"]["minimum"], slider["props"]["maximum"]) == (0, net.num_stitches - 1)

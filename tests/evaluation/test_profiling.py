@@ -43,7 +43,7 @@ def test_each_stitch_is_measured_and_kept_in_the_table(model, quick):
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_several_batch_sizes_are_one_row(model, quick, tmp_path):
-    model.forget()
+    model.results.clear()
     slow = [a.patch_embed.register_forward_pre_hook(lambda _, x: time.sleep(0.005 * len(x[0]))) for a in model.anchors]
     rows = timm_stitch.profile(model, batch_sizes=[8, 1, 2], stitch_ids=SOME, repeats=6, quick=quick)
     for handle in slow:
@@ -90,14 +90,14 @@ def test_a_latency_budget_chooses_the_most_accurate_within(model):
     for row in results:
         row["latency_ms"], row["top1"] = 1.0 + row["stitch_id"], 50.0 + row["stitch_id"] % 7
     assert timm_stitch.select(model, results, latency_ms=20) == 6
-    model.remember(results)
+    model.results.add(results)
     assert model.set_budget(latency_ms=20) is model
     assert model.stitch_id == 6
     assert model.set_budget(latency_ms=20, macs=model.stitch_table()[6]["macs"] - 1).stitch_id != 6
     for row in results:
         row["latency_ms_batch_8"] = 100.0 - row["stitch_id"]
     assert timm_stitch.select(model, results, latency_ms=90, batch_size=8) == 34
-    model.remember(results)
+    model.results.add(results)
     assert model.set_budget(latency_ms=90, batch_size=8).stitch_id == timm_stitch.select(
         model, latency_ms=90, batch_size=8
     )
@@ -111,7 +111,7 @@ def test_a_latency_budget_chooses_the_most_accurate_within(model):
 
 
 def test_figures_of_other_weights_are_not_taken_for_these(model):
-    model.remember([{"stitch_id": 2, "top1": 99.0, "weights": "0123456789abcdef"}])
+    model.results.add([{"stitch_id": 2, "top1": 99.0, "weights": "0123456789abcdef"}])
     timm_stitch.profile(model, stitch_ids=[2], repeats=1)
     assert "top1" not in model.stitch_table()[2]
 
@@ -133,7 +133,7 @@ def test_bad_arguments(model):
 
 
 def test_the_verb_keeps_figures_for_select(model, tmp_path, capsys):
-    model.forget()
+    model.results.clear()
     model.eval()
     folder = timm_stitch.save_pretrained(
         model, tmp_path / "net", timm_stitch.evaluate(model, [(IMAGES, torch.arange(8))])

@@ -84,7 +84,7 @@ def saved(net, rows, tmp_path_factory):
 
 @pytest.fixture
 def folder(net, saved, tmp_path):
-    net.forget()
+    net.results.clear()
     return Path(shutil.copytree(saved, tmp_path / "net"))
 
 
@@ -275,7 +275,7 @@ def test_every_figure_of_the_card_is_a_row(folder, rows):
 
 
 def test_a_card_without_results_gives_no_accuracy(net, tmp_path):
-    net.forget()
+    net.results.clear()
     folder = timm_stitch.save_pretrained(net, tmp_path / "net")
     card = (folder / "README.md").read_text()
     assert "has been evaluated yet, so no accuracy is given" in card
@@ -285,7 +285,7 @@ def test_a_card_without_results_gives_no_accuracy(net, tmp_path):
 
 def test_without_matplotlib_there_is_no_picture(net, rows, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    net.forget()
+    net.results.clear()
     folder = timm_stitch.save_pretrained(net, tmp_path / "net", results=rows)
     assert "the card has no picture of the curve: drawing needs matplotlib" in caplog.text
     assert not (folder / "curve.png").exists()

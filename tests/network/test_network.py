@@ -55,7 +55,7 @@ def test_whether_the_norm_runs_travels_with_a_checkpoint_and_is_no_buffer(anchor
 
 
 def test_results_are_believed_only_of_the_weights_they_belong_to(model, images):
-    model.remember([{"stitch_id": 2, "top1": 60.0}])
+    model.results.add([{"stitch_id": 2, "top1": 60.0}])
     assert model.stitch_table()[2]["top1"] == 60
     assert model.extract(2).stitch_table()[0]["top1"] == 60
     with torch.no_grad():
@@ -66,12 +66,14 @@ def test_results_are_believed_only_of_the_weights_they_belong_to(model, images):
     ):
         model.set_budget(macs=1e12)
     with pytest.raises(ValueError, match="the rows hold stitches that the plan does not have: \\[99\\]"):
-        model.remember([{"stitch_id": 99, "top1": 60.0}])
-    model.forget()
-    model.remember([{"stitch_id": 3, "top1": 50.0, "weights": "0123456789abcdef"}])
+        model.results.add([{"stitch_id": 99, "top1": 60.0}])
+    model.results.clear()
+    model.results.add([{"stitch_id": 3, "top1": 50.0, "weights": "0123456789abcdef"}])
     assert "top1" not in model.stitch_table()[3]
     with pytest.raises(ValueError, match="belong to 2 different weights"):
-        model.remember([{"stitch_id": 3, "top1": 1.0, "weights": "a"}, {"stitch_id": 4, "top1": 1.0, "weights": "b"}])
+        model.results.add(
+            [{"stitch_id": 3, "top1": 1.0, "weights": "a"}, {"stitch_id": 4, "top1": 1.0, "weights": "b"}]
+        )
 
 
 def test_one_id_per_image(model, images):

@@ -300,7 +300,7 @@ def test_hooks_on_an_anchor_fire(kind: str) -> None:
 def test_anchors_of_any_size_take_the_size_that_is_set() -> None:
     net = timm_stitch.stitch([timm.create_model(name, num_classes=5) for name in ("resnet18", "resnet34")])
     before = net.stitch_table()[0]["macs"]
-    net.remember([{"stitch_id": 0, "top1": 70.0}])
+    net.results.add([{"stitch_id": 0, "top1": 70.0}])
     net.set_input_size(64)
     assert net.image_size == (64, 64)
     assert net.stitch_table()[0]["macs"] < before / 10

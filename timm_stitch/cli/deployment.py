@@ -62,7 +62,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run_export(options: argparse.Namespace) -> None:
     """Write stitches as files of a format."""
-    model, images = load_model(options), None
+    model, images = load_model(options, "export"), None
     if options.data_dir or options.dataset:
         torch.manual_seed(0)
         images = torch.cat(list(first_images(load_images(options, model, shuffled=True), options.images)))
@@ -89,7 +89,7 @@ def run_demo(options: argparse.Namespace) -> None:
         print(json.dumps({"url": url}) if options.json else url)
         return
     title = " + ".join(Path(name).name if Path(name).is_dir() else name for name in options.model)
-    page = make_page(load_model(options), title=title, examples=options.examples)
+    page = make_page(load_model(options, "demo"), title=title, examples=options.examples)
     _, url, shared = page.launch(
         server_port=options.port, share=options.share, quiet=options.json, prevent_thread_lock=True
     )

@@ -17,7 +17,8 @@ from ..evaluation.accuracy import evaluate
 from ..evaluation.plotting import plot_curve
 from ..evaluation.profiling import PRECISIONS, profile
 from ..evaluation.selection import select
-from ..hub.json_files import STITCHES_FILE, read_stitches
+from ..families.family import STITCHES_FILE
+from ..hub.json_files import read_stitches
 from ..hub.saving import save_pretrained
 from ..models.published import published_table
 from ..network.weights import fingerprint
@@ -127,7 +128,7 @@ def _rows_of(source: str) -> list[dict[str, Any]]:
     if not path.exists() and timm.is_model(source.split(".")[0]):
         rows = published_table(source.split(".")[0]).get("stitches", [])
     else:
-        rows = read_stitches(path / STITCHES_FILE)["stitches"] if path.is_dir() else read_rows(path)
+        rows = read_stitches(path / STITCHES_FILE).rows if path.is_dir() else read_rows(path)
     check_one_network(rows, source)
     known = [row for row in rows if row.get("top1") is not None]
     if not known:

@@ -15,8 +15,8 @@ from ..data.config import DataConfig
 from ..data.dataset import build_dataset, image_config
 from ..data.loader import reading_processes
 from ..data.yaml_text import read_argument
-from ..families.timm_models.network import SNNet
-from ..hub.loading import load_network
+from ..families.registry import require
+from ..hub.loading import load
 from ..plan.timings import LATENCY_AT
 
 if TYPE_CHECKING:
@@ -71,14 +71,25 @@ def add_images(verb: argparse.ArgumentParser, split: str) -> None:
     verb.add_argument("--workers", type=int, default=0)
 
 
-def load_model(options: argparse.Namespace, weights: bool = True) -> SNNet:
-    """The network that the command line names, with its weights, or on the meta device without."""
+def load_model(options: argparse.Namespace, feature: str = "", weights: bool = True) -> Any:
+    """Load the network that the command line names.
+
+    Args:
+        options: the options of the verb.
+        feature: what the verb does with it, which not every family's networks do.
+        weights: load its weights; without them it is on the meta device.
+
+    Raises:
+        ValueError: if there is no such network, or it lacks the feature.
+    """
     classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
-    return load_network(options.model, pretrained=weights, device=options.device if weights else "meta", **classes)
+    network = load(options.model, pretrained=weights, device=options.device if weights else "meta", **classes)
+    return require(network, feature)
 
 
-def load_images(options: argparse.Namespace, model: SNNet, shuffled: bool = False) -> DataLoader[Any]:
+def load_images(options: argparse.Namespace, model: Any, shuffled: bool = False) -> DataLoader[Any]:
     """The images that the command line names, prepared as for evaluation."""
+    require(model, "named_data")
     config = DataConfig(
         dataset=options.dataset, data_dir=options.data_dir, val_split=options.split, train_split=options.split,
         dataset_args=read_argument(options.dataset_args), batch_size=options.batch_size, workers=options.workers,
@@ -88,8 +99,9 @@ def load_images(options: argparse.Namespace, model: SNNet, shuffled: bool = Fals
     return DataLoader(data, config.batch_size, shuffle=shuffle, num_workers=reading_processes(config.workers))
 
 
-def images_fingerprint(options: argparse.Namespace, model: SNNet) -> str:
+def images_fingerprint(options: argparse.Namespace, model: Any) -> str:
     """A fingerprint of which images these are and how they are prepared; a folder's name stays private in it."""
+    require(model, "named_data")
     folder = os.path.realpath(options.data_dir) if options.data_dir else None
     said = (options.dataset, folder, options.split, options.dataset_args, sorted(image_config(model).items()))
     return hashlib.blake2b(repr(said).encode(), digest_size=8).hexdigest()

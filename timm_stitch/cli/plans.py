@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 
-from ..families.timm_models.views import view_of
-from ..hub.loading import load_network, with_prefix
+from ..families.registry import family_of_models
+from ..hub.loading import load, to_source
 from ..hub.push import list_hub
 from ..models.published import ALIASES
 from ..network.compatibility import meeting_points
@@ -55,7 +55,7 @@ def run_list(options: argparse.Namespace) -> None:
 
 def _registered(name: str) -> dict[str, Any]:
     """The row of a registered network."""
-    model = load_network(name, pretrained=False, device="meta")
+    model = load(name, pretrained=False, device="meta")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
     anchors, weights = " + ".join(model.plan.anchor_names), ", ".join(tags)
     return {"name": name, "stitches": model.num_stitches, "anchors": anchors, "weights": weights}
@@ -64,8 +64,8 @@ def _registered(name: str) -> dict[str, Any]:
 def run_plan(options: argparse.Namespace) -> None:
     """Print what stitches there are, or where two models can meet."""
     if len(options.model) == 2 and options.meet:
-        models = [timm.create_model(with_prefix(name), device="meta") for name in options.model]
-        print_rows(meeting_points(*map(view_of, models)), options.json)
+        models = [timm.create_model(to_source(name), device="meta") for name in options.model]
+        print_rows(meeting_points(*map(family_of_models(models).open, models)), options.json)
         return
     model = load_model(options, weights=False)
     if options.json:

@@ -72,8 +72,8 @@ def run_serve(options: argparse.Namespace) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(options.threads or max(1, cores - 1))
     server = NetworkServer(
-        lambda: load_model(options), promise, name=Path(options.model[0]).name, host=options.host, port=options.port,
-        most_bytes=_most_bytes(options),
+        lambda: load_model(options, "serve"), promise, name=Path(options.model[0]).name, host=options.host,
+        port=options.port, most_bytes=_most_bytes(options),
     )  # fmt: skip
     service = server.service
     told = {"url": server.address, "name": service.name, "stitch_ids": service.table.stitch_ids}
@@ -89,7 +89,7 @@ def _run_replicas(options: argparse.Namespace, promise: Promise) -> int:
         raise ImportError(f"serving by replicas needs {error.name}: pip install 'timm_stitch[ray]'.") from error
     scale = _scale(options)
     here = argparse.Namespace(**{**vars(options), "device": "cpu"})
-    rows = known_rows(load_model(here), promise)  # what is wrong with a network shows before Ray starts
+    rows = known_rows(load_model(here, "serve"), promise)  # what is wrong with a network shows before Ray starts
     port = options.port
     if not (options.ray_config or options.ray_address):
         with listen(options.host, port) as free:

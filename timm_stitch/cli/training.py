@@ -73,7 +73,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run_init(options: argparse.Namespace) -> None:
     """Initialise by least squares and save."""
-    model = load_model(options)
+    model = load_model(options, "named_data")
     torch.manual_seed(options.seed)
     images = first_images(load_images(options, model, shuffled=True), options.images)
     least_squares_init(model, images, method=options.method, progress=True)
@@ -132,7 +132,7 @@ def _given_fields(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_recalibrate(options: argparse.Namespace) -> None:
     """Measure BatchNorm's statistics again and save."""
-    model = load_model(options)
+    model = load_model(options, "recalibrate")
     if options.stitch_id is not None:
         model = model.extract(options.stitch_id, copy=True)
     torch.manual_seed(options.seed)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
-from ..families.timm_models.network import SNNet
 from ..files import whole_file
-from ..hub.loading import load_network
-from ..hub.pull import from_hub
+from ..hub.loading import from_hub, load
 from ..hub.push import push_to_hub
 from ..hub.saving import save_pretrained
 from ..models.checkpoints import convert_checkpoint
+from ..network.stitchable import StitchableNetwork
+from ..network.weights import kept_state
 from ..plan.results import read_rows
 from .options import add_model, add_verb, load_model
 
@@ -82,11 +82,11 @@ def run_extract(options: argparse.Namespace) -> None:
     save_stitch(load_model(options).extract(options.stitch_id), options)
 
 
-def save_stitch(small: SNNet, options: argparse.Namespace) -> None:
+def save_stitch(small: StitchableNetwork, options: argparse.Namespace) -> None:
     """One stitch's weights to the file `options.output`; it appears whole or not at all."""
     path, name = Path(options.output), small.plan.stitches[0].name
     with whole_file(path) as beside:
-        save_file(small.state_dict(), beside)
+        save_file({k: v.contiguous() for k, v in kept_state(small).items()}, beside)
     params = sum(p.numel() for p in small.parameters())
     row = {"path": str(path), "stitch_id": options.stitch_id, "name": name, "params": params}
     print(json.dumps(row) if options.json else f"{path}: {params:,} parameters of {name}")
@@ -95,7 +95,7 @@ def save_stitch(small: SNNet, options: argparse.Namespace) -> None:
 def run_convert(options: argparse.Namespace) -> None:
     """Save one of the authors' checkpoints as a network of ours."""
     state, args = convert_checkpoint(options.checkpoint, options.name)
-    model = load_network(options.name, pretrained=False, **args)
+    model = load(options.name, pretrained=False, **args)
     model.load_state_dict(state)
     print(save_pretrained(model, options.output))
 

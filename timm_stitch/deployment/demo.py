@@ -72,7 +72,7 @@ class Viewer:
         self.mode = pillow_mode(model, "the page shows")
         self.model = model.eval()
         self.labels = class_names(model, labels)
-        model.check_results()
+        model.results.check()
         table = model.stitch_table()
         self.known: list[Row] = [row for row in table if row.get("top1") is not None]
         # What the slider moves along, cheapest first.

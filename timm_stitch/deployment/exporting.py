@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ..data.dataset import image_config
 from ..families.timm_models.network import SNNet
 from ..files import whole_folder
-from ..network.weights import glance
 from ..plan.frontier import pareto_frontier
 from .class_names import class_names
 from .formats import executorch_file, litert_file, onnx_files, program_files, web_folder
@@ -156,7 +155,7 @@ def _ids(model: SNNet, stitch_ids: int | Sequence[int] | None, format: str) -> l
 
 def _frontier(model: SNNet) -> list[int]:
     """The stitches that no other beats at its cost."""
-    model.check_results()
+    model.results.check()
     known = [row for row in model.stitch_table() if row.get("top1") is not None]
     if not known:
         raise ValueError("the accuracy of no stitch is known, so there is no frontier: evaluate, or give stitch_ids.")
@@ -166,13 +165,12 @@ def _frontier(model: SNNet) -> list[int]:
 def _prepared(model: SNNet, image_size: int | tuple[int, int] | None) -> SNNet:
     """A copy in float32 and evaluation mode, on the CPU, for images of that size."""
     whole = copy.deepcopy(model).cpu().float().eval()
-    whole.forget()
-    whole.remember(({"stitch_id": k, **row} for k, row in model.known_rows().items()), weights=glance(whole))
+    whole.results.adopt(model.results.current_rows())
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size or whole.image_size)
     if size != whole.image_size:
         cfg = getattr(whole, "pretrained_cfg", None) or {}
         whole.pretrained_cfg = {**cfg, "input_size": (whole.in_chans, *size)}
-        whole.forget()  # it was measured at the other size
+        whole.results.clear()  # it was measured at the other size
     if size != whole.image_size:
         raise ValueError(
             f"image_size={size} does not fit: these anchors take {whole.image_size}. Call model.set_input_size first."

@@ -67,8 +67,8 @@ class LatencyController:
                 f"target_ms={target_ms}, window={window}, quantile={quantile}, margin={margin}, patience={patience}: "
                 "expected a positive target, window and patience of 1 or more, 0.5 <= quantile <= 1, 0 <= margin < 1."
             )
-        if rows is None and hasattr(model, "check_results"):  # what only runs a network has a table of its own
-            model.check_results()
+        if rows is None and hasattr(model, "results"):  # what only runs a network has a table of its own
+            model.results.check()
         known = model.stitch_table() if rows is None else list(rows)
         if not known:
             raise ValueError("rows is empty: give rows of stitch_id, latency_ms and top1, or leave it out.")

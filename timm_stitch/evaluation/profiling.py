@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from ..anchors.view import Context
-from ..families.timm_models.network import SNNet
+from ..families.registry import require
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork
-from ..network.weights import fingerprint_again
+from ..network.weights import cached_fingerprint
 from ..plan.stitch_plan import Stitch
 from ..plan.timings import MOST_IMAGES, is_batch_size, latency_key
 
@@ -80,8 +80,8 @@ def profile(
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is unknown: expected one of {', '.join(PRECISIONS)}.")
     sizes = _sizes(batch_size, batch_sizes)
-    if quick and not isinstance(model, SNNet):
-        raise ValueError("quick=True adds up parts, and models of transformers run as wholes: leave it out.")
+    if quick:
+        require(model, "quick_profile")
     if repeats < 1:
         raise ValueError(f"repeats={repeats} is out of range: expected 1 or more.")
     stitches = [model.plan[i] for i in sorted(set(model.stitch_ids if stitch_ids is None else stitch_ids))]
@@ -96,9 +96,9 @@ def profile(
     finally:
         model.to(home)
     said = {"batch_size": sizes[0], "precision": precision, "profiled_on": name_of(device)}
-    said["weights"] = fingerprint_again(model)
+    said["weights"] = cached_fingerprint(model)
     rows = [_row(model, stitch, timed[stitch.stitch_id], memory[stitch.stitch_id], said) for stitch in stitches]
-    model.remember(rows)
+    model.results.add(rows)
     return rows
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..network.stitchable import StitchableNetwork
-from ..network.weights import fingerprint_again
+from ..network.weights import cached_fingerprint
 from ..plan.frontier import best_known, best_within
 
 
@@ -45,7 +45,7 @@ def select(
     """
     budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
     if results is None:
-        model.check_results()
+        model.results.check()
         return int(best_known(model.stitch_table(), budgets, score, batch_size)["stitch_id"])
     measured = list(results)
     check_weights(model, measured, "these results")
@@ -65,7 +65,7 @@ def check_weights(model: StitchableNetwork, rows: Iterable[Mapping[str, Any]], w
         ValueError: naming `what` they are.
     """
     marks = {row["weights"] for row in rows if row.get("weights")}
-    if marks and marks != {fingerprint_again(model)}:
+    if marks and marks != {cached_fingerprint(model)}:
         belong = "belong" if what.endswith("s") else "belongs"
         raise ValueError(
             f"{what} {belong} to other weights ({', '.join(sorted(map(str, marks)))}) than the network now has: "

@@ -12,18 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 from huggingface_hub import hf_hub_download
 
-from ..families.timm_models.arguments import MOST_CLASSES, MOST_PIXELS, check_arguments, check_cfg
-from ..families.timm_models.network import SNNet
-from ..families.transformers_models.task_names import is_of_transformers, names_of
+from ..families.family import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, SavedNetwork
+from ..families.registry import family_of, family_of_config
 from ..network.stitchable import StitchableNetwork
-from ..plan.results import measured
+from ..plan.results import SavedResults, measured
 from ..plan.stitch_plan import StitchPlan
 from .errors import is_repo_id
-
-CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE = "config.json", "stitches.json", "model.safetensors"
 
 _MOST_BYTES = 16 << 20
 
@@ -66,75 +62,50 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return data
 
 
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the `config.json` of a saved SN-Net.
+def read_saved(folder: Path) -> SavedNetwork:
+    """Read and check the JSON files of a saved network, each once.
 
-    Returns:
-        What is in the file, checked: `architecture`, `model_args`, `pretrained_cfg`, `num_classes` and more.
+    Rows that cannot be read are left out with a warning: they are not needed to run the network.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is not that of an SN-Net, or asks for more than building a network.
+        FileNotFoundError: if there is no `config.json`.
+        ValueError: if it is not that of a stitchable network, or asks for more than building one.
     """
-    config = read_json(path)
-    if is_of_transformers(config):
-        names_of(config)
-        return config  # what else may stand in it is checked where it is read: `text.configuration`
-    name, args = config.get("architecture"), config.get("model_args", {})
-    cfg: Any = config.get("pretrained_cfg")
-    ours = isinstance(name, str) and timm.is_model(name)
-    if not ours or not timm.model_entrypoint(str(name)).__module__.startswith("timm_stitch."):
-        raise ValueError(
-            f"config.json names the architecture {name!r:.80}, which is not a stitchable network here: expected "
-            f"one of {', '.join(timm.list_models('snnet*'))}; other models load by timm.create_model."
-        )
-    check_arguments(args, str(name))
-    check_cfg(cfg)
-    size = cfg.get("input_size", [3, 224, 224])
-    numbers = [config.get("num_classes", 1), *(size if isinstance(size, list) else ["?"])]
-    most = [MOST_CLASSES, *[MOST_PIXELS] * 3]
-    if len(numbers) != 4 or not all(
-        isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= m for n, m in zip(numbers, most, strict=True)
-    ):
-        raise ValueError(
-            f"config.json has num_classes={config.get('num_classes')!r:.40} and input_size={size!r:.60}: expected a "
-            f"number of classes (at most {MOST_CLASSES:,}) and [channels, height, width] (at most {MOST_PIXELS:,})."
-        )
-    return config
+    config = read_json(folder / CONFIG_FILE)
+    family_of_config(config).check_config(config)
+    try:
+        results: SavedResults | None = read_stitches(folder / STITCHES_FILE)
+    except OSError as error:
+        _logger.debug("no rows next to the weights: %s", error)
+        results = None
+    except ValueError as error:
+        _logger.warning("the network loads without its rows, and its weights are not compared: %s", error)
+        results = None
+    return SavedNetwork(folder, config, results)
 
 
-def read_stitches(path: str | os.PathLike[str], plan: StitchPlan | None = None) -> dict[str, Any]:
+def read_stitches(path: str | os.PathLike[str]) -> SavedResults:
     """Read a `stitches.json`.
 
-    Args:
-        path: the file.
-        plan: the network's own; the file must have the same.
-
-    Returns:
-        What is in it: `weights` (the fingerprint), `plan`, `stitches` (a row each), and `training` if known.
-
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is not what `save_pretrained` writes, or has another plan.
+        ValueError: if it is not what `save_pretrained` writes.
     """
     data = read_json(path)
-    rows, mark = data.get("stitches"), data.get("weights")
-    if not isinstance(mark, str) or len(mark) > 64 or not isinstance(rows, list):
+    rows, weights = data.get("stitches"), data.get("weights")
+    if not isinstance(weights, str) or len(weights) > 64 or not isinstance(rows, list):
         raise ValueError("stitches.json lacks its fingerprint or its rows: expected what save_pretrained writes.")
-    saved: Any = data.get("plan")
-    own = StitchPlan.from_dict(saved)
-    if plan is not None and own != plan:
-        raise ValueError("stitches.json has another plan than the network beside it: save the network again.")
+    plan = StitchPlan.from_dict(data.get("plan"))  # type: ignore[arg-type] # which refuses what is no mapping
     seen = set()
     for row in rows:
         number = row.get("stitch_id") if isinstance(row, dict) else None
-        plain = isinstance(number, int) and number in own and number not in seen
+        plain = isinstance(number, int) and number in plan and number not in seen
         seen.add(number if plain else None)
         if not plain or not all(is_plain(key, value) for key, value in row.items()):
             raise ValueError(f"stitches.json has a row that is not one ({row!s:.80}): save the network again.")
     if not isinstance(data.get("training", {}), dict):
         raise ValueError("stitches.json garbles how the network was trained: save the network again.")
-    return data
+    return SavedResults(weights, plan, rows, plain_training(data.get("training")))
 
 
 def is_plain(key: str, value: Any) -> bool:
@@ -148,12 +119,31 @@ def is_plain(key: str, value: Any) -> bool:
     return value is None or (isinstance(value, (bool, int, float)) and abs(value) < 1e18)
 
 
-def remember(model: StitchableNetwork, data: Mapping[str, Any]) -> None:
-    """Let a network know its rows; each keeps the fingerprint of the weights that it belongs to."""
-    rows = [{"stitch_id": row["stitch_id"], **measured(row)} for row in data["stitches"]]
-    model.forget()
-    model.remember([row for row in rows if len(row) > 1 and row["stitch_id"] in model.plan], data["weights"])
-    model.trained = plain_training(data.get("training"))
+def load_results(network: StitchableNetwork, saved: SavedNetwork) -> None:
+    """Give a loaded network, or a stitch of it, the rows that were saved with it.
+
+    A network with other classes, channels or image size than the saved one gets none. Rows of another plan are left
+    out with a warning.
+    """
+    results = saved.results
+    if results is None or not family_of(network).keeps_rows(network, saved):
+        return
+    plan, whole = network.plan, results.plan
+    stitches = whole.stitches if len(plan) == len(whole) else tuple(s for s in whole.stitches if s.stitch_id in plan)
+    if (plan.anchors, plan.layers, plan.stitches) != (whole.anchors, whole.layers, stitches):
+        _logger.warning(
+            "the network loads without its rows: stitches.json has another plan than the network next to it: save the "
+            "network again."
+        )
+        return
+    rows = [{"stitch_id": row["stitch_id"], **measured(row)} for row in results.rows]
+    known = [row for row in rows if len(row) > 1 and row["stitch_id"] in plan]
+    if stitches == whole.stitches:
+        network.results.clear()
+        network.results.add(known, results.weights)
+    else:
+        network.results.adopt(known)  # the fingerprint is that of the whole
+    network.trained = dict(results.training)
 
 
 def plain_training(training: Any) -> dict[str, Any]:
@@ -174,26 +164,20 @@ def plain_training(training: Any) -> dict[str, Any]:
     return found
 
 
-def recall(model: Any, cfg: Any, cache_dir: str | os.PathLike[str] | None = None) -> None:
-    """Let a network that timm loaded from a folder or the Hub know the rows that lie beside its weights.
+def recall(network: Any, cfg: Any, cache_dir: str | os.PathLike[str] | None = None) -> None:
+    """Give a network that timm itself loaded from a folder or the Hub the rows that lie next to its weights.
 
-    A network with other classes, channels or image size than the saved one has none. Rows that cannot be
-    read are left out with a warning: they are not needed to run the network.
+    Rows that cannot be read are left out with a warning: they are not needed to run the network.
     """
-    if not isinstance(model, SNNet) or cfg.source not in ("local-dir", "hf-hub"):
-        return
-    asked = (model.num_classes, model.in_chans, *model.image_size)
-    if asked != (cfg.num_classes, *cfg.input_size):
-        return
     try:
         if cfg.source == "local-dir":
-            path = Path(cfg.file) / STITCHES_FILE
+            folder = Path(cfg.file)
         else:
             repo_id, _, revision = cfg.hf_hub_id.partition("@")
             cache = None if cache_dir is None else Path(cache_dir)
-            path = Path(hf_hub_download(repo_id, STITCHES_FILE, revision=revision or None, cache_dir=cache))
-        remember(model, read_stitches(path, model.plan))
+            folder = Path(hf_hub_download(repo_id, STITCHES_FILE, revision=revision or None, cache_dir=cache)).parent
+        load_results(network, read_saved(folder))
     except OSError as error:
-        _logger.debug("no rows beside the weights: %s", error)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        _logger.debug("no rows next to the weights: %s", error)
+    except ValueError as error:
         _logger.warning("the network loads without its rows: %s", error)

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..data.yaml_text import load_yaml
-from ..families.transformers_models.task_names import TASK_NAMES, TaskNames, is_of_transformers, names_of
+from ..families.registry import family_of_config
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
 from ..plan.stitch_plan import StitchPlan
@@ -94,12 +94,13 @@ def _front_matter(
     """What the Hub reads, as YAML."""
     rows = _evaluated(stitches)
     shown = {row["stitch_id"] for row in [*pareto_frontier(rows), *_alone(plan, rows)]}
-    pipeline = _task(config).pipeline
+    family = family_of_config(config).card(config)
+    pipeline = family.pipeline
     return ModelCardData(
-        library_name="transformers" if is_of_transformers(dict(config)) else "timm",
+        library_name=family.library,
         pipeline_tag=pipeline,
         tags=[pipeline, *TAGS[1:]],
-        license=license or config["pretrained_cfg"].get("license"),
+        license=license or family.license,
         datasets=sorted({str(row["dataset"]) for row in rows if row.get("dataset")}) or None,
         base_model=list(base_models) or None,
         model_name=name,
@@ -128,32 +129,24 @@ def _of_results(plan: StitchPlan, stitches: Mapping[str, Any]) -> dict[str, Any]
 
 def _of_network(plan: StitchPlan, stitches: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """What the template needs to tell of the network itself."""
-    size = config["pretrained_cfg"].get("input_size", (3, 224, 224))
-    names = _task(config)
+    family = family_of_config(config).card(config)
     return {
-        "of_transformers": is_of_transformers(dict(config)),
-        "auto": names.auto,
-        "score": names.score,
+        "family": family,
+        "score": family.score,
         "length": next((row["length"] for row in stitches["stitches"] if row.get("length")), None),
-        "generates": names.pipeline == "text-generation",
+        "generates": family.pipeline == "text-generation",
         "architecture": config["architecture"],
         "count": len(plan),
         "layers": len(plan.layers),
         "weights": stitches.get("weights"),
-        "input_shape": f"(B, {', '.join(map(str, size))})",
         "norm": (
             "Stitched paths end in the back anchor's final norm."
-            if config.get("model_args", {}).get("stitched_norm", True)
+            if family.stitched_norm
             else "Stitched paths skip the back anchor's final norm, as these weights were trained."
         ),
         "runs": [_run(run) for run in _runs(stitches)],
         "second_version": any(layer.rank for layer in plan.layers),
     }
-
-
-def _task(config: Mapping[str, Any]) -> TaskNames:
-    """What the Hub calls the task of a network."""
-    return names_of(dict(config))[1] if is_of_transformers(dict(config)) else TASK_NAMES["ForImageClassification"]
 
 
 def merge(existing: str, fresh: str) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from ..families.family import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE
 from ..network.stitchable import StitchableNetwork
 from .errors import check_repo_id, check_token, explained
-from .json_files import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE
 from .model_card import TAG, merge
 from .saving import CARD_FILE, CURVE_FILE, save_pretrained
 

@@ -6,7 +6,6 @@ Anchors are made by name, the network is stitched from them, and weights are loa
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,6 +17,8 @@ from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import nn
 
 from ..anchors.budget import bounded
+from ..families.family import SavedNetwork
+from ..families.registry import is_stitchable
 from ..families.timm_models.arguments import (
     OF_NETWORK,
     check_anchor,
@@ -29,12 +30,13 @@ from ..families.timm_models.arguments import (
 from ..families.timm_models.features import Features
 from ..families.timm_models.meta_build import can_build_on_meta, materialize
 from ..families.timm_models.network import SNNet
-from ..families.timm_models.stitching import for_each_anchor, stitch
+from ..families.timm_models.stitching import for_each_anchor, stitch_timm
 from ..families.timm_models.timm_compat import resolve_pretrained_cfg
 from ..files import steadily
 from ..hub.json_files import network_files, recall
-from ..network.weights import glance
+from ..network.stitchable import StitchableNetwork
 from ..plan.costs import PublishedCount
+from ..plan.enumeration import PlanOptions
 from .checkpoints import adapt, reading
 from .published import ALIASES, AUTHORS_TAG, published_table
 
@@ -64,17 +66,19 @@ def create_snnet(
     """
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     cfg_arg = kwargs.pop("pretrained_cfg", None)
+    saved = kwargs.pop("saved", None)
     if isinstance(cfg_arg, Mapping):
         check_cfg_fields(cfg_arg)
     cfg = resolve_pretrained_cfg(variant, cfg_arg, overlay)
     own_weights = bool(cfg.has_weights or cfg.state_dict or cfg.source)
-    saved = _saved_arguments(cfg, kwargs, anchors)
-    if saved is not None:
-        check_arguments(saved, variant)
-        with bounded():  # without memory, before there is any
-            _make_anchors(anchors, [None] * len(anchors), False, {**_common(kwargs), "device": "meta"})
+    if not isinstance(saved, SavedNetwork):
+        _check_arguments(cfg, kwargs, variant, anchors)
     asked = kwargs.get("stitched_norm")
-    deferred = pretrained and own_weights and str(kwargs.get("device")) != "meta"
+    on_meta = str(kwargs.get("device")) == "meta"
+    if cfg.source and not pretrained and not on_meta:
+        with bounded():  # what a file asks for is built without memory first
+            _make_anchors(anchors, [None] * len(anchors), False, {**_common(kwargs), "device": "meta"})
+    deferred = pretrained and own_weights and not on_meta
     device = kwargs.pop("device", None) if deferred else None
     theirs = bool(pretrained and own_weights and published and cfg.tag == AUTHORS_TAG)
     if theirs and asked is None and published is not None:
@@ -95,41 +99,32 @@ def create_snnet(
         model = reading(cfg, build)
         if deferred:
             materialize(model, device)
-            recall(model, cfg, kwargs.get("cache_dir"))
+            if saved is None and cfg.source and is_stitchable(model):
+                recall(model, cfg, kwargs.get("cache_dir"))
         return model
 
-    model = steadily(network_files(Path(cfg.file)), load) if cfg.source == "local-dir" and cfg.file else load()
+    by_timm = saved is None and cfg.source == "local-dir" and cfg.file
+    model = steadily(network_files(Path(str(cfg.file))), load) if by_timm else load()
     as_released = theirs and asked is None and not (cfg.file or cfg.state_dict or cfg.source)
     _note_origin(model, variant, cfg, overlay, pretrained, as_released)
     return model
 
 
-def _saved_arguments(
-    cfg: PretrainedCfg, kwargs: Mapping[str, Any], anchors: Sequence[AnchorSpec]
-) -> Mapping[str, Any] | None:
-    """The arguments that a saved network's file gave, or None where somebody typed them.
+def _check_arguments(
+    cfg: PretrainedCfg, kwargs: Mapping[str, Any], variant: str, anchors: Sequence[AnchorSpec]
+) -> None:
+    """Refuse arguments that timm itself read from a saved network's file, if they do more than build a network.
 
-    timm says so of a folder and of the Hub; of transformers, which calls `timm.create_model` with what its file holds,
-    only the callers tell.
+    Whoever gives arguments, anchors that read other files and plans without end are refused where they are made.
 
     Raises:
-        ValueError: if the file names other files beside these arguments.
+        ValueError: naming what is strange.
     """
-    frame, outer = inspect.currentframe(), None
-    while frame is not None and outer is None:
-        outer = frame if frame.f_code is timm.create_model.__code__ else None
-        frame = frame.f_back
-    by_transformers = frame is not None and str(frame.f_globals.get("__name__")).startswith("transformers.")
-    if by_transformers and outer is not None:
-        typed = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
-        given = {name: outer.f_locals[name] for name in typed if outer.f_locals.get(name)}
-        return {**outer.f_locals.get("kwargs", {}), **given}
     if cfg.source not in ("local-dir", "hf-hub"):
-        return None
+        return
     own = {"source": None, "file" if cfg.source == "local-dir" else "hf_hub_id": None}
     check_cfg({**dataclasses.asdict(cfg), **own})
-    found = kwargs.get("pretrained_model_args")
-    return {"anchors": anchors} if found is None else found
+    check_arguments(kwargs.get("pretrained_model_args") or {"anchors": anchors}, variant)
 
 
 def _common(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,12 +140,13 @@ def _note_origin(
     model: nn.Module, variant: str, cfg: PretrainedCfg, overlay: Mapping[str, Any], pretrained: bool, as_released: bool
 ) -> None:
     """Let a network know what was published of it and where its weights came from; warn of untrained layers."""
-    if isinstance(model, SNNet) and model.published is not None:
-        _attach(model, ALIASES.get(variant, variant), as_released)
+    network = model if is_stitchable(model) else None  # not a backbone for features
+    if network is not None and network.published is not None:
+        _attach(network, ALIASES.get(variant, variant), as_released)
     for holder in ("pretrained_cfg", "default_cfg"):
         getattr(model, holder).pop("state_dict", None)  # else the network would hold its weights twice
-    if pretrained and isinstance(model, SNNet) and not cfg.source and not {"file", "url", "state_dict"} & set(overlay):
-        model.trained["base_models"] = _hub_ids(model)
+    if pretrained and network is not None and not cfg.source and not {"file", "url", "state_dict"} & set(overlay):
+        network.trained["base_models"] = _hub_ids(network)
     if pretrained and not (cfg.has_weights or cfg.state_dict or cfg.source):
         _logger.warning(
             "%s: the anchors have their own pretrained weights, the stitching layers are untrained: initialise them "
@@ -158,7 +154,7 @@ def _note_origin(
         )  # fmt: skip
 
 
-def _attach(model: SNNet, name: str, as_released: bool) -> None:
+def _attach(model: StitchableNetwork, name: str, as_released: bool) -> None:
     """Note what the authors published of each stitch, and as its accuracy if these are their weights."""
     for row in published_table(name).get("stitches", ()):
         top1 = row.get("top1")
@@ -166,10 +162,10 @@ def _attach(model: SNNet, name: str, as_released: bool) -> None:
             model.published_top1[row["stitch_id"]] = top1
     if as_released:
         rows = [{"stitch_id": k, "top1": top1} for k, top1 in model.published_top1.items()]
-        model.remember(rows, weights=glance(model))
+        model.results.adopt(rows)
 
 
-def _hub_ids(model: SNNet) -> list[str]:
+def _hub_ids(model: StitchableNetwork) -> list[str]:
     """Where on the Hub the anchors' own weights are."""
     cfgs = [getattr(anchor, "pretrained_cfg", None) or {} for anchor in model.anchors]
     return [str(cfg["hf_hub_id"]) for cfg in cfgs if cfg.get("hf_hub_id") and not cfg.get("file")]
@@ -194,12 +190,12 @@ def _assemble(
     A deferred one is on the meta device, if all that a file does not hold can be computed after loading.
     """
     rates: list[float | None] = for_each_anchor("drop_path_rate", drop_path_rate, len(anchors))
-    models = _make_anchors(anchors, rates, pretrained_anchors, kwargs | ({"device": "meta"} if deferred else {}))
+    with bounded():
+        models = _make_anchors(anchors, rates, pretrained_anchors, kwargs | ({"device": "meta"} if deferred else {}))
     if deferred and not can_build_on_meta(models):
         models = _make_anchors(anchors, rates, pretrained_anchors, kwargs)
-    if rank is not None:
-        plan_args = {**plan_args, "rank": rank}
-    network = stitch(models, stitched_norm=stitched_norm, stitch_id=stitch_id, **plan_args)
+    options = PlanOptions(**{**plan_args, **({} if rank is None else {"rank": rank})})
+    network = stitch_timm(models, options, stitched_norm=stitched_norm, stitch_id=stitch_id)
     network.published = published
     if touch_unused is not None:
         network.touch_unused = touch_unused

@@ -67,7 +67,7 @@ def _shell(network: Network, plan: StitchPlan) -> Network:
     twin.__dict__.pop("forward", None)  # Accelerate's wrapped forward is bound to the whole network
     drop_hooks(twin)
     twin._stitch_hooks = OrderedDict()
-    twin.plan, twin.results, twin.stitch_id = plan, Results(), plan.stitches[0].stitch_id
+    twin.plan, twin._measured, twin.stitch_id = plan, Results(), plan.stitches[0].stitch_id
     return twin
 
 

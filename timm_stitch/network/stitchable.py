@@ -6,11 +6,10 @@ Source: SN-Net (arXiv:2302.06586). `network` has the one of timm's models; that 
 The file is long because people call most of its methods: the greater part of its lines says what they do.
 """
 
-import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +27,7 @@ from .crossing import borrows
 from .executor import Executor
 from .extraction import extract
 from .layers import LowRankStitchingLayer, make_layer
-from .weights import fingerprint_again, glance
-
-_logger = logging.getLogger(__name__)
+from .results import NetworkResults
 
 StitchIds = int | Sequence[int] | Tensor
 StitchHook = Callable[[Any, int, int], None]
@@ -39,11 +36,13 @@ StitchHook = Callable[[Any, int, int], None]
 class StitchableNetwork(nn.Module):
     """Anchors, a plan, and the layers between them; what a call is given, the networks that build on it say."""
 
+    family: ClassVar[str]
+    unsupported: ClassVar[Mapping[str, str]] = {}  # a feature that it lacks, and the sentence that says what to do
     plan: StitchPlan
     executor: Executor
     stitch_id: int
     grad_checkpointing: bool
-    results: Results
+    _measured: Results
     published: PublishedCount | None
     published_top1: dict[int, float]
     trained: dict[str, Any]
@@ -64,7 +63,7 @@ class StitchableNetwork(nn.Module):
             make_layer(spec, device=like.device, dtype=like.dtype) for spec in plan.layers
         )
         self.executor = Executor(views, self.stitching_layers, stitched_norm)
-        self.results, self.published_top1, self.published = Results(), {}, None
+        self._measured, self.published_top1, self.published = Results(), {}, None
         self.trained = {}
         self._stitch_hooks = OrderedDict()
         largest = plan.anchor_id(len(plan.anchors) - 1)
@@ -156,7 +155,7 @@ class StitchableNetwork(nn.Module):
         Raises:
             ValueError: as `select`: if no budget is given, nothing fits, or something is not known.
         """
-        self.check_results()
+        self.results.check()
         budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
         return self.set_stitch(best_known(self.stitch_table(), budgets, batch_size=batch_size)["stitch_id"])
 
@@ -232,10 +231,8 @@ class StitchableNetwork(nn.Module):
             ValueError: if the plan has no such id.
         """
         plan = StitchPlan(self.plan.anchors, self.plan.layers, (self._stitch(stitch_id),))
-        known = self.known_rows()
         alone = extract(self, plan, copy=copy)
-        if known:
-            alone.remember(({"stitch_id": k, **row} for k, row in known.items() if k in plan), weights=glance(alone))
+        alone.results.adopt(self.results.current_rows())
         return alone
 
     def borrows(self, number: int) -> bool:
@@ -272,6 +269,11 @@ class StitchableNetwork(nn.Module):
 
     # ── what is known of the stitches ─────────────────────────────────────────────────────────────
 
+    @property
+    def results(self) -> NetworkResults:
+        """What was measured of the stitches, and of which weights."""
+        return NetworkResults(self)
+
     def stitch_table(self) -> list[dict[str, Any]]:
         """One row a stitch, in id order: what it is, what it costs, and what is known of it.
 
@@ -282,8 +284,11 @@ class StitchableNetwork(nn.Module):
             `published_top1`, `top1`, `top5`, `latency_ms`, …. Measured is only what belongs to the weights that
             the network has now.
         """
-        costs, known = self.costs(), self.known_rows()
-        rows = []
+        return self.table_with(self.results.current())
+
+    def table_with(self, measured: Mapping[int, Row]) -> list[dict[str, Any]]:
+        """The rows of `stitch_table` with these measurements, by stitch_id, instead of the known ones."""
+        costs, rows = self.costs(), []
         for stitch in self.plan:
             cost = costs.cost(stitch)
             row: dict[str, Any] = {"stitch_id": stitch.stitch_id, "name": stitch.name}
@@ -294,60 +299,8 @@ class StitchableNetwork(nn.Module):
                 row.update(published_params=theirs.params if self.published.params else None)
             if stitch.stitch_id in self.published_top1:
                 row.update(published_top1=self.published_top1[stitch.stitch_id])
-            rows.append(row | dict(known.get(stitch.stitch_id, {})))
+            rows.append(row | dict(measured.get(stitch.stitch_id, {})))
         return rows
-
-    def remember(self, rows: Iterable[Row], weights: Any = None) -> None:
-        """Keep measured rows, beside those of the same weights that are known already.
-
-        Times of further batch sizes are added to those that are known; what another device or precision took is
-        dropped, of all stitches.
-
-        Args:
-            rows: dicts of `stitch_id` and what was measured, from `evaluate`, `profile` or a file.
-            weights: the fingerprint of the weights that they belong to, where the rows do not say; default those
-                that the network has now.
-
-        Raises:
-            ValueError: if the rows belong to several weights, or to stitches that the plan does not have.
-        """
-        rows = list(rows)
-        unknown = [row.get("stitch_id") for row in rows if row.get("stitch_id") not in self.plan]
-        if unknown:
-            raise ValueError(f"the rows hold stitches that the plan does not have: {unknown[:6]}.")
-        if rows and weights is None and not all(row.get("weights") for row in rows):
-            weights = fingerprint_again(self)
-        self.results = self.results.updated(Results.of(rows, weights))
-
-    def forget(self) -> None:
-        """Drop all that was measured."""
-        self.results = Results()
-
-    def known_rows(self) -> dict[int, Row]:
-        """What was measured of the weights that the network has now, by stitch; of other weights nothing."""
-        if not self._results_belong():
-            _logger.warning("what was measured of this network's weights before they changed is left out: evaluate it.")
-            return {}
-        return dict(self.results.rows)
-
-    def check_results(self) -> None:
-        """Refuse to go on where what was measured belongs to other weights than the network has now.
-
-        Raises:
-            ValueError: saying so.
-        """
-        if not self._results_belong():
-            mark = self.results.weights if isinstance(self.results.weights, str) else "before they changed"
-            raise ValueError(
-                f"what is known of this network belongs to other weights ({mark}) than the network now has: evaluate "
-                "it again."
-            )
-
-    def _results_belong(self) -> bool:
-        mark = self.results.weights
-        if not self.results.rows:
-            return True
-        return mark == (fingerprint_again(self) if isinstance(mark, str) else glance(self))
 
     # ── weights ───────────────────────────────────────────────────────────────────────────────────
 
@@ -355,7 +308,7 @@ class StitchableNetwork(nn.Module):
         """As torch's; a network on the meta device takes over the tensors given, in its own dtypes."""
         if not assign and is_on_meta(self):
             state_dict, assign = cast_like(state_dict, self.state_dict()), True
-        self.forget()
+        self.results.clear()
         return super().load_state_dict(state_dict, strict, assign)
 
 

@@ -55,10 +55,10 @@ def fingerprint_of(state_dict: Mapping[str, Tensor], stitched_norm: bool | None 
     return digest.hexdigest()
 
 
-def glance(model: nn.Module) -> Hashable:
-    """What tells cheaply whether a network's weights have changed since.
+def weights_version(model: nn.Module) -> Hashable:
+    """A cheap value that changes when a network's weights do.
 
-    Where each tensor lies, torch's count of its changes, and the sum of sixteen of its values.
+    It holds where each tensor lies, torch's count of its changes, and the sum of sixteen of its values.
     """
     found = []
     for name, tensor in kept_state(model).items():
@@ -69,14 +69,19 @@ def glance(model: nn.Module) -> Hashable:
     return (getattr(model, NORM_FLAG, None), *found)
 
 
-def fingerprint_again(model: nn.Module) -> str:
-    """The `fingerprint`, from memory while a `glance` sees no change."""
-    now = glance(model)
+def cached_fingerprint(model: nn.Module) -> str:
+    """The `fingerprint`, from memory while `weights_version` is the same."""
+    now = weights_version(model)
     kept: Any = model.__dict__.get("_fingerprint")
     if kept is None or kept[0] != now:
         kept = now, fingerprint(model)
         model.__dict__["_fingerprint"] = kept
     return str(kept[1])
+
+
+def note_fingerprint(model: nn.Module, fingerprint: str) -> None:
+    """Remember the `fingerprint` of weights that were just compared with it."""
+    model.__dict__["_fingerprint"] = weights_version(model), fingerprint
 
 
 def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:

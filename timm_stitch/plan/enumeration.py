@@ -8,8 +8,8 @@ window share one stitching layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import Any
 
 from .bounds import MOST_STITCHES, check_routes, too_many
 from .stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
@@ -17,23 +17,33 @@ from .stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
 DIRECTIONS = ("fast_to_slow", "slow_to_fast", "two_way")
 
 Joint = tuple[int, int]
-GivenPlan = StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None  # the last is for `enumerate_stitches`
 
 
-def make_plan(anchors: Sequence[Anchor], plan: GivenPlan, *enumerated: Any) -> StitchPlan:
-    """A plan that is given, that a function makes of the anchors, or else that of `enumerate_stitches`.
+@dataclass(frozen=True)
+class PlanOptions:
+    """Which stitches to make between anchors.
 
     Args:
-        anchors: from the fastest to the slowest.
-        plan: the plan, the function, or None.
-        *enumerated: the further arguments of `enumerate_stitches`.
-
-    Raises:
-        ValueError: as `enumerate_stitches`.
+        direction, nearest, kernel_size, stride, rank: the arguments of `enumerate_stitches`.
+        plan: a plan to use instead of these five, or a function that makes one from the anchors.
     """
-    if plan is None:
-        return enumerate_stitches(anchors, *enumerated)
-    return plan if isinstance(plan, StitchPlan) else plan(anchors)
+
+    direction: str = "fast_to_slow"
+    nearest: bool = True
+    kernel_size: int = 2
+    stride: int = 1
+    rank: int = 0
+    plan: StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None = None
+
+    def make(self, anchors: Sequence[Anchor]) -> StitchPlan:
+        """Make the plan of these anchors, given from the fastest to the slowest.
+
+        Raises:
+            ValueError: as `enumerate_stitches` raises it.
+        """
+        if self.plan is None:
+            return enumerate_stitches(anchors, self.direction, self.nearest, self.kernel_size, self.stride, self.rank)
+        return self.plan if isinstance(self.plan, StitchPlan) else self.plan(anchors)
 
 
 def enumerate_stitches(

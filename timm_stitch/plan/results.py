@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import PathLike, whole_file
+from .stitch_plan import StitchPlan
 from .timings import together
 
 Row = Mapping[str, Any]
@@ -73,6 +74,23 @@ class Results:
         """The rows of some stitches."""
         rows = {k: row for k, row in self.rows.items() if k in stitch_ids}
         return Results(rows, self.weights) if rows else Results()
+
+
+@dataclass(frozen=True)
+class SavedResults:
+    """The contents of a saved network's `stitches.json`.
+
+    Args:
+        weights: the fingerprint of the weights that the rows belong to.
+        plan: the network's plan.
+        rows: one row a stitch.
+        training: how the weights came about.
+    """
+
+    weights: str
+    plan: StitchPlan
+    rows: Rows
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 def measured(row: Row) -> dict[str, Any]:

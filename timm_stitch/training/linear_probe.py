@@ -70,7 +70,7 @@ def linear_probe(model: SNNet, loader: Iterable[Any], images: int = 1000) -> lis
         head.weight.copy_(weight)
         head.bias.copy_(bias)
         found.append(rate)
-    model.forget()
+    model.results.clear()
     return found
 
 

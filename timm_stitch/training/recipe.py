@@ -22,9 +22,10 @@ from ..data.dataset import build_dataset
 from ..data.fields import check, option, options, read
 from ..data.loader import first_images
 from ..data.yaml_text import load_yaml
-from ..families.timm_models.network import SNNet
+from ..families.registry import require
 from ..files import PathLike
-from ..hub.loading import load_network
+from ..hub.loading import load
+from ..network.stitchable import StitchableNetwork
 from .config import TrainConfig
 from .least_squares import least_squares_init
 from .linear_probe import linear_probe
@@ -73,7 +74,7 @@ class Recipe:
 
 def train_recipe(
     recipe: PathLike, overrides: Mapping[str, Any] | None = None, *, device: str = "cpu", progress: bool = True
-) -> tuple[SNNet, dict[str, Any]]:
+) -> tuple[StitchableNetwork, dict[str, Any]]:
     """Make the network of a recipe and train it, as `timm-stitch train` does.
 
     The stitching layers are initialised by least squares first, unless the recipe says otherwise or a run is resumed.
@@ -94,14 +95,14 @@ def train_recipe(
     """
     spec = read_recipe(recipe, overrides)
     config = spec.config
-    model = load_network(spec.model, pretrained=spec.pretrained, device=device, **spec.model_args)
+    model = require(load(spec.model, pretrained=spec.pretrained, device=device, **spec.model_args), "named_data")
     store = open_checkpoints(config) if config.resume else None
     if store is None or store.last is None:
         _initialise(model, spec, progress)
     return model, train(model, config, progress=progress)
 
 
-def _initialise(model: SNNet, spec: Recipe, progress: bool) -> None:
+def _initialise(model: Any, spec: Recipe, progress: bool) -> None:
     """Give classifiers and stitching layers their values, as far as a recipe says."""
     if not (spec.init_images or spec.init_classifiers):
         return

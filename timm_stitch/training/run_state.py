@@ -239,4 +239,4 @@ def note_run(model: StitchableNetwork, config: TrainConfig, steps: int) -> None:
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in private}
     run = {"steps": steps} | {key: value for key, value in values.items() if value is not None}
     model.trained = {**model.trained, "runs": [*model.trained.get("runs", []), run]}
-    model.forget()
+    model.results.clear()

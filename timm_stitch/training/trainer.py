@@ -31,8 +31,8 @@ from ..data.look import look_before
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
 from ..evaluation.scores import asked_by
-from ..families.timm_models.network import SNNet
-from ..hub.saving import check_savable, save_pretrained
+from ..families.registry import family_of, require
+from ..hub.saving import save_pretrained
 from ..network.stitchable import StitchableNetwork
 from ..plan.frontier import frontier_area
 from ..plan.results import Rows
@@ -94,7 +94,7 @@ def train(
             ended, and a checkpoint written.
     """
     if config.output:
-        check_savable(model)
+        family_of(model).check_savable(model)
     began = time.monotonic()
     run = TrainingRun(model, config, train_data, val_data, teacher, progress, collate)
     try:
@@ -146,8 +146,8 @@ class TrainingRun:
         self.steps_per_epoch: int = self.order.steps
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or math.inf)
         self.mixup = None
-        if isinstance(model, SNNet):
-            self.mixup = make_mixup(config, model.num_classes, config.micro_batch(processes))
+        if "named_data" not in model.unsupported:
+            self.mixup = make_mixup(config, named.num_classes, config.micro_batch(processes))
         frozen, costs = find_teacher(config, teacher, model), model.costs()
         self.loss = StitchLoss(config, frozen.to(self.device) if frozen is not None else None)
         self.macs = {stitch.stitch_id: costs.cost(stitch).macs for stitch in model.plan}
@@ -325,19 +325,13 @@ class TrainingRun:
 
 
 def check_named(model: StitchableNetwork, config: TrainConfig, train_data: Any, val_data: Any) -> None:
-    """Refuse to look for texts where a configuration names images.
+    """Refuse to look for data where the network takes only data at hand.
 
     Raises:
         ValueError: saying which data to give.
     """
-    if isinstance(model, SNNet):
-        return
-    for name, given, needed in (("train_data", train_data, True), ("val_data", val_data, bool(config.evaluate_every))):
-        if given is None and needed:
-            raise ValueError(
-                f"networks of transformers' models are trained on data at hand: give train(..., {name}=DATASET) of "
-                "mappings, as a tokenizer makes them."
-            )
+    if train_data is None or (val_data is None and config.evaluate_every):
+        require(model, "named_data")
 
 
 def _make_accelerator(config: TrainConfig) -> Accelerator:

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ..families.registry import is_stitchable
 from ..network.stitchable import StitchableNetwork
 from .sampling import uniform
 
@@ -43,7 +44,7 @@ def stitched(model: Any) -> StitchableNetwork:
         TypeError: if there is none.
     """
     for module in model.modules():
-        if isinstance(module, StitchableNetwork):
+        if is_stitchable(module):
             return module
     raise TypeError(
         f"there is no stitched network in {type(model).__name__}: load one that timm_stitch saved, by "

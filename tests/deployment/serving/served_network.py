@@ -11,7 +11,7 @@ LABELS = [f"kind {n}" for n in range(10)]
 def known(model, **more):
     """The network with figures as if it had been evaluated and profiled here."""
     here = name_of(torch.device("cpu"))
-    model.remember(
+    model.results.add(
         {
             "stitch_id": k, "top1": top1, "latency_ms": ms, "batch_size": 1, "profiled_on": here, "precision": "fp32",
             "latency_ms_batch_1": ms, "latency_ms_batch_4": 3 * ms,

@@ -37,7 +37,7 @@ def rows(times=TIMES):
 def save(folder, **known):
     torch.manual_seed(0)
     model = timm_stitch.stitch(small_anchors()).eval()
-    model.remember([{"stitch_id": k, "top1": top1, **known} for k, (top1, _) in TIMES.items()])
+    model.results.add([{"stitch_id": k, "top1": top1, **known} for k, (top1, _) in TIMES.items()])
     return model, lambda: timm_stitch.save_pretrained(model, folder)
 
 
@@ -114,7 +114,7 @@ def test_the_config_that_is_written_is_rays(tmp_path, capsys, monkeypatch):
     wanted = ["serve", "net", "--latency-ms", "100", "--reserve-ms", "0", "--ray-config", "serve.yaml"]
     assert main([*wanted, "--max-replicas", "8"]) == 1
     assert "none are kept with this network" in capsys.readouterr().err
-    model.remember([{"stitch_id": k, "latency_ms_batch_1": ms, "latency_ms": ms, "batch_size": 1,
+    model.results.add([{"stitch_id": k, "latency_ms_batch_1": ms, "latency_ms": ms, "batch_size": 1,
                      "profiled_on": "cpu", "precision": "fp32"} for k, (_, ms) in TIMES.items()])  # fmt: skip
     write()
     assert main([*wanted, "--max-replicas", "8", "--num-gpus", "0.5"]) == 0

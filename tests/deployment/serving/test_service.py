@@ -26,13 +26,13 @@ def test_one_stitch_where_that_is_wanted(model):
 
 
 def test_latencies_are_measured_where_none_are_known(model, caplog):
-    model.remember({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
+    model.results.add({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
     service = Service(model, Promise(1000.0), "net")
     service.close()
     assert set(service.table.stitch_ids) <= set(SERVED)
     assert service.table.batch_sizes == [1, 2, 4, 8, 16, 32, 64]
     assert "latencies of 3 stitches for 7 batch sizes were measured" in caplog.text
-    model.forget()
+    model.results.clear()
     with pytest.raises(ValueError, match="no stitch of this network has a known accuracy"):
         Service(model, Promise(1000.0), "net")
 
@@ -56,7 +56,7 @@ def test_promises_out_of_range(values):
 def test_times_that_profile_kept_are_those_that_count(model, tmp_path, caplog):
     before = torch.get_num_threads()
     try:
-        model.remember({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
+        model.results.add({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
         timm_stitch.save_pretrained(model, tmp_path / "net")
         command = ["profile", str(tmp_path / "net"), "--batch-sizes", "1", "4", "--repeats", "1", "--save", "--json"]
         assert main([*command, "--threads", str(before + 1)]) == 0

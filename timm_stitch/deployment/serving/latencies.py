@@ -27,7 +27,7 @@ def known_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
     Raises:
         ValueError: if no accuracy is known.
     """
-    model.check_results()
+    model.results.check()
     table = model.stitch_table()
     known = with_score(table)
     if not known and promise.policy == "fixed":

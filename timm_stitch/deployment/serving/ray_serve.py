@@ -22,7 +22,8 @@ import torch
 from ray import serve
 from starlette.types import ASGIApp
 
-from ...hub.loading import load_network
+from ...families.registry import require
+from ...hub.loading import load
 from .app import Application
 from .promise import Promise
 from .scale import DEPLOYMENT
@@ -33,7 +34,7 @@ class Replica:
     """One of several that serve a network; its arguments are plain values, as a file can hold them.
 
     Args:
-        model: as `load_network` takes it; a folder is to be there on each machine.
+        model: as `load` takes it; a folder is to be there on each machine.
         promise: the arguments of `Promise`.
         name: of the network, for clients.
         device: where the network runs.
@@ -58,7 +59,7 @@ class Replica:
         given = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
         torch.set_num_threads(threads or max(1, int(given)))
         more: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        self.service = Service(load_network(model, device=device, **more), Promise(**promise), name)
+        self.service = Service(require(load(model, device=device, **more), "serve"), Promise(**promise), name)
         self.application = Application(self.service, most_bytes)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -89,7 +89,7 @@ def serve_config(
     """The Serve config of a network.
 
     Args:
-        model: as `load_network` takes it.
+        model: as `load` takes it.
         promise: what each replica promises.
         scale: how many replicas there are.
         target: requests that each is to hold, by which their number follows the load; not for a fixed number.

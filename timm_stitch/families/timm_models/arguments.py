@@ -64,6 +64,33 @@ def check_arguments(args: Any, architecture: str = "snnet") -> None:
         raise ValueError(f"model_args in config.json asks for {blocks:,} blocks: expected at most {MOST_BLOCKS}.")
 
 
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse a saved `config.json` that is not that of a network of ours, or asks for more than building one.
+
+    Raises:
+        ValueError: naming what is strange.
+    """
+    name, cfg = config.get("architecture"), config.get("pretrained_cfg")
+    ours = isinstance(name, str) and timm.is_model(name)
+    if not ours or not timm.model_entrypoint(str(name)).__module__.startswith("timm_stitch."):
+        raise ValueError(
+            f"config.json names the architecture {name!r:.80}, which is not a stitchable network here: expected "
+            f"one of {', '.join(timm.list_models('snnet*'))}; other models load by timm.create_model."
+        )
+    check_arguments(config.get("model_args", {}), str(name))
+    check_cfg(cfg)
+    size = cfg.get("input_size", [3, 224, 224]) if isinstance(cfg, Mapping) else None
+    numbers = [config.get("num_classes", 1), *(size if isinstance(size, list) else ["?"])]
+    most = [MOST_CLASSES, *[MOST_PIXELS] * 3]
+    if len(numbers) != 4 or not all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= m for n, m in zip(numbers, most, strict=True)
+    ):
+        raise ValueError(
+            f"config.json has num_classes={config.get('num_classes')!r:.40} and input_size={size!r:.60}: expected a "
+            f"number of classes (at most {MOST_CLASSES:,}) and [channels, height, width] (at most {MOST_PIXELS:,})."
+        )
+
+
 def check_anchor(spec: Mapping[str, Any]) -> None:
     """Refuse an anchor's own arguments that read files past what loads its weights; anybody's, not a stranger's alone.
 

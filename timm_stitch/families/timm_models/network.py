@@ -53,6 +53,7 @@ class SNNet(TimmModel, StitchableNetwork):
         ValueError: if the anchors do not fit each other or the plan.
     """
 
+    family = "timm"
     touch_unused = False
 
     def __init__(

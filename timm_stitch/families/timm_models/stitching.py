@@ -1,4 +1,4 @@
-"""From models at hand to a stitchable network."""
+"""From timm's models to a stitchable network."""
 
 from __future__ import annotations
 
@@ -10,50 +10,35 @@ from torch import nn
 
 from ...anchors.view import View
 from ...network.compatibility import check_meeting, number_duplicates
-from ...plan.enumeration import GivenPlan, make_plan
+from ...plan.enumeration import PlanOptions
 from .network import SNNet
 from .pretrained_cfg import merged_cfg
 from .views import view_of
 
 
-def stitch(
+def stitch_timm(
     models: Sequence[nn.Module],
-    direction: str = "fast_to_slow",
-    nearest: bool = True,
-    kernel_size: int = 2,
-    stride: int = 1,
+    options: PlanOptions,
     *,
-    rank: int = 0,
-    plan: GivenPlan = None,
     stitched_norm: bool = True,
     stitch_id: int | None = None,
 ) -> SNNet:
-    """Stitch models into one network (SN-Net, arXiv:2302.06586).
-
-    The stitching layers start random: follow with `least_squares_init`.
+    """Stitch timm's models into one network.
 
     Args:
-        models: timm models from the fastest to the slowest; taken as they are, not copied, not changed.
-        direction, nearest, kernel_size, stride, rank: as in `enumerate_stitches`.
-        plan: instead of these five, a plan of one's own for the same models, or a function that makes
-            one from their descriptions.
+        models: the models from the fastest to the slowest, taken as they are.
+        options: which stitches to make.
         stitched_norm: run the back anchor's final norm on stitched paths.
         stitch_id: the stitch to begin with; default the largest anchor alone.
 
-    Returns:
-        The network, on the models' device.
-
     Raises:
         TypeError: if a model cannot be opened as an anchor.
-        ValueError: if the models cannot meet, or the plan cannot be.
+        ValueError: if the models cannot meet, or there is no such plan.
     """
-    models = list(models)
     views = [view_of(model) for model in models]
     check_meeting(views)
     warn_of_preprocessing(models, views)
-    plan = make_plan(
-        number_duplicates([view.describe() for view in views]), plan, direction, nearest, kernel_size, stride, rank
-    )
+    plan = options.make(number_duplicates([view.describe() for view in views]))
     network = SNNet(views, plan, stitched_norm=stitched_norm, stitch_id=stitch_id)
     config = merged_cfg(models) | {
         "num_classes": network.num_classes,

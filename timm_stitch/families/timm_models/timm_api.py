@@ -14,6 +14,7 @@ from ...anchors.modules import anchor_name
 from ...anchors.view import Context, View
 from ...network.executor import Executor
 from ...network.extraction import extract, extract_stem
+from ...network.results import NetworkResults
 from ...plan.stitch_plan import Stitch, StitchPlan
 from .classifiers import Classifiers
 from .features import Features, Tap, is_by_level, run_to, taps_of
@@ -36,7 +37,8 @@ class TimmModel(nn.Module):
         def _stitch(self, stitch_id: Any) -> Stitch: ...
         def _mark(self, features: Tensor, stitch_id: Any) -> Tensor: ...
         def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self: ...
-        def forget(self) -> None: ...
+        @property
+        def results(self) -> NetworkResults: ...
 
     grad_checkpointing = False
     pretrained_cfg: dict[str, Any]
@@ -226,7 +228,7 @@ class TimmModel(nn.Module):
             if view.has_head:
                 view.anchor.reset_classifier(num_classes, global_pool)
         self.num_classes = num_classes
-        self.forget()
+        self.results.clear()
 
     @property
     def set_input_size(self) -> Callable[..., None]:
@@ -254,7 +256,7 @@ class TimmModel(nn.Module):
         update_model_input_size(self, size)
         if size:
             self.pretrained_cfg = {**(self.pretrained_cfg or {}), "input_size": (self.in_chans, *size)}
-        self.forget()  # it was measured at the other size
+        self.results.clear()  # it was measured at the other size
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""

@@ -2,6 +2,7 @@
 
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet, feature_take_indices
+from timm.models._hub import _parse_model_cfg as parse_model_cfg
 from timm.models._hub import save_config_for_hf
 from timm.models._input import update_model_args, update_model_input_size
 from timm.models._manipulate import reinit_non_persistent_buffers
@@ -9,6 +10,7 @@ from timm.models._manipulate import reinit_non_persistent_buffers
 __all__ = [
     "FeatureGetterNet",
     "feature_take_indices",
+    "parse_model_cfg",
     "reinit_non_persistent_buffers",
     "resolve_pretrained_cfg",
     "save_config_for_hf",

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from ...network.weights import check_keys
+from ..family import WEIGHTS_FILE, SavedNetwork
 from .configuration import SNNetConfig, check_config
 from .network import StitchedModel
 from .networks import TASKS
@@ -23,14 +24,13 @@ from .task_names import names_of
 _ADAPTER = "adapter_config.json"
 
 
-def write_network(model: Any, folder: Path, weights: str, label_names: Sequence[str] | None) -> dict[str, Any]:
-    """Write configuration, weights and the tokenizer that a network has into a folder.
+def write_network(model: Any, folder: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
+    """Write the configuration, weights and tokenizer of a network into a folder.
 
     Args:
         model: the network, a `StitchedModel`.
-        folder: where.
-        weights: the name of the weights' file.
-        label_names: one for each class, instead of those that it knows.
+        folder: the folder to write into.
+        label_names: one name for each class, instead of those that the network has.
 
     Returns:
         What is in `config.json`.
@@ -47,7 +47,8 @@ def write_network(model: Any, folder: Path, weights: str, label_names: Sequence[
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    save_file({k: v.detach().contiguous() for k, v in model.kept_state().items()}, folder / weights, {"format": "pt"})
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.kept_state().items()}
+    save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
     tokenizer: Any = getattr(model, "tokenizer", None)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -83,17 +84,27 @@ def name_labels(model: StitchedModel, names: Sequence[str]) -> None:
         config.id2label, config.label2id = labels, {name: i for i, name in labels.items()}
 
 
-def read_network(folder: Path, config: Mapping[str, Any], **kwargs: Any) -> StitchedModel:
+def build_network(config: Mapping[str, Any], device: Any = None) -> StitchedModel:
+    """Build the network of a `config.json` without its weights.
+
+    Raises:
+        ValueError: if the configuration asks for more than a network.
+    """
+    with torch.device("cpu" if device is None else device):
+        return _class_of(config)(SNNetConfig.from_dict(dict(config)))
+
+
+def read_network(saved: SavedNetwork, arguments: Mapping[str, Any]) -> StitchedModel:
     """Load a whole network from a folder.
 
     Args:
-        folder: with its files.
-        config: what is in `config.json`.
-        **kwargs: `stitch_id`, and others of transformers' `from_pretrained`.
+        saved: the files of the network.
+        arguments: `stitch_id`, and others of transformers' `from_pretrained`.
 
     Raises:
         ValueError: if the files ask for more than a network, or do not hold its weights.
     """
+    folder, config, kwargs = saved.folder, saved.config, dict(arguments)
     if (folder / _ADAPTER).exists():
         raise ValueError(
             f"{str(folder)!r} has {_ADAPTER}, by which transformers would read further files into the network: load "

@@ -10,7 +10,7 @@ import copy as copying
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from .configuration import SNNetConfig, check_config
 from .counting import measure
 from .inputs import Keywords
 from .opening import probe, reopened
+from .task_names import UNSUPPORTED
 from .tasks import Task, class_of
 from .views import TransformersView
 
@@ -52,6 +53,8 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         ValueError: if the configuration asks for more than a network, or the anchors do not fit the plan.
     """
 
+    family = "transformers"
+    unsupported: ClassVar[Mapping[str, str]] = UNSUPPORTED
     config_class = SNNetConfig
     base_model_prefix = ""
     main_input_name = "input_ids"

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ...network.compatibility import number_duplicates
-from ...plan.enumeration import GivenPlan, make_plan
+from ...plan.enumeration import PlanOptions
 from .checks import check_fit, check_tokenizers
 from .configuration import make_config
 from .network import StitchedModel
@@ -17,28 +17,19 @@ from .opening import open_anchor
 
 
 def stitch_transformers(
-    models: Sequence[nn.Module],
-    direction: str,
-    nearest: bool,
-    kernel_size: int,
-    stride: int,
-    *,
-    rank: int,
-    plan: GivenPlan,
-    stitch_id: int | None,
-    tokenizers: Sequence[Any],
+    models: Sequence[nn.Module], options: PlanOptions, stitch_id: int | None, tokenizers: Sequence[Any]
 ) -> StitchedModel:
-    """Stitch models of transformers; arguments as of `timm_stitch.stitch`.
+    """Stitch models of transformers; the arguments are those of `timm_stitch.stitch`.
 
     Raises:
         TypeError: if a model cannot be opened as an anchor.
-        ValueError: if the models do not fit each other, or the plan cannot be.
+        ValueError: if the models do not fit each other, or there is no such plan.
     """
     check_tokenizers(tokenizers)
     views = [open_anchor(model) for model in models]
     task = check_fit(views)
     anchors = number_duplicates([view.describe(_name(view.anchor)) for view in views])
-    plan = make_plan(anchors, plan, direction, nearest, kernel_size, stride, rank)
+    plan = options.make(anchors)
     config = make_config(views, plan, stitch_id)
     network: StitchedModel = TASKS[task.name](config, views)
     network.train(models[-1].training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MODEL_TYPE = "snnet"  # in the config.json of a network of transformers' models
@@ -32,12 +33,7 @@ TASK_NAMES = {
 }
 
 
-def is_of_transformers(config: dict[str, Any]) -> bool:
-    """Whether a `config.json` is that of a network of transformers' models."""
-    return config.get("model_type") == MODEL_TYPE
-
-
-def names_of(config: dict[str, Any]) -> tuple[str, TaskNames]:
+def names_of(config: Mapping[str, Any]) -> tuple[str, TaskNames]:
     """The class of the network of a `config.json`, and the names of its task.
 
     Raises:
@@ -50,3 +46,30 @@ def names_of(config: dict[str, Any]) -> tuple[str, TaskNames]:
         known = ", ".join(f"SNNet{task}" for task in TASK_NAMES)
         raise ValueError(f"config.json names the class {name!r:.80}: expected one of {known}.")
     return str(name), found
+
+
+# What networks of transformers' models do not do, and what to do instead.
+UNSUPPORTED = {
+    "quick_profile": "quick=True adds up parts, and models of transformers run as wholes: leave it out.",
+    "named_data": (
+        "networks of transformers' models take data at hand, not images by name: call timm_stitch.train, evaluate or "
+        "least_squares_init in Python with a dataset of mappings, as a tokenizer makes them."
+    ),
+    "export": (
+        "networks of transformers' models are not exported by timm_stitch: extract a stitch and export it as any model "
+        "of transformers, e.g. torch.onnx.export(network.extract(ID), …)."
+    ),
+    "serve": (
+        "timm-stitch serve answers with classes of images by timm's models: serve a network of transformers' models by "
+        "transformers.pipeline, whose model takes stitch_id."
+    ),
+    "demo": (
+        "the demo shows images classified by timm's models: try a network of transformers' models by "
+        "transformers.pipeline, whose model takes stitch_id."
+    ),
+    "linear_probe": (
+        "linear_probe fits the classifiers of timm's models: load transformers' anchors with the same num_labels and "
+        "train them instead."
+    ),
+    "recalibrate": "models of transformers have no batch norm to recalibrate: leave this step out.",
+}

@@ -1,0 +1,234 @@
+"""What a family of models is: the one place that knows which library its models come from.
+
+Nothing outside a family's folder asks what a network is made of; it asks the family. The base class has the general
+way to save and load, so a new family answers five questions: which models are its own, how one is opened, how several
+become a network, which plain values describe that network, and how those values build it again.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..anchors.view import View
+from ..network.stitchable import StitchableNetwork
+from ..network.weights import check_keys, kept_state
+from ..plan.enumeration import PlanOptions
+from ..plan.results import SavedResults
+
+CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE = "config.json", "stitches.json", "model.safetensors"
+
+ReadTensors = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """What stands next to the weights of a saved network, read and checked once.
+
+    Args:
+        folder: the folder of its files.
+        config: the contents of `config.json`.
+        results: the contents of `stitches.json`; None where there is none, or none that can be read.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    results: SavedResults | None = None
+
+
+@dataclass(frozen=True)
+class CardFields:
+    """What the model card says of a family's network.
+
+    Args:
+        library: the library that loads it, by the Hub's name.
+        pipeline: the task, by the Hub's name.
+        score: what its accuracy is.
+        inputs: what it takes: "images" or "texts".
+        input_shape: the shape of its inputs.
+        auto_class: transformers' class that loads it.
+        package: what to import before that.
+        license: the license of the weights, where the configuration names one.
+        stitched_norm: whether stitched paths end in the back anchor's final norm.
+    """
+
+    library: str = "timm_stitch"
+    pipeline: str = "image-classification"
+    score: str = "top-1"
+    inputs: str = "images"
+    input_shape: str = "(B, 3, H, W)"
+    auto_class: str = ""
+    package: str = "timm_stitch"
+    license: str | None = None
+    stitched_norm: bool = True
+
+
+class Family(ABC):
+    """One family of models that can be stitched, and the networks made of them.
+
+    Attributes:
+        name: the family's name; the class attribute `family` of its networks is the same.
+        extra_files: files of a saved network that are fetched with it where they exist.
+    """
+
+    name: str
+    extra_files: tuple[str, ...] = ()
+
+    # ── models at hand ────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def accepts(self, model: object) -> bool:
+        """Whether a model is one of this family."""
+
+    @abstractmethod
+    def open(self, model: nn.Module) -> View:
+        """Open a model as an anchor.
+
+        Raises:
+            TypeError: if it cannot be opened.
+        """
+
+    @abstractmethod
+    def stitch(self, models: Sequence[nn.Module], options: PlanOptions, **arguments: Any) -> StitchableNetwork:
+        """Stitch models of this family, from the fastest to the slowest.
+
+        Args:
+            models: the anchors, taken as they are.
+            options: which stitches to make.
+            **arguments: `stitch_id`, `stitched_norm` and `tokenizers`, where the caller gave them.
+
+        Raises:
+            TypeError: if a model cannot be opened.
+            ValueError: if the models do not fit each other or the plan, or an argument is not this family's.
+        """
+
+    # ── names ─────────────────────────────────────────────────────────────────────────────────────
+
+    def names_anchor(self, name: str, config: Mapping[str, Any] | None) -> bool:
+        """Whether a name is that of a model of this family.
+
+        Args:
+            name: the name, with `local-dir:` or `hf-hub:` before a folder's or a repository's.
+            config: the `config.json` of that folder or repository; None for a registered name.
+        """
+        return False
+
+    def make(self, names: Sequence[str], pretrained: bool, device: str, **arguments: Any) -> StitchableNetwork:
+        """Make a network from the names of its anchors, or of one registered network.
+
+        Raises:
+            ValueError: if there is no such model.
+        """
+        raise ValueError(f"{self.name} has no models by name: stitch the models themselves, timm_stitch.stitch([…]).")
+
+    # ── saved networks ────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def describe(self, network: Any) -> dict[str, Any]:
+        """Describe a network by JSON-serialisable values from which `build` makes it again, without its weights."""
+
+    @abstractmethod
+    def build(self, config: Mapping[str, Any]) -> StitchableNetwork:
+        """Build the network that `describe` described, with random weights, on the default device."""
+
+    def check_savable(self, network: Any, label_names: Sequence[str] | None = None) -> None:
+        """Refuse, before anything is written, a network that could not be loaded again.
+
+        Raises:
+            ValueError: saying why.
+        """
+        if any(view.is_partial for view in network.views):
+            raise ValueError(
+                f"this is a part of a larger network (stitch {network.stitch_id}): save the larger one, from which "
+                "from_hub(folder, extract=…) loads this stitch alone."
+            )
+
+    def write(self, network: Any, folder: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
+        """Write `config.json` and the weights into a folder; returns what is in `config.json`."""
+        config = {"family": self.name, **self.describe(network)}
+        if label_names is not None:
+            config["label_names"] = list(label_names)
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        state = {name: tensor.detach().contiguous() for name, tensor in kept_state(network).items()}
+        save_file(state, folder / WEIGHTS_FILE)
+        return config
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether a `config.json` is that of a network of this family."""
+        return config.get("family") == self.name
+
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Refuse a `config.json` that asks for more than building a network; it may be a stranger's.
+
+        Raises:
+            ValueError: naming what is strange.
+        """
+        return None
+
+    def stitched_norm(self, config: Mapping[str, Any]) -> bool | None:
+        """Whether stitched paths run the final norm; None where a network of this family always does."""
+        return None
+
+    def load(self, saved: SavedNetwork, **arguments: Any) -> StitchableNetwork:
+        """Load a whole network.
+
+        Args:
+            saved: its files; `config` is checked.
+            **arguments: `device`, `stitch_id`, and what else the family's own loader takes.
+
+        Raises:
+            ValueError: if the files ask for more than a network, or do not hold its weights.
+        """
+        device, stitch_id = arguments.pop("device", None), arguments.pop("stitch_id", None)
+        _refuse_arguments(self.name, arguments)
+        with torch.device("cpu" if device is None else device):
+            network = self.build(saved.config)
+        if str(device) != "meta":
+            tensors = load_file(saved.folder / WEIGHTS_FILE)
+            check_keys(tensors, kept_state(network), "this network")
+            network.load_state_dict(tensors, strict=False)
+        return network if stitch_id is None else network.set_stitch(stitch_id)
+
+    def load_stitch(
+        self, saved: SavedNetwork, stitch_id: int, read_tensors: ReadTensors, **arguments: Any
+    ) -> StitchableNetwork:
+        """Load one stitch of a network, and nothing that it does not use.
+
+        Args:
+            saved: the files of the network; those of a repository hold no weights.
+            stitch_id: the stitch to load.
+            read_tensors: reads tensors by the names of some that are on the meta device.
+            **arguments: what else the family's own loader takes.
+
+        Raises:
+            ValueError: if there is no such stitch, or the files do not hold it.
+        """
+        _refuse_arguments(self.name, arguments)
+        with torch.device("meta"):
+            small = self.build(saved.config).extract(stitch_id)
+        own = kept_state(small)
+        tensors = read_tensors(own)
+        check_keys(tensors, own, f"stitch {stitch_id} of this network")
+        small.load_state_dict(tensors)
+        return small.set_stitch(stitch_id)
+
+    def keeps_rows(self, network: Any, saved: SavedNetwork) -> bool:
+        """Whether a loaded network is the one that was measured, not one of other classes or image size."""
+        return True
+
+    def card(self, config: Mapping[str, Any]) -> CardFields:
+        """What the model card says of a network of this family."""
+        return CardFields()
+
+
+def _refuse_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    if arguments:
+        raise ValueError(f"networks of {name} load as they were saved, and take no {', '.join(sorted(arguments))}.")

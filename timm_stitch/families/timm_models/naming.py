@@ -1,0 +1,61 @@
+"""Networks by the names of timm's models: registered ones, folders and repositories of the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+
+from ...plan.enumeration import PlanOptions
+from ...plan.stitch_plan import StitchPlan
+from .arguments import OF_NETWORK
+from .network import SNNet
+from .stitching import for_each_anchor, stitch_timm
+
+
+def make_network(names: Sequence[str], pretrained: bool, device: str, arguments: Mapping[str, Any]) -> SNNet:
+    """Make a network that is registered, or one of several anchors.
+
+    Args:
+        names: one registered network, or the anchors from the fastest to the slowest; with `local-dir:` or `hf-hub:`
+            before those of folders and repositories.
+        pretrained: whether to load weights.
+        device: the device of the network; on `"meta"` it has no weights.
+        arguments: further arguments of `timm.create_model`.
+
+    Raises:
+        ValueError: if there is no such model, or it is not a stitchable network.
+    """
+    arguments = {**arguments, **({"device": device} if device == "meta" else {})}
+    if len(names) > 1 and any(":" in name for name in names):  # which the registry cannot make by name
+        model: Any = _stitch_sources(names, pretrained, arguments)
+    elif len(names) > 1:
+        model = timm.create_model("snnet", anchors=list(names), pretrained=pretrained, **arguments)
+    else:
+        if ":" not in names[0] and not timm.is_model(names[0].split(".")[0]):
+            known = ", ".join(timm.list_models("snnet*"))
+            raise ValueError(
+                f"there is no folder and no model {names[0]!r}: expected a folder, hf-hub:USER/NAME or {known}."
+            )
+        model = timm.create_model(names[0], pretrained=pretrained, **arguments)
+    if not isinstance(model, SNNet):
+        raise ValueError(f"{names[0]!r} is one network, not a stitchable one: name several to stitch them.")
+    return model if device == "meta" else model.to(device)
+
+
+def _stitch_sources(names: Sequence[str], pretrained: bool, arguments: Mapping[str, Any]) -> SNNet:
+    """Stitch models in folders or on the Hub, with the arguments that `snnet` takes for registered anchors."""
+    of_network = {name: value for name, value in arguments.items() if name in OF_NETWORK}
+    common = {name: value for name, value in arguments.items() if name not in (*OF_NETWORK, "drop_path_rate")}
+    rates = for_each_anchor("drop_path_rate", arguments.get("drop_path_rate"), len(names))
+    own = [{} if rate is None else {"drop_path_rate": rate} for rate in rates]
+    models = [timm.create_model(n, pretrained=pretrained, **common, **o) for n, o in zip(names, own, strict=True)]
+    touch_unused = of_network.pop("touch_unused", None)
+    start = {name: of_network.pop(name) for name in ("stitched_norm", "stitch_id") if name in of_network}
+    if isinstance(of_network.get("plan"), Mapping):
+        of_network["plan"] = StitchPlan.from_dict(of_network["plan"])
+    network = stitch_timm(models, PlanOptions(**of_network), **start)
+    if touch_unused is not None:
+        network.touch_unused = touch_unused
+    return network

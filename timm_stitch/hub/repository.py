@@ -1,0 +1,127 @@
+"""A repository of the Hub: its files fetched whole, or only the bytes that one stitch needs.
+
+Fetching uses huggingface_hub's own cache, endpoint and token; a token is never shown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import errors as hub
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import build_hf_headers
+from torch import Tensor
+
+from ..families.family import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, SavedNetwork
+from ..families.registry import family_of_config
+from ..network.weights import check_keys
+from .errors import explained
+from .json_files import read_saved
+from .safetensors_ranges import NoRangesError, RemoteFile, read_local
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the Hub at a revision, and how to reach it.
+
+    Args:
+        repo_id: `"user/name"`.
+        revision: a branch, tag or commit.
+        token, cache_dir: as huggingface_hub takes them.
+    """
+
+    repo_id: str
+    revision: str | None
+    token: str | bool | None
+    cache_dir: Path | None
+
+    def file(self, name: str) -> Path:
+        """One of its files, in the cache."""
+        path = hf_hub_download(
+            self.repo_id, name, revision=self.revision, token=self.token, cache_dir=self.cache_dir
+        )  # fmt: skip
+        return Path(path)
+
+
+def fetch_network(remote: Repository, whole: bool) -> tuple[Repository, SavedNetwork]:
+    """Fetch configuration, rows and, of a whole network, weights.
+
+    Returns:
+        The repository at the commit that was fetched, and what was read of its files.
+
+    Raises:
+        ValueError: if the files are not those of a network.
+        OSError: if they cannot be fetched.
+    """
+    with explained(f"load {remote.repo_id}", token=remote.token):
+        config = remote.file(CONFIG_FILE)
+        remote = replace(remote, revision=_commit(config) or remote.revision)
+        try:
+            remote.file(STITCHES_FILE)
+        except hub.LocalEntryNotFoundError:
+            _logger.warning("%s: %s could not be fetched, so the rows are not known.", remote.repo_id, STITCHES_FILE)
+        except hub.EntryNotFoundError:
+            _logger.debug("%s has no %s", remote.repo_id, STITCHES_FILE)
+        saved = read_saved(config.parent)
+        if whole:
+            remote.file(WEIGHTS_FILE)
+            for name in family_of_config(saved.config).extra_files:
+                with suppress(hub.EntryNotFoundError):
+                    remote.file(name)
+    return remote, saved
+
+
+def fetch_tensors(remote: Repository, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fetch tensors by name: from a whole file in the cache, by ranges, or else from the whole file.
+
+    Raises:
+        ValueError: if the file has other tensors.
+        OSError: if it cannot be fetched.
+    """
+    repo_id = remote.repo_id
+    cached = try_to_load_from_cache(repo_id, WEIGHTS_FILE, remote.cache_dir, remote.revision)
+    if isinstance(cached, str):
+        _logger.info("%s: the whole file is in the cache, nothing was fetched.", repo_id)
+        return read_local(cached, own)
+    with explained(f"load {repo_id}", token=remote.token):
+        url = hf_hub_url(repo_id, WEIGHTS_FILE, revision=remote.revision)
+        meta = get_hf_file_metadata(url, token=remote.token)
+        if not _in_cache(repo_id, meta.etag, remote.cache_dir):
+            headers = build_hf_headers(token=remote.token, library_name="timm_stitch")
+            if urlsplit(meta.location).netloc != urlsplit(url).netloc:
+                headers.pop("authorization", None)
+            file = RemoteFile(meta.location, headers, WEIGHTS_FILE, meta.size)
+            try:
+                entries = file.header()
+                wanted = {name: entries[name] for name in own if name in entries}
+                check_keys(cast("Mapping[str, Tensor]", wanted), own, "this network")  # which looks at shapes alone
+                tensors = file.tensors(wanted)
+                whole = meta.size or max(entry.stop for entry in entries.values())
+                _logger.info(
+                    "%s: %s of %s bytes were fetched, which saved %s.", repo_id, f"{file.read:,}", f"{whole:,}",
+                    f"{whole - file.read:,}",
+                )  # fmt: skip
+                return tensors
+            except NoRangesError:
+                _logger.warning("%s: the server sends no parts of files, so the whole file is fetched.", repo_id)
+        return read_local(remote.file(WEIGHTS_FILE), own)
+
+
+def _in_cache(repo_id: str, etag: str | None, cache_dir: Path | None) -> bool:
+    """Whether the cache has this very content, perhaps of another commit."""
+    blobs = Path(cache_dir or constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"), "blobs")
+    return bool(etag) and (blobs / str(etag)).is_file()
+
+
+def _commit(path: Path) -> str | None:
+    """The commit whose snapshot in the cache a file is in."""
+    return path.parent.name if path.parent.parent.name == "snapshots" else None
