@@ -231,7 +231,7 @@ def test_models_that_cannot_be_opened_are_refused_and_left_alone():
     )
     with pytest.raises(TypeError, match="has an encoder and a decoder"):
         timm_stitch.stitch([t5, t5])
-    with pytest.raises(TypeError, match="cannot stitch timm's models to transformers'"):
+    with pytest.raises(TypeError, match="cannot stitch models of timm and transformers into one network"):
         timm_stitch.stitch([torch.nn.Identity(), bert()])
 
 

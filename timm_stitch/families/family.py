@@ -36,11 +36,13 @@ class SavedNetwork:
     Args:
         folder: the folder of its files.
         config: the contents of `config.json`.
+        fingerprint: that of the weights, by `stitches.json`; None where there is none.
         results: the contents of `stitches.json`; None where there is none, or none that can be read.
     """
 
     folder: Path
     config: Mapping[str, Any]
+    fingerprint: Any = None
     results: SavedResults | None = None
 
 

@@ -73,15 +73,19 @@ def read_saved(folder: Path) -> SavedNetwork:
     """
     config = read_json(folder / CONFIG_FILE)
     family_of_config(config).check_config(config)
+    fingerprint: Any = None
+    results: SavedResults | None = None
     try:
-        results: SavedResults | None = read_stitches(folder / STITCHES_FILE)
+        stitches = read_json(folder / STITCHES_FILE)
+        fingerprint = stitches.get("weights")
+        results = parse_stitches(stitches)
     except OSError as error:
         _logger.debug("no rows next to the weights: %s", error)
-        results = None
     except ValueError as error:
-        _logger.warning("the network loads without its rows, and its weights are not compared: %s", error)
-        results = None
-    return SavedNetwork(folder, config, results)
+        _logger.warning("the network loads without its rows: %s", error)
+        if fingerprint is None:
+            _logger.warning("the weights are not compared with their fingerprint, which cannot be read.")
+    return SavedNetwork(folder, config, fingerprint, results)
 
 
 def read_stitches(path: str | os.PathLike[str]) -> SavedResults:
@@ -91,7 +95,15 @@ def read_stitches(path: str | os.PathLike[str]) -> SavedResults:
         FileNotFoundError: if there is none.
         ValueError: if it is not what `save_pretrained` writes.
     """
-    data = read_json(path)
+    return parse_stitches(read_json(path))
+
+
+def parse_stitches(data: Mapping[str, Any]) -> SavedResults:
+    """Check the contents of a `stitches.json`.
+
+    Raises:
+        ValueError: if it is not what `save_pretrained` writes.
+    """
     rows, weights = data.get("stitches"), data.get("weights")
     if not isinstance(weights, str) or len(weights) > 64 or not isinstance(rows, list):
         raise ValueError("stitches.json lacks its fingerprint or its rows: expected what save_pretrained writes.")

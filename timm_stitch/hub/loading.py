@@ -133,20 +133,21 @@ def _load_whole(saved: SavedNetwork, verify: bool, arguments: Mapping[str, Any])
     if not arguments.get("pretrained", True):
         return family.load(saved, **arguments)
     _check_file(file)
-    if verify and saved.results is not None:
+    compared = verify and saved.fingerprint is not None
+    if compared:
         weights = read_local(file, _tensor_names(file))
         fingerprint = fingerprint_of(weights, family.stitched_norm(saved.config))
-        if fingerprint != saved.results.weights:
+        if fingerprint != saved.fingerprint:
             raise ValueError(
                 f"the weights in {str(file)!r} are not those that stitches.json was written for (fingerprint "
-                f"{fingerprint}, expected {saved.results.weights:.32}): the file was damaged or exchanged. Fetch it "
+                f"{fingerprint}, expected {saved.fingerprint!s:.32}): the file was damaged or exchanged. Fetch it "
                 "again, or give verify=False to use it without the rows."
             )
         del weights
     network = family.load(saved, **arguments)
     load_results(network, saved)
-    if verify and saved.results is not None and not arguments:
-        note_fingerprint(network, saved.results.weights)
+    if compared and not arguments:
+        note_fingerprint(network, saved.fingerprint)
     return network
 
 
