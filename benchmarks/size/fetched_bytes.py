@@ -1,6 +1,6 @@
 """What `from_hub(..., extract=24)` fetches of a full-size network, counted at a Hub on loopback.
 
-python benchmarks/fetched_bytes.py        # snnet_deit_tsb: about 1.5 GB of memory
+python benchmarks/size/fetched_bytes.py        # snnet_deit_tsb: about 1.5 GB of memory
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1] / "tests"
+TESTS = Path(__file__).parents[2] / "tests"
 
 
 def count(server: str, model_name: str, stitch_id: int) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """What a burst does to servers: the requests offered, those answered in time, and how accurate the answers are.
 
-    python benchmarks/draw_serving.py burst.json docs/serving.svg
+    python benchmarks/serving/draw_serving.py burst.json docs/serving.svg
 
 The file is JSON: `promise_ms`; `top1`, the accuracy of each stitch in per cent, by its id; and `runs`, by what is said
 of each in the legend, the first one ours: a row a request, `[due, latency, stitch_id]`, in seconds from the start of

@@ -1,7 +1,7 @@
 """Which models of transformers are anchors: every type of a task at a tiny size, opened, stitched, saved.
 
-    python benchmarks/transformers_coverage.py rows.jsonl             # causal, masked, sequence, image: some minutes
-    python benchmarks/transformers_coverage.py rows.jsonl --summary   # what the rows say
+    python benchmarks/coverage/transformers_coverage.py rows.jsonl             # causal, masked, sequence, image: some minutes
+    python benchmarks/coverage/transformers_coverage.py rows.jsonl --summary   # what the rows say
 
 A type counts as open if a network of two of its models (other widths where it takes them) gives bit for bit what the
 models give, eager and sdpa, at two batch sizes with padding; gradients are within 1e-5; what was saved and loaded, and

@@ -1,6 +1,6 @@
 """Least-squares initialisation: peak memory with few and many images, and time beside the anchors' own passes.
 
-    python benchmarks/least_squares.py --images 100 1000
+    python benchmarks/speed/least_squares.py --images 100 1000
 
 Each count runs in a process of its own on DeiT-Ti/S/B with random weights at 224 pixels; images are made batch by
 batch, so that they take no memory themselves. Prints one JSON line a count, then the ratios.

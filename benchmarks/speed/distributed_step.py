@@ -1,7 +1,7 @@
 """A step's time on several processes: gradients of what was used, against DDP with `find_unused_parameters=True`.
 
-    python benchmarks/distributed_step.py [--rounds 30] [--images 64] [--batch-size 8]
-    python benchmarks/distributed_step.py --device cuda --processes 8 --images 224 --batch-size 64
+    python benchmarks/speed/distributed_step.py [--rounds 30] [--images 64] [--batch-size 8]
+    python benchmarks/speed/distributed_step.py --device cuda --processes 8 --images 224 --batch-size 64
 
 Both train the same stitch of the same network on the same images in the same step, a different stitch each step.
 Steps of the two are interleaved. Prints the median step of each and the bytes that each sends.

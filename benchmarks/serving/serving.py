@@ -1,9 +1,9 @@
 """A server under load: ours beside servers of one stitch, in one run, by a client in a process of its own.
 
     make quickstart
-    python benchmarks/serving.py policies   # attainment and accuracy at 100 and 150 % and in a burst
-    python benchmarks/serving.py overhead   # what the server adds to a request, beside a bare ASGI app
-    python benchmarks/serving.py soak       # ten minutes with bad images and clients that hang up
+    python benchmarks/serving/serving.py policies   # attainment and accuracy at 100 and 150 % and in a burst
+    python benchmarks/serving/serving.py overhead   # what the server adds to a request, beside a bare ASGI app
+    python benchmarks/serving/serving.py soak       # ten minutes with bad images and clients that hang up
 
 Loads are shares of what the largest anchor answers, by the table that is measured first. A request is eight test images
 of Fashion-MNIST, `right` is counted on the answers. Each policy's server is a process; all are up, and take turns, in
@@ -47,7 +47,7 @@ from timm_stitch.deployment.simulation import Replica, burst, gamma_arrivals, si
 from timm_stitch.plan.timings import call_times
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "examples"))
+sys.path.insert(0, str(HERE.parents[1] / "examples"))
 from quickstart import load_images  # noqa: E402
 
 COUNT = 8  # images of a request
@@ -104,7 +104,7 @@ def load(url: str, images: Path, arrivals: list[float], **more: Any) -> list[dic
 
 def prepared(model: Any, path: Path) -> None:
     """The test images as the network takes them, and their labels."""
-    _, _, images, labels = load_images(HERE.parent / "examples/data/fashion_mnist_10k.npz")
+    _, _, images, labels = load_images(HERE.parents[1] / "examples/data/fashion_mnist_10k.npz")
     np.savez(path, images=images.numpy(), labels=labels.numpy())
 
 

@@ -1,9 +1,9 @@
 """What switching costs: an SN-Net at one of its anchors against the bare timm model, and what a mixed batch shares.
 
-    python benchmarks/switching.py                         # snnet_deit_tsb, eager
-    python benchmarks/switching.py --only overhead         # microseconds that a call adds, on tiny networks
-    python benchmarks/switching.py --only mixed            # batches with an id for each image
-    python benchmarks/switching.py --only blocks whole     # compiled by inductor; needs a C++ compiler
+    python benchmarks/speed/switching.py                         # snnet_deit_tsb, eager
+    python benchmarks/speed/switching.py --only overhead         # microseconds that a call adds, on tiny networks
+    python benchmarks/speed/switching.py --only mixed            # batches with an id for each image
+    python benchmarks/speed/switching.py --only blocks whole     # compiled by inductor; needs a C++ compiler
 
 Times are medians of interleaved runs, and ratios are medians of the ratios of neighbours, with their quartiles.
 """

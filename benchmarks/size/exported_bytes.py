@@ -1,6 +1,6 @@
 """Bytes on disk of three exported stitches of the authors' DeiT network, against the union of their tensors.
 
-    python benchmarks/exported_bytes.py [FOLDER]
+    python benchmarks/size/exported_bytes.py [FOLDER]
 
 Random weights; takes half a minute and 2.5 GB of memory on two cores.
 """

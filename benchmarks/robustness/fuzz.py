@@ -1,6 +1,6 @@
 """What broken and hostile files do: each is read in a process of its own, with limits and a watch on what it touches.
 
-    python benchmarks/fuzz.py --files 4000 --seed 0
+    python benchmarks/robustness/fuzz.py --files 4000 --seed 0
 
 Files of six kinds begin as those that the package writes and are changed at random: config.json, stitches.json,
 weights, the authors' layout, recipes, rows. Nothing may be executed, fetched or opened outside of the folder; nothing

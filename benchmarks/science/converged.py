@@ -1,10 +1,10 @@
 """What stitching gives on anchors that are trained out and apart in accuracy, at equal multiply-adds of training.
 
-    python benchmarks/converged.py OUT                      # anchors, then every way to train on, two seeds
-    python benchmarks/converged.py OUT --only plain few     # some of them
-    python benchmarks/converged.py OUT --epochs 40 --only "few, slow to fast"   # longer; 4 unless given
-    python benchmarks/converged.py OUT --epochs 40 --share 0.1 --turned   # a tenth of the labels of another task
-    python benchmarks/converged.py OUT --report             # what the rows say, as tables
+    python benchmarks/science/converged.py OUT                      # anchors, then every way to train on, two seeds
+    python benchmarks/science/converged.py OUT --only plain few     # some of them
+    python benchmarks/science/converged.py OUT --epochs 40 --only "few, slow to fast"   # longer; 4 unless given
+    python benchmarks/science/converged.py OUT --epochs 40 --share 0.1 --turned   # a tenth of the labels of another task
+    python benchmarks/science/converged.py OUT --report             # what the rows say, as tables
 
 The task is Fashion-MNIST made harder: every image is shifted by up to three pixels and flipped at random, in training
 and in evaluation. Two small DeiTs (32 and 64 channels, six blocks) are trained on 55,000 of the training images until

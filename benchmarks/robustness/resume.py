@@ -1,6 +1,6 @@
 """kill -9 at ten random moments, every other one while a checkpoint is being written: the weights stay the same.
 
-    python benchmarks/resume.py [--kills 10] [--processes 1] [--compile]
+    python benchmarks/robustness/resume.py [--kills 10] [--processes 1] [--compile]
 
 A small network trains with mixup, drop-path, EMA, accumulation, random augmentation, recomputed activations,
 evaluation and two loader workers, with a checkpoint after each step. It is killed (all its processes at once),
@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent / "tests"
+TESTS = Path(__file__).parents[2] / "tests"
 VALUES = {
     "epochs": 8, "batch_size": 16, "images": 96, "lr": 1e-3, "augmented": True, "checkpoint_steps": 1, "keep": 2,
     "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.2, "ema_decay": 0.9, "accumulate": 2, "workers": 2,

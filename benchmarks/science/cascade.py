@@ -1,6 +1,6 @@
 """Cascades against single stitches: accuracy at mean multiply-adds, on Fashion-MNIST.
 
-    make quickstart && python benchmarks/cascade.py
+    make quickstart && python benchmarks/science/cascade.py
 
 Stitches, pairs and thresholds are chosen on half of the test images and measured on the other half, and the other way
 round; both halves are counted together.
@@ -21,7 +21,7 @@ from torch import Tensor
 import timm_stitch
 from timm_stitch.plan.prefix_sharing import common_steps
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from quickstart import load_images
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, default=8)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    _, _, images, labels = load_images(Path(__file__).parents[1] / "examples/data/fashion_mnist_10k.npz")
+    _, _, images, labels = load_images(Path(__file__).parents[2] / "examples/data/fashion_mnist_10k.npz")
     model = timm.create_model(options.model, pretrained=True).eval()
     halves = [(images[i::2], labels[i::2]) for i in (0, 1)]
     single = [timm_stitch.evaluate(model, [half]) for half in halves]

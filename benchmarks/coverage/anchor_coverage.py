@@ -4,9 +4,9 @@ A name is stitched with itself and with another of its module. Of each network e
 counted, it is saved and loaded (equal), a stitch is extracted (equal), layers are initialised by least squares
 (of a few stitches), and a stitch takes a training step.
 
-    python benchmarks/anchor_coverage.py rows.jsonl --one-of-each-kind   # the quick sweep
-    python benchmarks/anchor_coverage.py rows.jsonl                      # all names, cheap ones first
-    python benchmarks/anchor_coverage.py rows.jsonl --summary            # what the rows say
+    python benchmarks/coverage/anchor_coverage.py rows.jsonl --one-of-each-kind   # the quick sweep
+    python benchmarks/coverage/anchor_coverage.py rows.jsonl                      # all names, cheap ones first
+    python benchmarks/coverage/anchor_coverage.py rows.jsonl --summary            # what the rows say
 
 Names are of a kind that are made of the same classes of modules and have tensors and settings of the same names, so
 that only widths, depths and sizes differ. Names that the file has already are skipped, so a sweep goes on where it

@@ -1,7 +1,7 @@
 """Evaluate all stitches of a network in one pass that shares fronts, against one stitch at a time.
 
-    python benchmarks/evaluation.py                                     # snnet_deit_tsb, 71 stitches
-    python benchmarks/evaluation.py --model snnetv2_deit3_sl --images 4 # 134 stitches; minutes
+    python benchmarks/speed/evaluation.py                                     # snnet_deit_tsb, 71 stitches
+    python benchmarks/speed/evaluation.py --model snnetv2_deit3_sl --images 4 # 134 stitches; minutes
 
 Random weights and images: what counts is that both give the same rows, and the ratio of the times beside the ratio
 of the multiply-adds.

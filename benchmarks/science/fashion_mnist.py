@@ -1,8 +1,8 @@
 """The paper's claims on all of Fashion-MNIST: three small DeiTs, stitched and trained in many ways.
 
-    python benchmarks/fashion_mnist.py OUT                        # every comparison, two seeds: hours on two cores
-    python benchmarks/fashion_mnist.py OUT --only plain kaiming   # some of them
-    python benchmarks/fashion_mnist.py OUT --report               # what the rows say: tables and plots
+    python benchmarks/science/fashion_mnist.py OUT                        # every comparison, two seeds: hours on two cores
+    python benchmarks/science/fashion_mnist.py OUT --only plain kaiming   # some of them
+    python benchmarks/science/fashion_mnist.py OUT --report               # what the rows say: tables and plots
 
 Each run is one line of OUT/runs.jsonl, and what is there is not run again. Images: the Debian package
 `dataset-fashion-mnist`, or any folder with the four gzip files of the data set. The anchors are read from
@@ -40,7 +40,7 @@ from timm_stitch.plan.frontier import frontier_area
 from timm_stitch.plan.prefix_sharing import shared_macs
 from timm_stitch.training.sampling import make_rule
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from quickstart import MEAN, STD
 
 WIDTHS = {"deit_fmnist_t": (32, 1), "deit_fmnist_s": (64, 2), "deit_fmnist_b": (128, 4)}

@@ -1,6 +1,6 @@
 """Loading: bytes for one stitch against the whole DeiT network, and time and memory of loading the whole.
 
-    python benchmarks/loading.py --stitch 24
+    python benchmarks/speed/loading.py --stitch 24
 
 Weights are random, in a file of the network's own size. Each way of loading runs in a process of its own; memory is
 the peak above what the process held after its imports. Prints one JSON line a way.

@@ -1,6 +1,6 @@
 """What a stitch of an encoder of transformers costs at batch 1, beside the bare model with as many layers.
 
-    OMP_NUM_THREADS=1 python benchmarks/text_overhead.py
+    OMP_NUM_THREADS=1 python benchmarks/speed/text_overhead.py
 
 The processor's time of interleaved calls of 12 layers of 384 on one text; ratios are those of neighbours, with their
 quartiles.

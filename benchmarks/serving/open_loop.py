@@ -1,6 +1,6 @@
 """A client that sends requests when they are due, whatever became of those before: `serving.py` runs it as a process.
 
-    python benchmarks/open_loop.py plan.json results.json
+    python benchmarks/serving/open_loop.py plan.json results.json
 
 The plan is JSON: `url`, `model`, `arrivals` (seconds from the start), `images` (an .npz with `images` of shape
 (M, C, H, W) and `labels`), `count` (images of a request), `bad` and `hang_up` (shares of requests with damaged files,

@@ -1,10 +1,10 @@
 """Policies on ideal machines, simulated: one machine at many loads, fleets of up to a thousand, and a decision's time.
 
     make quickstart && timm-stitch profile quickstart-output/snnet --batch-sizes 1 2 4 8 16 32 --save
-    python benchmarks/fleets.py loads      # attainment, accuracy and score of each policy, on three ladders
-    python benchmarks/fleets.py shares     # loads, for several shares of the time that drain plans with
-    python benchmarks/fleets.py fleets     # how many replicas answer 99 % in time
-    python benchmarks/fleets.py decisions  # microseconds of a decision
+    python benchmarks/serving/fleets.py loads      # attainment, accuracy and score of each policy, on three ladders
+    python benchmarks/serving/fleets.py shares     # loads, for several shares of the time that drain plans with
+    python benchmarks/serving/fleets.py fleets     # how many replicas answer 99 % in time
+    python benchmarks/serving/fleets.py decisions  # microseconds of a decision
 
 Nothing runs through a network, and no machine is slower than its table. The quickstart's stitches take as long as they
 were measured to; of the authors' networks, calls take time in proportion to multiply-adds, with a part that is the same
