@@ -1,4 +1,4 @@
-"""All about speed that needs a GPU, each figure a ratio against something measured in the same run.
+"""How fast is a network on a GPU? Each figure is a ratio against something measured in the same run.
 
     python benchmarks/speed/gpu.py gpu.jsonl                        # snnet_deit_tsb at 224 pixels; some ten minutes
     python benchmarks/speed/gpu.py gpu.jsonl --only steps switching
@@ -6,21 +6,18 @@
 
 `steps`: a step of `timm_stitch.train` over timm's own of the same network, in each precision, eager and compiled.
 `switching`: calls that change the stitch each time over calls that do not: eager, compiled, and by CUDA graphs.
-`precisions`: bf16 and fp16 over fp32. `evaluation`: all stitches in one pass over one by one. `profile`: what
-`profile` says over what events say. `controller`: requests within a promise while another process loads the GPU,
-beside fixed stitches. `processes`: a step on all GPUs over DistributedDataParallel's. Random weights: what counts is
-time. Each row names the device.
+`precisions`: bf16 and fp16 over fp32. `evaluation`: all stitches in one pass over one by one. `profile`: the time
+that `profile` reports over that of a plain loop. `controller`: requests within a latency target while another process
+loads the GPU, with the controller and with fixed stitches. `processes`: a step on all GPUs over
+DistributedDataParallel's. Weights are random: only time counts. Each row names the device.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import platform
 import random
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,54 +33,45 @@ from training_step import ours, plain
 import timm_stitch
 from timm_stitch.plan.prefix_sharing import shared_macs
 
-Row = dict[str, Any]
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import Row, make_parser, print_row
+from measuring import compare, medians, time_call, time_in_turns
+from processes import run_script
+
 MODEL = "snnet_deit_tsb"
 STITCHES = (0, 24, 2)  # the smallest anchor, one between, the largest
 
 
 def wait(device: torch.device) -> None:
-    """Wait for all that was sent to a device."""
+    """Wait for everything that was sent to a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def medians(
-    calls: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int, warm: int = 3
-) -> dict[str, float]:
-    """Median milliseconds of each call, in turns of an order that changes."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + warm):
-        for name in random.Random(turn).sample(sorted(calls), len(calls)):
-            wait(device)
-            began = time.perf_counter()
-            calls[name]()
-            wait(device)
-            if turn >= warm:
-                times[name].append(1e3 * (time.perf_counter() - began))
-    return {name: statistics.median(some) for name, some in times.items()}
-
-
-def ratios(found: Mapping[str, float], over: str) -> Row:
-    """Milliseconds, and each over one of them."""
+def compare_calls(
+    calls: Mapping[str, Callable[[], Any]], over: str, options: argparse.Namespace, rounds: int = 0, warm_up: int = 3
+) -> Row:
+    """Time calls in turns: the median milliseconds of each, and quartiles of the ratios of each to one of them."""
+    times = time_in_turns(calls, rounds or options.rounds, warm_up, wait=lambda: wait(options.device))
     return {
-        "ms": {name: round(value, 3) for name, value in found.items()},
-        f"over {over}": {name: round(value / found[over], 3) for name, value in found.items() if name != over},
+        "ms": {name: round(value, 3) for name, value in medians(times).items()},
+        f"over {over}": {name: compare(times[name], times[over]).as_list() for name in times if name != over},
     }
 
 
 def network(options: argparse.Namespace) -> timm_stitch.SNNet:
-    """The network with random weights."""
+    """Make the network with random weights."""
     torch.manual_seed(0)
     return timm.create_model(MODEL, img_size=options.size).to(options.device).eval()
 
 
 def images(options: argparse.Namespace, count: int | None = None) -> Tensor:
-    """Noise as large as the network's images."""
+    """Make noise of the network's image size."""
     return torch.randn(count or options.batch_size, 3, options.size, options.size, device=options.device)
 
 
 def steps(options: argparse.Namespace) -> Iterator[Row]:
-    """A training step of ours over timm's, of the same network on the same images."""
+    """Compare a training step of ours with timm's, of the same network on the same images."""
     count = 4 * options.batch_size
     data = TensorDataset(torch.randn(count, 3, options.size, options.size), torch.arange(count) % 1000)
     for precision in ("no", "bf16", "fp16") if options.device.type == "cuda" else ("no", "bf16"):
@@ -98,13 +86,13 @@ def steps(options: argparse.Namespace) -> Iterator[Row]:
                         network(options), data, k, batch_size=size, compile=compiled, precision=precision, fused=False
                     ),
                 }
-                found = ratios(medians(calls, options.device, options.rounds), "timm's")
+                found = compare_calls(calls, "timm's", options)
                 yield {"stitch_id": k, "precision": precision, "compiled": compiled, **found}
 
 
 @torch.inference_mode()
 def switching(options: argparse.Namespace) -> Iterator[Row]:
-    """Calls that change the stitch each time, over the same calls stitch by stitch."""
+    """Compare calls that change the stitch each time with the same calls stitch by stitch."""
     model = network(options)
     for batch in (1, options.batch_size):
         x, some = images(options, batch), random.Random(0).choices(model.stitch_ids, k=32)
@@ -122,16 +110,16 @@ def switching(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def switched(call: Callable[[int], Any], ids: list[int], options: argparse.Namespace) -> Row:
-    """The same calls in an order that switches at each, and in one that does not where it can."""
+    """Time the same calls in an order that switches at each, and in one that switches as seldom as possible."""
     for k in sorted(set(ids)):
         call(k)
     orders = {"one after another": sorted(ids), "switching": ids}
     calls = {name: (lambda order=order: [call(k) for k in order]) for name, order in orders.items()}
-    return ratios(medians(calls, options.device, options.rounds), "one after another")
+    return compare_calls(calls, "one after another", options)
 
 
 def graphed(model: timm_stitch.SNNet, x: Tensor, stitch_id: int) -> torch.cuda.CUDAGraph:
-    """A stitch as a CUDA graph over one buffer of images."""
+    """Record a stitch as a CUDA graph over one buffer of images."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -146,7 +134,7 @@ def graphed(model: timm_stitch.SNNet, x: Tensor, stitch_id: int) -> torch.cuda.C
 
 @torch.inference_mode()
 def precisions(options: argparse.Namespace) -> Iterator[Row]:
-    """Half precision over float32, and how many images keep their class."""
+    """Compare half precision with float32, and count the images that keep their class."""
     model, x = network(options), images(options)
     for k in STITCHES:
 
@@ -161,13 +149,13 @@ def precisions(options: argparse.Namespace) -> Iterator[Row]:
         same = {
             name: round(100 * float((run(dtype).argmax(-1) == whole).float().mean()), 1) for name, dtype in half.items()
         }
-        found = ratios(medians(calls, options.device, options.rounds), "fp32")
+        found = compare_calls(calls, "fp32", options)
         yield {"stitch_id": k, "batch_size": len(x), **found, "keep their class %": same}
 
 
 @torch.inference_mode()
 def evaluation(options: argparse.Namespace) -> Iterator[Row]:
-    """All stitches in one pass that shares fronts over one pass each."""
+    """Compare one pass of all stitches that shares fronts with one pass each."""
     model, x = network(options), images(options)
     loader = DataLoader(TensorDataset(x.cpu(), torch.arange(len(x)) % 1000), batch_size=len(x))
     calls = {
@@ -176,25 +164,25 @@ def evaluation(options: argparse.Namespace) -> Iterator[Row]:
     }
     costs = model.costs()
     allowed = shared_macs(model.plan, costs) / sum(costs.cost(s).macs for s in model.plan)
-    found = ratios(medians(calls, options.device, max(1, options.rounds // 5), warm=1), "one by one")
+    found = compare_calls(calls, "one by one", options, max(1, options.rounds // 5), warm_up=1)
     yield {**found, "multiply-adds allow": round(allowed, 3)}
 
 
 @torch.inference_mode()
 def profile(options: argparse.Namespace) -> Iterator[Row]:
-    """What `profile` says of a call over what a plain loop says."""
+    """Compare the time that `profile` reports with that of a plain loop."""
     model = network(options)
     for batch in (1, options.batch_size):
         x = images(options, batch)
         rows = timm_stitch.profile(model, batch, options.device, stitch_ids=STITCHES, repeats=options.rounds)
         calls = {str(k): (lambda k=k, x=x: model(x, stitch_id=k)) for k in STITCHES}
-        direct = medians(calls, options.device, options.rounds)
+        direct = medians(time_in_turns(calls, options.rounds, 3, wait=lambda: wait(options.device)))
         found = {row["stitch_id"]: round(row["latency_ms"] / direct[str(row["stitch_id"])], 3) for row in rows}
         yield {"batch_size": batch, "profile over a loop": found}
 
 
 def burn(device: str, busy: Any) -> None:
-    """Load a device while told to."""
+    """Load a device while `busy` is set."""
     a = torch.randn(
         4096 if device.startswith("cuda") else 512, 4096 if device.startswith("cuda") else 512, device=device
     )
@@ -206,7 +194,7 @@ def burn(device: str, busy: Any) -> None:
 
 @torch.inference_mode()
 def controller(options: argparse.Namespace) -> Iterator[Row]:
-    """Requests within a promise while another process loads the device now and then; top-1 is the published one."""
+    """Count requests within a latency target while another process loads the device; top-1 is the published one."""
     model, x = network(options), images(options, min(16, options.batch_size))
     rows = timm_stitch.profile(model, len(x), options.device, repeats=options.rounds)
     rows = [row | {"top1": known["published_top1"]} for row, known in zip(rows, model.stitch_table(), strict=True)]
@@ -227,11 +215,7 @@ def controller(options: argparse.Namespace) -> Iterator[Row]:
             time.sleep(1)
         for who in ("controller", *fixed):
             k = ours_.stitch_id if who == "controller" else who
-            wait(options.device)
-            began = time.perf_counter()
-            model(x, stitch_id=k)
-            wait(options.device)
-            spent = 1e3 * (time.perf_counter() - began)
+            spent = 1e3 * time_call(lambda k=k: model(x, stitch_id=k), wait=lambda: wait(options.device))
             within[who] += spent <= target
             score[who] += top1[k] * (spent <= target)
             if who == "controller":
@@ -245,15 +229,14 @@ def controller(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def processes(options: argparse.Namespace) -> Iterator[Row]:
-    """A step on several GPUs, where there are, over DistributedDataParallel's."""
+    """Compare a step on several GPUs, where there are, with DistributedDataParallel's."""
     count = torch.cuda.device_count() if options.device.type == "cuda" else 2
     if count < 2:
         yield {"not run": "one device"}
         return
     script = Path(__file__).with_name("distributed_step.py")
-    command = [sys.executable, script, "--rounds", options.rounds, "--processes", count, "--images", options.size]
-    told = subprocess.check_output([str(word) for word in [*command, "--device", options.device.type]], text=True)
-    yield json.loads(told.splitlines()[-1])
+    arguments = ("--rounds", options.rounds, "--processes", count, "--images", options.size)
+    yield run_script(script, *arguments, "--device", options.device.type)
 
 
 SECTIONS = {f.__name__: f for f in (steps, switching, precisions, evaluation, profile, controller, processes)}
@@ -261,23 +244,20 @@ SECTIONS = {f.__name__: f for f in (steps, switching, precisions, evaluation, pr
 
 def main() -> None:
     """Measure, and append a line for each row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("rows", type=Path, help="JSON-lines file to append to")
-    parser.add_argument("--only", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    parser.add_argument("--only", nargs="+", default=list(SECTIONS), choices=list(SECTIONS), help="sections to run")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="device to measure")
     parser.add_argument("--size", type=int, default=224, help="pixels along a side")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=128, help="images of a batch")
+    parser.add_argument("--rounds", type=int, default=20, help="runs of each call")
     options = parser.parse_args()
     cuda = options.device.type == "cuda"
     name = torch.cuda.get_device_name(options.device) if cuda else platform.processor() or "CPU"
     for section in options.only:
         began = time.perf_counter()
         for row in SECTIONS[section](options):
-            line = json.dumps({"section": section, "device": name, "torch": torch.__version__, **row})
-            print(line, flush=True)
-            with options.rows.open("a") as file:
-                file.write(line + "\n")
+            print_row({"section": section, "device": name, "torch": torch.__version__, **row}, options.rows)
         print(f"{section}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 
 

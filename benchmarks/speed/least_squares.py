@@ -1,62 +1,65 @@
-"""Least-squares initialisation: peak memory with few and many images, and time beside the anchors' own passes.
+"""How much time and memory does least-squares initialisation take, with few and with many images?
 
     python benchmarks/speed/least_squares.py --images 100 1000
 
 Each count runs in a process of its own on DeiT-Ti/S/B with random weights at 224 pixels; images are made batch by
-batch, so that they take no memory themselves. Prints one JSON line a count, then the ratios.
+batch, so that they take no memory themselves. Time is compared with the anchors' own forward passes. Prints one JSON
+line a count, then the ratios.
 """
 
 import argparse
-import json
-import resource
-import subprocess
 import sys
-import time
+from pathlib import Path
 
+import timm
 import torch
 
 import timm_stitch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser, print_row
+from measuring import memory_mb, time_call
+from processes import run_script
 
-def batches(count, size):
+
+def batches(count, size, pixels):
+    """Make random images, batch by batch."""
     generator = torch.Generator().manual_seed(0)
     for start in range(0, count, size):
-        yield torch.randn(min(size, count - start), 3, 224, 224, generator=generator)
+        yield torch.randn(min(size, count - start), 3, *pixels, generator=generator)
 
 
-def one(count):
-    import timm
+@torch.inference_mode()
+def run_anchors(model, count):
+    """Run the images through every anchor."""
+    for batch in batches(count, 16, model.image_size):
+        for anchor in model.anchors:
+            anchor.forward_features(batch)
 
-    model = timm.create_model("snnet_deit_tsb").eval()
-    began = time.perf_counter()
-    with torch.inference_mode():
-        for batch in batches(count, 16):
-            for anchor in model.anchors:
-                anchor.forward_features(batch)
-    forward = time.perf_counter() - began
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    began = time.perf_counter()
-    timm_stitch.least_squares_init(model, batches(count, 16))
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    row = {"images": count, "peak_mb": peak, "peak_mb_forward_alone": before}
-    print(json.dumps(row | {"seconds": seconds, "seconds_forward_alone": forward, "ratio": seconds / forward}))
+
+def measure(name, count):
+    """Measure one count of images in this process."""
+    model = timm.create_model(name).eval()
+    forward = time_call(lambda: run_anchors(model, count))
+    row = {"images": count, "peak_mb_forward_alone": memory_mb()}
+    seconds = time_call(lambda: timm_stitch.least_squares_init(model, batches(count, 16, model.image_size)))
+    row |= {"peak_mb": memory_mb(), "seconds": seconds, "seconds_forward_alone": forward, "ratio": seconds / forward}
+    print_row(row)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, nargs="+", default=[100, 1000])
+    """Measure every count."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", default="snnet_deit_tsb", help="name of a registered network")
+    parser.add_argument("--images", type=int, nargs="+", default=[100, 1000], help="counts of images")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        return one(options.one)
+        return measure(options.model, options.one)
     rows = []
     for count in options.images:
-        out = subprocess.run(
-            [sys.executable, __file__, "--one", str(count)], capture_output=True, text=True, check=True
-        )
-        print(out.stdout.strip(), flush=True)
-        rows.append(json.loads(out.stdout))
+        rows.append(run_script(__file__, "--model", options.model, "--one", count))
+        print_row(rows[-1])
     first, last = rows[0], rows[-1]
     print(
         f"peak memory {last['images']} against {first['images']} images: {last['peak_mb'] / first['peak_mb']:.3f}; "

@@ -1,4 +1,4 @@
-"""Loading: bytes for one stitch against the whole DeiT network, and time and memory of loading the whole.
+"""How many bytes does one stitch of a network need, and how long and how much memory does loading the whole take?
 
     python benchmarks/speed/loading.py --stitch 24
 
@@ -7,11 +7,8 @@ the peak above what the process held after its imports. Prints one JSON line a w
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import timm
@@ -21,16 +18,14 @@ from safetensors.torch import save_file
 import timm_stitch
 from timm_stitch.hub.safetensors_ranges import merged, parse_header
 
-
-def memory(field):
-    """MB from the kernel: VmRSS now, VmHWM at most. (getrusage would give the parent's peak where that was higher.)"""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return 0.0
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser, print_row
+from measuring import memory_mb, time_call
+from processes import run_script
 
 
 def load(way, path):
+    """Load the network, or a stitch of it, in one way."""
     if way == "create_model":
         overlay = {"file": str(path)}
         return timm.create_model("snnet_deit", pretrained=True, pretrained_cfg_overlay=overlay, stitched_norm=True)
@@ -41,24 +36,25 @@ def load(way, path):
     return model
 
 
-def one(way, path):
+def measure(way, path):
+    """Measure one way of loading in this process."""
     timm.create_model("snnet_deit", device="meta")  # imports and caches that any way needs
-    before, began = memory("VmRSS"), time.perf_counter()
-    model = load(way, path)
-    seconds = time.perf_counter() - began
-    touched = sum(float(p.detach().flatten()[::1024].sum()) for p in model.parameters())  # pages of a mapped file
-    row = {"way": way, "file": path.suffix, "seconds": round(seconds, 2), "peak_mb": round(memory("VmHWM") - before)}
-    print(json.dumps(row | {"finite": touched == touched}))
+    before, loaded = memory_mb("VmRSS"), []
+    seconds = time_call(lambda: loaded.append(load(way, path)))
+    touched = sum(float(p.detach().flatten()[::1024].sum()) for p in loaded[0].parameters())  # pages of a mapped file
+    row = {"way": way, "file": path.suffix, "seconds": round(seconds, 2), "peak_mb": round(memory_mb() - before)}
+    print_row(row | {"finite": touched == touched})
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stitch", type=int, default=24)
-    parser.add_argument("--repeat", type=int, default=3)
+    """Count bytes, then measure every way of loading."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--stitch", type=int, default=24, help="id of the stitch whose bytes are counted")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each way")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        return one(options.one[0], Path(options.one[1]))
+        return measure(options.one[0], Path(options.one[1]))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.safetensors")
         model = timm.create_model("snnet_deit")
@@ -73,13 +69,13 @@ def main():
         ranges = merged(used, 8 + length)
         fetched = 8 + length + sum(stop - start for start, stop in ranges)
         row = {"stitch": options.stitch, "needed": needed, "fetched": fetched, "whole": path.stat().st_size}
-        print(json.dumps(row | {"over": round(fetched / needed - 1, 4), "requests": len(ranges) + 2}), flush=True)
+        print_row(row | {"over": round(fetched / needed - 1, 4), "requests": len(ranges) + 2})
         del model
-        for way, file in (("torch.load", ".safetensors"), ("create_model", ".pth"), ("create_model", ".safetensors"),
-                          ("from_hub(extract=24)", ".safetensors")):  # fmt: skip
-            for _ in range(options.repeat):
-                command = [sys.executable, __file__, "--one", way, str(path.with_suffix(file))]
-                print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), flush=True)
+        ways = (("torch.load", ".safetensors"), ("create_model", ".pth"), ("create_model", ".safetensors"),
+                ("from_hub(extract=24)", ".safetensors"))  # fmt: skip
+        for _ in range(options.repeat):
+            for way, file in ways:
+                print_row(run_script(__file__, "--one", way, path.with_suffix(file)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What switching costs: an SN-Net at one of its anchors against the bare timm model, and what a mixed batch shares.
+"""How much does switching cost? An SN-Net at one of its anchors against the bare timm model; mixed batches.
 
     python benchmarks/speed/switching.py                         # snnet_deit_tsb, eager
     python benchmarks/speed/switching.py --only overhead         # microseconds that a call adds, on tiny networks
@@ -10,11 +10,12 @@ Times are medians of interleaved runs, and ratios are medians of the ratios of n
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import timm
 import torch
@@ -24,6 +25,10 @@ from torch import nn
 import timm_stitch
 from timm_stitch.families.timm_models.network import SNNet
 from timm_stitch.plan.prefix_sharing import shared_macs
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser
+from measuring import compare, time_in_turns
 
 
 class ByHand(nn.Module):
@@ -47,19 +52,9 @@ class ByHand(nn.Module):
 
 
 def ratio(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> str:
-    """Median of the ratios of neighbouring runs, in an order that alternates."""
-    ours(), theirs()
-    found, spent = [], []
-    for turn in range(rounds):
-        times = {}
-        for name, call in (("ours", ours), ("theirs", theirs))[:: 1 if turn % 2 else -1]:
-            began = time.perf_counter()
-            call()
-            times[name] = time.perf_counter() - began
-        found.append(times["ours"] / times["theirs"])
-        spent.append(1e3 * times["theirs"])
-    low, middle, high = statistics.quantiles(found, n=4)
-    return f"{middle:.3f} ({low:.3f} to {high:.3f}) of {statistics.median(spent):.1f} ms"
+    """Compare two calls: the ratio of neighbours, and the milliseconds of the second."""
+    times = time_in_turns({"ours": ours, "theirs": theirs}, rounds)
+    return f"{compare(times['ours'], times['theirs'])} of {statistics.median(times['theirs']):.1f} ms"
 
 
 def against_bare(model: SNNet, batch: int, rounds: int, label: str, whole: str | None = None) -> None:
@@ -147,14 +142,15 @@ def mixed(model: SNNet, batch: int, distinct: int, rounds: int) -> None:
 @torch.inference_mode()
 def main() -> None:
     """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="snnet_deit_tsb")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", default="snnet_deit_tsb", help="name of a registered network")
+    parser.add_argument("--rounds", type=int, default=40, help="runs of each side")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="batch sizes")
     parser.add_argument(
-        "--only", nargs="+", default=["eager"], choices=["eager", "overhead", "mixed", "blocks", "whole"]
-    )
-    parser.add_argument("--backend", default="inductor")
+        "--only", nargs="+", default=["eager"], choices=["eager", "overhead", "mixed", "blocks", "whole"],
+        help="comparisons to make",
+    )  # fmt: skip
+    parser.add_argument("--backend", default="inductor", help="backend of torch.compile")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = timm.create_model(options.model).eval()

@@ -1,23 +1,27 @@
-"""What a stitch of an encoder of transformers costs at batch 1, beside the bare model with as many layers.
+"""What does a stitch of a transformers encoder cost at batch 1, against the bare model with as many layers?
 
     OMP_NUM_THREADS=1 python benchmarks/speed/text_overhead.py
 
-The processor's time of interleaved calls of 12 layers of 384 on one text; ratios are those of neighbours, with their
+Calls of 12 layers of 384 on one text take turns. Times are the processor's; ratios are medians of neighbours' with
 quartiles.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import timm_stitch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser
+from measuring import compare, time_in_turns
 
 
 def bert(depth: int) -> Any:
@@ -29,9 +33,9 @@ def bert(depth: int) -> Any:
 @torch.inference_mode()
 def main() -> None:
     """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser = make_parser(__doc__)
+    parser.add_argument("--tokens", type=int, default=16, help="length of the text")
+    parser.add_argument("--rounds", type=int, default=100, help="calls of each side")
     args = parser.parse_args()
     anchors = [bert(12), bert(12)]
     ids = torch.randint(5, 30_000, (1, args.tokens))
@@ -40,23 +44,15 @@ def main() -> None:
     stitch = [stitch for stitch in net.plan if not stitch.is_anchor][5]
     runs = sum(segment.stop - segment.start for segment in stitch.segments)
     bare = anchors[0] if runs == 12 else bert(runs)
-    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    pairs = {
         "an anchor alone": (lambda: net(**batch, stitch_id=0), lambda: anchors[0](**batch)),
         f"{stitch.name}, {runs} layers": (lambda: net(**batch, stitch_id=stitch.stitch_id), lambda: bare(**batch)),
     }
-    spent: dict[str, list[list[float]]] = {name: [[], []] for name in pairs}
-    for turn in range(args.rounds):
-        for name, calls in pairs.items():
-            for which in (0, 1) if turn % 2 else (1, 0):
-                began = time.process_time()
-                calls[which]()
-                spent[name][which].append(1e3 * (time.process_time() - began))
-    for name, (ours, theirs) in spent.items():
-        low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
-        print(
-            f"{name}: {statistics.median(ours):.2f} ms beside {statistics.median(theirs):.2f} ms, "
-            f"{middle:.3f} of it ({low:.3f} to {high:.3f})"
-        )
+    for name, (ours, theirs) in pairs.items():
+        times = time_in_turns({"ours": ours, "theirs": theirs}, args.rounds, clock=time.process_time)
+        ms = {side: statistics.median(values) for side, values in times.items()}
+        ratio = compare(times["ours"], times["theirs"])
+        print(f"{name}: {ms['ours']:.2f} ms against {ms['theirs']:.2f} ms, ratio {ratio}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
-"""A training step's time against timm-style training of a plain network of the same macs.
+"""How long does a training step take, against timm-style training of a plain network of the same multiply-adds?
 
     python benchmarks/speed/training_step.py [--rounds 15] [--images 64] [--batch-size 16] [--compile]
 
 Both sides run the same modules: the plain side trains one stitch extracted from the network as a module
 of its own, in the loop of timm's train.py (loader, Mixup, loss, backward, AdamW, schedule). Ours trains
-the same stitch inside the whole network through `timm_stitch.train`'s own step. Rounds are interleaved,
-and the medians are compared. The last rows are what the options cost.
+the same stitch inside the whole network through `timm_stitch.train`'s own step. Steps take turns, and
+each is compared with its neighbour. The last columns are what the options cost.
 """
 
-import argparse
 import contextlib
 import itertools
-import json
-import random
-import statistics
-import time
+import sys
+from pathlib import Path
 
 import timm
 import torch
@@ -29,11 +26,16 @@ from timm_stitch.training.optimizer import tuning
 from timm_stitch.training.speed import set_up
 from timm_stitch.training.trainer import TrainingRun
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser, print_row
+from measuring import compare, medians, time_in_turns
+
 OPTIONS = {"ema": {"ema_decay": 0.999}, "dense": {"dense_updates": True}, "not fused": {"fused": False}}
 ANCHORS = ("deit_tiny_patch16_224", "deit_small_patch16_224")
 
 
 def network(size):
+    """Make the network of two small DeiTs with random weights."""
     torch.manual_seed(0)
     return timm.create_model(
         "snnet", anchors=[{"architecture": n, "img_size": size, "num_classes": 10} for n in ANCHORS]
@@ -41,7 +43,7 @@ def network(size):
 
 
 def ours(model, data, stitch_id, **values):
-    """A function that does one step of `timm_stitch.train`."""
+    """Make a function that does one step of `timm_stitch.train`."""
     config = timm_stitch.TrainConfig(epochs=10_000, workers=0, trackers=None, **values)
     run = TrainingRun(model, config, data, progress=False)
     run.kept = contextlib.ExitStack()
@@ -65,7 +67,7 @@ def ours(model, data, stitch_id, **values):
 
 
 def plain(model, data, batch_size, *, device="cpu", precision="no", compiled=False):
-    """A function that does one step as timm's train.py does."""
+    """Make a function that does one step as timm's train.py does."""
     model.to(device).train()
     classes = model.num_classes
     if compiled:
@@ -95,11 +97,12 @@ def plain(model, data, batch_size, *, device="cpu", precision="no", compiled=Fal
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    """Measure three stitches."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="steps of each side")
     parser.add_argument("--images", type=int, default=64, help="pixels along a side")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--compile", action="store_true", help="both sides, and without the rows of options")
+    parser.add_argument("--batch-size", type=int, default=16, help="images in a step")
+    parser.add_argument("--compile", action="store_true", help="compile both sides, and leave out the options")
     options = parser.parse_args()
     data = TensorDataset(torch.randn(256, 3, options.images, options.images), torch.arange(256) % 10)
     table = network(options.images).stitch_table()
@@ -111,18 +114,11 @@ def main():
         }
         for name, values in {} if options.compile else OPTIONS.items():
             steps[f"ours, {name}"] = ours(network(options.images), data, k, batch_size=b, **values)
-        times = {name: [] for name in steps}
-        for number in range(options.rounds + 2):
-            for name in random.Random(number).sample(sorted(steps), len(steps)):
-                began = time.perf_counter()
-                steps[name]()
-                if number >= 2:
-                    times[name].append(time.perf_counter() - began)
-        medians = {name: statistics.median(taken) for name, taken in times.items()}
-        found = {"stitch_id": k, "macs": row["macs"], "plain_ms": round(1e3 * medians["plain"], 1)}
+        times = time_in_turns(steps, options.rounds, warm_up=2)
+        result = {"stitch_id": k, "macs": row["macs"], "plain_ms": round(medians(times)["plain"], 1)}
         for name in list(steps)[1:]:
-            found[f"{name}: overhead %"] = round(100 * (medians[name] / medians["plain"] - 1), 1)
-        print(json.dumps(found), flush=True)
+            result[f"{name}: overhead %"] = round(100 * (compare(times[name], times["plain"]).median - 1), 1)
+        print_row(result)
 
 
 if __name__ == "__main__":
