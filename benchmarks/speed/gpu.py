@@ -2,7 +2,7 @@
 
     python benchmarks/speed/gpu.py gpu.jsonl                        # snnet_deit_tsb at 224 pixels; some ten minutes
     python benchmarks/speed/gpu.py gpu.jsonl --only steps switching
-    python benchmarks/speed/gpu.py cpu.jsonl --device cpu --size 32 --batch-size 4 --rounds 2   # only to see that it runs
+    python benchmarks/speed/gpu.py cpu.jsonl --device cpu --size 32 --batch-size 4 --rounds 2   # to see that it runs
 
 `steps`: a step of `timm_stitch.train` over timm's own of the same network, in each precision, eager and compiled.
 `switching`: calls that change the stitch each time over calls that do not: eager, compiled, and by CUDA graphs.
