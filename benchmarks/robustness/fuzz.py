@@ -1,4 +1,4 @@
-"""What broken and hostile files do: each is read in a process of its own, with limits and a watch on what it touches.
+"""What do broken and hostile files do? Each is read in a process of its own, with limits, and watched.
 
     python benchmarks/robustness/fuzz.py --files 4000 --seed 0
 
@@ -10,7 +10,6 @@ with a config.json before it calls this package is counted apart (it makes a nam
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import io
@@ -38,6 +37,9 @@ import transformers
 import timm_stitch
 from timm_stitch import cli
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser
+
 VIT = {"architecture": "vit_tiny_patch16_224", "num_heads": 2, "depth": 2, "img_size": 32, "patch_size": 8}
 HOSTILE: list[Any] = [
     None, True, 0, -1, 1, 2**31, 10**18, -(10**18), 1e308, float("nan"), float("inf"), "", "a" * 5000, "a\nb",
@@ -64,19 +66,19 @@ WATCHED = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket
 
 
 class Bomb:
-    """What runs a program when it is unpickled."""
+    """Runs a program when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return os.system, ("touch /tmp/executed-by-a-pickle",)
 
 
 def hostile(draw: random.Random) -> Any:
-    """A value that no file should have; a copy, so that what is changed in it stays in its own file."""
+    """Draw a value that no file should have; a copy, so that a change stays in its own file."""
     return copy.deepcopy(draw.choice(HOSTILE))
 
 
-def mutated(value: Any, draw: random.Random) -> Any:
-    """A JSON value with one to three places changed."""
+def mutate(value: Any, draw: random.Random) -> Any:
+    """Change a JSON value in one to three places."""
     value = json.loads(json.dumps(value))
     for _ in range(draw.randint(1, 3)):
         holder, key, here = None, None, value
@@ -99,8 +101,8 @@ def mutated(value: Any, draw: random.Random) -> Any:
     return value
 
 
-def damaged(raw: bytes, draw: random.Random) -> bytes:
-    """Bytes cut, flipped, doubled or replaced."""
+def damage(raw: bytes, draw: random.Random) -> bytes:
+    """Cut, flip, double or replace bytes."""
     data = bytearray(raw)
     for _ in range(draw.randint(1, 4)):
         at = draw.randrange(min(len(data), 4096)) if data else 0
@@ -118,14 +120,14 @@ def damaged(raw: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
-def text(value: Any, draw: random.Random) -> bytes:
-    """A value as JSON, sometimes damaged after that."""
+def encode(value: Any, draw: random.Random) -> bytes:
+    """Write a value as JSON, and sometimes damage it."""
     raw = json.dumps(value).encode(errors="replace")
-    return damaged(raw, draw) if draw.random() < 0.25 else raw
+    return damage(raw, draw) if draw.random() < 0.25 else raw
 
 
 def cases(good: Path, draw: random.Random) -> tuple[str, Callable[[Path], Callable[[], Any]]]:
-    """A kind, and what writes a changed file into a folder and gives what reads it."""
+    """Draw a kind of file, and a function that writes one into a folder and returns what reads it."""
     kind = draw.choice(["config", "rows of the network", "weights", "authors", "recipe", "rows"])
     doors: list[Callable[[Path], Any]] = [
         timm_stitch.from_hub,
@@ -141,11 +143,11 @@ def cases(good: Path, draw: random.Random) -> tuple[str, Callable[[Path], Callab
             raw = (folder / file).read_bytes()
             if kind == "weights":
                 length = int.from_bytes(raw[:8], "little")
-                header = text(mutated(json.loads(raw[8 : 8 + length]), draw), draw)
+                header = encode(mutate(json.loads(raw[8 : 8 + length]), draw), draw)
                 raw = len(header).to_bytes(8, "little") + header + raw[8 + length :]
-                raw = damaged(raw, draw) if draw.random() < 0.5 else raw
+                raw = damage(raw, draw) if draw.random() < 0.5 else raw
             else:
-                raw = text(mutated(json.loads(raw), draw), draw)
+                raw = encode(mutate(json.loads(raw), draw), draw)
             (folder / file).write_bytes(raw)
             door = draw.choice(doors)
             return lambda: door(folder)
@@ -157,23 +159,23 @@ def cases(good: Path, draw: random.Random) -> tuple[str, Callable[[Path], Callab
             file, stream = folder / "theirs.pth", io.BytesIO()
             torch.save(content, stream)
             raw = pickle.dumps(content) if draw.random() < 0.2 else stream.getvalue()
-            file.write_bytes(damaged(raw, draw) if draw.random() < 0.4 else raw)
+            file.write_bytes(damage(raw, draw) if draw.random() < 0.4 else raw)
             return lambda: timm_stitch.convert_checkpoint(file, "snnet_levit_192_256")
         if kind == "recipe":
             base = {"network": str(good), "data_dir": str(folder / "none"), "output": str(folder / "out"), "epochs": 1}
             file = folder / "recipe.yaml"
-            file.write_bytes(text(mutated(base, draw), draw))
+            file.write_bytes(encode(mutate(base, draw), draw))
             return lambda: cli.main(["train", str(file)])
         rows = [{"stitch_id": k, "top1": 50.0 + k, "macs": 10**6 * (k + 1)} for k in range(3)]
         file = folder / "rows.jsonl"
-        file.write_bytes(b"\n".join(text(mutated(row, draw), draw) for row in rows))
+        file.write_bytes(b"\n".join(encode(mutate(row, draw), draw) for row in rows))
         return lambda: cli.main(["frontier", str(file)])
 
     return kind, write
 
 
 def watch(allowed: tuple[str, ...], found: list[str]) -> None:
-    """Note whatever a file makes the process execute, fetch, or open outside of what is allowed."""
+    """Note everything that a file makes the process execute, fetch, or open outside of what is allowed."""
 
     def hook(event: str, args: Any) -> None:
         if event == "open" and isinstance(args[0], (str, bytes)):
@@ -191,12 +193,12 @@ class TooLongError(Exception):
 
 
 def too_long(*_: Any) -> None:
-    """What the signal at the limit of CPU time calls."""
+    """Handle the signal at the limit of CPU time."""
     raise TooLongError
 
 
 def judge(read: Callable[[], Any], folder: Path, seconds: float) -> dict[str, Any]:
-    """Read in this process, which is one of its own; what came of it."""
+    """Read a file in this process, which has no other task, and describe the outcome."""
     found: list[str] = []
     prefixes = {sys.prefix, sys.base_prefix, str(Path(timm_stitch.__file__).parents[1]), str(folder)}
     watch((*(os.path.realpath(p) for p in prefixes), "/proc/", "/sys/", "/dev/", "/usr/"), found)
@@ -230,7 +232,7 @@ def judge(read: Callable[[], Any], folder: Path, seconds: float) -> dict[str, An
 
 
 def alone(read: Callable[[], Any], folder: Path, seconds: float) -> dict[str, Any]:
-    """`judge` in a child that is killed when it takes too long."""
+    """Run `judge` in a child that is killed when it takes too long."""
     ask, answer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -255,12 +257,12 @@ def alone(read: Callable[[], Any], folder: Path, seconds: float) -> dict[str, An
 
 
 def main() -> None:
-    """Make files, read them, print what came of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=20, help="of CPU time for one file")
-    parser.add_argument("--megabytes", type=float, default=1500, help="of memory for one file")
+    """Make files, read them, print the outcomes."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--files", type=int, default=4000, help="number of files")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the files")
+    parser.add_argument("--seconds", type=float, default=20, help="CPU time for one file")
+    parser.add_argument("--megabytes", type=float, default=1500, help="memory for one file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "0"

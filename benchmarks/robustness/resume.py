@@ -1,24 +1,26 @@
-"""kill -9 at ten random moments, every other one while a checkpoint is being written: the weights stay the same.
+"""Does a run that is killed end with the weights of one that was not? kill -9 at ten random moments.
 
     python benchmarks/robustness/resume.py [--kills 10] [--processes 1] [--compile]
 
-A small network trains with mixup, drop-path, EMA, accumulation, random augmentation, recomputed activations,
-evaluation and two loader workers, with a checkpoint after each step. It is killed (all its processes at once),
-resumed, and so on, until it is left to end; its weights are compared, bit for bit, with those of a run left alone.
-Prints one JSON line.
+Every other kill falls into the writing of a checkpoint. A small network trains with mixup, drop-path, EMA,
+accumulation, random augmentation, recomputed activations, evaluation and two loader workers, with a checkpoint after
+each step. It is killed (all its processes at once), resumed, and so on, until it is left to end; its weights are
+compared, bit for bit, with those of a run left alone. Prints one JSON line.
 """
 
-import argparse
 import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser, print_row
+from processes import rank_environments
 
 TESTS = Path(__file__).parents[2] / "tests"
 VALUES = {
@@ -29,35 +31,33 @@ VALUES = {
 
 
 def start(values, result, processes):
-    """All processes of a run."""
+    """Start all processes of a run."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "ACCELERATE_USE_CPU": "true"}
-        env |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     command = [sys.executable, "-W", "ignore", str(TESTS / "training_run.py"), json.dumps(values), str(result)]
-    ranks = range(processes) if processes > 1 else (None,)
-    own = [{} if rank is None else {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks]
+    several = [own | {"ACCELERATE_USE_CPU": "true"} for own in rank_environments(processes)]
+    ranks: list[dict[str, str]] = several if processes > 1 else [{}]
     # Sessions of their own, so that each can be killed with its loader's workers.
-    return [subprocess.Popen(command, env=env | more, start_new_session=True) for more in own]
+    return [subprocess.Popen(command, env=env | own, start_new_session=True) for own in ranks]
 
 
 def finish(run):
+    """Wait for a run to end."""
     codes = [process.wait() for process in run]
     if any(codes):
         raise SystemExit("the run failed.")
 
 
-def alive(run):
+def is_alive(run):
+    """Whether all processes of a run are alive."""
     return all(process.poll() is None for process in run)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="train with every block compiled")
+    """Kill, resume, compare."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--kills", type=int, default=10, help="number of kills")
+    parser.add_argument("--processes", type=int, default=1, help="processes of a run")
+    parser.add_argument("--compile", action="store_true", help="compile every block")
     options = parser.parse_args()
     values = VALUES | {"compile": options.compile}
     rng, writing, steps = random.Random(0), 0, []
@@ -70,13 +70,13 @@ def main():
         for number in range(options.kills):
             run = start(resumed, root / "result.json", options.processes)
             before = {path.name for path in folder.glob("step-*")}
-            while alive(run) and {path.name for path in folder.glob("step-*")} == before:
+            while is_alive(run) and {path.name for path in folder.glob("step-*")} == before:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.2))
             if number % 2:  # wait for the next checkpoint to be under way
-                while alive(run) and not any(name.startswith(".step") for name in os.listdir(folder)):
+                while is_alive(run) and not any(name.startswith(".step") for name in os.listdir(folder)):
                     pass
-            ended = not alive(run)
+            ended = not is_alive(run)
             for process in run:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
@@ -89,7 +89,7 @@ def main():
         seconds = time.monotonic() - began
         alone, last = (json.loads((root / name).read_text())["weights"] for name in ("alone.json", "result.json"))
     row = vars(options) | {"while_writing": writing, "at_steps": steps}
-    print(json.dumps(row | {"seconds": round(seconds), "equal": alone == last, "weights": last}))
+    print_row(row | {"seconds": round(seconds), "equal": alone == last, "weights": last})
     return int(alone != last)
 
 

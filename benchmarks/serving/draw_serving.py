@@ -1,10 +1,10 @@
-"""What a burst does to servers: the requests offered, those answered in time, and how accurate the answers are.
+"""What does a burst do to servers? A picture of requests offered, answered in time, and how accurate the answers are.
 
     python benchmarks/serving/draw_serving.py burst.json docs/serving.svg
 
-The file is JSON: `promise_ms`; `top1`, the accuracy of each stitch in per cent, by its id; and `runs`, by what is said
-of each in the legend, the first one ours: a row a request, `[due, latency, stitch_id]`, in seconds from the start of
-the run, the last two null where no answer came.
+The file is JSON, as `serving.py policies` writes it: `promise_ms`; `top1`, the accuracy of each stitch in percent, by
+its id; and `runs` by their labels in the legend, ours first: a row a request, `[due, latency, stitch_id]`, in seconds
+from the start of the run, the last two null where no answer came.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-COLOURS = ("#2b4c9b", "#d1495b", "#7a8fb8", "#6b6b6b")  # ours, and those beside it
-STEP = 0.5  # seconds that are taken together
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser
+
+COLOURS = ("#2b4c9b", "#d1495b", "#7a8fb8", "#6b6b6b")  # ours, and the others
+STEP = 0.5  # seconds whose requests are taken together
 FEWEST = 3  # requests without which no mean is drawn
 
 Request = Sequence[Any]  # due, latency, stitch_id
 
 
 def by_time(requests: Sequence[Request], value: Callable[[list[Request]], float | None]) -> tuple[list, list]:
-    """A value of the requests that are due in each step, at the middle of it; None is left out."""
+    """Compute a value of the requests that are due in each step, at the middle of it; leave None out."""
     steps: dict[int, list[Request]] = defaultdict(list)
     for request in requests:
         steps[int(request[0] / STEP)].append(request)
@@ -37,7 +40,7 @@ def by_time(requests: Sequence[Request], value: Callable[[list[Request]], float 
 
 
 def draw(burst: Mapping[str, Any], path: Path) -> None:
-    """Three panels above each other."""
+    """Draw three panels, one above the other."""
     promise, top1 = burst["promise_ms"] / 1e3, {int(k): v for k, v in burst["top1"].items()}
 
     def met(requests: list[Request]) -> list[Request]:
@@ -75,7 +78,14 @@ def draw(burst: Mapping[str, Any], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
 
 
+def main() -> None:
+    """Draw."""
+    parser = make_parser(__doc__)
+    parser.add_argument("burst", type=Path, help="JSON file of a burst")
+    parser.add_argument("picture", type=Path, help="SVG or PNG file to draw")
+    options = parser.parse_args()
+    draw(json.loads(options.burst.read_text()), options.picture)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit("expected two files, what a burst did and the picture: draw_serving.py burst.json burst.svg")
-    draw(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    main()

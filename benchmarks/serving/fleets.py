@@ -1,4 +1,4 @@
-"""Policies on ideal machines, simulated: one machine at many loads, fleets of up to a thousand, and a decision's time.
+"""How good are policies on ideal machines? Simulated: one machine at many loads, fleets, and a decision's time.
 
     make quickstart && timm-stitch profile quickstart-output/snnet --batch-sizes 1 2 4 8 16 32 --save
     python benchmarks/serving/fleets.py loads      # attainment, accuracy and score of each policy, on three ladders
@@ -20,6 +20,7 @@ import json
 import math
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -40,36 +41,39 @@ from timm_stitch.deployment.simulation import (
 from timm_stitch.models.published import published_table
 from timm_stitch.plan.timings import call_times
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import Row, make_parser, write_rows
+
 PROMISE = 50.0  # ms
 BATCHES = (1, 2, 4, 8, 16, 32)
 SIZES = 40, 1100  # of sites, in what the largest anchor would need
-FIXED = 12  # of the frontier, at most so many stitches are tried fixed
+FIXED = 12  # stitches of the frontier that are tried fixed, at most
 Arrivals = Callable[[int], list[float]]  # by a seed
 Make = Callable[[], Policy]
 
 
 class Ladder:
-    """The stitches of a network, and what each takes.
+    """The stitches of a network, and the time of each.
 
     Args:
-        name: for the tables.
-        rows: of `stitch_id`, `name`, `macs`, `top1` and times.
+        name: the name in the tables.
+        rows: the rows with `stitch_id`, `name`, `macs`, `top1` and times.
     """
 
-    def __init__(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, name: str, rows: Iterable[Row]) -> None:
         self.name, rows = name, list(rows)
         self.rows = {row["stitch_id"]: row for row in rows if call_times(row) and row.get("top1")}
         self.table = LatencyTable(self.rows.values())
         most = max(row["macs"] for row in rows if "[" not in row["name"])
         self.anchors = [k for k, row in self.rows.items() if "[" not in row["name"]]
         self.largest = min(self.rows, key=lambda k: abs(self.rows[k]["macs"] - most))
-        self.capacity = 1 / self.alone(self.largest).each[0]
+        self.capacity = 1 / self.table_of(self.largest).each[0]
 
-    def alone(self, stitch_id: int) -> LatencyTable:
+    def table_of(self, stitch_id: int) -> LatencyTable:
         return LatencyTable([self.rows[stitch_id]])
 
     def fixed(self, stitch_id: int) -> Policy:
-        return FixedPolicy(self.alone(stitch_id), 0)
+        return FixedPolicy(self.table_of(stitch_id), 0)
 
     def candidates(self) -> list[int]:
         """Stitches that are tried fixed: anchors, and some of the frontier from end to end."""
@@ -80,7 +84,7 @@ class Ladder:
 
 
 def ladders(folder: Path) -> list[Ladder]:
-    """The quickstart's network, as it was measured, and the authors'."""
+    """Read the quickstart's network, as it was measured, and the authors'."""
     try:
         found = [Ladder("quickstart", json.loads((folder / "stitches.json").read_text())["stitches"])]
     except (OSError, ValueError, KeyError) as error:
@@ -94,8 +98,8 @@ def ladders(folder: Path) -> list[Ladder]:
     return found
 
 
-def play(arrivals: list[float], make: Make, count: int = 1, choices: int = 2) -> dict[str, float]:
-    """What comes of requests to some replicas."""
+def simulate_policy(arrivals: list[float], make: Make, count: int = 1, choices: int = 2) -> dict[str, float]:
+    """Simulate requests to some replicas."""
     policies = [make() for _ in range(count)]
     outcome = simulate(arrivals, [Replica(p.table, p) for p in policies], PROMISE, choices)  # type: ignore[attr-defined]
     return {"attainment": outcome.attainment, "accuracy": outcome.accuracy, "score": outcome.score}
@@ -105,7 +109,7 @@ def play(arrivals: list[float], make: Make, count: int = 1, choices: int = 2) ->
 
 
 def scenarios(capacity: float, seconds: float) -> dict[str, Arrivals]:
-    """What comes: none of it above three times the capacity for longer than chance has it."""
+    """Make arrivals, none above three times the capacity for longer than by chance."""
 
     def gamma(load: float, cv2: float) -> Arrivals:
         return lambda seed: gamma_arrivals(load * capacity, seconds, cv2, seed)
@@ -124,8 +128,8 @@ def scenarios(capacity: float, seconds: float) -> dict[str, Arrivals]:
     }
 
 
-def loads(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Policies beside each other in all scenarios."""
+def loads(options: argparse.Namespace) -> list[Row]:
+    """Compare policies in all scenarios."""
     found = []
     for ladder in ladders(options.model):
         policies: dict[str, Make] = {
@@ -133,7 +137,7 @@ def loads(options: argparse.Namespace) -> list[dict[str, Any]]:
             "SlackFit": partial(SlackFitPolicy, ladder.table),
         }
         policies |= {f"stitch {k}": partial(ladder.fixed, k) for k in ladder.candidates()}
-        runs = played(ladder, policies, options)
+        runs = simulate_all(ladder, policies, options)
         found += runs
         fixed = [name for name in policies if name.startswith("stitch ")]
         best = max(fixed, key=lambda name: mean(runs, "score", policy=name))
@@ -145,37 +149,37 @@ def loads(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def shares(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Drain with several shares of the time that is left."""
+def shares(options: argparse.Namespace) -> list[Row]:
+    """Compare several shares of the remaining time for drain."""
     found = []
     for ladder in ladders(options.model):
         policies: dict[str, Make] = {
             f"share {share:g}": partial(DrainPolicy, ladder.table, share=share) for share in (0.6, 0.75, 0.9, 1.0)
         }
-        runs = played(ladder, policies, options)
+        runs = simulate_all(ladder, policies, options)
         report(ladder, runs, {name: name for name in policies}, [])
         found += runs
     return found
 
 
-def played(ladder: Ladder, policies: dict[str, Make], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All scenarios with all seeds through each policy."""
+def simulate_all(ladder: Ladder, policies: dict[str, Make], options: argparse.Namespace) -> list[Row]:
+    """Simulate each policy in all scenarios with all seeds."""
     found = []
     for scenario, arrivals_of in scenarios(ladder.capacity, options.seconds).items():
         for seed in range(options.seeds):
             arrivals = arrivals_of(seed)
             for name, make in policies.items():
                 about = {"ladder": ladder.name, "scenario": scenario, "seed": seed, "policy": name}
-                found.append(about | play(arrivals, make))
+                found.append(about | simulate_policy(arrivals, make))
     return found
 
 
-def mean(runs: list[dict[str, Any]], key: str, **where: Any) -> float:
+def mean(runs: list[Row], key: str, **where: Any) -> float:
     return statistics.fmean(run[key] for run in runs if all(run[k] == v for k, v in where.items()))
 
 
-def report(ladder: Ladder, runs: list[dict[str, Any]], shown: dict[str, str], fixed: list[str]) -> None:
-    """A table of policies, and one of scenarios."""
+def report(ladder: Ladder, runs: list[Row], shown: dict[str, str], fixed: list[str]) -> None:
+    """Print a table of policies, and one of scenarios."""
     print(f"\n{ladder.name}: {len(ladder.table)} stitches, {ladder.capacity:.0f} requests a second are 100 %")
     print(f"{'attainment, lowest':>52}  {'mean':>6}  accuracy  score")
     for name, label in shown.items():
@@ -198,17 +202,17 @@ def report(ladder: Ladder, runs: list[dict[str, Any]], shown: dict[str, str], fi
 
 
 def day_with_bursts(rate: float, seconds: float) -> Rate:
-    """A day whose highest rate is three times the lowest, with two bursts of 2.5 times the rate, a tenth of it."""
+    """Make a day whose highest rate is three times the lowest; two bursts of 2.5 times the rate take a tenth of it."""
     day, each = diurnal(rate, 3.0, seconds), seconds / 2
     return lambda at: day(at) * (2.5 if 0.45 <= at % each / each < 0.55 else 1.0)
 
 
-def needed(arrivals: list[float], make: Make, guess: int, choices: int = 2) -> tuple[int, dict[str, float]]:
-    """The fewest replicas that answer 99 % in time, to 2 %, and what comes of it."""
+def fewest_replicas(arrivals: list[float], make: Make, guess: int, choices: int = 2) -> tuple[int, dict[str, float]]:
+    """Find the fewest replicas that answer 99 % in time, to 2 %, and their figures."""
     came: dict[int, dict[str, float]] = {}
 
     def enough(count: int) -> bool:
-        came[count] = play(arrivals, make, count, choices)
+        came[count] = simulate_policy(arrivals, make, count, choices)
         return came[count]["attainment"] >= 99.0
 
     low, high = 0, guess
@@ -220,8 +224,8 @@ def needed(arrivals: list[float], make: Make, guess: int, choices: int = 2) -> t
     return high, came[high]
 
 
-def fleets(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """How many replicas of each kind a small and a large site needs, and how well as many of ours answer."""
+def fleets(options: argparse.Namespace) -> list[Row]:
+    """Count the replicas of each kind for a small and a large site, and see how well as many of ours answer."""
     ladder, found, guesses = ladders(options.model)[0], [], {}
     ours: Make = partial(DrainPolicy, ladder.table)
     middle = sorted(ladder.anchors, key=lambda k: ladder.rows[k]["macs"])[len(ladder.anchors) // 2]
@@ -237,7 +241,7 @@ def fleets(options: argparse.Namespace) -> list[dict[str, Any]]:
 
         def least(kind: str, make: Make, choices: int = 2, size: int = size, arrivals: Any = arrivals) -> int:
             guess = round(guesses.get(kind, 0.5) * size)
-            count, came = needed(arrivals, make, guess, choices)
+            count, came = fewest_replicas(arrivals, make, guess, choices)
             guesses[kind] = count / size
             add(kind, count, came)
             return count
@@ -245,7 +249,7 @@ def fleets(options: argparse.Namespace) -> list[dict[str, Any]]:
         least("ours", ours)
         for name, k in kinds.items():
             count = least(f"stitch {k}, {name}", partial(ladder.fixed, k))
-            add(f"ours, as many as of stitch {k}", count, play(arrivals, ours, count))
+            add(f"ours, as many as of stitch {k}", count, simulate_policy(arrivals, ours, count))
         least("ours, each request to a replica drawn at random", ours, choices=1)
     return found
 
@@ -253,8 +257,8 @@ def fleets(options: argparse.Namespace) -> list[dict[str, Any]]:
 # ── a decision ────────────────────────────────────────────────────────────────────────────────────
 
 
-def decisions(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """How long drain thinks: by the clock, and without the time in which another process had the core."""
+def decisions(options: argparse.Namespace) -> list[Row]:
+    """Time drain's decisions: by the clock, and without the time in which another process had the core."""
     found = []
     for ladder in ladders(options.model):
         policy, steady, draw = DrainPolicy(ladder.table), Slowdown(), random.Random(0)
@@ -280,15 +284,16 @@ def decisions(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loads", "shares", "fleets", "decisions"])
-    parser.add_argument("--model", type=Path, default="quickstart-output/snnet")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a run")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("fleets.jsonl"))
+    """Make one of the comparisons."""
+    parser = make_parser(__doc__)
+    parser.add_argument("what", choices=["loads", "shares", "fleets", "decisions"], help="comparison to make")
+    parser.add_argument("--model", type=Path, default="quickstart-output/snnet", help="folder of the network")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a run")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--output", type=Path, default=Path("fleets.jsonl"), help="JSON-lines file for the rows")
     options = parser.parse_args()
     rows = {"loads": loads, "shares": shares, "fleets": fleets, "decisions": decisions}[options.what](options)
-    options.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

