@@ -28,8 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from command_line import make_parser
 from fashion_mnist_images import read_quickstart_images
 
-ANCHOR_EPOCHS, EPOCHS = 14, 24  # as in the quickstart
-
 
 def main() -> None:
     """Train, evaluate, compare."""
@@ -37,6 +35,8 @@ def main() -> None:
     parser.add_argument(
         "--quickstart", type=Path, default=Path("quickstart-output"), help="the quickstart's output folder"
     )
+    parser.add_argument("--anchor-epochs", type=int, default=14, help="epochs of the quickstart's anchors")
+    parser.add_argument("--epochs", type=int, default=24, help="epochs of the quickstart's SN-Net")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="seeds of the networks alone")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--lr", type=float, default=2e-3, help="learning rate of the networks alone")
@@ -49,7 +49,7 @@ def main() -> None:
     macs = {row["stitch_id"]: row["macs"] for row in rows}
     low, high = macs[0], macs[2]
     chosen = even_in_cost(macs)
-    total = ANCHOR_EPOCHS * sum(macs[i] for i in range(3)) + EPOCHS * statistics.fmean(macs.values())
+    total = options.anchor_epochs * sum(macs[i] for i in range(3)) + options.epochs * statistics.fmean(macs.values())
     epochs = total / sum(macs[i] for i in chosen)
     params = sum(p.numel() for p in timm.create_model(network_of).parameters())
     print(f"SN-Net: {len(rows)} networks, area {frontier_area(rows, low, high):.2f}, {4 * params / 1e6:.1f} MB")
