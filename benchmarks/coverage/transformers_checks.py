@@ -95,7 +95,7 @@ def inputs(model: Any, rows: int, length: int) -> dict[str, Any]:
     """Make a batch with padding."""
     import torch
 
-    from timm_stitch.anchors.transformers_opening import probe
+    from timm_stitch.families.transformers_models.opening import probe
 
     torch.manual_seed(length)
     return probe(model, rows, length)
@@ -103,14 +103,14 @@ def inputs(model: Any, rows: int, length: int) -> dict[str, Any]:
 
 def cacheless(model: Any) -> dict[str, Any]:
     """Choose the arguments that keep a model from making a cache."""
-    from timm_stitch.anchors.transformers_view import takes as has
+    from timm_stitch.families.transformers_models.views import takes as has
 
     return {"use_cache": False} if has(model, "use_cache") else {}
 
 
 def outputs(out: Any) -> list[Any]:
     """List the tensors of an output."""
-    from timm_stitch.anchors.transformers_opening import tensors_of
+    from timm_stitch.families.transformers_models.opening import tensors_of
 
     return tensors_of(out)
 
@@ -121,7 +121,7 @@ def examine(kind: str, name: str, task: str) -> dict[str, Any]:
 
     import timm_stitch
     import timm_stitch.text
-    from timm_stitch.anchors.transformers_opening import same
+    from timm_stitch.families.transformers_models.opening import same
 
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import timm_stitch
-from timm_stitch.families.timm_models.network import SNNet
+from timm_stitch import SNNet
 from timm_stitch.plan.prefix_sharing import shared_macs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
