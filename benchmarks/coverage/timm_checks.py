@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 import timm_stitch
 from timm_stitch import SNNet, stitch
-from timm_stitch.families.timm_models.views import view_of
 from timm_stitch.anchors.macs import Macs
-from timm_stitch.families.timm_models.traced_view import TracedView
 from timm_stitch.anchors.view import Context, View
+from timm_stitch.families.timm_models.traced_view import TracedView
+from timm_stitch.families.timm_models.views import view_of
 
 SIZES = (64, 96, 128, 192)
 
