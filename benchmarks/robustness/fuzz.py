@@ -38,7 +38,7 @@ import timm_stitch
 from timm_stitch import cli
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
-from command_line import make_parser
+from command_line import make_parser, print_row
 
 VIT = {"architecture": "vit_tiny_patch16_224", "num_heads": 2, "depth": 2, "img_size": 32, "patch_size": 8}
 HOSTILE: list[Any] = [
@@ -288,7 +288,7 @@ def main() -> None:
         bad = result["outcome"].startswith(("hung", "died")) or "several lines" in result["outcome"]
         if bad or result["touched"] or (result["megabytes"] > args.megabytes and not theirs):
             wrong.append({"number": number, "kind": kind, **result})
-            print(json.dumps(wrong[-1]), flush=True)
+            print_row(wrong[-1])
     for kind, counts in sorted(outcomes.items()):
         print(f"{kind}: {counts.total()}:", ", ".join(f"{n} {what}" for what, n in counts.most_common()))
     print(f"{args.files} files, {len(wrong)} wrong, at most {most} MB")

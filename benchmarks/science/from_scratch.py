@@ -9,7 +9,6 @@ epochs each.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ from timm_stitch.plan.frontier import frontier_area
 from timm_stitch.plan.results import read_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
-from command_line import make_parser
+from command_line import make_parser, print_row
 from fashion_mnist_images import read_quickstart_images
 
 
@@ -61,7 +60,7 @@ def main() -> None:
             train_alone(network, data, epochs, lr=options.lr, seed=seed, batch=50)
             alone += timm_stitch.evaluate(network, test)
             params += sum(p.numel() for p in network.parameters())
-            print(json.dumps({key: alone[-1][key] for key in ("stitch_id", "name", "macs", "top1")}), flush=True)
+            print_row({key: alone[-1][key] for key in ("stitch_id", "name", "macs", "top1")})
         area = frontier_area(alone, low, high)
         print(f"seed {seed}: {len(chosen)} networks alone, {epochs:.1f} epochs each, area {area:.2f}, "
               f"{4 * params / 1e6:.1f} MB, {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip

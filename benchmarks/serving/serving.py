@@ -39,7 +39,7 @@ from timm_stitch.deployment.serving.server import listen
 from timm_stitch.deployment.simulation import Replica, burst, gamma_arrivals, simulate, varying_arrivals
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
-from command_line import Row, make_parser, write_rows
+from command_line import Row, make_parser, print_row, write_rows
 from measuring import memory_mb
 
 
@@ -98,10 +98,9 @@ def policies(options: argparse.Namespace) -> None:
                 arrivals = arrivals_of(seed)
                 order = list(servers)
                 for name in order[seed % len(order) :] + order[: seed % len(order)]:
-                    began = time.monotonic()
                     answers = send_requests(servers[name].url, folder / "images.npz", arrivals)
                     run = {"policy": name, "load": load_name, "seed": seed, **summarize(answers, base)}
-                    print(json.dumps(run), flush=True)
+                    print_row(run)
                     began = min(row["due"] for row in answers)
                     if load_name == "burst of 5" and seed == 0:
                         drawn[name] = [
@@ -206,7 +205,7 @@ def soak(options: argparse.Namespace) -> None:
         watcher.join()
         server.stop()
     kinds = {kind: [row for row in answers if row["kind"] == kind] for kind in ("plain", "bad", "hang_up")}
-    print(json.dumps(summarize(kinds["plain"], base)))
+    print_row(summarize(kinds["plain"], base))
     print(f"bad images: {dict(Counter(row['status'] for row in kinds['bad']))}; hung up: {len(kinds['hang_up'])}")
     print(f"memory in MB, every 10 s: {', '.join(f'{m:.0f}' for m in memory)}")
 
