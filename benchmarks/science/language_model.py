@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from command_line import make_parser
 from debian_sections import package_file, read_sections
-from measuring import time_call
+from measuring import time_result
 
 FRONT, ENTERED = 10, (17, 20, 24)
 
@@ -52,9 +52,9 @@ def first_layers(model: Any, count: int) -> Any:
 
 def generate(model: Any, inputs: Any, tokens: int, **args: Any) -> tuple[Any, float]:
     """Generate tokens, and count them a second."""
-    length, out = {"max_new_tokens": tokens, "min_new_tokens": tokens}, []
-    seconds = time_call(lambda: out.append(model.generate(**inputs, do_sample=False, **length, **args)))
-    return out[0], tokens / seconds
+    args |= {"do_sample": False, "max_new_tokens": tokens, "min_new_tokens": tokens}
+    out, seconds = time_result(lambda: model.generate(**inputs, **args))
+    return out, tokens / seconds
 
 
 @torch.no_grad()

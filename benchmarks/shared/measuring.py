@@ -16,14 +16,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 Clock = Callable[[], float]
 
 
-def time_call(
-    call: Callable[[], object], clock: Clock = time.perf_counter, wait: Callable[[], object] = lambda: None
-) -> float:
-    """Time one call in seconds.
+def time_result(
+    call: Callable[[], T], clock: Clock = time.perf_counter, wait: Callable[[], object] = lambda: None
+) -> tuple[T, float]:
+    """Time one call: its result, and seconds.
 
     Args:
         call: the call.
@@ -32,9 +34,9 @@ def time_call(
     """
     wait()
     began = clock()
-    call()
+    result = call()
     wait()
-    return clock() - began
+    return result, clock() - began
 
 
 def time_in_turns(
@@ -52,16 +54,16 @@ def time_in_turns(
         calls: the calls by name.
         rounds: the number of rounds that count.
         warm_up: the number of rounds before these.
-        clock: as in `time_call`.
-        wait: as in `time_call`.
+        clock: as in `time_result`.
+        wait: as in `time_result`.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(-warm_up, rounds):
         order = random.Random(turn // 2).sample(sorted(calls), len(calls))
         for name in order[:: -1 if turn % 2 else 1]:
-            taken = time_call(calls[name], clock, wait)
+            _, seconds = time_result(calls[name], clock, wait)
             if turn >= 0:
-                times[name].append(1e3 * taken)
+                times[name].append(1e3 * seconds)
     return times
 
 
@@ -120,6 +122,7 @@ def memory_mb(field: str = "VmHWM", pid: int | str = "self") -> float:
 CHILD = """
 import json, statistics, sys, time
 from pathlib import Path
+from typing import TypeVar
 setup, statement, calls = json.loads(sys.argv[1])
 names, times = {}, []
 exec(setup, names)

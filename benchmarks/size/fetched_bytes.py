@@ -11,11 +11,12 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from command_line import Row, make_parser, print_row
-from measuring import time_call
+from measuring import time_result
 from processes import run_script
 
 TESTS = Path(__file__).parents[2] / "tests"
@@ -38,12 +39,11 @@ def count(server: str, model_name: str, stitch_id: int) -> Row:
     count_sent()
     row: Row = {"model": model_name, "stitch_id": stitch_id}
     for what, extract in (("stitch", stitch_id), ("whole", None)):
-        fetched = []
-        seconds = time_call(lambda k=extract, to=fetched: to.append(timm_stitch.from_hub("acme/net", extract=k)))
+        network, seconds = time_result(partial(timm_stitch.from_hub, "acme/net", extract=extract))
         row[f"{what}_seconds"] = round(seconds, 2)
         row[f"{what}_bytes"] = count_sent()
         if extract is not None:
-            row["needed_bytes"] = sum(t.numel() * t.element_size() for t in fetched[0].state_dict().values())
+            row["needed_bytes"] = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     return row
 
 

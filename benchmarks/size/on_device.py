@@ -21,6 +21,7 @@ import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from timm_stitch.deployment.exporting import FORMATS
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from command_line import make_parser, print_row
 from fashion_mnist_images import SMALL
-from measuring import compare, medians, quartiles, time_call, time_in_turns
+from measuring import compare, medians, quartiles, time_in_turns, time_result
 from real_photos import crop, make_network, read_labelled, read_unlabelled
 
 IDS = {"quick": (3, 24, 30), "efficientnet": (1, 4, 8), "deit": (3, 24, 56), "resnet": (0, 4, 8)}
@@ -89,17 +90,11 @@ def files(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for format, quantize in FILES if labels is not None else FILES[:3]:
             folder = options.folder / f"{name}-{format}-{quantize or 'float32'}"
             values = {"format": format, "quantize": quantize, "images": images if quantize else None}
-            manifests: list[dict[str, Any]] = []
             try:
-                seconds = time_call(
-                    lambda m=model, f=folder, n=name, v=values, to=manifests: to.append(
-                        timm_stitch.export(m, f, IDS[n], **v)
-                    )
-                )
+                found, seconds = time_result(partial(timm_stitch.export, model, folder, IDS[name], **values))
             except (ValueError, ImportError) as error:
                 yield {"network": name, "format": format, "precision": quantize or "float32", "error": str(error)}
                 continue
-            found = manifests[0]
             row = {"network": name, "format": format, "precision": found["precision"], "bytes": found["bytes"]}
             row |= {"union_bytes": found["union_bytes"], "seconds": round(seconds, 1)}
             row["ratio"] = round(found["bytes"] / found["union_bytes"], 4)
@@ -149,21 +144,16 @@ def onnx_memory(folder: Path, prepacked: bool) -> dict[str, Any]:
         found = psutil.Process().memory_info()
         return int(found.rss - found.shared)
 
-    sessions: dict[int, Any] = {}
-
-    def open_all() -> None:
-        for row in manifest["stitches"]:
-            sessions[row["stitch_id"]] = onnxruntime.InferenceSession(folder / row["file"], chosen)
-
+    files = {row["stitch_id"]: folder / row["file"] for row in manifest["stitches"]}
     before = anonymous()
-    opened = 1e3 * time_call(open_all)
-    calls = {k: (lambda session=session: session.run(["logits"], {"images": x})) for k, session in sessions.items()}
+    sessions, seconds = time_result(lambda: {k: onnxruntime.InferenceSession(f, chosen) for k, f in files.items()})
+    calls = {k: partial(session.run, ["logits"], {"images": x}) for k, session in sessions.items()}
     times = time_in_turns(calls, rounds=10, warm_up=2)
     used = anonymous() - before
     return {
         "network": folder.name.split("-")[0], "format": "onnx", "prepacked": prepacked, "anonymous_bytes": used,
         "union_bytes": manifest["union_bytes"], "ratio": round(used / manifest["union_bytes"], 3),
-        "open_ms": round(opened, 1), "run_ms": {k: round(value, 3) for k, value in medians(times).items()},
+        "open_ms": round(1e3 * seconds, 1), "run_ms": {k: round(value, 3) for k, value in medians(times).items()},
     }  # fmt: skip
 
 
@@ -206,7 +196,7 @@ def latency(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for stitch_id in IDS[name]:
             with torch.inference_mode():
                 calls = dict(ways(model, name, stitch_id, options.folder))
-                timed = {way: (lambda call=call, x=x: call(x)) for way, call in calls.items()}
+                timed = {way: partial(call, x) for way, call in calls.items()}
                 times = time_in_turns(timed, options.rounds, warm_up=2)
             figures = {way: quartiles(values).as_list() for way, values in times.items()}
             over = {way: compare(values, times["eager"]).as_list() for way, values in times.items()}

@@ -25,7 +25,7 @@ from timm_stitch.training.sampling import uniform
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from command_line import make_parser, print_row
-from measuring import compare, time_call
+from measuring import compare, time_result
 from processes import rank_environments
 
 
@@ -63,9 +63,9 @@ def work(options):
         k = uniform(one.stitch_ids, 0, number)
         for name in ("ours", "ddp") if number % 2 else ("ddp", "ours"):
             dist.barrier()
-            taken = time_call(partial(step, name, images, labels, k), wait=wait)
+            _, seconds = time_result(partial(step, name, images, labels, k), wait=wait)
             if number >= 2:
-                times[name].append(1e3 * taken)
+                times[name].append(1e3 * seconds)
     apart = max((a - b).abs().max().item() for a, b in zip(one.parameters(), two.parameters(), strict=True))
     if dist.get_rank() == 0:
         ours, ddp = (statistics.median(times[name]) for name in ("ours", "ddp"))

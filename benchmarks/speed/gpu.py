@@ -21,6 +21,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from timm_stitch.plan.prefix_sharing import shared_macs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from command_line import Row, make_parser, print_row
-from measuring import compare, medians, time_call, time_in_turns
+from measuring import compare, medians, time_in_turns, time_result
 from processes import run_script
 
 MODEL = "snnet_deit_tsb"
@@ -52,7 +53,7 @@ def compare_calls(
     calls: Mapping[str, Callable[[], Any]], over: str, options: argparse.Namespace, rounds: int = 0, warm_up: int = 3
 ) -> Row:
     """Time calls in turns: the median milliseconds of each, and quartiles of the ratios of each to one of them."""
-    times = time_in_turns(calls, rounds or options.rounds, warm_up, wait=lambda: wait(options.device))
+    times = time_in_turns(calls, rounds or options.rounds, warm_up, wait=partial(wait, options.device))
     return {
         "ms": {name: round(value, 3) for name, value in medians(times).items()},
         f"over {over}": {name: compare(times[name], times[over]).as_list() for name in times if name != over},
@@ -176,7 +177,7 @@ def profile(options: argparse.Namespace) -> Iterator[Row]:
         x = images(options, batch)
         rows = timm_stitch.profile(model, batch, options.device, stitch_ids=STITCHES, repeats=options.rounds)
         calls = {str(k): (lambda k=k, x=x: model(x, stitch_id=k)) for k in STITCHES}
-        direct = medians(time_in_turns(calls, options.rounds, 3, wait=lambda: wait(options.device)))
+        direct = medians(time_in_turns(calls, options.rounds, 3, wait=partial(wait, options.device)))
         found = {row["stitch_id"]: round(row["latency_ms"] / direct[str(row["stitch_id"])], 3) for row in rows}
         yield {"batch_size": batch, "profile over a loop": found}
 
@@ -215,7 +216,8 @@ def controller(options: argparse.Namespace) -> Iterator[Row]:
             time.sleep(1)
         for who in ("controller", *fixed):
             k = ours_.stitch_id if who == "controller" else who
-            spent = 1e3 * time_call(lambda k=k: model(x, stitch_id=k), wait=lambda: wait(options.device))
+            _, seconds = time_result(partial(model, x, stitch_id=k), wait=partial(wait, options.device))
+            spent = 1e3 * seconds
             within[who] += spent <= target
             score[who] += top1[k] * (spent <= target)
             if who == "controller":

@@ -11,6 +11,7 @@ count, then the ratios.
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -20,7 +21,7 @@ import timm_stitch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from command_line import make_parser, print_row
-from measuring import memory_mb, time_call
+from measuring import memory_mb, time_result
 from processes import run_script
 
 
@@ -45,11 +46,13 @@ def measure(name, count):
 
     def batches_after_anchors():
         for batch in batches(count, 16, model.image_size):
-            forward.append(time_call(lambda batch=batch: run_anchors(model, batch), time.process_time))
+            _, seconds = time_result(partial(run_anchors, model, batch), time.process_time)
+            forward.append(seconds)
             peaks.append(memory_mb())
             yield batch
 
-    both = time_call(lambda: timm_stitch.least_squares_init(model, batches_after_anchors()), time.process_time)
+    initialize = partial(timm_stitch.least_squares_init, model, batches_after_anchors())
+    _, both = time_result(initialize, time.process_time)
     alone = sum(forward)
     row = {"images": count, "peak_mb": memory_mb(), "peak_mb_forward_alone": peaks[0], "seconds": both - alone}
     print_row(row | {"seconds_forward_alone": alone, "ratio": (both - alone) / alone})

@@ -20,7 +20,7 @@ from timm_stitch.hub.safetensors_ranges import merged, parse_header
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from command_line import make_parser, print_row
-from measuring import memory_mb, time_call
+from measuring import memory_mb, time_result
 from processes import run_script
 
 
@@ -39,9 +39,9 @@ def load(way, path):
 def measure(way, path):
     """Measure one way of loading in this process."""
     timm.create_model("snnet_deit", device="meta")  # imports and caches that any way needs
-    before, loaded = memory_mb("VmRSS"), []
-    seconds = time_call(lambda: loaded.append(load(way, path)))
-    touched = sum(float(p.detach().flatten()[::1024].sum()) for p in loaded[0].parameters())  # pages of a mapped file
+    before = memory_mb("VmRSS")
+    model, seconds = time_result(lambda: load(way, path))
+    touched = sum(float(p.detach().flatten()[::1024].sum()) for p in model.parameters())  # pages of a mapped file
     row = {"way": way, "file": path.suffix, "seconds": round(seconds, 2), "peak_mb": round(memory_mb() - before)}
     print_row(row | {"finite": touched == touched})
 
