@@ -40,7 +40,7 @@ def test_a_compiled_run_computes_the_same_and_leaves_a_plain_network():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_compiled_graphs_do_not_depend_on_which_stitch_came_first(monkeypatch):
-    """So that an interrupted run ends with the weights of one that was not: `benchmarks/resume.py --compile`."""
+    """An interrupted run ends with the weights of one that was not: `benchmarks/robustness/resume.py --compile`."""
     graphs, compile_module = [], torch.nn.Module.compile
 
     def record(graph, inputs):
