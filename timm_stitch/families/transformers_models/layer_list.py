@@ -28,17 +28,17 @@ class StopForward(BaseException):
 
 @dataclass
 class PartialForward:
-    """One pass through a row.
+    """A model's forward of which only some layers run.
 
     Args:
-        row: whose turn it is; rows of other models are idle meanwhile.
+        row: the row of layers; rows of other models are idle meanwhile.
         start: the first layer that runs.
-        stop: the layer before which the pass ends; None runs all layers that follow, and what comes after them.
+        stop: the layer before which the forward ends; None runs all layers that follow, and what comes after them.
         entering: the activation to put in before layer `start`; None leaves the one that is there.
-        wanted: boundaries whose activations to note.
+        wanted: the boundaries whose activations are noted.
 
     Attributes:
-        found: what crossed them.
+        activations: the activations at these boundaries.
         entered: whether the activation was put in.
         handed: what the model's loop gets, made when it asks.
     """
@@ -48,7 +48,7 @@ class PartialForward:
     stop: int | None = None
     entering: Tensor | None = None
     wanted: Collection[int] = ()
-    found: dict[int, Tensor] = field(default_factory=dict)
+    activations: dict[int, Tensor] = field(default_factory=dict)
     entered: bool = False
     handed: list[Any] | None = None
 
@@ -57,7 +57,7 @@ class PartialForward:
         if boundary == self.start and self.entering is not None:
             h, self.entered = self.entering, True
         if boundary in self.wanted:
-            self.found[boundary] = h
+            self.activations[boundary] = h
         if boundary == self.stop:
             raise StopForward
         return h
@@ -69,21 +69,24 @@ class LayerRow(nn.ModuleList):
     Args:
         layers: the list's modules by name; of an extracted network None for those that it lacks.
         forms: of each layer what it returns: 0 for a tensor, n for a tuple of n that begins with it.
-        looks: of each layer that is not here something that looks like it.
+        placeholders: for each layer that is not here, a module that looks like it.
     """
 
     def __init__(
-        self, layers: dict[str, nn.Module | None], forms: Sequence[int], looks: dict[int, nn.Module] | None = None
+        self,
+        layers: dict[str, nn.Module | None],
+        forms: Sequence[int],
+        placeholders: dict[int, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
         self.forms = tuple(forms)
-        self.__dict__["looks"] = looks or {}  # no modules of this one
+        self.__dict__["placeholders"] = placeholders or {}  # no modules of this one
 
     def layer(self, index: int) -> Any:
         """A layer, or what looks like it."""
-        return list(self._modules.values())[index] or self.__dict__["looks"][index]
+        return list(self._modules.values())[index] or self.__dict__["placeholders"][index]
 
     def _handed(self, partial: PartialForward) -> list[Any]:
         """What a model's loop gets in a partial forward."""

@@ -105,7 +105,7 @@ class TransformersView(View):
             return {}
         with running(PartialForward(self.row_of_layers, start, max(wanted), h, wanted)) as partial:
             self.call(inputs, h, start, ends=True)
-        return partial.found
+        return partial.activations
 
     def run_to_output(self, h: Tensor | None, start: int, inputs: Any, normed: bool = True) -> Any:
         if h is None:
@@ -165,8 +165,8 @@ class TransformersView(View):
         for table in tables:
             put_module(twin.anchor, table, without_table(child(self.anchor, table)))
         modules = {str(i): layer if i in kept else None for i, layer in enumerate(self.row_of_layers._modules.values())}
-        looks = {i: look_alike(self.row_of_layers.layer(i)) for i in range(self.depth) if i not in kept}
-        put_module(twin.anchor, opening.row, LayerRow(modules, opening.forms, looks))
+        placeholders = {i: look_alike(self.row_of_layers.layer(i)) for i in range(self.depth) if i not in kept}
+        put_module(twin.anchor, opening.row, LayerRow(modules, opening.forms, placeholders))
         return twin  # type: ignore[no-any-return]
 
     def has_block(self, index: int) -> bool:
