@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 import timm_stitch
 from timm_stitch import SNNet, stitch
 from timm_stitch.anchors.macs import Macs
-from timm_stitch.anchors.view import Context, View
+from timm_stitch.anchors.view import ImageInputs, View
 from timm_stitch.families.timm_models.traced_view import TracedView
 from timm_stitch.families.timm_models.views import view_of
 
@@ -79,7 +79,7 @@ def randomize_constants(model: nn.Module) -> nn.Module:
 
 def run_parts(part: View, x: torch.Tensor) -> Any:
     """Run stem, all blocks, norm and head one after another."""
-    return part.head(part.norm(part.run(part.stem(x), 0, part.depth, Context(x))))
+    return part.head(part.norm(part.run(part.stem(x), 0, part.depth, ImageInputs(x))))
 
 
 def is_exact(model: nn.Module, part: View, side: tuple[int, int]) -> bool:
@@ -130,7 +130,7 @@ def count_cuts(part: View, x: torch.Tensor) -> int:
         for index in range(part.depth + 1):
             before.append(counter.total)
             if index < part.depth:
-                h = part.run(h, index, index + 1, Context(x))
+                h = part.run(h, index, index + 1, ImageInputs(x))
         part.head(part.norm(h))
     return sum(0.1 <= macs / (counter.total or 1) <= 0.9 for macs in before)
 
@@ -235,7 +235,7 @@ def examine(name: str, count: int, others: list[str], max_params: int, pair_para
         keys = list(model.state_dict())
         part = view_of(model)
         row.update(size=side[0], mechanism=type(part).__name__, depth=part.depth)
-        row["layouts"] = sorted({part.layout_at(i) for i in range(part.depth + 1)})
+        row["layouts"] = sorted({part.form_at(i)[0] for i in range(part.depth + 1)})
         with torch.no_grad():
             row["exact"] = is_exact(model, part, side)
             row["cuts"] = count_cuts(part, torch.randn(1, model.pretrained_cfg["input_size"][0], *side))

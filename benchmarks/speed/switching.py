@@ -1,7 +1,8 @@
 """How much does switching cost? An SN-Net at one of its anchors against the bare timm model; mixed batches.
 
     python benchmarks/speed/switching.py                         # snnet_deit_tsb, eager
-    python benchmarks/speed/switching.py --only overhead         # microseconds that a call adds, on tiny networks
+    python benchmarks/speed/switching.py --only overhead         # what a call adds, on tiny networks
+    python benchmarks/speed/switching.py --only overhead --against PATH  # and in another checkout, in turns
     python benchmarks/speed/switching.py --only mixed            # batches with an id for each image
     python benchmarks/speed/switching.py --only blocks whole     # compiled by inductor; needs a C++ compiler
 
@@ -10,12 +11,15 @@ Times are medians of interleaved runs, and ratios are medians of the ratios of n
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import timm
 import torch
@@ -23,12 +27,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import timm_stitch
-from timm_stitch import SNNet
 from timm_stitch.plan.prefix_sharing import shared_macs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from command_line import make_parser
 from measuring import compare, time_in_turns
+from processes import run_script
+
+if TYPE_CHECKING:
+    from timm_stitch.families.timm_models.network import SNNet
 
 
 class ByHand(nn.Module):
@@ -39,16 +46,15 @@ class ByHand(nn.Module):
         stitch = model.plan[stitch_id]
         first, last = stitch.segments
         front, back = model.anchors[first.anchor], model.anchors[last.anchor]
-        self.patch_embed, self.cls_token, self.pos_embed = front.patch_embed, front.cls_token, front.pos_embed
-        self.front = nn.Sequential(*front.blocks[: first.stop])
+        self.stem, self.front = front, nn.Sequential(*front.blocks[: first.stop])
         self.stitch = model.stitching_layers[stitch.layers[0]]
         self.back = nn.Sequential(*back.blocks[last.start :])
-        self.norm, self.head = back.norm if model.stitched_norm else nn.Identity(), back.head
+        self.norm, self.head = back.norm if model.stitched_norm else nn.Identity(), back
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.patch_embed(x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
-        return self.head(self.norm(self.back(self.stitch(self.front(x))))[:, 0])
+        x = self.stem._pos_embed(self.stem.patch_embed(x))
+        x = self.stem.norm_pre(self.stem.patch_drop(x))
+        return self.head.forward_head(self.norm(self.back(self.stitch(self.front(x)))))
 
 
 def ratio(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> str:
@@ -77,22 +83,65 @@ def against_bare(model: SNNet, batch: int, rounds: int, label: str, whole: str |
         print(f"{label}, batch {batch}, {name}: {found}", flush=True)
 
 
-def overhead(calls: int = 3000) -> None:
-    """What a call adds to the bare model's, in microseconds: anchors of twelve blocks that compute next to nothing."""
+def overhead(calls: int = 2000) -> dict[str, float]:
+    """What a call adds to the same network without stitching: time, Python calls and opcodes.
+
+    The networks have twelve blocks that compute next to nothing: an anchor's stitch against the bare model, and a
+    stitch of two against one written by hand.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     sizes = {"img_size": 16, "patch_size": 16, "depth": 12, "num_heads": 1}
     anchors = [VisionTransformer(embed_dim=width, **sizes).eval() for width in (8, 16)]
-    model, x = timm_stitch.stitch(anchors).eval().set_stitch(0), torch.randn(1, 3, 16, 16)
-    times: dict[str, list[float]] = {"ours": [], "bare": []}
-    for turn in range(calls):
-        for name, call in (("ours", model), ("bare", anchors[0]))[:: 1 if turn % 2 else -1]:
-            began = time.perf_counter()
-            call(x)
-            times[name].append(1e6 * (time.perf_counter() - began))
+    model, x = timm_stitch.stitch(anchors).eval(), torch.randn(1, 3, 16, 16)
+    two = next(stitch.stitch_id for stitch in model.plan if not stitch.is_anchor)
+    figures: dict[str, float] = {}
+    for name, stitch_id, plain in (("anchor", 0, anchors[0]), ("stitch", two, ByHand(model, two).eval())):
+        model.set_stitch(stitch_id)
+        torch.testing.assert_close(model(x), plain(x))
+        times: dict[str, list[float]] = {"ours": [], "plain": []}
+        for turn in range(calls):
+            for which, call in (("ours", model), ("plain", plain))[:: 1 if turn % 2 else -1]:
+                began = time.perf_counter()
+                call(x)
+                times[which].append(1e6 * (time.perf_counter() - began))
+        ours, bare = (statistics.median(times[which]) for which in ("ours", "plain"))
+        figures |= {f"{name}: microseconds added": ours - bare, f"{name}: microseconds without": bare}
+        added = [a - b for a, b in zip(count_instructions(model, x), count_instructions(plain, x), strict=True)]
+        figures |= {f"{name}: Python calls added": added[0], f"{name}: opcodes added": added[1]}
     torch.set_num_threads(threads)
-    ours, bare = (statistics.median(found) for found in times.values())
-    print(f"a call of a stitch adds {ours - bare:.0f} microseconds to {bare:.0f} of the bare model", flush=True)
+    return figures
+
+
+def count_instructions(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
+    """The Python functions that one call enters, and the opcodes that it executes."""
+    counts = {"call": 0, "opcode": 0}
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., object]:
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        if event in counts:
+            counts[event] += 1
+        return trace
+
+    model(x)  # whatever is made at the first call
+    sys.settrace(trace)
+    try:
+        model(x)
+    finally:
+        sys.settrace(None)
+    return counts["call"], counts["opcode"]
+
+
+def compare_overhead(other: str, rounds: int) -> None:
+    """Print what a call adds here and in another checkout, from processes that run in turns."""
+    here = str(Path(timm_stitch.__file__).parents[1])
+    figures: dict[str, list[dict[str, float]]] = {other: [], here: []}
+    for turn in range(rounds):
+        for path in (other, here)[:: 1 if turn % 2 else -1]:
+            figures[path].append(run_script(__file__, "--only", "overhead", "--json", env={"PYTHONPATH": path}))
+    for name in figures[here][0]:
+        before, now = (statistics.median(found[name] for found in figures[path]) for path in (other, here))
+        print(f"{name}: {before:.1f} before, {now:.1f} now ({now / before:.2f})", flush=True)
 
 
 def switches(model: SNNet, count: int) -> None:
@@ -151,14 +200,23 @@ def main() -> None:
         help="comparisons to make",
     )  # fmt: skip
     parser.add_argument("--backend", default="inductor", help="backend of torch.compile")
+    parser.add_argument("--against", help="another checkout, whose overhead is measured in turns with ours")
+    parser.add_argument("--json", action="store_true", help="print the figures of the overhead as JSON, and no others")
     options = parser.parse_args()
     torch.manual_seed(0)
+    if options.against:
+        compare_overhead(options.against, rounds=6)
+        return
+    if options.json:
+        print(json.dumps(overhead()))
+        return
     model = timm.create_model(options.model).eval()
     if "eager" in options.only:
         for batch in options.batches:
             against_bare(model, batch, options.rounds, "eager")
     if "overhead" in options.only:
-        overhead()
+        for name, figure in overhead().items():
+            print(f"{name}: {figure:.1f}", flush=True)
     if "mixed" in options.only:
         mixed(model, 64, 8, options.rounds)
     if "whole" in options.only:

@@ -7,7 +7,7 @@ import timm
 import torch
 
 import timm_stitch
-from timm_stitch.anchors.view import Context
+from timm_stitch.anchors.view import ImageInputs
 from timm_stitch.families.timm_models.views import view_of
 from timm_stitch.network.layers import LowRankStitchingLayer, StitchingLayer
 from timm_stitch.plan.stitch_plan import Anchor
@@ -52,7 +52,7 @@ def test_stem_blocks_norm_and_head_are_the_model(family, images):
         spatial = part.as_map(h, (64, 64), block)
         assert spatial.shape[1] == part.widths[block]
         assert torch.equal(part.from_map(spatial, part.prefix(h, block), block), h)
-        h = part.run(h, block, block + 1, Context(images))
+        h = part.run(h, block, block + 1, ImageInputs(images))
     assert torch.equal(part.head(part.norm(h)), model(images))
 
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from timm_stitch.anchors.view import Context, View
+from timm_stitch.anchors.view import ImageInputs, View
 from timm_stitch.families.timm_models.traced_view import TracedView
 from timm_stitch.families.timm_models.views import view_of
 
@@ -72,7 +72,7 @@ def opened(request: pytest.FixtureRequest) -> tuple[nn.Module, View, int, list[s
 
 
 def whole(part: View, x: torch.Tensor) -> torch.Tensor:
-    return part.head(part.norm(part.run(part.stem(x), 0, part.depth, Context(x))))
+    return part.head(part.norm(part.run(part.stem(x), 0, part.depth, ImageInputs(x))))
 
 
 def images(batch: int, side: int) -> torch.Tensor:
@@ -97,9 +97,9 @@ def test_each_block_keeps_what_entered_it(opened: tuple) -> None:
         h = part.stem(x)
         for index in range(part.depth):
             before = h.clone()
-            after = part.run(h, index, index + 1, Context(x))
+            after = part.run(h, index, index + 1, ImageInputs(x))
             assert torch.equal(h, before)
-            layout = part.layout_at(index + 1)
+            layout = part.form_at(index + 1)[0]
             assert after.shape[1 if layout == "NCHW" else -1] == part.widths[index + 1]
             h = after
 
@@ -139,9 +139,9 @@ def test_front_and_back_hold_only_their_own_and_meet(opened: tuple) -> None:
     front = part.subset(stem=True, blocks=range(at), norm=False, head=False)
     back = part.subset(stem=False, blocks=range(at, part.depth), norm=True, head=True)
     with torch.no_grad():
-        h = front.run(front.stem(x), 0, at, Context(x))
-        assert torch.equal(back.head(back.norm(back.run(h, at, part.depth, Context(x)))), model(x))
-    assert [front.holds(i) for i in range(part.depth)] == [i < at for i in range(part.depth)]
+        h = front.run(front.stem(x), 0, at, ImageInputs(x))
+        assert torch.equal(back.head(back.norm(back.run(h, at, part.depth, ImageInputs(x)))), model(x))
+    assert [front.has_block(i) for i in range(part.depth)] == [i < at for i in range(part.depth)]
     held = [{k for k, _ in p.anchor.named_parameters()} for p in (front, back)]
     own = dict(model.named_parameters())
     assert held[0] | held[1] == set(own)
@@ -162,7 +162,7 @@ def test_a_view_survives_copies_and_checkpointing(name: str) -> None:
     with torch.no_grad():
         assert torch.equal(whole(twin.views[0], x.double()), twin.anchors[0](x.double()))
     part = holder.views[0]
-    out = part.head(part.norm(part.run(part.stem(x), 0, part.depth, Context(x, True))))
+    out = part.head(part.norm(part.run(part.stem(x), 0, part.depth, ImageInputs(x, True))))
     assert torch.equal(out, model(x))
 
 

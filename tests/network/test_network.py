@@ -9,6 +9,7 @@ import torch
 from conftest import small_anchors
 
 import timm_stitch
+from timm_stitch.plan.steps import Block
 
 
 def test_an_anchor_alone_equals_the_timm_model_bit_for_bit(model, anchors, images):
@@ -92,7 +93,11 @@ def test_a_mixed_batch_runs_what_its_stitches_share_once(model):
     x = torch.randn(len(ids), 3, 32, 32)
     out = model(x, stitch_id=ids)
     steps = {
-        s.steps[: n + 1] for k in ids for s in [model.plan[k]] for n, step in enumerate(s.steps) if step[0] == "block"
+        s.steps[: n + 1]
+        for k in ids
+        for s in [model.plan[k]]
+        for n, step in enumerate(s.steps)
+        if isinstance(step, Block)
     }
     assert len(calls) == len(steps) < sum(len(model.plan[k].steps) - 2 for k in set(ids))
     assert max(images for _, images in calls) == sum(model.plan[k].front == 0 for k in ids)

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import timm_stitch
-from timm_stitch.anchors.view import Context
+from timm_stitch.anchors.view import ImageInputs
 from timm_stitch.families.timm_models.views import view_of
 from timm_stitch.network.crossing import aligned
 from timm_stitch.training.least_squares import least_squares
@@ -13,7 +13,7 @@ from timm_stitch.training.least_squares import least_squares
 
 def activations(model, anchor, images, boundary):
     part = model.views[anchor]
-    return part.run(part.stem(images), 0, boundary, Context(images)).flatten(0, 1)
+    return part.run(part.stem(images), 0, boundary, ImageInputs(images)).flatten(0, 1)
 
 
 def stacked(model, layer, images):
@@ -141,6 +141,6 @@ def test_what_is_no_map_is_refused_before_anything_is_fitted():
     leave, enter = 1, next(i for i, r in enumerate(views[1].reductions) if r == 8)
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        h = [v.run(v.stem(x), 0, at, Context(x)) for v, at in zip(views, (leave, enter), strict=True)]
+        h = [v.run(v.stem(x), 0, at, ImageInputs(x)) for v, at in zip(views, (leave, enter), strict=True)]
     with pytest.raises(ValueError, match="is no map of"):
-        aligned(*h, views[0], leave, views[1], enter, Context(x))
+        aligned(*h, views[0], leave, views[1], enter, ImageInputs(x))

@@ -14,7 +14,7 @@ def anchor_name(model: nn.Module) -> str:
     return cfg.get("architecture") or type(model).__name__
 
 
-def _twin(module: nn.Module) -> nn.Module:
+def clone_without_hooks(module: nn.Module) -> nn.Module:
     """A module with the same attributes and no hooks; `copy.copy` refuses parametrised ones."""
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
@@ -22,9 +22,9 @@ def _twin(module: nn.Module) -> nn.Module:
     return twin
 
 
-def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
+def partial_copy(module: nn.Module, keep: set[str]) -> nn.Module:
     """Copy a module without what is not kept; kept parameters and submodules are the same objects."""
-    twin = _twin(module)
+    twin = clone_without_hooks(module)
     twin._parameters = {k: v for k, v in module._parameters.items() if v is None or k in keep}
     twin._buffers = {k: v for k, v in module._buffers.items() if v is None or k in keep}
     twin._modules = {}
@@ -33,7 +33,7 @@ def shallow(module: nn.Module, keep: set[str]) -> nn.Module:
         if child is None or name in keep:
             twin._modules[name] = child
         elif inner:
-            twin._modules[name] = shallow(child, inner)
+            twin._modules[name] = partial_copy(child, inner)
     return twin
 
 
@@ -47,13 +47,13 @@ def hooks_of(module: nn.Module) -> dict[str, dict[Any, Any]]:
     return {name: value for name, value in module.__dict__.items() if "_hooks" in name and isinstance(value, dict)}
 
 
-def own_shell(module: nn.Module | None) -> nn.Module | None:
+def copy_structure(module: nn.Module | None) -> nn.Module | None:
     """A module with submodules of its own and the same tensors."""
     if module is None:
         return None
-    twin = _twin(module)
+    twin = clone_without_hooks(module)
     twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
-    twin._modules = {name: own_shell(child) for name, child in module._modules.items()}
+    twin._modules = {name: copy_structure(child) for name, child in module._modules.items()}
     return twin
 
 
@@ -102,7 +102,7 @@ def with_hook(module: nn.Module, function: Callable[..., Any], *args: Any) -> An
     return hook.post_forward(module, function(*args, **kwargs))
 
 
-def called(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
+def call_with_hooks(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
     """Call a function in the place of a module's forward, with all hooks that hang on the module's call."""
 
     def forward(_: nn.Module, *given: Any) -> Any:
@@ -120,7 +120,7 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"])
 
 
-def inner(module: nn.Module | None, name: str) -> nn.Module | None:
+def find_submodule(module: nn.Module | None, name: str) -> nn.Module | None:
     """The submodule of a dotted name, or None if it is not there or was pruned."""
     for atom in name.split("."):
         module = module._modules.get(atom) if module is not None else None

@@ -48,14 +48,14 @@ class Cascade:
         model = self.model
         first, second = model.plan[self.cheap], model.plan[self.dear]
         shared = common_steps(first, second)
-        context = model.context(images, (first, second))
-        h, kept = model.executor.advance(first, 0, len(first.steps), None, context, keep=(shared,))
+        inputs = model.prepare_inputs(images, (first, second))
+        h, kept = model.executor.advance(first, 0, len(first.steps), None, inputs, keep=(shared,))
         logits = logits_of(h)
         unsure = logits.softmax(-1).amax(-1) < self.threshold
         if bool(unsure.any()):
             index = unsure.nonzero()[:, 0]
             some = kept[shared].index_select(0, index) if shared else None
-            rest = context.pick(index)
+            rest = inputs.pick(index)
             some, _ = model.executor.advance(second, shared, len(second.steps), some, rest)
             logits = logits.index_put((index,), logits_of(some))
         return logits, unsure

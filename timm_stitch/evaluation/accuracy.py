@@ -73,7 +73,7 @@ def evaluate(
     mark = fingerprint(model)
     kept = read_rows(results) if results is not None and Path(results).exists() else []
     done = _done(kept, ids, mark, data, _count(loader))
-    missing = [turn.stitch.stitch_id for turn in schedule(model.plan[i] for i in dict.fromkeys(ids) if i not in done)]
+    missing = [run.stitch.stitch_id for run in schedule(model.plan[i] for i in dict.fromkeys(ids) if i not in done)]
     batches = _share(loader)
     size = -(-len(missing) // passes)
     marks = {"weights": mark} | ({"data": data} if data is not None else {})
@@ -127,7 +127,7 @@ def _one_pass(
                 "top1": 100 * (first / count),
                 "top5": 100 * (five / count),
                 "loss": loss / count,
-                **model.said_of(int(seen), int(count), loss / count),
+                **model.extra_metrics(int(seen), int(count), loss / count),
                 "macs": cost.macs,
                 "params": cost.params,
                 "device": device.type,

@@ -23,18 +23,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
-from ..anchors.view import Context
+from ..anchors.view import ImageInputs
 from ..families.registry import require
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cached_fingerprint
+from ..plan.steps import Step
 from ..plan.stitch_plan import Stitch
 from ..plan.timings import MOST_IMAGES, is_batch_size, latency_key
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECKED = 5  # stitches that the quick mode times whole, to know its error
-
-Step = tuple[str, int, int]
 
 
 @torch.inference_mode()
@@ -184,12 +183,12 @@ class _Clock:
     def _each_part(self, stitches: Iterable[Stitch], x: Any) -> Iterator[tuple[Step, float]]:
         """Every part of some stitches once, on the way of the first that has it."""
         done: set[Step] = set()
-        context = Context(x)
+        inputs = ImageInputs(x)
         for stitch in stitches:
             missing = [n for n, step in enumerate(stitch.steps) if step not in done]
-            h = x
+            h = None
             for n in range(missing[-1] + 1 if missing else 0):
-                spent, h = self._ms(partial(self.model.executor.step, stitch, n, h, context))
+                spent, h = self._ms(partial(self.model.executor.step, stitch, n, h, inputs))
                 if stitch.steps[n] not in done:
                     done.add(stitch.steps[n])
                     yield stitch.steps[n], spent

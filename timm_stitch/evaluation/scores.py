@@ -42,7 +42,7 @@ def asked_by(model: Any, inputs: Any, labels: Tensor | None) -> tuple[Any, Asked
         given = {k: v for k, v in inputs.items() if k not in ("start_positions", "end_positions")}
         if labels is None and "start_positions" in inputs:
             return given, Asked(torch.stack([inputs["start_positions"], inputs["end_positions"]], dim=1), answers=True)
-    predicts = bool(getattr(model, "predicts", False))
+    predicts = bool(getattr(model, "shifts_labels", False))
     if labels is None and predicts:
         mask = given.get("attention_mask")
         labels = given["input_ids"] if mask is None else given["input_ids"].masked_fill(mask == 0, IGNORED)

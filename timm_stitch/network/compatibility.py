@@ -9,7 +9,7 @@ from typing import Any
 
 from ..anchors.view import View
 from ..plan.stitch_plan import Anchor, StitchPlan
-from .crossing import borrows
+from .crossing import uses_back_prefix_tokens
 
 
 def check_anchors(views: Sequence[View], plan: StitchPlan) -> None:
@@ -41,7 +41,7 @@ def check_anchors(views: Sequence[View], plan: StitchPlan) -> None:
                 f"Create them with equal {what}."
             )
     for number, spec in enumerate(plan.layers):
-        if borrows(plan, views, number) and not views[spec.back].prefix_names():
+        if uses_back_prefix_tokens(plan, views, number) and not views[spec.back].prefix_names():
             front, back = plan.anchor_names[spec.front], plan.anchor_names[spec.back]
             raise ValueError(
                 f"cannot stitch {front!r} to {back!r}: the second has class or register tokens that the first "

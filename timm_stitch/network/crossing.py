@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..anchors.view import Context, View
+from ..anchors.view import CallInputs, View
 from ..plan.stitch_plan import StitchPlan
 
 
-def cross(layer: nn.Module, h: Tensor, front: View, leave: int, back: View, enter: int, context: Context) -> Tensor:
+def cross(layer: nn.Module, h: Tensor, front: View, leave: int, back: View, enter: int, inputs: CallInputs) -> Tensor:
     """Carry what leaves one segment into the next through a stitching layer.
 
     Args:
@@ -22,27 +22,29 @@ def cross(layer: nn.Module, h: Tensor, front: View, leave: int, back: View, ente
         h: the activation at boundary `leave` of the front.
         front, back: the anchors on either side.
         leave, enter: the boundaries.
-        context: of the call.
+        inputs: the inputs of the call.
 
     Returns:
         The activation at boundary `enter` of the back.
     """
-    layout, leaving, entering = front.layout_at(leave), front.prefix_at(leave), back.prefix_at(enter)
-    if (layout, leaving) == (back.layout_at(enter), entering):
-        return _of_map(layer, h) if layout == "NCHW" else _of_last(layer, h)
-    spatial = _of_map(layer, front.as_map(h, context.size, leave))
-    carried = min(leaving, entering)
+    left, entered = front.form_at(leave), back.form_at(enter)
+    if left == entered:
+        return _apply_to_map(layer, h) if left[0] == "NCHW" else _apply_channels_last(layer, h)
+    spatial = _apply_to_map(layer, front.as_map(h, inputs.size, leave))
+    carried = min(left[1], entered[1])
     prefix = front.prefix(h, leave) if carried else None
-    return back.from_map(spatial, _of_last(layer, prefix[:, :carried]) if prefix is not None else None, enter)
+    if prefix is not None:
+        prefix = _apply_channels_last(layer, prefix[:, :carried])
+    return back.from_map(spatial, prefix, enter)
 
 
-def _of_last(layer: nn.Module, h: Tensor) -> Tensor:
+def _apply_channels_last(layer: nn.Module, h: Tensor) -> Tensor:
     """A layer on an activation whose channels are last."""
     mapped: Tensor = layer(h)
     return mapped
 
 
-def _of_map(layer: nn.Module, h: Tensor) -> Tensor:
+def _apply_to_map(layer: nn.Module, h: Tensor) -> Tensor:
     """A layer on a map (B, C, H, W), which it gets as (B, H * W, C).
 
     A 1x1 convolution would save the copy at the end, a third of this layer's time and less than a hundredth of a
@@ -55,7 +57,7 @@ def _of_map(layer: nn.Module, h: Tensor) -> Tensor:
 
 
 def aligned(
-    leaving: Tensor, entering: Tensor, front: View, leave: int, back: View, enter: int, context: Context
+    leaving: Tensor, entering: Tensor, front: View, leave: int, back: View, enter: int, inputs: CallInputs
 ) -> tuple[Tensor, Tensor]:
     """What leaves one anchor and enters another, position by position: (n, d_front) and (n, d_back).
 
@@ -65,19 +67,20 @@ def aligned(
         leaving, entering: the activations of the two anchors for the same images.
         front, back: the anchors.
         leave, enter: the boundaries where each was taken.
-        context: of the call.
+        inputs: the inputs of the call.
     """
-    carried = min(front.prefix_at(leave), back.prefix_at(enter))
-    if front.layout_at(leave) != back.layout_at(enter):  # they meet as maps, as in `cross`, which refuses what is none
-        front.as_map(leaving, context.size, leave), back.as_map(entering, context.size, enter)
-    elif front.layout_at(leave) == "NCHW":
+    (left, leaving_prefix), (entered, entering_prefix) = front.form_at(leave), back.form_at(enter)
+    carried = min(leaving_prefix, entering_prefix)
+    if left != entered:  # they meet as maps, as in `cross`, which refuses what is none
+        front.as_map(leaving, inputs.size, leave), back.as_map(entering, inputs.size, enter)
+    elif left == "NCHW":
         height, width = (min(sides) for sides in zip(leaving.shape[2:], entering.shape[2:], strict=True))
         leaving, entering = leaving[..., :height, :width], entering[..., :height, :width]
-    return front.rows_at(leaving, carried, context, leave), back.rows_at(entering, carried, context, enter)
+    return front.rows_at(leaving, carried, inputs, leave), back.rows_at(entering, carried, inputs, enter)
 
 
-def borrows(plan: StitchPlan, views: Sequence[View], number: int) -> bool:
+def uses_back_prefix_tokens(plan: StitchPlan, views: Sequence[View], number: int) -> bool:
     """Whether what crosses a stitching layer is joined by prefix tokens of the back anchor's own."""
     spec = plan.layers[number]
     front, back = views[spec.front], views[spec.back]
-    return any(front.prefix_at(leave) < back.prefix_at(enter) for leave, enter in plan.pairs(number))
+    return any(front.form_at(leave)[1] < back.form_at(enter)[1] for leave, enter in plan.pairs(number))

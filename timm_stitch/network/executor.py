@@ -7,21 +7,42 @@ one runs is the caller's word. It draws no random numbers of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from ..anchors.modules import called, has_hooks
-from ..anchors.view import Context, View
-from ..plan.prefix_sharing import common_steps, schedule
-from ..plan.stitch_plan import Segment, Stitch
+from ..anchors.modules import has_hooks
+from ..anchors.view import CallInputs, View
+from ..plan.prefix_sharing import ScheduledRun, common_steps
+from ..plan.steps import Cross, Head, sort_key
+from ..plan.stitch_plan import Stitch
 from .crossing import cross
 
 Notify = Callable[[Stitch, int], None]
+Place = tuple[int, int]  # an anchor and one of its boundaries
+
+
+def run_stitch(views: Sequence[View], layers: nn.ModuleList, stitch: Stitch, inputs: CallInputs, norm: bool) -> Any:
+    """Run one stitch from the inputs of a call to its output: what every other way to run it must equal.
+
+    Args:
+        views: the anchors.
+        layers: the stitching layers.
+        stitch: the stitch.
+        inputs: the inputs of the call.
+        norm: whether the back anchor's final norm runs.
+    """
+    first, last = stitch.segments[0], stitch.segments[-1]
+    front, h = views[first.anchor], None
+    for number, before, after in stitch.joints:
+        h = front.run_to_boundaries(h, before.start, (before.stop,), inputs)[before.stop]  # stem and blocks
+        back = views[after.anchor]
+        h = cross(layers[number], h, front, before.stop, back, after.start, inputs)
+        front = back
+    return front.run_to_output(h, last.start, inputs, norm)  # blocks, norm and head
 
 
 class Executor:
@@ -34,161 +55,146 @@ class Executor:
     """
 
     def __init__(self, views: Sequence[View], layers: nn.ModuleList, stitched_norm: bool) -> None:
-        self.views, self.layers, self.stitched_norm = list(views), layers, stitched_norm
+        self.views: Sequence[View] = list(views)
+        self.layers, self.stitched_norm = layers, stitched_norm
 
-    def features(self, stitch: Stitch, context: Context) -> Tensor:
-        """From images to what enters the head."""
-        views, segments = self.views, stitch.segments
-        h = views[stitch.front].stem(context.images)
-        for i, segment in enumerate(segments):
-            if i:
-                h = self.cross(stitch.layers[i - 1], h, segments[i - 1], segment, context)
-            h = views[segment.anchor].run(h, segment.start, segment.stop, context)
-        return self.norm(h, stitch)
+    # ── one stitch ────────────────────────────────────────────────────────────────────────────────
 
-    def hooked(self, stitch: Stitch, context: Context) -> Tensor:
-        """From images to logits as calls of the anchors, so that the hooks that hang on these fire.
+    def run(self, stitch: Stitch, inputs: CallInputs) -> Any:
+        """Run a stitch from the inputs of a call to its output."""
+        return run_stitch(self.views, self.layers, stitch, inputs, self.runs_norm(stitch))
 
-        The hooks of the front get the images, those of the back give the logits, and others see activations.
-        """
-        h, segments = context.images, stitch.segments
-        for i, segment in enumerate(segments):
-            view = self.views[segment.anchor]
-            h = self.cross(stitch.layers[i - 1], h, segments[i - 1], segment, context) if i else h
-            h = called(view.anchor, partial(self._segment, stitch, i, context), h)
-        return h
+    def cross(self, layer: int, h: Tensor, leave: Place, enter: Place, inputs: CallInputs) -> Tensor:
+        """Carry an activation from a boundary of one anchor to a boundary of another through a stitching layer."""
+        front, back = self.views[leave[0]], self.views[enter[0]]
+        return cross(self.layers[layer], h, front, leave[1], back, enter[1], inputs)
 
-    def _segment(self, stitch: Stitch, i: int, context: Context, h: Tensor) -> Tensor:
-        segment = stitch.segments[i]
-        view = self.views[segment.anchor]
-        h = view.run(h if i else view.stem(h), segment.start, segment.stop, context)
-        return h if i + 1 < len(stitch.segments) else view.head(self.norm(h, stitch))
+    def runs_norm(self, stitch: Stitch) -> bool:
+        """Whether a stitch runs its back anchor's final norm."""
+        return self.stitched_norm or stitch.is_anchor
 
-    def cross(self, number: int, h: Tensor, before: Segment, after: Segment, context: Context) -> Tensor:
-        """Carry what leaves one segment into the next through stitching layer `number`."""
-        front, back = self.views[before.anchor], self.views[after.anchor]
-        layer: Any = self.layers[number]
-        return cross(layer, h, front, before.stop, back, after.start, context)
+    # ── a part of a stitch ────────────────────────────────────────────────────────────────────────
 
-    def norm(self, h: Tensor, stitch: Stitch) -> Tensor:
-        """The final norm, where a stitch has one."""
-        return self.views[stitch.back].norm(h) if stitch.is_anchor or self.stitched_norm else h
-
-    def step(self, stitch: Stitch, n: int, h: Any, context: Any) -> Any:
-        """Run step `n` of a stitch on what the step before gave; step 0 begins at the call's inputs."""
-        return self.advance(stitch, n, n + 1, h, context)[0]
-
-    def run(self, stitch: Stitch, context: Any) -> Any:
-        """From the inputs of a call to what the stitch gives."""
-        return self.advance(stitch, 0, len(stitch.steps), None, context)[0]
+    def step(self, stitch: Stitch, n: int, h: Any, inputs: CallInputs) -> Any:
+        """Run step `n` of a stitch on the output of the step before; step 0 begins at the call's inputs."""
+        return self.advance(stitch, n, n + 1, h, inputs)[0]
 
     def advance(
-        self, stitch: Stitch, n: int, end: int, h: Any, context: Any, keep: Collection[int] = ()
+        self, stitch: Stitch, n: int, end: int, h: Any, inputs: CallInputs, keep: Collection[int] = ()
     ) -> tuple[Any, dict[int, Any]]:
-        """Run steps `n:end` of a stitch; those within one anchor run in one go.
+        """Run steps `n:end` of a stitch.
 
         Args:
-            stitch: of what.
-            n, end: the steps.
-            h: what the step before gave; at the beginning nothing is needed.
-            context: of the call.
-            keep: after how many steps to keep what they gave.
+            stitch: the stitch.
+            n, end: the numbers of the first step and of the one behind the last.
+            h: the output of the step before; None at the beginning.
+            inputs: the inputs of the call.
+            keep: the numbers of steps after which to keep the activation.
 
         Returns:
-            What the last of them gave, and what was to be kept, by the number of steps.
+            The output of the last step, and the kept activations by the number of steps.
         """
         kept: dict[int, Any] = {}
-        steps = stitch.steps
+        steps, places = stitch.steps, stitch.places
         while n < end:
-            kind, number, which = steps[n]
-            if kind == "layer":
-                _, before, after = stitch.joints[sum(step[0] == "layer" for step in steps[:n])]
-                h, n = self.cross(number, h, before, after, context), n + 1
+            first, step = n, steps[n]
+            if isinstance(step, Cross):
+                h, n = self.cross(step.layer, h, places[n - 1], places[n], inputs), n + 1
                 if n in keep:
                     kept[n] = h
                 continue
-            view, at = self.views[number], n
-            while n < end and steps[n][0] in ("stem", "block"):
+            # All steps within one anchor are one call of its view, since a model of transformers runs its own
+            # forward at each call. The view gives the activations to keep, and the last unless the head follows.
+            view = self.views[step.anchor]
+            while n < end and not isinstance(steps[n], (Cross, Head)):
                 n += 1
-            ends = n < end and steps[n][0] == "head"
-            # The boundary behind step i is that of its block, or 0 behind a stem.
-            behind = {i + 1: steps[i][2] + (steps[i][0] == "block") for i in range(at, n)}
-            wanted = {i: b for i, b in behind.items() if i in keep or (i == n and not ends)}
-            h, start = (None, 0) if kind == "stem" else (h, which if kind == "block" else view.depth)
+            ends = n < end and isinstance(steps[n], Head)
+            wanted = {i: places[i - 1][1] for i in range(first + 1, n + 1) if i in keep or (i == n and not ends)}
+            start = places[first - 1][1] if first else 0
             if wanted:
-                found = view.carry_on(h, start, set(wanted.values()), context)
-                start = max(found)
-                h = found[start]
-                kept |= {i: found[b] for i, b in wanted.items() if i in keep}
+                activations = view.run_to_boundaries(h, start, set(wanted.values()), inputs)
+                start = max(activations)
+                h = activations[start]
+                kept |= {i: activations[boundary] for i, boundary in wanted.items() if i in keep}
             if ends:
-                h, n = view.finish(h, start, context, stitch.is_anchor or self.stitched_norm), n + 1
+                h, n = view.run_to_output(h, start, inputs, self.runs_norm(stitch)), n + 1
                 if n in keep:
                     kept[n] = h
         return h, kept
 
-    def each(self, stitches: Sequence[Stitch], context: Any, notify: Notify) -> Iterator[tuple[int, Any]]:
+    # ── many stitches ─────────────────────────────────────────────────────────────────────────────
+
+    def each(self, schedule: Iterable[ScheduledRun], inputs: CallInputs, notify: Notify) -> Iterator[tuple[int, Any]]:
         """Run many stitches on one batch, sharing the work of equal first steps.
 
         Args:
-            stitches: distinct ones.
-            context: of the call.
-            notify: told of each stitch before it runs, with the number of images.
+            schedule: the runs of distinct stitches, from `plan.prefix_sharing.schedule`.
+            inputs: the inputs of the call.
+            notify: a function that is called with each stitch before it runs, and the number of images.
 
         Yields:
-            (stitch_id, what it gives), in the order that shares most.
+            (stitch_id, output), in the order of the schedule.
         """
         kept: dict[int, Any] = {}
-        for turn in schedule(stitches):
-            stitch = turn.stitch
-            notify(stitch, context.batch_size)
-            h = kept[turn.resume] if turn.resume else None
-            kept = {n: kept[n] for n in kept if n <= turn.drop}
-            h, more = self.advance(stitch, turn.resume, len(stitch.steps), h, context, turn.keep)
+        for run in schedule:
+            stitch = run.stitch
+            notify(stitch, inputs.batch_size)
+            h = kept[run.resume] if run.resume else None
+            kept = {n: kept[n] for n in kept if n <= run.drop}
+            h, more = self.advance(stitch, run.resume, len(stitch.steps), h, inputs, run.keep)
             kept |= more
-            del more
+            del more  # no name may keep alive what a later run does not need
             yield stitch.stitch_id, h
             del h
 
-    def mixed(self, stitches: Sequence[Stitch], context: Any, notify: Notify) -> Any:
-        """One stitch a row: rows whose stitches begin alike run together for as long as they are alike.
+    def mixed(self, stitches: Sequence[Stitch], inputs: CallInputs, notify: Notify) -> Any:
+        """Run one stitch for each row; rows whose stitches begin alike run together for as long as they are alike.
 
         Args:
-            stitches: of each row.
-            context: of the call.
-            notify: told of each stitch that ran, with the number of its rows.
+            stitches: the stitch of each row.
+            inputs: the inputs of the call.
+            notify: a function that is called with each stitch that ran, and the number of its rows.
 
         Returns:
-            What they give, in the order of the rows.
+            The output, in the order of the rows.
         """
-        # In the order of their steps, rows whose stitches begin alike lie side by side.
-        order = sorted(range(len(stitches)), key=lambda row: stitches[row].steps)
-        index = torch.tensor(order, device=context.device)
-        context = context.pick(index)
-        stitches = [stitches[row] for row in order]
-        found: list[Any] = []
-        counted: list[int] = []
+        # 1. Sort rows by their steps: those whose stitches begin alike lie side by side.
+        distinct = sorted({s.stitch_id: s for s in stitches}.values(), key=lambda stitch: sort_key(stitch.steps))
+        rank = {stitch.stitch_id: n for n, stitch in enumerate(distinct)}
+        order = sorted(range(len(stitches)), key=lambda row: rank[stitches[row].stitch_id])
+        index = torch.tensor(order, device=inputs.device)
+        inputs, stitches = inputs.pick(index), [stitches[row] for row in order]
+        # 2. Walk the tree of their common beginnings, depth first: a group of rows runs up to the step where its
+        #    stitches part (in sorted rows the first and the last part earliest), and is split there.
+        outputs: list[Any] = []
+        num_labels: list[int] = []
         pending: list[tuple[int, int, int, Any]] = [(0, 0, len(stitches), None)]
         while pending:
             n, start, stop, h = pending.pop()
-            first, last = stitches[start], stitches[stop - 1]
-            alike, part = common_steps(first, last), context.rows(start, stop)
-            h, _ = self.advance(first, n, alike, h, part)
-            if alike == len(first.steps):
+            first, part = stitches[start], inputs.rows(start, stop)
+            end = common_steps(first, stitches[stop - 1])
+            h, _ = self.advance(first, n, end, h, part)
+            if end == len(first.steps):
                 notify(first, stop - start)
-                found.append(h)
-                counted.append(part.counted())
+                outputs.append(h)
+                num_labels.append(part.num_labels())
                 continue
-            borders = [r for r in range(start + 1, stop) if stitches[r].steps[alike] != stitches[r - 1].steps[alike]]
+            borders = [
+                row for row in range(start + 1, stop) if stitches[row].steps[end] != stitches[row - 1].steps[end]
+            ]
             for a, b in reversed(list(pairwise([start, *borders, stop]))):
-                pending.append((alike, a, b, None if h is None else h[a - start : b - start]))
-        return context.join(found, counted, torch.argsort(index))
+                pending.append((end, a, b, None if h is None else h[a - start : b - start]))
+        # 3. Put the outputs back into the order of the rows.
+        return inputs.join(outputs, num_labels, torch.argsort(index))
+
+    # ── checks before a call ──────────────────────────────────────────────────────────────────────
 
     def check_anchors(self, stitch: Stitch, anchors: Any) -> tuple[bool, tuple[int, int] | None]:
-        """Refuse to run past an anchor that was put in another's place.
+        """Refuse to run past an anchor that was replaced after stitching.
 
         Args:
-            stitch: what is to run.
-            anchors: the anchors that the network has now.
+            stitch: the stitch that is to run.
+            anchors: the list of anchors that the network has now.
 
         Returns:
             Whether hooks hang on the call of an anchor, and the (height, width) that images must have, if any.
@@ -196,47 +202,18 @@ class Executor:
         Raises:
             ValueError: if an anchor is not the one that was stitched.
         """
-        hooks, size = False, None
-        for segment in stitch.segments:
-            view = self.views[segment.anchor]
-            hooks = hooks or has_hooks(view.anchor)
-            if anchors._modules[str(segment.anchor)] is not view.anchor:
-                raise ValueError(_replaced(segment.anchor, view.anchor, anchors[segment.anchor]))
+        hooks, size, views, now = False, None, self.views, anchors._modules
+        for number in stitch.anchors:
+            view = views[number]
+            anchor: nn.Module = view.anchor
+            if now[str(number)] is not anchor:
+                raise ValueError(_replaced(number, anchor, now[str(number)]))
+            hooks = hooks or has_hooks(anchor)
             size = size or view.image_size
         return hooks, size
 
-    def check(self, x: Tensor, stitch: Stitch, in_chans: int, anchors: Any) -> bool:
-        """Refuse images that a stitch does not take, and to run past an anchor that was put in another's place.
 
-        Args:
-            x: the images.
-            stitch: what is to run.
-            in_chans: channels of the images.
-            anchors: the anchors that the network has now.
-
-        Returns:
-            Whether hooks hang on the call of an anchor.
-
-        Raises:
-            TypeError: if the images are not a tensor.
-            ValueError: if they have another shape, or an anchor is not the one that was stitched.
-        """
-        hooks, size = self.check_anchors(stitch, anchors)
-        if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == in_chans:
-            if size is None or (x.shape[2], x.shape[3]) == size:
-                return hooks
-        elif isinstance(x, fx.Proxy):
-            return False
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"images must be a tensor of shape (B, C, H, W), got {type(x).__name__}: use torch.from_numpy."
-            )
-        wanted = f"{size[0]}, {size[1]}" if size else "H, W"
-        advice = " Resize the images, or call model.set_input_size((H, W))." if size else ""
-        raise ValueError(f"images of shape {tuple(x.shape)} do not fit: expected (B, {in_chans}, {wanted}).{advice}")
-
-
-def _replaced(number: int, opened: nn.Module, now: nn.Module) -> str:
+def _replaced(number: int, opened: nn.Module, now: nn.Module | None) -> str:
     return (
         f"anchors.{number} was a {type(opened).__name__} when stitched and is now a {type(now).__name__}, which would "
         "not run: stitch again with it, or replace modules inside."

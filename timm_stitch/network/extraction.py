@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from ..anchors.modules import drop_hooks
-from ..anchors.view import StemOnly, View
+from ..anchors.view import View
 from ..plan.results import Results
-from ..plan.stitch_plan import Segment, Stitch, StitchPlan
-from .crossing import borrows
+from ..plan.steps import Block
+from ..plan.stitch_plan import Stitch, StitchPlan
+from .crossing import uses_back_prefix_tokens
 from .executor import Executor
 
 Network = TypeVar("Network", bound=Any)  # an SNNet: this file is below it
@@ -29,7 +30,7 @@ def extract(network: Network, plan: StitchPlan, *, copy: bool = False, norm: boo
         copy: give it its own tensors instead of sharing them.
         norm, head: whether to keep those.
     """
-    twin = _shell(network, plan)
+    twin = empty_twin(network, plan)
     executor: Executor = network.executor
     views: list[View] = []
     anchors: list[nn.Module | None] = []
@@ -37,30 +38,19 @@ def extract(network: Network, plan: StitchPlan, *, copy: bool = False, norm: boo
         blocks = {b for s in plan for a, b in blocks_of(s) if a == number}
         ends = [s for s in plan if s.back == number]
         runs_norm = norm and any(s.is_anchor or executor.stitched_norm for s in ends)
-        own_prefix = any(
-            borrows(plan, executor.views, n) for s in plan for n, _, after in s.joints if after.anchor == number
-        )
+        entering = {n for s in plan for n, _, after in s.joints if after.anchor == number}
+        own_prefix = any(uses_back_prefix_tokens(plan, executor.views, n) for n in entering)
         stem = any(s.front == number for s in plan)
         views.append(whole.subset(stem, blocks, runs_norm, head and bool(ends), own_prefix))
         anchors.append(views[-1].anchor if blocks else None)
     used = {number for s in plan for number in s.layers}
     layers = [layer if i in used else None for i, layer in enumerate(network.stitching_layers)]
-    twin.anchors, twin.stitching_layers = _with_gaps(anchors), _with_gaps(layers)
-    twin.executor = Executor(views, twin.stitching_layers, executor.stitched_norm)
+    twin.anchors, twin.stitching_layers = with_gaps(anchors), with_gaps(layers)
+    twin.executor = type(executor)(views, twin.stitching_layers, executor.stitched_norm)
     return copying.deepcopy(twin) if copy else twin
 
 
-def extract_stem(network: Network, front: int, early: bool) -> Network:
-    """A network that ends with the stem of anchor number `front`, or with the map inside it that its view names."""
-    view = StemOnly(network.executor.views[front].subset(True, (), False, False), early)
-    plan = StitchPlan((view.describe(),), (), (Stitch(0, (Segment(0, 0, 1),)),))
-    twin = _shell(network, plan)
-    twin.anchors, twin.stitching_layers = _with_gaps([view.anchor]), _with_gaps([])
-    twin.executor = Executor([view], twin.stitching_layers, network.executor.stitched_norm)
-    return twin
-
-
-def _shell(network: Network, plan: StitchPlan) -> Network:
+def empty_twin(network: Network, plan: StitchPlan) -> Network:
     """A network of another plan that has everything of its own but anchors, layers and executor."""
     twin = copying.copy(network)
     twin._modules, twin._buffers = dict(network._modules), dict(network._buffers)
@@ -92,10 +82,10 @@ class _ModuleTracer(torch.fx.Tracer):
 
 def blocks_of(stitch: Stitch) -> list[tuple[int, int]]:
     """The blocks that a stitch runs, in order, as (anchor, index)."""
-    return [(number, which) for kind, number, which in stitch.steps if kind == "block"]
+    return [(step.anchor, step.index) for step in stitch.steps if isinstance(step, Block)]
 
 
-def _with_gaps(modules: Sequence[nn.Module | None]) -> nn.ModuleList:
+def with_gaps(modules: Sequence[nn.Module | None]) -> nn.ModuleList:
     """A ModuleList that keeps its numbering where modules are missing."""
     found = nn.ModuleList()
     for i, module in enumerate(modules):

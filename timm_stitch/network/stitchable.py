@@ -17,13 +17,14 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from ..anchors.meta_device import cast_like, is_on_meta
-from ..anchors.view import View
+from ..anchors.view import CallInputs, View
 from ..plan.costs import PlanCosts, PublishedCount
 from ..plan.frontier import best_known
+from ..plan.prefix_sharing import ScheduledRun, schedule
 from ..plan.results import Results, Row
 from ..plan.stitch_plan import Stitch, StitchPlan
 from .compatibility import check_anchors
-from .crossing import borrows
+from .crossing import uses_back_prefix_tokens
 from .executor import Executor
 from .extraction import extract
 from .layers import LowRankStitchingLayer, make_layer
@@ -31,6 +32,8 @@ from .results import NetworkResults
 
 StitchIds = int | Sequence[int] | Tensor
 StitchHook = Callable[[Any, int, int], None]
+
+_SCHEDULES = 64  # choices of stitches whose order is kept
 
 
 class StitchableNetwork(nn.Module):
@@ -40,6 +43,7 @@ class StitchableNetwork(nn.Module):
     unsupported: ClassVar[Mapping[str, str]] = {}  # a feature that it lacks, and the sentence that says what to do
     plan: StitchPlan
     executor: Executor
+    _executor_class: type[Executor] = Executor
     stitch_id: int
     grad_checkpointing: bool
     _measured: Results
@@ -62,7 +66,7 @@ class StitchableNetwork(nn.Module):
         self.stitching_layers = nn.ModuleList(
             make_layer(spec, device=like.device, dtype=like.dtype) for spec in plan.layers
         )
-        self.executor = Executor(views, self.stitching_layers, stitched_norm)
+        self.executor = self._executor_class(views, self.stitching_layers, stitched_norm)
         self._measured, self.published_top1, self.published = Results(), {}, None
         self.trained = {}
         self._stitch_hooks = OrderedDict()
@@ -72,12 +76,12 @@ class StitchableNetwork(nn.Module):
     def record(self, **args: Any) -> None:
         """Note arguments with which this network would be made again."""
 
-    def context(self, x: Any, stitches: Iterable[Stitch]) -> Any:
-        """What a call with these inputs gives to all that runs in it.
+    def prepare_inputs(self, x: Any, stitches: Iterable[Stitch]) -> CallInputs:
+        """Check the inputs of a call, and give them the form in which all that runs in it reads them.
 
         Args:
-            x: the inputs of a call, as `forward_each` takes them.
-            stitches: that are to run.
+            x: the inputs, as `forward_each` takes them.
+            stitches: the stitches that are to run.
 
         Raises:
             TypeError, ValueError: if they do not take these inputs.
@@ -92,12 +96,12 @@ class StitchableNetwork(nn.Module):
         """So many random inputs, as `forward_each` takes them, where the network is."""
         raise NotImplementedError
 
-    def said_of(self, rows: int, asked: int, loss: float) -> dict[str, Any]:
-        """What a row of `evaluate` says beside accuracy and loss.
+    def extra_metrics(self, num_samples: int, num_labels: int, loss: float) -> dict[str, Any]:
+        """Metrics of a row of `evaluate` other than accuracy and loss.
 
         Args:
-            rows: images or texts.
-            asked: labels that counted.
+            num_samples: the number of images or texts.
+            num_labels: the number of labels that counted.
             loss: the mean cross-entropy.
         """
         raise NotImplementedError
@@ -113,13 +117,13 @@ class StitchableNetwork(nn.Module):
     # ── which stitch ──────────────────────────────────────────────────────────────────────────────
 
     @property
-    def views(self) -> list[View]:
+    def views(self) -> Sequence[View]:
         """The anchors as stem, blocks and head."""
         return self.executor.views
 
     @property
     def num_stitches(self) -> int:
-        """How many networks this is."""
+        """The number of stitches."""
         return len(self.plan)
 
     @property
@@ -160,7 +164,9 @@ class StitchableNetwork(nn.Module):
         return self.set_stitch(best_known(self.stitch_table(), budgets, batch_size=batch_size)["stitch_id"])
 
     def _stitch(self, stitch_id: Any) -> Stitch:
-        if stitch_id is None or isinstance(stitch_id, torch.fx.Proxy):
+        if stitch_id is None:
+            return self.plan[self.stitch_id]
+        if isinstance(stitch_id, torch.fx.Proxy):
             stitch_id = self.stitch_id
         elif isinstance(stitch_id, Tensor) and stitch_id.ndim == 0:
             stitch_id = stitch_id.item()
@@ -179,15 +185,30 @@ class StitchableNetwork(nn.Module):
             (stitch_id, what it gives), in the order that shares most: of timm's models logits of shape
             (B, num_classes), of transformers' an output with `logits`. They equal those of `forward` bit for bit.
         """
-        ids = self.stitch_ids if stitch_ids is None else stitch_ids
-        stitches = [self._stitch(i) for i in dict.fromkeys(ids)]
-        yield from self.executor.each(stitches, self.context(x, stitches), self._notify)
+        ids = stitch_ids.tolist() if isinstance(stitch_ids, Tensor) else stitch_ids
+        runs = self._schedule(None if ids is None else tuple(ids))
+        yield from self.executor.each(runs, self.prepare_inputs(x, [run.stitch for run in runs]), self._notify)
+
+    def _schedule(self, stitch_ids: tuple[int, ...] | None) -> list[ScheduledRun]:
+        """Order stitches so that they share most; made once for each of the last choices of ids."""
+        plan, schedules = self.__dict__.get("_schedules", (None, {}))
+        if plan is not self.plan:  # replaced, or this network is a shallow copy with another plan
+            schedules = {}
+            self.__dict__["_schedules"] = self.plan, schedules
+        runs: list[ScheduledRun] | None = schedules.get(stitch_ids)
+        if runs is None:
+            ids = self.stitch_ids if stitch_ids is None else dict.fromkeys(stitch_ids)
+            runs = schedule(self._stitch(i) for i in ids)
+            if len(schedules) >= _SCHEDULES:
+                schedules.clear()
+            schedules[stitch_ids] = runs
+        return runs
 
     def forward_several(self, x: Tensor, stitch_ids: Sequence[int]) -> dict[int, Tensor]:
         """All that `forward_each` yields, by stitch_id."""
         return dict(self.forward_each(x, stitch_ids))
 
-    def _one_each(self, stitch_ids: Any, count: int, what: str) -> list[Stitch]:
+    def _stitch_per_sample(self, stitch_ids: Any, count: int, what: str) -> list[Stitch]:
         """The stitch of every row, from ids given as a list or tensor."""
         ids = list(stitch_ids.tolist() if isinstance(stitch_ids, Tensor) else stitch_ids)
         ids = [i.item() if hasattr(i, "item") else i for i in ids]
@@ -235,9 +256,9 @@ class StitchableNetwork(nn.Module):
         alone.results.adopt(self.results.current_rows())
         return alone
 
-    def borrows(self, number: int) -> bool:
+    def uses_back_prefix_tokens(self, number: int) -> bool:
         """Whether what crosses a stitching layer is joined by prefix tokens of the back anchor's own."""
-        return borrows(self.plan, self.views, number)
+        return uses_back_prefix_tokens(self.plan, self.views, number)
 
     def merge_low_rank(self) -> Self:
         """Replace every low-rank stitching layer by a plain one that computes the same.
@@ -263,7 +284,7 @@ class StitchableNetwork(nn.Module):
         """
         for view in self.views:
             for index in range(view.depth):
-                if view.holds(index):
+                if view.has_block(index):
                     for module in view.modules(index):
                         module.compile(*args, **kwargs)
 
@@ -312,7 +333,7 @@ class StitchableNetwork(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
 
-def is_row(ids: Any) -> bool:
+def is_sequence_of_ids(ids: Any) -> bool:
     """Whether these are several ids: a list, a tuple, a 1-D tensor or array."""
     return hasattr(ids, "__len__") and not isinstance(ids, str) and getattr(ids, "ndim", 1) > 0
 

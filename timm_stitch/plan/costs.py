@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .steps import Block, Cross, Stem, Step
 from .stitch_plan import Stitch
 
 
@@ -71,13 +72,13 @@ class PlanCosts:
     Args:
         anchors, layers: by their numbers in the plan.
         stitched_norm: whether stitched paths run the final norm.
-        borrowing: the stitching layers after which the back anchor's own prefix tokens join.
+        back_prefix_layers: the stitching layers after which the back anchor's own prefix tokens join.
     """
 
     anchors: tuple[AnchorCosts | None, ...]
     layers: tuple[Cost | None, ...]
     stitched_norm: bool = True
-    borrowing: frozenset[int] = frozenset()
+    back_prefix_layers: frozenset[int] = frozenset()
 
     def _anchor(self, number: int) -> AnchorCosts:
         costs = self.anchors[number]
@@ -103,8 +104,9 @@ class PlanCosts:
             if layer is None:
                 raise ValueError(f"stitching layer {number} is not part of this network.")
             total += layer if number not in stitch.layers[:i] else Cost(layer.macs)
-        lenders = {after.anchor for number, _, after in stitch.joints if number in self.borrowing} - {stitch.front}
-        return total + Cost(0, sum(self._anchor(number).own_prefix for number in lenders))
+        entered_anchors = {after.anchor for number, _, after in stitch.joints if number in self.back_prefix_layers}
+        prefixes = (self._anchor(number).own_prefix for number in entered_anchors - {stitch.front})
+        return total + Cost(0, sum(prefixes))
 
     def cost(self, stitch: Stitch) -> Cost:
         """Everything that the stitch runs, and every parameter that this needs."""
@@ -121,18 +123,17 @@ class PlanCosts:
             params -= front.embeddings + sum(front.transitions[: stitch.segments[0].stop])
         return Cost(macs, params)
 
-    def step(self, step: tuple[str, int, int]) -> int:
+    def step(self, step: Step) -> int:
         """The macs of one of `Stitch.steps`."""
-        kind, number, which = step
-        if kind == "stem":
-            return self._anchor(number).stem.macs
-        if kind == "block":
-            return self._anchor(number).blocks[which].macs
-        if kind == "layer":
-            layer = self.layers[number]
+        if isinstance(step, Cross):
+            layer = self.layers[step.layer]
             return layer.macs if layer else 0
-        costs = self._anchor(number)
-        return costs.head.macs + (costs.norm.macs if which == 1 or self.stitched_norm else 0)
+        costs = self._anchor(step.anchor)
+        if isinstance(step, Stem):
+            return costs.stem.macs
+        if isinstance(step, Block):
+            return costs.blocks[step.index].macs
+        return costs.head.macs + (costs.norm.macs if self.stitched_norm or not step.is_stitched else 0)
 
 
 def short(count: float) -> str:

@@ -12,18 +12,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .costs import PlanCosts
+from .steps import sort_key
 from .stitch_plan import Stitch
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One stitch's turn: continue after `resume` steps, and keep what `keep` says for later turns.
+class ScheduledRun:
+    """One stitch's run, which begins with an activation that an earlier run kept.
 
     Args:
-        stitch: whose turn it is.
-        resume: how many of its steps are done already; 0 starts from the image.
-        keep: after how many steps an activation must be kept, ascending.
-        drop: kept activations deeper than this are needed by no later turn.
+        stitch: the stitch that runs.
+        resume: the number of its steps that have run already; 0 starts from the image.
+        keep: the numbers of steps after which later runs need the activation, ascending.
+        drop: the number of steps beyond which no later run needs a kept activation.
     """
 
     stitch: Stitch
@@ -32,11 +33,11 @@ class Turn:
     drop: int
 
 
-def schedule(stitches: Iterable[Stitch]) -> list[Turn]:
+def schedule(stitches: Iterable[Stitch]) -> list[ScheduledRun]:
     """Order stitches so that shared first steps run once and few activations are kept."""
-    stitches = sorted(stitches, key=lambda stitch: stitch.steps)
+    stitches = sorted(stitches, key=lambda stitch: sort_key(stitch.steps))
     shared = [common_steps(a, b) for a, b in itertools.pairwise(stitches)] + [0]
-    turns, resume = [], 0
+    runs, resume = [], 0
     for i, stitch in enumerate(stitches):
         keep, lowest = set(), len(stitch.steps)
         for common in shared[i:]:
@@ -44,14 +45,14 @@ def schedule(stitches: Iterable[Stitch]) -> list[Turn]:
             if lowest <= resume:
                 break
             keep.add(lowest)
-        turns.append(Turn(stitch, resume, tuple(sorted(keep)), shared[i]))
+        runs.append(ScheduledRun(stitch, resume, tuple(sorted(keep)), shared[i]))
         resume = shared[i]
-    return turns
+    return runs
 
 
 def shared_macs(stitches: Iterable[Stitch], costs: PlanCosts) -> int:
     """The macs of running all these stitches on one image with shared first steps run once."""
-    return sum(costs.step(step) for turn in schedule(stitches) for step in turn.stitch.steps[turn.resume :])
+    return sum(costs.step(step) for run in schedule(stitches) for step in run.stitch.steps[run.resume :])
 
 
 def common_steps(a: Stitch, b: Stitch) -> int:

@@ -17,6 +17,7 @@ from operator import index
 from typing import Any
 
 from .bounds import check_saved
+from .steps import Block, Cross, Head, Stem, Step
 
 _FORMAT_VERSION = 1
 
@@ -106,17 +107,22 @@ class Stitch:
     layers: tuple[int, ...] = ()
     name: str = ""
 
-    @property
+    @cached_property
     def front(self) -> int:
         """The number of the anchor whose stem and first blocks run."""
         return self.segments[0].anchor
 
-    @property
+    @cached_property
     def back(self) -> int:
         """The number of the anchor whose last blocks and head run."""
         return self.segments[-1].anchor
 
-    @property
+    @cached_property
+    def anchors(self) -> tuple[int, ...]:
+        """The numbers of the anchors that run, each once."""
+        return tuple(dict.fromkeys(segment.anchor for segment in self.segments))
+
+    @cached_property
     def is_anchor(self) -> bool:
         """Whether this is an anchor alone."""
         return len(self.segments) == 1
@@ -127,20 +133,23 @@ class Stitch:
         return tuple(zip(self.layers, self.segments[:-1], self.segments[1:], strict=True))
 
     @cached_property
-    def steps(self) -> tuple[tuple[str, int, int], ...]:
-        """What runs, one part at a time; stitches with equal first steps can share that work.
-
-        `("stem", anchor, 0)`, `("block", anchor, index)`, `("layer", number, start)` where `start` is
-        the block that is entered, and last `("head", anchor, number of segments)`: a head after
-        stitching may leave out the final norm, so the two kinds are told apart.
-        """
-        steps: list[tuple[str, int, int]] = [("stem", self.front, 0)]
+    def steps(self) -> tuple[Step, ...]:
+        """The parts that run, one after another; stitches with equal first steps can share that work."""
+        steps: list[Step] = [Stem(self.front)]
         for i, segment in enumerate(self.segments):
             if i:
-                steps.append(("layer", self.layers[i - 1], segment.start))
-            steps.extend(("block", segment.anchor, block) for block in range(segment.start, segment.stop))
-        steps.append(("head", self.back, min(len(self.segments), 2)))
-        return tuple(steps)
+                steps.append(Cross(self.layers[i - 1], segment.anchor, segment.start))
+            steps.extend(Block(segment.anchor, block) for block in range(segment.start, segment.stop))
+        return (*steps, Head(self.back, is_stitched=not self.is_anchor))
+
+    @cached_property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """The (anchor, boundary) that each step but the last leads to."""
+        places = [(self.front, 0)]
+        for i, segment in enumerate(self.segments):
+            first = segment.start if i else segment.start + 1
+            places.extend((segment.anchor, boundary) for boundary in range(first, segment.stop + 1))
+        return tuple(places)
 
 
 def stitch_name(anchors: tuple[Anchor, ...], segments: tuple[Segment, ...]) -> str:
@@ -182,6 +191,8 @@ class StitchPlan:
             self._check(stitch)
         named = (s if s.name else replace(s, name=stitch_name(self.anchors, s.segments)) for s in self.stitches)
         object.__setattr__(self, "stitches", tuple(named))
+        for stitch in self.stitches:  # what calls need is there before, as torch.compile traces no cached property
+            stitch.front, stitch.back, stitch.anchors, stitch.is_anchor, stitch.joints  # noqa: B018
         object.__setattr__(self, "_by_id", {stitch.stitch_id: stitch for stitch in self.stitches})
 
     def _check(self, stitch: Stitch) -> None:

@@ -157,7 +157,7 @@ def least_squares_init(
         model: the network; only its stitching layers change.
         images: a tensor (N, C, H, W), or an iterable of batches: such tensors, or (images, …) tuples as
             a DataLoader gives, or mappings of tensors as a tokenizer gives. The paper uses 100 images; of texts it
-            takes some hundred. Padding is left out, and the first position of what predicts the next token.
+            takes some hundred. Padding is left out, and the first position of what shifts_labels the next token.
         method: `"joint"` solves all joints of a shared layer together, `"average"` each one alone and
             averages, as the authors do.
         batch_size: images at a time, if `images` is one tensor.
@@ -227,8 +227,8 @@ def _accumulate(model: StitchableNetwork, inputs: Any, systems: _Systems) -> Non
             for stop, start in pairs:
                 wanted.setdefault(spec.front, set()).add(stop)
                 wanted.setdefault(spec.back, set()).add(start)
-    context = model.context(inputs, model.plan)
-    crossing = {anchor: model.views[anchor].carry_on(None, 0, at, context) for anchor, at in wanted.items()}
+    inputs = model.prepare_inputs(inputs, model.plan)
+    crossing = {anchor: model.views[anchor].run_to_boundaries(None, 0, at, inputs) for anchor, at in wanted.items()}
     for number, parts in systems.items():
         spec = model.plan.layers[number]
         front, back = model.views[spec.front], model.views[spec.back]
@@ -237,7 +237,7 @@ def _accumulate(model: StitchableNetwork, inputs: Any, systems: _Systems) -> Non
                 leaving = crossing[spec.front][stop]
                 alike: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the number of positions
                 for start in (start for s, start in pairs if s == stop):
-                    rows = aligned(leaving, crossing[spec.back][start], front, stop, back, start, context)
+                    rows = aligned(leaving, crossing[spec.back][start], front, stop, back, start, inputs)
                     alike.setdefault(len(rows[0]), []).append(rows)
                 for some in alike.values():
                     equations.add(some[0][0].double(), *(target.double() for _, target in some))

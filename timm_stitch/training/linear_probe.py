@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anchors.view import Context, View
+from ..anchors.view import ImageInputs
+from ..families.timm_models.block_view import BlockView
 from ..families.timm_models.network import SNNet
 from ..network.modes import evaluating
 
@@ -49,9 +50,9 @@ def linear_probe(model: SNNet, loader: Iterable[Any], images: int = 1000) -> lis
     device, seen = next(model.parameters()).device, 0
     with evaluating(model):
         for batch, wanted, *_ in loader:
-            context = Context(batch.to(device))
+            inputs = ImageInputs(batch.to(device))
             for number in probed:
-                features[number].append(_features(model.views[number], context).double())
+                features[number].append(_features(model.views[number], inputs).double())
             labels.append(wanted.to(device))
             seen += len(batch)
             if seen >= images:
@@ -74,15 +75,15 @@ def linear_probe(model: SNNet, loader: Iterable[Any], images: int = 1000) -> lis
     return found
 
 
-def _linear_head(view: View) -> nn.Linear | None:
+def _linear_head(view: BlockView) -> nn.Linear | None:
     head: Any = view.anchor.get_classifier() if view.has_head else None
     return head if isinstance(head, nn.Linear) and head.bias is not None else None
 
 
-def _features(view: View, context: Context) -> Tensor:
+def _features(view: BlockView, inputs: ImageInputs) -> Tensor:
     """What enters the classifier, (B, D)."""
-    h = view.norm(view.run(view.stem(context.images), 0, view.depth, context))
-    return view.head(h, pre_logits=True)
+    h = view.run_to_boundaries(None, 0, (view.depth,), inputs)[view.depth]
+    return view.head(view.norm(h), pre_logits=True)
 
 
 def _fit(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, float]:

@@ -19,8 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from ...anchors.macs import NORMS, Macs
 from ...anchors.meta_device import meta_copy
-from ...anchors.view import Context, View
+from ...anchors.view import ImageInputs
 from ...plan.costs import AnchorCosts, Cost, PlanCosts
+from ...plan.steps import Block, Head, Stem, Step
+from .block_view import BlockView
 
 
 class _Pooling(TorchFunctionMode):
@@ -76,12 +78,12 @@ def measure(network: Any) -> PlanCosts:
         if hasattr(module, "fused_attn"):  # a fused kernel would hide attention's products from the counter
             module.fused_attn = False
     image = torch.empty(1, twin.in_chans, *twin.image_size, device="meta", dtype=next(twin.parameters()).dtype)
-    context, executor = Context(image), twin.executor
+    inputs, executor = ImageInputs(image), twin.executor
     steps = {step for stitch in twin.plan for step in stitch.steps}
-    activations = _activations(twin, context)
+    activations = _activations(twin, inputs)
     anchors = tuple(
-        _anchor_costs(number, view, steps, activations, context)
-        if any(kind != "layer" and anchor == number for kind, anchor, _ in steps)
+        _anchor_costs(number, view, steps, activations, inputs)
+        if any(step.anchor == number for step in steps)
         else None
         for number, view in enumerate(twin.views)
     )
@@ -91,71 +93,65 @@ def measure(network: Any) -> PlanCosts:
             layers.append(None)
             continue
         before, after = next((a, b) for stitch in twin.plan for n, a, b in stitch.joints if n == number)
-        leaving = activations[before.anchor, before.stop]
-        macs, _ = _macs(partial(executor.cross, number, leaving, before, after, context))
+        leave, enter = (before.anchor, before.stop), (after.anchor, after.start)
+        macs, _ = _macs(partial(executor.cross, number, activations[leave], leave, enter, inputs))
         layers.append(Cost(macs, _params(layer.parameters())))
-    borrowing = frozenset(n for n, layer in enumerate(layers) if layer is not None and network.borrows(n))
-    return PlanCosts(anchors, tuple(layers), network.stitched_norm, borrowing)
+    present = (n for n, layer in enumerate(layers) if layer is not None)
+    back_prefix_layers = frozenset(n for n in present if network.uses_back_prefix_tokens(n))
+    return PlanCosts(anchors, tuple(layers), network.stitched_norm, back_prefix_layers)
 
 
 def _anchor_costs(
     number: int,
-    view: View,
-    steps: Container[tuple[str, int, int]],
+    view: BlockView,
+    steps: Container[Step],
     activations: Mapping[tuple[int, int], Tensor],
-    context: Context,
+    inputs: ImageInputs,
 ) -> AnchorCosts:
     """What the parts of one anchor cost, as far as the steps use them."""
-    names = view.names()
+    groups = view.parameter_groups()
     own = dict(view.anchor.named_parameters())
     in_blocks = {name for i in range(view.depth) for name in view.block_names(i)}
-    apart = (*names["stem"], *names["norm"], *in_blocks)
+    apart = (*groups.stem, *groups.norm, *in_blocks)
 
     def under(prefixes: Iterable[str]) -> list[Tensor]:
         return [p for n, p in own.items() if _under(n, prefixes)]
 
-    stem_macs = _macs(partial(view.stem, context.images))[0] if ("stem", number, 0) in steps else 0
+    stem_macs = _macs(partial(view.stem, inputs.images))[0] if Stem(number) in steps else 0
     blocks, transitions = [], []
     for i in range(view.depth):
         cost = Cost()
-        if ("block", number, i) in steps:
-            macs, _ = _macs(partial(view.run, activations[number, i], i, i + 1, context))
+        if Block(number, i) in steps:
+            macs, _ = _macs(partial(view.run, activations[number, i], i, i + 1, inputs))
             cost = Cost(macs, _params(p for module in view.modules(i) for p in module.parameters()))
         blocks.append(cost)
         downsampling = view.transition(i)
         transitions.append(_params(downsampling.parameters()) if downsampling is not None else 0)
     norm_macs = head_macs = 0
-    if ("head", number, 1) in steps or ("head", number, 2) in steps:
+    if Head(number, False) in steps or Head(number, True) in steps:
         last = activations[number, view.depth]
         norm_macs, last = _macs(partial(view.norm, last))  # also where it has no weights and only turns the layout
         head_macs, _ = _macs(partial(view.head, last))
     return AnchorCosts(
-        Cost(stem_macs, _params(under(names["stem"]))),
-        _params(under(names["embeddings"])),
+        Cost(stem_macs, _params(under(groups.stem))),
+        _params(under(groups.embeddings)),
         tuple(blocks),
-        Cost(norm_macs, _params(under(names["norm"]))),
+        Cost(norm_macs, _params(under(groups.norm))),
         Cost(head_macs, _params(p for n, p in own.items() if not _under(n, apart))),
         _params(under(view.prefix_names())),
         tuple(transitions),
     )
 
 
-def _activations(twin: Any, context: Context) -> dict[tuple[int, int], Tensor]:
-    """What crosses each (anchor, boundary) of the plan's stitches."""
+def _activations(twin: Any, inputs: ImageInputs) -> dict[tuple[int, int], Tensor]:
+    """What crosses each (anchor, boundary) of the plan's stitches; its shape is the same in all of them."""
     found: dict[tuple[int, int], Tensor] = {}
     for stitch in twin.plan:
-        h = twin.views[stitch.front].stem(context.images)
-        for i, segment in enumerate(stitch.segments):
-            if i:
-                h = twin.executor.cross(stitch.layers[i - 1], h, stitch.segments[i - 1], segment, context)
-            for block in range(segment.start, segment.stop):
-                if (segment.anchor, block + 1) in found:
-                    found[segment.anchor, block] = h
-                    h = found[segment.anchor, block + 1]
-                    continue
-                found[segment.anchor, block] = h
-                h = twin.views[segment.anchor].run(h, block, block + 1, context)
-            found[segment.anchor, segment.stop] = h
+        h = None
+        for n, place in enumerate(stitch.places):
+            if place not in found:
+                found[place] = twin.executor.step(stitch, n, h, inputs)
+            h = found[place]
     return found
 
 

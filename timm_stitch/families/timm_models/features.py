@@ -1,31 +1,35 @@
-"""Feature maps of a stitch: where they are taken, and the module that gives them to heads of dense tasks."""
+"""Feature maps of a stitch: where they are taken, and the module that gives them to a dense head."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...anchors.view import Context, View
-from ...network.executor import Executor
-from ...network.extraction import blocks_of
-from ...plan.stitch_plan import Stitch
+from ...anchors.view import ImageInputs
+from ...network.extraction import Network, blocks_of, empty_twin, with_gaps
+from ...plan.steps import Block
+from ...plan.stitch_plan import Segment, Stitch, StitchPlan
+from .block_view import BlockView, StemOnly
+from .executor import ImageExecutor
 from .timm_compat import FeatureGetterNet
 
+INSIDE_STEM, STEM = 0, 1  # the first places where features are taken, as numbers of steps
 
-class Tap(NamedTuple):
+
+class FeaturePoint(NamedTuple):
     """One place along a path where features are taken.
 
     Args:
-        after: the block that gives them, counted along the path; -1 for the stem, -2 for a map inside the stem.
-        anchor: whose boundary it is.
-        boundary: behind the block or the stem; what is inside the stem has none.
-        module: the name of what gives them.
-        channels, reduction: of the map.
+        place: the number of steps after which they are taken; `INSIDE_STEM`, `STEM`, or more behind a block.
+        anchor: the number of the anchor.
+        boundary: the anchor's boundary; a map inside the stem has none.
+        module: the name of the module that gives them.
+        channels, reduction: the channels and the reduction of the map.
     """
 
-    after: int
+    place: int
     anchor: int
     boundary: int
     module: str
@@ -34,73 +38,69 @@ class Tap(NamedTuple):
 
     @property
     def info(self) -> dict[str, Any]:
-        """As timm's `feature_info` has it."""
+        """The point as an entry of timm's `feature_info`."""
         return {"module": f"anchors.{self.anchor}.{self.module}", "num_chs": self.channels, "reduction": self.reduction}
 
 
-def is_by_level(views: Sequence[View], stitch: Stitch) -> bool:
+def is_by_level(views: Sequence[BlockView], stitch: Stitch) -> bool:
     """Whether a stitch changes the resolution, so that features are one a level."""
     return len({views[anchor].reductions[block + 1] for anchor, block in blocks_of(stitch)}) > 1
 
 
-def taps_of(views: Sequence[View], stitch: Stitch, by_level: bool) -> list[Tap]:
-    """Where a stitch gives features: behind every block, or behind the last of each resolution.
+def feature_points(views: Sequence[BlockView], stitch: Stitch, by_level: bool) -> list[FeaturePoint]:
+    """List where a stitch gives features: behind every block, or behind the last of each resolution.
 
     With the latter also what the stem makes at a resolution of its own.
     """
     path = []
-    for n, (anchor, block) in enumerate(blocks_of(stitch)):
-        view, end = views[anchor], block + 1
-        path.append(Tap(n, anchor, end, view.block_name(block), view.widths[end], view.reductions[end]))
+    for n, step in enumerate(stitch.steps):
+        if isinstance(step, Block):
+            view, end = views[step.anchor], step.index + 1
+            name = view.block_name(step.index)
+            path.append(FeaturePoint(n + 1, step.anchor, end, name, view.widths[end], view.reductions[end]))
     if not by_level:
         return path
     last = len(path) - 1
-    taps = [tap for n, tap in enumerate(path) if n == last or path[n + 1].reduction != tap.reduction]
+    points = [point for n, point in enumerate(path) if n == last or path[n + 1].reduction != point.reduction]
     front = views[stitch.front]
     if front.reductions[0] != path[0].reduction:
-        stem = front.names()["stem"][-1]
-        taps.insert(0, Tap(-1, stitch.front, 0, stem, front.widths[0], front.reductions[0]))
+        stem = front.parameter_groups().stem[-1]
+        points.insert(0, FeaturePoint(STEM, stitch.front, 0, stem, front.widths[0], front.reductions[0]))
     if front.early is not None:
-        taps.insert(0, Tap(-2, stitch.front, 0, *front.early))
-    return taps
+        points.insert(0, FeaturePoint(INSIDE_STEM, stitch.front, 0, *front.early))
+    return points
 
 
-def run_to(
-    executor: Executor, stitch: Stitch, context: Context, wanted: Container[int], last: int | None
+def run_to_points(
+    executor: ImageExecutor, stitch: Stitch, inputs: ImageInputs, places: Collection[int], end: int
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Run the blocks of a stitch and keep what leaves some of them.
+    """Run a stitch and keep the activations at some feature points.
 
     Args:
-        executor: runs.
-        stitch: what.
-        context: of the call.
-        wanted: the `after` of the taps.
-        last: after which to stop; None for all.
+        executor: the executor that runs it.
+        stitch: the stitch.
+        inputs: the inputs of the call.
+        places: the `place` of each point.
+        end: the number of steps to run.
 
     Returns:
-        What left the last block that ran, and what was wanted.
+        The activation behind the last step, and those at the points by their places.
     """
-    front, n = executor.views[stitch.front], 0
-    found: dict[int, Tensor] = {}
-    if -2 in wanted:
-        found[-2], h = front.stem_in_two(context.images)
-    else:
-        h = front.stem(context.images)
-    if -1 in wanted:
-        found[-1] = h
-    for i, segment in enumerate(stitch.segments):
-        if last is not None and n > last:
-            break
-        if i:
-            h = executor.cross(stitch.layers[i - 1], h, stitch.segments[i - 1], segment, context)
-        for block in range(segment.start, segment.stop):
-            if last is not None and n > last:
-                break
-            h = executor.views[segment.anchor].run(h, block, block + 1, context)
-            if n in wanted:
-                found[n] = h
-            n += 1
-    return h, found
+    if INSIDE_STEM not in places:
+        return executor.advance(stitch, 0, end, None, inputs, places)
+    inside, stem = executor.views[stitch.front].stem_in_two(inputs.images)
+    h, kept = executor.advance(stitch, STEM, end, stem, inputs, places)
+    return h, {INSIDE_STEM: inside, STEM: stem, **kept}
+
+
+def extract_stem(network: Network, front: int, early: bool) -> Network:
+    """A network that ends with the stem of anchor number `front`, or with the map inside it that its view names."""
+    view = StemOnly(network.executor.views[front].subset(True, (), False, False), early)
+    plan = StitchPlan((view.describe(),), (), (Stitch(0, (Segment(0, 0, 1),)),))
+    twin = empty_twin(network, plan)
+    twin.anchors, twin.stitching_layers = with_gaps([view.anchor]), with_gaps([])
+    twin.executor = type(network.executor)([view], twin.stitching_layers, network.executor.stitched_norm)
+    return twin
 
 
 class Features(FeatureGetterNet):

@@ -1,7 +1,7 @@
 """The stitchable network: one set of weights, many networks, one of which runs.
 
 Source: SN-Net (arXiv:2302.06586). The network decides nothing: which stitches there are is in `plan`, which one runs
-is the caller's word, and how it runs is in `executor`. What timm asks of a model besides is in `timm_model`.
+is the caller's word, and how it runs is in `executor`. What timm asks of a model besides is in `timm_api`.
 """
 
 import logging
@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ...anchors.view import Context, View
-from ...network.executor import Executor
+from ...anchors.view import ImageInputs
 from ...network.extraction import single_stitch_graph
 from ...network.layers import give_zero_gradients
-from ...network.stitchable import StitchableNetwork, StitchIds, is_row
+from ...network.stitchable import StitchIds, is_sequence_of_ids
 from ...network.weights import EXTRA_STATE, NORM_FLAG
 from ...plan.costs import PlanCosts, PublishedCount
 from ...plan.stitch_plan import Stitch, StitchPlan
+from .block_view import BlockView
 from .counting import image_size_of, measure
+from .executor import ImageExecutor
 from .timm_api import TimmModel
 from .timm_compat import update_model_args
 from .views import view_of
@@ -30,7 +31,7 @@ torch.fx.wrap("give_zero_gradients")  # a call of its own in traced graphs, not 
 _logger = logging.getLogger(__name__)
 
 
-class SNNet(TimmModel, StitchableNetwork):
+class SNNet(TimmModel):
     """A stitchable neural network (SN-Net): one set of weights, many networks.
 
     Args:
@@ -58,7 +59,7 @@ class SNNet(TimmModel, StitchableNetwork):
 
     def __init__(
         self,
-        anchors: Sequence[nn.Module | View],
+        anchors: Sequence[nn.Module | BlockView],
         plan: StitchPlan,
         stitched_norm: bool = True,
         stitch_id: int | None = None,
@@ -66,7 +67,7 @@ class SNNet(TimmModel, StitchableNetwork):
         published: PublishedCount | None = None,
     ) -> None:
         super().__init__()
-        views = [anchor if isinstance(anchor, View) else view_of(anchor) for anchor in anchors]
+        views = [anchor if isinstance(anchor, BlockView) else view_of(anchor) for anchor in anchors]
         self._assemble(views, plan, bool(stitched_norm), stitch_id)
         self.num_classes = int(views[-1].anchor.num_classes)
         self.in_chans = int(getattr(views[-1].anchor, "in_chans", 3))
@@ -84,12 +85,13 @@ class SNNet(TimmModel, StitchableNetwork):
     def __getattr__(self, name: str) -> Any:
         """As torch's; of a replica that has not run, the executor."""
         if name == "executor" and "_replica_of" in self.__dict__:
-            whole: Executor = self.__dict__["_replica_of"]
+            whole: ImageExecutor = self.__dict__["_replica_of"]
             anchors: Any = self.anchors
             views = [
-                view if anchor is None else view.on(anchor) for view, anchor in zip(whole.views, anchors, strict=True)
+                view if anchor is None else view.rebind(anchor)
+                for view, anchor in zip(whole.views, anchors, strict=True)
             ]
-            self.executor = Executor(views, self.stitching_layers, whole.stitched_norm)
+            self.executor = ImageExecutor(views, self.stitching_layers, whole.stitched_norm)
             return self.executor
         return super().__getattr__(name)
 
@@ -101,16 +103,16 @@ class SNNet(TimmModel, StitchableNetwork):
         recorded = {"plan": self.plan.to_dict()} if "plan" in getattr(self, "_model_args", {}) else {"rank": 0}
         update_model_args(self, **recorded)
 
-    def context(self, x: Tensor, stitches: Iterable[Stitch]) -> Context:
+    def prepare_inputs(self, x: Tensor, stitches: Iterable[Stitch]) -> ImageInputs:
         for stitch in stitches:
             self.executor.check(x, stitch, self.in_chans, self._modules["anchors"])
-        return Context(x, self.grad_checkpointing)
+        return ImageInputs(x, self.grad_checkpointing)
 
     def example(self, count: int) -> Tensor:
         return torch.randn(count, self.in_chans, *self.image_size, device=next(self.parameters()).device)
 
-    def said_of(self, rows: int, asked: int, loss: float) -> dict[str, Any]:
-        return {"images": asked}
+    def extra_metrics(self, num_samples: int, num_labels: int, loss: float) -> dict[str, Any]:
+        return {"images": num_labels}
 
     @property
     def stitched_norm(self) -> bool:
@@ -144,40 +146,36 @@ class SNNet(TimmModel, StitchableNetwork):
             ValueError: if an id is not in the plan, there is not one per image, or the images have a
                 size that the anchors do not take.
         """
-        if stitch_id is not None and not isinstance(stitch_id, (int, str, torch.fx.Proxy)) and is_row(stitch_id):
+        if (
+            stitch_id is not None
+            and not isinstance(stitch_id, (int, str, torch.fx.Proxy))
+            and is_sequence_of_ids(stitch_id)
+        ):
             out = self._forward_mixed(x, stitch_id)
         else:
-            stitch, context, hooks = self._begin(x, stitch_id)
+            stitch, executor = self._stitch(stitch_id), self.executor
+            hooks = executor.check(x, stitch, self.in_chans, self._modules["anchors"])
+            if self._stitch_hooks:
+                self._notify(stitch, len(x))
+            inputs = ImageInputs(x, self.grad_checkpointing)
             if hooks:
-                out = self.executor.hooked(stitch, context)
+                out = executor.hooked(stitch, inputs)
             else:
-                out = self.forward_head(self.executor.features(stitch, context), stitch_id=stitch_id)
+                out = executor.views[stitch.back].head(executor.features(stitch, inputs))
         if self.training and self.touch_unused:
             out = give_zero_gradients(out, _parameters(self))
         return out
 
     def forward_features(self, x: Tensor, stitch_id: int | None = None) -> Tensor:
         """What enters the head: the back anchor's last activation, normed where the stitch does so."""
-        return self._mark(self._features(x, stitch_id), stitch_id)
+        return self._tag_features(self._features(x, stitch_id), stitch_id)
 
     def _features(self, x: Tensor, stitch_id: int | None = None) -> Tensor:
-        stitch, context, _ = self._begin(x, stitch_id)
-        return self.executor.features(stitch, context)
-
-    def _begin(self, x: Tensor, stitch_id: int | None) -> tuple[Stitch, Context, bool]:
-        """Check a call and tell of it; the last is whether hooks hang on the call of an anchor."""
         stitch = self._stitch(stitch_id)
-        hooks = self.executor.check(x, stitch, self.in_chans, self._modules["anchors"])
+        inputs = self.prepare_inputs(x, (stitch,))
         if self._stitch_hooks:
             self._notify(stitch, len(x))
-        return stitch, Context(x, self.grad_checkpointing), hooks
-
-    def _mark(self, features: Tensor, stitch_id: Any) -> Tensor:
-        """Note on features of a stitch that is not the one set, whose head they need."""
-        if stitch_id is not None and not isinstance(stitch_id, torch.fx.Proxy) and stitch_id != self.stitch_id:
-            marked: Any = features
-            marked.needs_head_of = self.plan[stitch_id].back, stitch_id
-        return features
+        return self.executor.features(stitch, inputs)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, stitch_id: int | None = None) -> Tensor:
         """Pool and classify what `forward_features` gave, with the head of the stitch's back anchor.
@@ -196,18 +194,18 @@ class SNNet(TimmModel, StitchableNetwork):
         return self.executor.views[stitch.back].head(x, pre_logits=pre_logits)
 
     def _forward_mixed(self, x: Tensor, stitch_ids: Sequence[int] | Tensor) -> Tensor:
-        stitches = self._one_each(stitch_ids, x.shape[0], "images")
+        stitches = self._stitch_per_sample(stitch_ids, x.shape[0], "images")
         if len(set(stitches)) < 2:
             only = stitches[0].stitch_id if stitches else None
             return self.forward_head(self._features(x, only), stitch_id=only)
-        context = self.context(x, set(stitches))
+        inputs = self.prepare_inputs(x, set(stitches))
         widths = {self.views[stitch.back].widths[-1] for stitch in stitches}
         if self.num_classes == 0 and len(widths) > 1:
             raise ValueError(
                 f"without a classifier the stitches {sorted({s.stitch_id for s in stitches})} give features of "
                 f"different widths {sorted(widths)}: use ids with one back anchor, or num_classes > 0."
             )
-        out: Tensor = self.executor.mixed(stitches, context, self._notify)
+        out: Tensor = self.executor.mixed(stitches, inputs, self._notify)
         return out
 
     def __prepare_scriptable__(self) -> nn.Module:

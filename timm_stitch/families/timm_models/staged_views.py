@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...anchors.modules import child, inner
-from ...anchors.view import View
+from ...anchors.modules import child, find_submodule
+from .block_view import BlockView, ParameterGroups
 
 
-class StagedView(View):
+class StagedView(BlockView):
     """A model whose blocks lie in stages. What remains is the stem, the norm and the head.
 
     Args:
@@ -39,9 +39,6 @@ class StagedView(View):
     def modules(self, index: int) -> tuple[nn.Module, ...]:
         return tuple(child(self.anchor, name) for name in self._parts[index])
 
-    def block(self, index: int) -> nn.Module:
-        return child(self.anchor, self.block_name(index))
-
     def block_names(self, index: int) -> tuple[str, ...]:
         return self._parts[index]
 
@@ -49,14 +46,7 @@ class StagedView(View):
         return self._parts[index][-1]
 
     def transition(self, index: int) -> nn.Module | None:
-        return inner(self.anchor, self._parts[index][0]) if len(self._parts[index]) > 1 else None
-
-    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
-        return None
-
-    def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
-        h = self.anchor.forward_head(h, pre_logits=pre_logits)
-        return h
+        return find_submodule(self.anchor, self._parts[index][0]) if len(self._parts[index]) > 1 else None
 
 
 def _blocks(root: str, stage: Any, index: int) -> list[tuple[str, ...]]:
@@ -99,9 +89,7 @@ class SwinView(StagedView):
             and not model._parameters
         )
 
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        return self._embed_size()
+    image_size = property(BlockView._embed_size)
 
     def stem(self, x: Tensor) -> Tensor:
         h: Tensor = self.anchor.patch_embed(x)
@@ -117,8 +105,8 @@ class SwinView(StagedView):
     def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
         return spatial.permute(0, 2, 3, 1).contiguous()
 
-    def names(self) -> dict[str, tuple[str, ...]]:
-        return {"stem": ("patch_embed",), "embeddings": (), "norm": ("norm",)}
+    def parameter_groups(self) -> ParameterGroups:
+        return ParameterGroups(("patch_embed",), (), ("norm",))
 
 
 class LevitView(StagedView):
@@ -167,8 +155,8 @@ class LevitView(StagedView):
     def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
         return spatial.flatten(2).transpose(1, 2) if self.layout == "NLC" else spatial
 
-    def names(self) -> dict[str, tuple[str, ...]]:
-        return {"stem": ("stem",), "embeddings": (), "norm": ()}
+    def parameter_groups(self) -> ParameterGroups:
+        return ParameterGroups(("stem",), (), ())
 
 
 class ResNetView(StagedView):
@@ -220,5 +208,5 @@ class ResNetView(StagedView):
     def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
         return spatial
 
-    def names(self) -> dict[str, tuple[str, ...]]:
-        return {"stem": self._STEM, "embeddings": (), "norm": ()}
+    def parameter_groups(self) -> ParameterGroups:
+        return ParameterGroups(self._STEM, (), ())

@@ -5,47 +5,52 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from typing_extensions import Self
 
 from ...anchors.modules import anchor_name
-from ...anchors.view import Context, View
-from ...network.executor import Executor
-from ...network.extraction import extract, extract_stem
-from ...network.results import NetworkResults
+from ...anchors.view import ImageInputs
+from ...network.extraction import extract
+from ...network.stitchable import StitchableNetwork
+from ...plan.steps import Block
 from ...plan.stitch_plan import Stitch, StitchPlan
+from .block_view import BlockView
 from .classifiers import Classifiers
-from .features import Features, Tap, is_by_level, run_to, taps_of
+from .executor import ImageExecutor
+from .features import (
+    INSIDE_STEM,
+    STEM,
+    FeaturePoint,
+    Features,
+    extract_stem,
+    feature_points,
+    is_by_level,
+    run_to_points,
+)
 from .timm_compat import feature_take_indices, update_model_input_size
 
 
-class TimmModel(nn.Module):
+class TimmModel(StitchableNetwork):
     """The half of `SNNet` that timm and its users know from every model; all of it follows the current stitch."""
 
-    if TYPE_CHECKING:  # what the network itself has
-        plan: StitchPlan
-        executor: Executor
-        anchors: nn.ModuleList
-        stitch_id: int
-        num_classes: int
-        in_chans: int
-
-        @property
-        def views(self) -> list[View]: ...
-        def _stitch(self, stitch_id: Any) -> Stitch: ...
-        def _mark(self, features: Tensor, stitch_id: Any) -> Tensor: ...
-        def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self: ...
-        @property
-        def results(self) -> NetworkResults: ...
-
+    executor: ImageExecutor
+    num_classes: int
+    in_chans: int
     grad_checkpointing = False
     pretrained_cfg: dict[str, Any]
     default_cfg: dict[str, Any]
 
+    _executor_class = ImageExecutor
+
     @property
-    def _current(self) -> tuple[Stitch, View]:
+    def views(self) -> Sequence[BlockView]:
+        """The anchors as stem, blocks and head."""
+        return self.executor.views
+
+    @property
+    def _current(self) -> tuple[Stitch, BlockView]:
         stitch = self.plan[self.stitch_id]
         return stitch, self.views[stitch.back]
 
@@ -88,13 +93,13 @@ class TimmModel(nn.Module):
     def _is_by_level(self, stitch: Stitch) -> bool:
         return is_by_level(self.views, stitch) if self._by_level is None else self._by_level
 
-    def _taps(self, stitch: Stitch) -> list[Tap]:
-        return taps_of(self.views, stitch, self._is_by_level(stitch))
+    def _points(self, stitch: Stitch) -> list[FeaturePoint]:
+        return feature_points(self.views, stitch, self._is_by_level(stitch))
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """One entry a block of the current stitch, or one a resolution: module, channels and reduction."""
-        return [tap.info for tap in self._taps(self._current[0])]
+        return [point.info for point in self._points(self._current[0])]
 
     def forward_intermediates(
         self,
@@ -122,32 +127,41 @@ class TimmModel(nn.Module):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r} is unknown: expected 'NCHW' or 'NLC'.")
-        stitch, context = self._stitch(stitch_id), Context(x, self.grad_checkpointing)
+        stitch, inputs = self._stitch(stitch_id), ImageInputs(x, self.grad_checkpointing)
         self.executor.check(x, stitch, self.in_chans, self.anchors)
-        taps = self._taps(stitch)
-        wanted, last = feature_take_indices(len(taps), _as_list(indices))
-        end = taps[last].after if stop_early and intermediates_only else None
-        h, kept = run_to(self.executor, stitch, context, {taps[i].after for i in wanted}, end)
-        found = [
-            self._tap(kept[tap.after], tap, context, norm, output_fmt, return_prefix_tokens)
-            for n, tap in enumerate(taps)
+        points = self._points(stitch)
+        wanted, last = feature_take_indices(len(points), _as_list(indices))
+        end = points[last].place if stop_early and intermediates_only else len(stitch.places)
+        h, kept = run_to_points(self.executor, stitch, inputs, {points[i].place for i in wanted}, end)
+        maps = [
+            self._map(kept[point.place], point, inputs, norm, output_fmt, return_prefix_tokens)
+            for n, point in enumerate(points)
             if n in wanted
         ]
-        return found if intermediates_only else (self._mark(self.executor.norm(h, stitch), stitch_id), found)
+        return maps if intermediates_only else (self._tag_features(self.executor.norm(h, stitch), stitch_id), maps)
 
-    def _tap(self, h: Tensor, tap: Tap, context: Context, norm: bool, output_fmt: str, with_prefix: bool) -> Any:
-        """What is taken at a tap, as `forward_intermediates` gives it."""
-        view, prefix = self.views[tap.anchor], None
-        if tap.after >= 0 and norm and view.like_last(tap.boundary - 1):
+    def _tag_features(self, features: Tensor, stitch_id: Any) -> Tensor:
+        """Note on features of a stitch that is not the one set, whose head they need."""
+        if stitch_id is not None and not isinstance(stitch_id, fx.Proxy) and stitch_id != self.stitch_id:
+            marked: Any = features
+            marked.needs_head_of = self.plan[stitch_id].back, stitch_id
+        return features
+
+    def _map(
+        self, h: Tensor, point: FeaturePoint, inputs: ImageInputs, norm: bool, output_fmt: str, with_prefix: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Turn the activation at a feature point into what `forward_intermediates` gives."""
+        view, prefix = self.views[point.anchor], None
+        if point.place > STEM and norm and view.has_final_shape(point.boundary - 1):
             if view.is_partial and not view.has_norm and self.num_classes:
                 raise ValueError(
-                    f"anchor {tap.anchor}'s final norm is not in this extracted network: take normed intermediates "
+                    f"anchor {point.anchor}'s final norm is not in this extracted network: take normed intermediates "
                     "from the whole one, with stitch_id."
                 )
             h = view.norm(h)
-        if tap.after >= -1:
-            prefix = view.prefix(h, tap.boundary)
-            h = view.as_map(h, context.size, tap.boundary)
+        if point.place != INSIDE_STEM:
+            prefix = view.prefix(h, point.boundary)
+            h = view.as_map(h, inputs.size, point.boundary)
         spatial = h.flatten(2).transpose(1, 2) if output_fmt == "NLC" else h
         return (spatial, prefix) if with_prefix and prefix is not None else spatial
 
@@ -160,22 +174,22 @@ class TimmModel(nn.Module):
             The indices, all non-negative.
         """
         stitch = self._current[0]
-        taps = self._taps(stitch)
-        take, last = feature_take_indices(len(taps), _as_list(indices))
-        end = taps[last]
-        if end.after < 0:
-            pruned = extract_stem(self, end.anchor, early=end.after == -2)
+        points = self._points(stitch)
+        take, last = feature_take_indices(len(points), _as_list(indices))
+        end = points[last]
+        if end.place <= STEM:
+            pruned = extract_stem(self, end.anchor, early=end.place == INSIDE_STEM)
         else:
-            pruned = self._up_to(stitch, end.after, norm=not prune_norm, head=not prune_head)
+            pruned = self._up_to(stitch, end.place, norm=not prune_norm, head=not prune_head)
         pruned._by_level = self._is_by_level(stitch)
         self.__dict__.update(pruned.__dict__)
         if prune_head:
             self.num_classes = 0
         return take
 
-    def _up_to(self, stitch: Stitch, after: int, norm: bool, head: bool) -> Self:
-        """A stitch that ends with its block number `after`, counted along its path."""
-        segments, left = [], after + 1
+    def _up_to(self, stitch: Stitch, steps: int, norm: bool, head: bool) -> Self:
+        """Extract a stitch that ends after so many steps, of which the last is a block."""
+        segments, left = [], sum(isinstance(step, Block) for step in stitch.steps[:steps])
         for segment in stitch.segments:
             if left:
                 segments.append(replace(segment, stop=min(segment.stop, segment.start + left)))
@@ -187,7 +201,7 @@ class TimmModel(nn.Module):
         )
         short = replace(stitch, segments=tuple(segments), layers=stitch.layers[: len(segments) - 1])
         pruned = extract(self, StitchPlan(tuple(anchors), self.plan.layers, (short,)), norm=norm, head=head)
-        pruned.views[end.anchor].cut_off(end.stop)
+        pruned.views[end.anchor].truncate(end.stop)
         return pruned
 
     def backbone(self, stitch_id: int | None = None, out_indices: int | Sequence[int] | None = None) -> Features:

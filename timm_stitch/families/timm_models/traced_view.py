@@ -17,12 +17,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.models import checkpoint
 from torch import Tensor, fx, nn
+from typing_extensions import Self
 
 from ...anchors.meta_device import meta_copy
-from ...anchors.modules import anchor_name, child, shallow
-from ...anchors.view import Context, View
+from ...anchors.modules import anchor_name, child, partial_copy
+from ...anchors.view import ImageInputs
+from .block_view import BlockView, ParameterGroups, recompute
 from .slices import Slice, Slices
 from .tracing.partition import Partition
 from .tracing.partitioner import partition
@@ -31,7 +32,7 @@ from .tracing.recording import DEVICE
 _SIZES = 64  # of images, for which what depends on the size is kept
 
 
-class TracedView(View):
+class TracedView(BlockView):
     """A model by its recorded forward pass.
 
     Where the pass takes another way for images of another size (a position embedding that is resampled), it is
@@ -99,11 +100,8 @@ class TracedView(View):
             self._recorded[size] = found
         return self._recorded[size]
 
-    def layout_at(self, boundary: int) -> str:
-        return self._layouts[boundary]
-
-    def prefix_at(self, boundary: int) -> int:
-        return self._prefixes[boundary]
+    def form_at(self, boundary: int) -> tuple[str, int]:
+        return self._layouts[boundary], self._prefixes[boundary]
 
     @property
     def tokens(self) -> int | None:
@@ -116,21 +114,21 @@ class TracedView(View):
 
     def block(self, index: int) -> nn.Module:
         name = self._usual.alone[index]
-        if name is None or (self.is_partial and not self.holds(index)):
+        if name is None or (self.is_partial and not self.has_block(index)):
             return self._usual.blocks[index]
         return child(self.anchor, name)  # as it is now: it may have been replaced
 
-    def run(self, h: Tensor, start: int, stop: int, context: Context) -> Tensor:
-        slices = self._slices(context.images)
+    def run(self, h: Tensor, start: int, stop: int, inputs: ImageInputs) -> Tensor:
+        slices = self._slices(inputs.images)
         for index in range(start, stop):
             name = slices.alone[index]
             if name is not None:
                 module = child(self.anchor, name)  # as it is now: it may have been replaced
-                h = checkpoint(module, h) if context.checkpointed else module(h)
+                h = recompute(module, h) if inputs.checkpointed else module(h)
             else:
                 block = slices.blocks[index]
-                sides = self._side_inputs(slices.partition, block, context.images)
-                h = checkpoint(block, h, *sides) if context.checkpointed else _call(block, h, *sides)
+                sides = self._side_inputs(slices.partition, block, inputs.images)
+                h = recompute(block, h, *sides) if inputs.checkpointed else _call(block, h, *sides)
         return h
 
     def _side_inputs(self, partition: Partition, block: Slice, image: Tensor) -> tuple[Any, ...]:
@@ -210,40 +208,37 @@ class TracedView(View):
         """The names of everything that block `index` uses inside the anchor."""
         return self._usual.blocks[index].targets
 
-    def names(self) -> dict[str, tuple[str, ...]]:
+    def parameter_groups(self) -> ParameterGroups:
         direct = tuple(step.target for _, step in self._usual.stem.span.steps if step.kind == "attribute")
-        return {
-            "stem": self._usual.stem.targets,
-            "embeddings": direct,
-            "norm": self._usual.norm.targets if self._usual.norm is not None else (),
-        }
+        norm = self._usual.norm.targets if self._usual.norm is not None else ()
+        return ParameterGroups(self._usual.stem.targets, direct, norm)
 
-    def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> View:
+    def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> BlockView:
         usual = self._usual
         kept = [usual.blocks[i] for i in blocks]
         keep: set[str] = {name for block in kept for name in block.targets}
-        names = self.names()
+        groups = self.parameter_groups()
         for block in [*kept, *([usual.stem] if stem else [])]:
             steps = [step for _, step in usual.partition.sources(block.span.sides) if step is not None]
             keep.update(step.target for step in steps if step.kind in ("module", "attribute"))
-        keep.update(names["stem"] if stem else ())
-        keep.update(names["norm"] if norm else ())
+        keep.update(groups.stem if stem else ())
+        keep.update(groups.norm if norm else ())
         if head:
-            used = {*names["stem"], *names["norm"], *(n for i in range(len(usual.blocks)) for n in self.block_names(i))}
+            used = {*groups.stem, *groups.norm, *(n for i in range(len(usual.blocks)) for n in self.block_names(i))}
             apart = {name.split(".")[0] for name in used}
             own = {*self.anchor._modules, *self.anchor._parameters, *self.anchor._buffers}
             keep.update(own - apart, usual.partition.head_targets)
-        twin = self.on(shallow(self.anchor, keep))
+        twin = self.rebind(partial_copy(self.anchor, keep))
         twin.is_partial = True
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
-    def on(self, anchor: nn.Module) -> View:
+    def rebind(self, anchor: nn.Module) -> Self:
         twin = copy.copy(self)
         twin._bind(anchor, self._usual.partition)
         return twin
 
-    def holds(self, index: int) -> bool:
+    def has_block(self, index: int) -> bool:
         for name in self.block_names(index):
             module: Any = self.anchor
             for atom in name.split("."):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...anchors.view import View
+from .block_view import BlockView
 from .staged_views import LevitView, ResNetView, SwinView
 from .traced_view import TracedView
 from .vit_view import TransformerView
 
 
-def view_of(model: nn.Module) -> View:
+def view_of(model: nn.Module) -> BlockView:
     """The view of a timm model.
 
     Raises:

@@ -8,11 +8,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, fx, nn
 
-from ...anchors.modules import anchor_name, child, shallow, with_hook
-from ...anchors.view import View
+from ...anchors.modules import anchor_name, partial_copy, with_hook
+from .block_view import BlockView, ParameterGroups
 
 
-class TransformerView(View):
+class TransformerView(BlockView):
     """timm's `VisionTransformer` and its relatives: one width, one token count, blocks in a row."""
 
     _STEM = ("patch_embed", "cls_token", "reg_token", "dist_token", "pos_embed", "pos_drop", "patch_drop", "norm_pre")
@@ -37,9 +37,7 @@ class TransformerView(View):
         same = getattr(type(model), "forward_features", None) is VisionTransformer.forward_features
         return same and hasattr(model.patch_embed, "patch_size") and hasattr(model.patch_embed, "dynamic_feat_size")
 
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        return self._embed_size()
+    image_size = property(BlockView._embed_size)
 
     def stem(self, x: Tensor) -> Tensor:
         model = self.anchor
@@ -53,7 +51,7 @@ class TransformerView(View):
 
     def _stem_alone(self) -> nn.Module:
         """The stem as a module that TorchScript compiles as it does the model."""
-        twin = shallow(self.anchor, set(self.names()["stem"]))
+        twin = partial_copy(self.anchor, set(self.parameter_groups().stem))
         twin.__class__ = type("Stem", (type(self.anchor),), {"forward": _stem_of})
         return twin
 
@@ -62,22 +60,15 @@ class TransformerView(View):
         count = getattr(self.anchor.patch_embed, "num_patches", None)
         return count + self.prefix_tokens if count else None
 
-    def block(self, index: int) -> nn.Module:
-        return child(self.anchor, self.block_name(index))
-
     def row(self, start: int, stop: int) -> list[nn.Module]:
-        blocks = self.anchor.blocks._modules  # looked up once: this is in every forward pass
         try:
-            return [blocks[number] for number in self._numbers[start:stop]]
+            blocks = self.anchor._modules["blocks"]._modules  # looked up once: this is in every forward pass
+            return list(map(blocks.__getitem__, self._numbers[start:stop]))
         except KeyError:
             return [self.block(index) for index in range(start, stop)]  # says what is missing
 
     def _norm(self, h: Tensor) -> Tensor:
         h = self.anchor.norm(h)
-        return h
-
-    def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
-        h = self.anchor.forward_head(h, pre_logits=pre_logits)
         return h
 
     def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
@@ -118,9 +109,9 @@ class TransformerView(View):
     def block_name(self, index: int) -> str:
         return f"blocks.{self._numbers[index]}"
 
-    def names(self) -> dict[str, tuple[str, ...]]:
+    def parameter_groups(self) -> ParameterGroups:
         embeddings = ("cls_token", "reg_token", "dist_token", "pos_embed")
-        return {"stem": self._STEM, "embeddings": embeddings, "norm": ("norm",)}
+        return ParameterGroups(self._STEM, embeddings, ("norm",))
 
 
 def _stem_of(self: Any, x: Tensor) -> Tensor:

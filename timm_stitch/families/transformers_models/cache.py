@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ...plan.stitch_plan import Stitch
-from .inputs import Keywords
+from .inputs import TextInputs
 
 NO_TOKEN = -1  # where a text was given as embeddings
 NAMES = ("cache", "past_key_values")  # what transformers calls it, and called it
@@ -45,9 +45,9 @@ class StitchCache(Cache):
         """How many tokens it holds."""
         return int(self.text.get_seq_length())
 
-    def note(self, context: Keywords) -> None:
+    def note(self, inputs: TextInputs) -> None:
         """Keep the text of a call that ran, and have layers that were left out be as long as those that ran."""
-        main, given, before = context.main, context.given, self.length
+        main, given, before = inputs.main, inputs.given, self.length
         rows, count, device = main.shape[0], main.shape[1], main.device
         for segment in self.segments:
             cache = self.of_segments[segment.anchor, segment.start]
@@ -113,14 +113,14 @@ def _holds(layer: Any) -> bool:
     return bool(getattr(layer, "is_initialized", False)) and getattr(layer, "keys", None) is not None
 
 
-def taken_apart(context: Keywords) -> tuple[Keywords, Any, bool]:
+def taken_apart(inputs: TextInputs) -> tuple[TextInputs, Any, bool]:
     """A call without its cache; the cache; and whether one is wanted."""
-    given = dict(context.given)
+    given = dict(inputs.given)
     caches = [given.pop(name) for name in NAMES if name in given]
     wanted = bool(given.pop("use_cache", False))
-    return replaced(context, given), caches[0] if caches else None, wanted or bool(caches)
+    return replaced(inputs, given), caches[0] if caches else None, wanted or bool(caches)
 
 
-def replaced(context: Keywords, given: Mapping[str, Any], caches: Mapping[Any, Any] | None = None) -> Keywords:
+def replaced(inputs: TextInputs, given: Mapping[str, Any], caches: Mapping[Any, Any] | None = None) -> TextInputs:
     """The same call with other arguments."""
-    return Keywords(given, context.answers, caches or {}, context.predicts)
+    return TextInputs(given, inputs.labels, caches or {}, inputs.shifts_labels)

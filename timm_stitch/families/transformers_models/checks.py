@@ -8,18 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from .cache import NAMES
-from .inputs import IGNORED, Keywords
+from .inputs import IGNORED, TextInputs
 from .tasks import Task, task_of
 from .views import TransformersView
 
 
-def check_inputs(network: Any, context: Keywords) -> None:
+def check_inputs(network: Any, inputs: TextInputs) -> None:
     """Refuse inputs that the anchors do not take.
 
     Raises:
         ValueError: naming what does not fit.
     """
-    main, given = context.main, context.given
+    main, given = inputs.main, inputs.given
     ids = given.get("input_ids")
     if ids is None:
         return
@@ -48,11 +48,11 @@ def check_inputs(network: Any, context: Keywords) -> None:
         raise ValueError(
             f"input_ids has {int(ids.max())}, and the anchors know tokens 0 to {vocabulary - 1}: use their tokenizer."
         )
-    _check_labels(network, context)
+    _check_labels(network, inputs)
 
 
-def _check_labels(network: Any, context: Keywords) -> None:
-    labels = context.answers.get("labels")
+def _check_labels(network: Any, inputs: TextInputs) -> None:
+    labels = inputs.labels.get("labels")
     if not isinstance(labels, Tensor) or labels.is_floating_point() or not labels.numel():
         return
     lm = network.task.name in ("ForCausalLM", "ForMaskedLM")

@@ -15,9 +15,10 @@ from torch import Tensor
 from ...anchors.macs import NORMS, Macs
 from ...network.modes import evaluating
 from ...plan.costs import AnchorCosts, Cost, PlanCosts
+from ...plan.steps import Block, Cross, Head, Stem, Step
 from ...plan.stitch_plan import Stitch
-from .inputs import Keywords
-from .layer_list import Turn, in_turn
+from .inputs import TextInputs
+from .layer_list import PartialForward, running
 from .opening import probe
 from .views import TransformersView
 
@@ -65,13 +66,13 @@ def measure(network: Any, length: int) -> PlanCosts:
     first: Any = network.views[min(used)].anchor
     given = probe(first, rows=1, length=length)
     given = {k: v[:1] for k, v in given.items()}
-    context = Keywords.of(given, network.predicts)
-    found: dict[tuple[str, int, int], int] = {}
+    inputs = TextInputs.of(given, network.shifts_labels)
+    found: dict[Step, int] = {}
     positions: dict[tuple[int, int], int] = {}
     with evaluating(network):
         for stitch in sorted(network.plan, key=lambda s: len(s.segments)):
-            if not set(stitch.steps) <= set(found):
-                _walk(network, stitch, context, found, positions)
+            if not found.keys() >= {step for step in stitch.steps if not isinstance(step, Cross)}:
+                _walk(network, stitch, inputs, found, positions)
     anchors = tuple(_anchor(view, found) if view.number in used else None for view in network.views)
     layers: list[Cost | None] = []
     for number, layer in enumerate(network.stitching_layers):
@@ -85,32 +86,35 @@ def measure(network: Any, length: int) -> PlanCosts:
     return PlanCosts(anchors, tuple(layers))
 
 
-def _walk(network: Any, stitch: Stitch, context: Keywords, found: Any, positions: Any) -> None:
+def _walk(network: Any, stitch: Stitch, inputs: TextInputs, found: Any, positions: Any) -> None:
     """Run a stitch, and note what each of its steps costs."""
     h: Tensor | None = None
     for i, segment in enumerate(stitch.segments):
         view, last = network.views[segment.anchor], i + 1 == len(stitch.segments)
         if i:
-            h = network.executor.cross(stitch.layers[i - 1], h, stitch.segments[i - 1], segment, context)
+            number, before, after = stitch.joints[i - 1]
+            leave, enter = (before.anchor, before.stop), (after.anchor, after.start)
+            h = network.executor.cross(number, h, leave, enter, inputs)
         counter = Macs(_COUNTED)
         marks = _Marks(counter)
         boundaries = range(segment.start, segment.stop + 1)
-        turn = Turn(view.row_of_layers, segment.start, None if last else segment.stop, h, boundaries, marks)
-        with in_turn(turn), counter:
-            view.call(context, h, ends=not last)
+        partial = PartialForward(
+            view.row_of_layers, segment.start, None if last else segment.stop, h, boundaries, marks
+        )
+        with running(partial), counter:
+            view.call(inputs, h, ends=not last)
         for boundary in boundaries:
             h = marks[boundary]
             positions[segment.anchor, boundary] = h.numel() // view.widths[boundary]
             if boundary > segment.start:
-                found["block", segment.anchor, boundary - 1] = marks.at[boundary] - marks.at[boundary - 1]
-        found["stem", segment.anchor, 0] = marks.at[segment.start]
-        found["layer", stitch.layers[i - 1] if i else -1, segment.start] = 0
+                found[Block(segment.anchor, boundary - 1)] = marks.at[boundary] - marks.at[boundary - 1]
+        found[Stem(segment.anchor)] = marks.at[segment.start]
         if last:
-            for ending in (1, 2):
-                found["head", segment.anchor, ending] = counter.total - marks.at[segment.stop]
+            for is_stitched in (False, True):
+                found[Head(segment.anchor, is_stitched)] = counter.total - marks.at[segment.stop]
 
 
-def _anchor(view: TransformersView, found: Mapping[tuple[str, int, int], int]) -> AnchorCosts:
+def _anchor(view: TransformersView, found: Mapping[Step, int]) -> AnchorCosts:
     """What the parts of one anchor cost."""
     own = dict(view.anchor.named_parameters())
     opening, number = view.opening, view.number
@@ -122,9 +126,9 @@ def _anchor(view: TransformersView, found: Mapping[tuple[str, int, int], int]) -
     def params(names: Iterable[str]) -> int:
         return sum(own[name].numel() for name in names if name in own)
 
-    macs = found.get(("stem", number, 0), 0)
+    macs = found.get(Stem(number), 0)
     blocks = tuple(
-        Cost(found.get(("block", number, i), 0), params(n for n in own if n.startswith(f"{row}{i}.")))
+        Cost(found.get(Block(number, i), 0), params(n for n in own if n.startswith(f"{row}{i}.")))
         for i in range(view.depth)
     )
     return AnchorCosts(
@@ -132,6 +136,6 @@ def _anchor(view: TransformersView, found: Mapping[tuple[str, int, int], int]) -
         embeddings=0,
         blocks=blocks,
         norm=Cost(),
-        head=Cost(found.get(("head", number, 1), 0), params(others)),
+        head=Cost(found.get(Head(number, False), 0), params(others)),
         entered=Cost(macs, params(before - tables)),
     )

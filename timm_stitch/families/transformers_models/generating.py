@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from ...network.stitchable import StitchIds, is_row
+from ...network.stitchable import StitchIds, is_sequence_of_ids
 from ...plan.stitch_plan import Stitch
 from .cache import StitchCache, own_cache, replaced, taken_apart
-from .inputs import Keywords
+from .inputs import TextInputs
 
 
 class Generates:
@@ -42,7 +42,7 @@ class Generates:
         me: Any = self
         if stitch_id is not None:
             kwargs["stitch_id"] = stitch_id
-        several = is_row(stitch_id)
+        several = is_sequence_of_ids(stitch_id)
         if not several:
             me._stitch(stitch_id)
         if several or not all(view.takes_cache for view in me.views):
@@ -60,7 +60,7 @@ class Generates:
         """As the back anchor has it: what its layers are given after the first token differs between models."""
         me: Any = self
         stitch_id = kwargs.get("stitch_id")
-        several = is_row(stitch_id)
+        several = is_sequence_of_ids(stitch_id)
         back = me.plan.stitches[-1].back if several else me._stitch(stitch_id).back
         return me.views[back].anchor.prepare_inputs_for_generation(
             input_ids, *args, cache=cache, attention_mask=attention_mask, **kwargs
@@ -80,32 +80,32 @@ class Generates:
                 model_kwargs["cache"].activate_past_recording()
         return made
 
-    def _run(self, stitch: Stitch, context: Keywords) -> Any:
+    def _run(self, stitch: Stitch, inputs: TextInputs) -> Any:
         """What a stitch gives of a text, or of what follows the text in a cache."""
         me: Any = self
-        context, given, wanted = taken_apart(context)
+        inputs, given, wanted = taken_apart(inputs)
         if not wanted:
-            return me.executor.run(stitch, context)
+            return me.executor.run(stitch, inputs)
         cache = own_cache(given, stitch, me.views)
-        new = context.main.shape[1]
+        new = inputs.main.shape[1]
         if cache.stitch_id != stitch.stitch_id:
-            context = _from_the_beginning(cache, context)
+            inputs = _from_the_beginning(cache, inputs)
             cache.become(own_cache(None, stitch, me.views))
         caches = {at: {"cache": one, "use_cache": True} for at, one in cache.of_segments.items()}
-        out = me.executor.run(stitch, replaced(context, context.given, caches))
-        cache.note(context)
+        out = me.executor.run(stitch, replaced(inputs, inputs.given, caches))
+        cache.note(inputs)
         if out.logits.shape[1] > new:
             out["logits"] = out.logits[:, -new:]
         out["cache"] = cache
         return out
 
 
-def _from_the_beginning(cache: StitchCache, context: Keywords) -> Keywords:
+def _from_the_beginning(cache: StitchCache, inputs: TextInputs) -> TextInputs:
     """A call with the text that a cache holds before its own."""
     if not cache.length:
-        return context
+        return inputs
     ids, positions, real = cache.read()
-    given = dict(context.given)
+    given = dict(inputs.given)
     if given.get("input_ids") is None:
         raise ValueError(
             f"this cache was filled by stitch {cache.stitch_id}: another one goes on from it with input_ids, not with "
@@ -121,4 +121,4 @@ def _from_the_beginning(cache: StitchCache, context: Keywords) -> Keywords:
     if mask is None or mask.shape[-1] == count:
         new = real.new_ones(ids.shape[0], count) if mask is None else mask.to(real.dtype)
         given["attention_mask"] = torch.cat([real, new], dim=1)
-    return replaced(context, given)
+    return replaced(inputs, given)

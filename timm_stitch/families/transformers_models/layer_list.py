@@ -2,11 +2,11 @@
 
 An anchor of transformers has its layers in one list, and a loop that is its own: with masks, rotary embeddings, caches
 and whatever else its layers are given. `LayerRow` takes the list's place, with the same state-dict keys. Idle it is the
-list. In a `Turn` it hands the model's loop stand-ins for the layers that do not run: each looks like its layer and
-passes its input on; the last one before the first layer that runs passes on the activation that was put in. So one
-mechanism serves all architectures, and nothing of a model's forward is written again here.
+list. In a `PartialForward` it hands the model's loop a `SkippedLayer` for each that does not run: it looks like its
+layer and passes its input on; the last one before the first layer that runs passes on the activation that was put in.
+So one mechanism serves all architectures, and nothing of a model's forward is written again here.
 
-A turn is held in a `ContextVar`, so that calls of several threads do not meet.
+A partial forward is held in a `ContextVar`, so that calls of several threads do not meet.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_turn: ContextVar[Turn | None] = ContextVar("turn", default=None)
+_current: ContextVar[PartialForward | None] = ContextVar("partial_forward", default=None)
 
 
-class Reached(BaseException):
+class StopForward(BaseException):
     """Leaves a model's forward where no more of it is needed."""
 
 
 @dataclass
-class Turn:
-    """One pass through a row.
+class PartialForward:
+    """A model's forward of which only some layers run.
 
     Args:
-        row: whose turn it is; rows of other models are idle meanwhile.
+        row: the row of layers; rows of other models are idle meanwhile.
         start: the first layer that runs.
-        stop: the layer before which the pass ends; None runs all layers that follow, and what comes after them.
+        stop: the layer before which the forward ends; None runs all layers that follow, and what comes after them.
         entering: the activation to put in before layer `start`; None leaves the one that is there.
-        wanted: boundaries whose activations to note.
+        wanted: the boundaries whose activations are noted.
 
     Attributes:
-        found: what crossed them.
+        activations: the activations at these boundaries.
         entered: whether the activation was put in.
         handed: what the model's loop gets, made when it asks.
     """
@@ -48,7 +48,7 @@ class Turn:
     stop: int | None = None
     entering: Tensor | None = None
     wanted: Collection[int] = ()
-    found: dict[int, Tensor] = field(default_factory=dict)
+    activations: dict[int, Tensor] = field(default_factory=dict)
     entered: bool = False
     handed: list[Any] | None = None
 
@@ -57,9 +57,9 @@ class Turn:
         if boundary == self.start and self.entering is not None:
             h, self.entered = self.entering, True
         if boundary in self.wanted:
-            self.found[boundary] = h
+            self.activations[boundary] = h
         if boundary == self.stop:
-            raise Reached
+            raise StopForward
         return h
 
 
@@ -69,48 +69,51 @@ class LayerRow(nn.ModuleList):
     Args:
         layers: the list's modules by name; of an extracted network None for those that it lacks.
         forms: of each layer what it returns: 0 for a tensor, n for a tuple of n that begins with it.
-        looks: of each layer that is not here something that looks like it.
+        placeholders: for each layer that is not here, a module that looks like it.
     """
 
     def __init__(
-        self, layers: dict[str, nn.Module | None], forms: Sequence[int], looks: dict[int, nn.Module] | None = None
+        self,
+        layers: dict[str, nn.Module | None],
+        forms: Sequence[int],
+        placeholders: dict[int, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
         self.forms = tuple(forms)
-        self.__dict__["looks"] = looks or {}  # no modules of this one
+        self.__dict__["placeholders"] = placeholders or {}  # no modules of this one
 
     def layer(self, index: int) -> Any:
         """A layer, or what looks like it."""
-        return list(self._modules.values())[index] or self.__dict__["looks"][index]
+        return list(self._modules.values())[index] or self.__dict__["placeholders"][index]
 
-    def _handed(self, turn: Turn) -> list[Any]:
-        """What a model's loop gets in a turn."""
+    def _handed(self, partial: PartialForward) -> list[Any]:
+        """What a model's loop gets in a partial forward."""
         depth = len(self._modules)
-        stop = depth if turn.stop is None else turn.stop
-        begins = turn.entering is not None or 0 in (stop, *turn.wanted)
-        watched = {turn.start, stop, *turn.wanted}
+        stop = depth if partial.stop is None else partial.stop
+        begins = partial.entering is not None or 0 in (stop, *partial.wanted)
+        watched = {partial.start, stop, *partial.wanted}
         handed: list[Any] = []
         for index, module in enumerate(self._modules.values()):
-            runs = turn.start <= index < stop
-            before = 0 if index == turn.start == 0 and begins else None
-            after = index + 1 if index + 1 in watched and (runs or index + 1 == turn.start) else None
+            runs = partial.start <= index < stop
+            before = 0 if index == partial.start == 0 and begins else None
+            after = index + 1 if index + 1 in watched and (runs or index + 1 == partial.start) else None
             if not runs:
-                handed.append(StandIn(self.layer(index), self.forms[index], turn, before, after))
+                handed.append(SkippedLayer(self.layer(index), self.forms[index], partial, before, after))
             elif before is not None or after is not None:
-                handed.append(Watched(module, turn, before, after))
+                handed.append(RecordedLayer(module, partial, before, after))
             else:
                 handed.append(module)
         return handed
 
     def _now(self) -> list[Any] | None:
-        turn = _turn.get()
-        if turn is None or turn.row is not self:
+        partial = _current.get()
+        if partial is None or partial.row is not self:
             return None
-        if turn.handed is None:
-            turn.handed = self._handed(turn)
-        return turn.handed
+        if partial.handed is None:
+            partial.handed = self._handed(partial)
+        return partial.handed
 
     def __iter__(self) -> Iterator[Any]:
         handed = self._now()
@@ -123,65 +126,65 @@ class LayerRow(nn.ModuleList):
         return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
 
-class StandIn:
+class SkippedLayer:
     """Looks like a layer that does not run, and passes its input on in the form that the layer returns.
 
     Args:
         layer: the layer, or what looks like it.
         form: what it returns, as of `LayerRow`.
-        turn: the pass.
+        partial: the partial forward.
         before, after: the boundaries around it, as far as they are of interest.
     """
 
-    def __init__(self, layer: Any, form: int, turn: Turn, before: int | None, after: int | None) -> None:
-        self._layer, self._form, self._turn, self._crossed = layer, form, turn, (before, after)
+    def __init__(self, layer: Any, form: int, partial: PartialForward, before: int | None, after: int | None) -> None:
+        self._layer, self._form, self._partial, self._crossed = layer, form, partial, (before, after)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         h = args[0] if args else kwargs["hidden_states"]
         for boundary in self._crossed:
-            h = h if boundary is None else self._turn.cross(boundary, h)
+            h = h if boundary is None else self._partial.cross(boundary, h)
         return (h, *[None] * (self._form - 1)) if self._form else h
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 
 
-class Watched:
+class RecordedLayer:
     """A layer that runs, with an eye on what enters and leaves it.
 
     Args:
         layer: the layer.
-        turn: the pass.
+        partial: the partial forward.
         before, after: the boundaries around it, as far as they are of interest.
     """
 
-    def __init__(self, layer: Any, turn: Turn, before: int | None, after: int | None) -> None:
-        self._layer, self._turn, self._before, self._after = layer, turn, before, after
+    def __init__(self, layer: Any, partial: PartialForward, before: int | None, after: int | None) -> None:
+        self._layer, self._partial, self._before, self._after = layer, partial, before, after
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._before is not None:
             if args:
-                args = self._turn.cross(self._before, args[0]), *args[1:]
+                args = self._partial.cross(self._before, args[0]), *args[1:]
             else:
-                kwargs["hidden_states"] = self._turn.cross(self._before, kwargs["hidden_states"])
+                kwargs["hidden_states"] = self._partial.cross(self._before, kwargs["hidden_states"])
         out = self._layer(*args, **kwargs)
         if self._after is None:
             return out
         if isinstance(out, tuple):
-            return (self._turn.cross(self._after, out[0]), *out[1:])
-        return self._turn.cross(self._after, out)
+            return (self._partial.cross(self._after, out[0]), *out[1:])
+        return self._partial.cross(self._after, out)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 
 
 @contextmanager
-def in_turn(turn: Turn) -> Iterator[Turn]:
+def running(partial: PartialForward) -> Iterator[PartialForward]:
     """Let a row leave layers out inside the block, which may end early where the turn does."""
-    token = _turn.set(turn)
+    token = _current.set(partial)
     try:
-        yield turn
-    except Reached:
+        yield partial
+    except StopForward:
         pass
     finally:
-        _turn.reset(token)
+        _current.reset(token)

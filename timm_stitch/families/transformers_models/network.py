@@ -17,14 +17,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...anchors.budget import bounded
-from ...network.stitchable import StitchableNetwork, is_row
+from ...network.stitchable import StitchableNetwork, is_sequence_of_ids
 from ...plan.costs import PlanCosts
 from ...plan.stitch_plan import Stitch, StitchPlan
 from .cache import NAMES
 from .checks import check_inputs
 from .configuration import SNNetConfig, check_config
 from .counting import measure
-from .inputs import Keywords
+from .inputs import TextInputs
 from .opening import probe, reopened
 from .task_names import UNSUPPORTED
 from .tasks import Task, class_of
@@ -61,7 +61,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     task: Task
-    predicts = False  # whether what a position gives is about the next one
+    shifts_labels = False  # whether what a position gives is about the next one
     length = LENGTH
 
     def __init__(self, config: SNNetConfig, views: Sequence[TransformersView] | None = None) -> None:
@@ -143,38 +143,38 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────
 
-    def context(self, x: Mapping[str, Any], stitches: Iterable[Stitch]) -> Keywords:
-        context = Keywords.of(x, self.predicts)
+    def prepare_inputs(self, x: Mapping[str, Any], stitches: Iterable[Stitch]) -> TextInputs:
+        inputs = TextInputs.of(x, self.shifts_labels)
         for stitch in stitches:
             self.executor.check_anchors(stitch, self._modules["anchors"])
-        check_inputs(self, context)
-        return context
+        check_inputs(self, inputs)
+        return inputs
 
     def call(self, x: Any, stitch_id: Any = None) -> Any:
         return self(**x, stitch_id=stitch_id)
 
     def _forward(self, given: Mapping[str, Any], stitch_id: Any, return_dict: bool | None) -> Any:
         """What a stitch gives, or each row its own."""
-        batch = {name: value for name, value in given.items() if value is not None}
-        several = is_row(stitch_id)
-        count = Keywords.of(batch).batch_size if several else 0
-        stitches = self._one_each(stitch_id, count, "rows") if several else [self._stitch(stitch_id)]
-        distinct = dict.fromkeys(stitches)
-        context = self.context(batch, distinct)
+        if is_sequence_of_ids(stitch_id):
+            stitches = self._stitch_per_sample(stitch_id, TextInputs.of(given).batch_size, "rows")
+            distinct = list(dict.fromkeys(stitches))
+        else:
+            stitches = distinct = [self._stitch(stitch_id)]
+        inputs = self.prepare_inputs(given, distinct)
         if len(distinct) > 1:
             self._check_widths(distinct)
             of_one = (*NAMES, "use_cache")  # a cache is of one stitch
-            given = {name: value for name, value in context.given.items() if name not in of_one}
-            context = dataclasses.replace(context, given=given)
-            out = self.executor.mixed(stitches, context, self._notify)
+            given = {name: value for name, value in inputs.given.items() if name not in of_one}
+            inputs = dataclasses.replace(inputs, given=given)
+            out = self.executor.mixed(stitches, inputs, self._notify)
         else:
-            self._notify(stitches[0], context.batch_size)
-            out = self._run(stitches[0], context)
+            self._notify(stitches[0], inputs.batch_size)
+            out = self._run(stitches[0], inputs)
         wanted = self.config.return_dict if return_dict is None else return_dict
         return out if wanted else out.to_tuple()
 
-    def _run(self, stitch: Stitch, context: Keywords) -> Any:
-        return self.executor.run(stitch, context)
+    def _run(self, stitch: Stitch, inputs: TextInputs) -> Any:
+        return self.executor.run(stitch, inputs)
 
     def _check_widths(self, stitches: Iterable[Stitch]) -> None:
         widths = {self.views[stitch.back].widths[-1] for stitch in stitches}
@@ -234,12 +234,12 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             raise ValueError(f"length={length} is out of range: the anchors take 1 to {most} tokens.")
         return min(wanted, most) if most else wanted
 
-    def said_of(self, rows: int, asked: int, loss: float) -> dict[str, Any]:
+    def extra_metrics(self, num_samples: int, num_labels: int, loss: float) -> dict[str, Any]:
         if self.main_input_name == "pixel_values":
-            return {"images": rows}
-        of_tokens = {"tokens": asked} if self.task.name in _OF_TOKENS else {}
+            return {"images": num_samples}
+        of_tokens = {"tokens": num_labels} if self.task.name in _OF_TOKENS else {}
         of_language = {"perplexity": math.exp(min(loss, 700))} if self.task.name in _OF_LANGUAGE else {}
-        return {"texts": rows, **of_tokens, **of_language, "length": self.counted_length}
+        return {"texts": num_samples, **of_tokens, **of_language, "length": self.counted_length}
 
     def example(self, count: int) -> dict[str, Tensor]:
         front: Any = self.views[self.plan.stitches[0].front].anchor
@@ -254,5 +254,5 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     @property
     def most_positions(self) -> int | None:
         """How many tokens the anchors take at most; None where they say nothing of it."""
-        views: list[Any] = self.views
+        views: Sequence[Any] = self.views
         return min((view.most_positions for view in views if view.most_positions), default=None)

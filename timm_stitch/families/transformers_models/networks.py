@@ -112,7 +112,7 @@ class SNNetForImageClassification(StitchedModel):
 class SNNetForCausalLM(Generates, _OfText, GenerationMixin):
     """A stitched causal language model."""
 
-    predicts = True
+    shifts_labels = True
 
 
 TASKS = {

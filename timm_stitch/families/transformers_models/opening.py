@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...anchors.modules import child
-from .inputs import Keywords
-from .layer_list import Turn, in_turn
+from .inputs import TextInputs
+from .layer_list import PartialForward, running
 from .views import Opening, TransformersView, put_module, takes, without_table
 
 _LENGTH, _PADDED = 9, 3  # tokens of the batch, and how many of its first row are padding
@@ -49,21 +49,21 @@ def open_anchor(model: Any, batch: Mapping[str, Any] | None = None) -> Transform
     if getattr(model.config, "is_encoder_decoder", False):
         raise TypeError(f"{name} has an encoder and a decoder: expected a model with one row of layers.")
     with _as_evaluated(model):
-        context = Keywords.of(probe(model) if batch is None else batch)
+        inputs = TextInputs.of(probe(model) if batch is None else batch)
         try:
             cached = {"use_cache": False} if takes(model, "use_cache") else {}
-            context = replace(context, given={**context.given, **cached})
-            whole = tensors_of(model(**context.given, return_dict=True))
+            inputs = replace(inputs, given={**inputs.given, **cached})
+            whole = tensors_of(model(**inputs.given, return_dict=True))
         except Exception as error:
             raise TypeError(
-                f"{name} does not run on a small batch of {sorted(context.given)}: {_said(error)}"
+                f"{name} does not run on a small batch of {sorted(inputs.given)}: {_said(error)}"
             ) from error
-        opening = _find_row(model, context)
+        opening = _find_row(model, inputs)
         before = child(model, opening.row)
         try:
             view = TransformersView(model, opening)
-            _check_splits(view, context, whole)
-            view.opening = _uses(view, context)
+            _check_splits(view, inputs, whole)
+            view.opening = _uses(view, inputs)
         except BaseException:
             put_module(model, opening.row, before)
             raise
@@ -135,7 +135,7 @@ def tensors_of(out: Any) -> list[Tensor]:
     return [t for v in out for t in tensors_of(v)] if isinstance(out, (tuple, list)) else []
 
 
-def _find_row(model: nn.Module, context: Keywords) -> Opening:
+def _find_row(model: nn.Module, inputs: TextInputs) -> Opening:
     """The list of layers that a model runs one after another, and what crosses their boundaries."""
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     calls: dict[str, list[tuple[int, Any, Any]]] = {name: [] for name in lists}
@@ -147,15 +147,15 @@ def _find_row(model: nn.Module, context: Keywords) -> Opening:
                     calls[at[0]].append((at[1], args[0] if args else kwargs.get("hidden_states"), out))
 
                 stack.callback(layer.register_forward_hook(note, with_kwargs=True).remove)
-        model(**context.given, return_dict=True)
+        model(**inputs.given, return_dict=True)
     found = {}
     for name, seen in calls.items():
         leaving = [out[0] if isinstance(out, tuple) and out else out for _, _, out in seen]
-        inputs = [h for _, h, _ in seen]
+        entering = [h for _, h, _ in seen]
         in_order = [index for index, _, _ in seen] == list(range(len(lists[name])))
-        if in_order and len(seen) > 1 and all(isinstance(h, Tensor) and h.ndim >= 3 for h in (*inputs, *leaving)):
+        if in_order and len(seen) > 1 and all(isinstance(h, Tensor) and h.ndim >= 3 for h in (*entering, *leaving)):
             forms = tuple(len(out) if isinstance(out, tuple) else 0 for *_, out in seen)
-            found[name] = forms, [inputs[0], *leaving]
+            found[name] = forms, [entering[0], *leaving]
     if not found:
         raise TypeError(
             f"{type(model).__name__} has no single row of layers that run one after another, each on what the one "
@@ -178,16 +178,16 @@ def _layout(model: Any, h: Tensor) -> str:
     return "NLC" if h.shape[-1] in values and h.shape[1] not in values else "NCHW"
 
 
-def _check_splits(view: TransformersView, context: Keywords, whole: list[Tensor]) -> None:
+def _check_splits(view: TransformersView, inputs: TextInputs, whole: list[Tensor]) -> None:
     """Refuse a model that is another one when its layers run in two parts."""
     name = type(view.anchor).__name__
     try:
-        crossing = view.carry_on(None, 0, range(view.depth + 1), context)
+        crossing = view.run_to_boundaries(None, 0, range(view.depth + 1), inputs)
         for boundary, h in crossing.items():
-            again = view.carry_on(None, 0, (boundary,), context)[boundary]
+            again = view.run_to_boundaries(None, 0, (boundary,), inputs)[boundary]
             if not torch.equal(again, h):
                 raise TypeError(f"{name} is not the same twice: what leaves its layer {boundary - 1} differs.")
-            if not same(tensors_of(view.finish(h, boundary, context)), whole):
+            if not same(tensors_of(view.run_to_output(h, boundary, inputs)), whole):
                 raise TypeError(
                     f"{name} gives another output when its layers from {boundary} on run alone: they need more of the "
                     "layers before than the activation."
@@ -206,28 +206,28 @@ def same(some: list[Tensor], others: list[Tensor]) -> bool:
 class _Used(TorchFunctionMode):
     """Notes which of some tensors are used, before and after an activation was put into a row."""
 
-    def __init__(self, names: Mapping[int, set[str]], turn: Turn) -> None:
+    def __init__(self, names: Mapping[int, set[str]], partial: PartialForward) -> None:
         super().__init__()
-        self.names, self.turn, self.before, self.after = names, turn, set[str](), set[str]()
+        self.names, self.partial, self.before, self.after = names, partial, set[str](), set[str]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for value in (*args, *kwargs.values()):
             for one in value if isinstance(value, (tuple, list)) else (value,):
                 if id(one) in self.names:
-                    (self.after if self.turn.entered else self.before).update(self.names[id(one)])
+                    (self.after if self.partial.entered else self.before).update(self.names[id(one)])
         return func(*args, **kwargs)
 
 
-def _uses(view: TransformersView, context: Keywords) -> Opening:
+def _uses(view: TransformersView, inputs: TextInputs) -> Opening:
     """Which parameters a model uses before its layers and behind them, and which tables a back does without."""
     opening, model = view.opening, view.anchor
     names: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):  # one that is tied has several
         names.setdefault(id(parameter), set()).add(name)
-    h = view.carry_on(None, 0, (view.depth,), context)[view.depth]
-    with in_turn(Turn(view.row_of_layers, view.depth, None, h)) as turn, _Used(names, turn) as used:
-        model(**context.given, return_dict=True)
+    h = view.run_to_boundaries(None, 0, (view.depth,), inputs)[view.depth]
+    with running(PartialForward(view.row_of_layers, view.depth, None, h)) as partial, _Used(names, partial) as used:
+        model(**inputs.given, return_dict=True)
     every = {name for some in names.values() for name in some}
     in_row = {name for name in every if name.startswith(opening.row + ".")}
     unused = every - in_row - used.before  # with these inputs; they belong to what comes behind
@@ -238,21 +238,21 @@ def _uses(view: TransformersView, context: Keywords) -> Opening:
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and f"{name}.weight" in only_before
     ]
-    if tables and _does_without(view, context, tables):
+    if tables and _does_without(view, inputs, tables):
         known["tables"] = tables
     return Opening.from_dict(known)
 
 
-def _does_without(view: TransformersView, context: Keywords, tables: list[str]) -> bool:
+def _does_without(view: TransformersView, inputs: TextInputs, tables: list[str]) -> bool:
     """Whether the layers give the same where these embeddings give zeros."""
     middle = max(1, view.depth // 2)
-    h = view.carry_on(None, 0, (middle,), context)[middle]
-    expected = tensors_of(view.finish(h, middle, context))
+    h = view.run_to_boundaries(None, 0, (middle,), inputs)[middle]
+    expected = tensors_of(view.run_to_output(h, middle, inputs))
     kept = {name: child(view.anchor, name) for name in tables}
     try:
         for name, table in kept.items():
             put_module(view.anchor, name, without_table(table))
-        return same(tensors_of(view.finish(h, middle, context)), expected)
+        return same(tensors_of(view.run_to_output(h, middle, inputs)), expected)
     except Exception:
         return False
     finally:

@@ -16,10 +16,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ...anchors.modules import child, inner, shallow
+from ...anchors.modules import child, find_submodule, partial_copy
 from ...anchors.view import View
-from .inputs import Keywords
-from .layer_list import LayerRow, Turn, in_turn
+from .inputs import TextInputs
+from .layer_list import LayerRow, PartialForward, running
 
 _FOR_OUTPUTS = ("output_hidden_states", "output_attentions", "logits_to_keep", "return_dict")
 
@@ -98,62 +98,58 @@ class TransformersView(View):
         first = [pad + 1 for m in tables if (pad := getattr(m, "padding_idx", None)) is not None]  # as RoBERTa counts
         return most - max(first, default=0)
 
-    def carry_on(self, h: Tensor | None, start: int, wanted: Collection[int], context: Any) -> dict[int, Tensor]:
+    def run_to_boundaries(
+        self, h: Tensor | None, start: int, wanted: Collection[int], inputs: Any
+    ) -> dict[int, Tensor]:
         if not wanted:
             return {}
-        with in_turn(Turn(self.row_of_layers, start, max(wanted), h, wanted)) as turn:
-            self.call(context, h, start, ends=True)
-        return turn.found
+        with running(PartialForward(self.row_of_layers, start, max(wanted), h, wanted)) as partial:
+            self.call(inputs, h, start, ends=True)
+        return partial.activations
 
-    def finish(self, h: Tensor | None, start: int, context: Any, normed: bool = True) -> Any:
+    def run_to_output(self, h: Tensor | None, start: int, inputs: Any, normed: bool = True) -> Any:
         if h is None:
-            return self.call(context, None, 0)
-        with in_turn(Turn(self.row_of_layers, start, None, h)):
-            return self.call(context, h, start)
+            return self.call(inputs, None, 0)
+        with running(PartialForward(self.row_of_layers, start, None, h)):
+            return self.call(inputs, h, start)
 
-    def call(self, context: Keywords, h: Tensor | None, start: int = 0, ends: bool = False) -> Any:
+    def call(self, inputs: TextInputs, h: Tensor | None, start: int = 0, ends: bool = False) -> Any:
         """The model's own forward, whose cache is that of a segment from layer `start` on.
 
         Args:
-            context: of the call.
+            inputs: the inputs of the call.
             h: the activation that a row puts in.
             start: the first layer that runs.
             ends: whether nothing behind the layers is needed.
         """
-        given = {k: v for k, v in context.given.items() if not (ends and k in _FOR_OUTPUTS)}
-        if (self.number, start) in context.caches:
-            given |= context.caches[self.number, start]
+        given = {k: v for k, v in inputs.given.items() if not (ends and k in _FOR_OUTPUTS)}
+        if (self.number, start) in inputs.caches:
+            given |= inputs.caches[self.number, start]
         elif self.takes_cache:
             given["use_cache"] = False
         embeds = given.get("inputs_embeds")
         if h is not None and isinstance(embeds, Tensor) and embeds.shape[-1] != self.widths[0]:
             given["inputs_embeds"] = embeds.new_zeros(*embeds.shape[:-1], self.widths[0])
-        return self.anchor(**given, **({} if ends else {**context.answers, "return_dict": True}))
+        return self.anchor(**given, **({} if ends else {**inputs.labels, "return_dict": True}))
 
-    def run(self, h: Tensor, start: int, stop: int, context: Any) -> Tensor:
-        return self.carry_on(h, start, (stop,), context)[stop] if stop > start else h
-
-    def block(self, index: int) -> nn.Module:
-        return child(self.anchor, self.block_name(index))
+    def run(self, h: Tensor, start: int, stop: int, inputs: Any) -> Tensor:
+        return self.run_to_boundaries(h, start, (stop,), inputs)[stop] if stop > start else h
 
     def block_name(self, index: int) -> str:
         return f"{self.opening.row}.{index}"
 
-    def names(self) -> dict[str, tuple[str, ...]]:
-        return {"stem": self.opening.before, "embeddings": (), "norm": ()}
+    def form_at(self, boundary: int) -> tuple[str, int]:
+        return self.opening.layouts[boundary], 0
 
-    def layout_at(self, boundary: int) -> str:
-        return self.opening.layouts[boundary]
-
-    def rows_at(self, h: Tensor, prefixes: int, context: Any, boundary: int) -> Tensor:
-        if self.layout_at(boundary) == "NCHW":
+    def rows_at(self, h: Tensor, prefixes: int, inputs: Any, boundary: int) -> Tensor:
+        if self.opening.layouts[boundary] == "NCHW":
             return h.flatten(2).transpose(1, 2).flatten(0, 1)
-        real = context.real
-        if real is None and not context.predicts:
+        real = inputs.real
+        if real is None and not inputs.shifts_labels:
             return h.flatten(0, -2)
         if real is None:
             real = h.new_ones(h.shape[-3:-1]).bool()
-        if context.predicts:  # a decoder's first position is unlike all others: its norm is a hundred times theirs
+        if inputs.shifts_labels:  # a decoder's first position is unlike all others: its norm is a hundred times theirs
             real = real & (real.cumsum(-1) > 1)
         return h[real] if h.ndim == 3 else h[:, real].flatten(0, 1)
 
@@ -169,17 +165,17 @@ class TransformersView(View):
         for table in tables:
             put_module(twin.anchor, table, without_table(child(self.anchor, table)))
         modules = {str(i): layer if i in kept else None for i, layer in enumerate(self.row_of_layers._modules.values())}
-        looks = {i: look_alike(self.row_of_layers.layer(i)) for i in range(self.depth) if i not in kept}
-        put_module(twin.anchor, opening.row, LayerRow(modules, opening.forms, looks))
+        placeholders = {i: look_alike(self.row_of_layers.layer(i)) for i in range(self.depth) if i not in kept}
+        put_module(twin.anchor, opening.row, LayerRow(modules, opening.forms, placeholders))
         return twin  # type: ignore[no-any-return]
 
-    def holds(self, index: int) -> bool:
-        return inner(self.anchor, self.block_name(index)) is not None
+    def has_block(self, index: int) -> bool:
+        return find_submodule(self.anchor, self.block_name(index)) is not None
 
 
 def _without(model: nn.Module, drop: set[str]) -> nn.Module:
     """A copy of a model with shells of its own and the same tensors, but for some, which are left out."""
-    twin: Any = shallow(model, set())
+    twin: Any = partial_copy(model, set())
     twin._parameters = {k: None if k in drop else v for k, v in model._parameters.items()}
     twin._buffers = dict(model._buffers)
     for name, module in model._modules.items():
@@ -214,7 +210,7 @@ def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def look_alike(module: nn.Module) -> nn.Module:
     """A module with the same attributes, without its tensors."""
-    twin = shallow(module, set())
+    twin = partial_copy(module, set())
     twin._parameters, twin._buffers = dict.fromkeys(module._parameters), dict.fromkeys(module._buffers)
     twin._modules = {name: None if below is None else look_alike(below) for name, below in module._modules.items()}
     return twin
@@ -223,7 +219,7 @@ def look_alike(module: nn.Module) -> nn.Module:
 def without_table(embedding: Any) -> nn.Module:
     """An embedding that gives zeros and holds no table."""
     kind = type(embedding)
-    twin: Any = shallow(embedding, set())
+    twin: Any = partial_copy(embedding, set())
     twin.__class__ = type(kind.__name__, (kind,), {"weight": property(_zeros)})
     twin._parameters, twin._buffers, twin._modules = {}, dict(embedding._buffers), dict(embedding._modules)
     like = embedding.weight

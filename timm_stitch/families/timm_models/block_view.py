@@ -1,0 +1,219 @@
+"""What the views of timm's models have in common: stem, blocks, norm and head, called one after another.
+
+A view calls the model's own modules and methods in the model's own order. Families differ in these points, each of
+which a view reconciles:
+
+- what the stem is made of, and what comes before the first block besides a patch embedding;
+- what a block needs besides the activation (side inputs);
+- how an activation is laid out: `"NLC"` tokens, some of them no patches, `"NHWC"` or `"NCHW"` maps;
+- where the resolution changes: a downsampling that comes before a block belongs to that block.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...anchors.modules import copy_structure, partial_copy, with_hook
+from ...anchors.view import ImageInputs, View
+
+recompute = partial(checkpoint, use_reentrant=False)  # calls a module that keeps no activations for the backward pass
+
+
+@dataclass(frozen=True)
+class ParameterGroups:
+    """The names of children and parameters that the stem and the norm need; the rest that no block has is the head's.
+
+    Args:
+        stem, norm: the names.
+        embeddings: the stem's parameters that the authors' count leaves out of stitched rows.
+    """
+
+    stem: tuple[str, ...]
+    embeddings: tuple[str, ...] = ()
+    norm: tuple[str, ...] = ()
+
+
+class BlockView(View):
+    """A timm model as stem, blocks, norm and head.
+
+    A model's view implements the abstract methods here and `block_name`, `as_map` and `from_map`.
+
+    Attributes:
+        early: name, channels and reduction of a map (B, C, H, W) inside the stem, of a resolution that no block has.
+        has_norm: False where it was pruned; as with the head, the activation then passes on.
+    """
+
+    early: tuple[str, int, int] | None = None
+    has_norm: bool = True
+    _fixed_size: tuple[int, int] | None = None  # of the images, where the model's modules do not tell
+    _kept_size: tuple[int, int] | None = None  # of the images, for a subset without the stem that knows it
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        return self._fixed_size
+
+    @abstractmethod
+    def stem(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the activation at boundary 0."""
+
+    @abstractmethod
+    def _norm(self, h: Tensor) -> Tensor:
+        """The final norm."""
+
+    @abstractmethod
+    def parameter_groups(self) -> ParameterGroups:
+        """Which children and parameters of the anchor belong to what."""
+
+    def stem_in_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The map that `early` names, and the activation at boundary 0."""
+        raise NotImplementedError
+
+    def run_to_boundaries(
+        self, h: Tensor | None, start: int, wanted: Collection[int], inputs: Any
+    ) -> dict[int, Tensor]:
+        at = start
+        if h is None:
+            h = self.stem(inputs.images)
+        found = {}
+        for boundary in sorted(wanted):
+            h = self.run(h, at, boundary, inputs)
+            found[boundary], at = h, boundary
+        return found
+
+    def run_to_output(self, h: Tensor | None, start: int, inputs: Any, normed: bool = True) -> Any:
+        h = self.run_to_boundaries(h, start, (self.depth,), inputs)[self.depth]
+        return self.head(self.norm(h) if normed else h)
+
+    def run(self, h: Tensor, start: int, stop: int, inputs: ImageInputs) -> Tensor:
+        """Run blocks `start:stop` on the activation at boundary `start`; gives that at boundary `stop`."""
+        checkpointed = inputs.checkpointed
+        for module in self.row(start, stop):
+            h = recompute(module, h) if checkpointed else module(h)
+        return h
+
+    def row(self, start: int, stop: int) -> list[nn.Module]:
+        """The modules that are blocks `start:stop` one after another."""
+        return [module for index in range(start, stop) for module in self.modules(index)]
+
+    def transition(self, index: int) -> nn.Module | None:
+        """What changes the resolution before block `index`, where the model has a module of its own for it."""
+        return None
+
+    def norm(self, h: Tensor) -> Tensor:
+        """The final norm, on the activation at the last boundary."""
+        return self._norm(h) if self.has_norm else h
+
+    def head(self, h: Tensor, pre_logits: bool = False) -> Tensor:
+        """Normed activation to logits (B, num_classes), or to what enters the classifier."""
+        if not self.has_head:
+            return h
+        if "_hf_hook" in self.anchor.__dict__:
+            h = with_hook(self.anchor, self._head, h, pre_logits)
+            return h
+        return self._head(h, pre_logits)
+
+    def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
+        h = self.anchor.forward_head(h, pre_logits=pre_logits)
+        return h
+
+    def _embed_size(self) -> tuple[int, int] | None:
+        """The image size that timm's patch embedding insists on, for `image_size`."""
+        embed: Any = self.anchor._modules.get("patch_embed")
+        if embed is None:
+            return self._kept_size
+        return tuple(embed.img_size) if getattr(embed, "strict_img_size", True) and embed.img_size else None
+
+    def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> BlockView:
+        """A view of a shallow copy of the anchor that holds, and shares, only what is asked for."""
+        groups = self.parameter_groups()
+        heads: set[str] = set()
+        every_block = {name for i in range(self.depth) for name in self.block_names(i)}
+        keep = {name for i in blocks for name in self.block_names(i)}
+        if prefix:
+            keep.update(self.prefix_names())
+        if stem:
+            keep.update(groups.stem)
+        if norm:
+            keep.update(groups.norm)
+        if head:
+            apart = {*groups.stem, *groups.norm, *(block.split(".")[0] for block in every_block)}
+            own = {*self.anchor._modules, *self.anchor._parameters, *self.anchor._buffers}
+            heads = own - apart
+            keep.update(heads)
+        twin = copy.copy(self)
+        twin._kept_size, twin.is_partial = self.image_size, True
+        twin.anchor = partial_copy(self.anchor, keep)
+        for name in heads & set(twin.anchor._modules):  # heads are changed in place: Swin's, by reset_classifier
+            twin.anchor._modules[name] = copy_structure(twin.anchor._modules[name])
+        twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
+        return twin
+
+    def has_final_shape(self, index: int) -> bool:
+        """Whether what leaves block `index` has the channels and the resolution of the last block."""
+        end = self.widths[-1], self.reductions[-1]
+        return (self.widths[index + 1], self.reductions[index + 1]) == end
+
+    def refresh(self) -> None:
+        """Look at the anchor again, after its input size was changed."""
+
+    def truncate(self, depth: int) -> None:
+        """End after `depth` blocks."""
+        self.depth = depth
+        self.widths, self.reductions = self.widths[: depth + 1], self.reductions[: depth + 1]
+
+
+class StemOnly(BlockView):
+    """A view that ends with the stem, or with the map inside it that `early` names; its one block does nothing.
+
+    Args:
+        whole: the view of the model, or of a subset that has the stem.
+        early: whether to end inside the stem.
+    """
+
+    def __init__(self, whole: BlockView, early: bool) -> None:
+        tap = whole.early if early else None
+        self._whole, self._ends_early, self.anchor, self.depth = whole, tap is not None, whole.anchor, 1
+        self.early = None if tap else whole.early
+        self._name, width, reduction = tap or (whole.parameter_groups().stem[-1], whole.widths[0], whole.reductions[0])
+        self.widths, self.reductions = (width, width), (reduction, reduction)
+        self.layout, self.prefix_tokens = ("NCHW", 0) if tap else whole.form_at(0)
+        self.has_norm, self.has_head, self.is_partial = False, False, True
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        return self._whole.image_size
+
+    def stem(self, x: Tensor) -> Tensor:
+        return self._whole.stem_in_two(x)[0] if self._ends_early else self._whole.stem(x)
+
+    def stem_in_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._whole.stem_in_two(x)
+
+    def run(self, h: Tensor, start: int, stop: int, inputs: ImageInputs) -> Tensor:
+        return h
+
+    def block(self, index: int) -> nn.Module:
+        return nn.Identity()
+
+    def block_name(self, index: int) -> str:
+        return self._name
+
+    def _norm(self, h: Tensor) -> Tensor:
+        return h
+
+    def parameter_groups(self) -> ParameterGroups:
+        return replace(self._whole.parameter_groups(), norm=())
+
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        return h if self._ends_early else self._whole.as_map(h, image_size, 0)
+
+    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
+        return None if self._ends_early else self._whole.prefix(h, 0)
