@@ -7,7 +7,7 @@ import torch
 import timm_stitch
 from timm_stitch.anchors.view import Context
 from timm_stitch.families.timm_models.views import view_of
-from timm_stitch.network.crossing import aligned
+from timm_stitch.network.crossing import shared_positions
 from timm_stitch.training.least_squares import least_squares
 
 
@@ -143,4 +143,4 @@ def test_what_is_no_map_is_refused_before_anything_is_fitted():
     with torch.no_grad():
         h = [v.run(v.stem(x), 0, at, Context(x)) for v, at in zip(views, (leave, enter), strict=True)]
     with pytest.raises(ValueError, match="is no map of"):
-        aligned(*h, views[0], leave, views[1], enter, Context(x))
+        shared_positions(*h, views[0], leave, views[1], enter, Context(x))

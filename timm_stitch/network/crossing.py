@@ -7,6 +7,7 @@ carried along; those that only the back has are its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -54,26 +55,49 @@ def _of_map(layer: nn.Module, h: Tensor) -> Tensor:
     return spatial.contiguous()
 
 
-def aligned(
-    leaving: Tensor, entering: Tensor, front: View, leave: int, back: View, enter: int, context: Context
-) -> tuple[Tensor, Tensor]:
-    """What leaves one anchor and enters another, position by position: (n, d_front) and (n, d_back).
+class SharedPositions(NamedTuple):
+    """The positions at which the activations of two anchors correspond.
 
-    Of maps whose strided layers pad differently, so that one is a row or column larger, what both have.
+    Args:
+        prefixes: the number of leading prefix tokens that both have.
+        size: (height, width) of the part that both maps have, or None for activations that are no maps (B, C, H, W).
+    """
+
+    prefixes: int
+    size: tuple[int, int] | None = None
+
+
+def shared_positions(
+    leaving: Tensor, entering: Tensor, front: View, leave: int, back: View, enter: int, context: Context
+) -> SharedPositions:
+    """Find the positions that the activations of two anchors share.
+
+    Strided layers that pad differently make one map a row or a column larger: both then have the smaller one.
 
     Args:
         leaving, entering: the activations of the two anchors for the same images.
         front, back: the anchors.
-        leave, enter: the boundaries where each was taken.
-        context: of the call.
+        leave, enter: the boundaries of the activations.
+        context: the inputs of the call.
+
+    Raises:
+        ValueError: if the anchors meet as maps and an activation is no map.
     """
-    carried = min(front.prefix_at(leave), back.prefix_at(enter))
-    if front.layout_at(leave) != back.layout_at(enter):  # they meet as maps, as in `cross`, which refuses what is none
+    prefixes = min(front.prefix_at(leave), back.prefix_at(enter))
+    if front.layout_at(leave) != back.layout_at(enter):  # they meet as maps, as in `cross`
         front.as_map(leaving, context.size, leave), back.as_map(entering, context.size, enter)
     elif front.layout_at(leave) == "NCHW":
         height, width = (min(sides) for sides in zip(leaving.shape[2:], entering.shape[2:], strict=True))
-        leaving, entering = leaving[..., :height, :width], entering[..., :height, :width]
-    return front.rows_at(leaving, carried, context, leave), back.rows_at(entering, carried, context, enter)
+        return SharedPositions(prefixes, (height, width))
+    return SharedPositions(prefixes)
+
+
+def rows_at(view: View, h: Tensor, boundary: int, positions: SharedPositions, context: Context) -> Tensor:
+    """Flatten an activation to one row per shared position, (n, C)."""
+    if positions.size is not None:
+        height, width = positions.size
+        h = h[..., :height, :width]
+    return view.rows_at(h, positions.prefixes, context, boundary)
 
 
 def borrows(plan: StitchPlan, views: Sequence[View], number: int) -> bool:
