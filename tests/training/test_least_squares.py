@@ -116,7 +116,7 @@ def test_other_input_is_refused(model):
         timm_stitch.least_squares_init(model, torch.full((20, 3, 32, 32), float("nan")))
     with pytest.raises(ValueError, match="expected batches of images"):
         timm_stitch.least_squares_init(model, ["a"])
-    with pytest.raises(ValueError, match="method='qr' is unknown: expected one of 'joint', 'average'"):
+    with pytest.raises(ValueError, match="method must be one of 'joint', 'average', got 'qr'"):
         timm_stitch.least_squares_init(model, torch.zeros(1, 3, 32, 32), method="qr")
 
 
