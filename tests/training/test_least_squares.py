@@ -8,7 +8,7 @@ import timm_stitch
 from timm_stitch.anchors.view import Context
 from timm_stitch.families.timm_models.views import view_of
 from timm_stitch.network.crossing import shared_positions
-from timm_stitch.training.least_squares import least_squares
+from timm_stitch.training.least_squares import CenteredRows, NormalEquations, least_squares
 
 
 def activations(model, anchor, images, boundary):
@@ -63,6 +63,22 @@ def test_recovers_a_map_it_was_given():
     found, offset = least_squares(x, x @ weight.T + bias)
     torch.testing.assert_close(found, weight, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(x @ found.T + offset, x @ weight.T + bias, rtol=1e-8, atol=1e-6)
+
+
+def test_batches_of_several_fronts_and_backs_are_solved_as_all_their_pairs_together():
+    generator = torch.Generator().manual_seed(0)
+    equations, pairs = NormalEquations(5, 3), []
+    for offset in (1000.0, -20.0):
+        fronts = [torch.randn(40, 5, generator=generator).double() + offset * i for i in (1, 2)]
+        backs = [torch.randn(40, 3, generator=generator).double() - offset * i for i in (1, 2, 3)]
+        equations.add([CenteredRows.of(x) for x in fronts], [CenteredRows.of(y) for y in backs])
+        pairs += [(x, y) for x in fronts for y in backs]
+    x, y = (torch.cat(rows) for rows in zip(*pairs, strict=True))
+    expected = torch.linalg.lstsq(with_ones(x), y).solution
+    weight, bias, residual = equations.solve()
+    torch.testing.assert_close(weight.T, expected[:-1], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(bias, expected[-1], rtol=1e-7, atol=1e-7)
+    assert residual == pytest.approx(float((with_ones(x) @ expected - y).norm() / (y - y.mean(0)).norm()), rel=1e-9)
 
 
 def test_dead_and_repeated_channels_are_solved_with_the_smallest_weights():

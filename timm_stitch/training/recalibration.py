@@ -49,7 +49,7 @@ def recalibrate(
         >>> batches = [torch.randn(8, 3, 32, 32), torch.randn(8, 3, 32, 32)]
         >>> statistics = timm_stitch.recalibrate(model, batches, stitch_id=0)
         >>> len(statistics), int(statistics["anchors.0.bn1.num_batches_tracked"])
-        (60, 2)
+        (63, 2)
     """
     ids = model.stitch_ids if stitch_id is None else (model.plan[stitch_id].stitch_id,)
     norms = {
