@@ -7,8 +7,8 @@ import torch
 import timm_stitch
 from timm_stitch.anchors.view import ImageInputs
 from timm_stitch.families.timm_models.views import view_of
-from timm_stitch.network.crossing import aligned
-from timm_stitch.training.least_squares import least_squares
+from timm_stitch.network.crossing import shared_positions
+from timm_stitch.training.least_squares import CenteredRows, NormalEquations, least_squares
 
 
 def activations(model, anchor, images, boundary):
@@ -65,6 +65,22 @@ def test_recovers_a_map_it_was_given():
     torch.testing.assert_close(x @ found.T + offset, x @ weight.T + bias, rtol=1e-8, atol=1e-6)
 
 
+def test_batches_of_several_fronts_and_backs_are_solved_as_all_their_pairs_together():
+    generator = torch.Generator().manual_seed(0)
+    equations, pairs = NormalEquations(5, 3), []
+    for offset in (1000.0, -20.0):
+        fronts = [torch.randn(40, 5, generator=generator).double() + offset * i for i in (1, 2)]
+        backs = [torch.randn(40, 3, generator=generator).double() - offset * i for i in (1, 2, 3)]
+        equations.add([CenteredRows.of(x) for x in fronts], [CenteredRows.of(y) for y in backs])
+        pairs += [(x, y) for x in fronts for y in backs]
+    x, y = (torch.cat(rows) for rows in zip(*pairs, strict=True))
+    expected = torch.linalg.lstsq(with_ones(x), y).solution
+    weight, bias, residual = equations.solve()
+    torch.testing.assert_close(weight.T, expected[:-1], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(bias, expected[-1], rtol=1e-7, atol=1e-7)
+    assert residual == pytest.approx(float((with_ones(x) @ expected - y).norm() / (y - y.mean(0)).norm()), rel=1e-9)
+
+
 def test_dead_and_repeated_channels_are_solved_with_the_smallest_weights():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 6, generator=generator, dtype=torch.float64)
@@ -116,7 +132,7 @@ def test_other_input_is_refused(model):
         timm_stitch.least_squares_init(model, torch.full((20, 3, 32, 32), float("nan")))
     with pytest.raises(ValueError, match="expected batches of images"):
         timm_stitch.least_squares_init(model, ["a"])
-    with pytest.raises(ValueError, match="method='qr' is unknown: expected one of 'joint', 'average'"):
+    with pytest.raises(ValueError, match="method must be one of 'joint', 'average', got 'qr'"):
         timm_stitch.least_squares_init(model, torch.zeros(1, 3, 32, 32), method="qr")
 
 
@@ -143,4 +159,4 @@ def test_what_is_no_map_is_refused_before_anything_is_fitted():
     with torch.no_grad():
         h = [v.run(v.stem(x), 0, at, ImageInputs(x)) for v, at in zip(views, (leave, enter), strict=True)]
     with pytest.raises(ValueError, match="is no map of"):
-        aligned(*h, views[0], leave, views[1], enter, ImageInputs(x))
+        shared_positions(*h, views[0], leave, views[1], enter, ImageInputs(x))

@@ -261,7 +261,7 @@ def test_evaluation_takes_up_where_it_was(tmp_path, monkeypatch):
     assert timm_stitch.evaluate(model, loader, results=file) == whole
     assert not ran
     assert timm_stitch.evaluate(model, DataLoader(Noisy(10), batch_size=5), [1], results=file)[0]["images"] == 10
-    with pytest.raises(ValueError, match="passes=0 is out of range"):
+    with pytest.raises(ValueError, match="passes must be 1 or more, got 0"):
         timm_stitch.evaluate(model, loader, passes=0)
 
 

@@ -20,6 +20,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from .batches import Batch
 from .config import DataConfig
 from .processes import rank
 from .seeding import derive
@@ -232,9 +233,10 @@ def _end_with(parent: int) -> None:
 
 
 def first_images(loader: Iterable[Any], count: int) -> Iterator[Tensor]:
-    """The first so many images of a loader, in its batches; fewer if it has fewer."""
+    """Take the first `count` images of a loader, in its batches; fewer if it has fewer."""
     seen = 0
-    for images, *_ in loader:
+    for item in loader:
+        images = Batch.of(item).inputs
         yield images[: count - seen]
         seen += len(images)
         if seen >= count:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.batches import Batch
-from ..evaluation.scores import asked_by
+from ..evaluation.scores import split_targets
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork, logits_of
 from ..plan.prefix_sharing import common_steps, shared_macs
@@ -129,15 +129,15 @@ def _answers(
     right: list[list[Tensor]] = [[] for _ in ids]
     with evaluating(model):
         for batch in tqdm(loader, desc="cascade", unit="batch", disable=not progress):
-            inputs, asked = asked_by(model, *Batch.of(batch).to(device))
-            if asked.labels.ndim > 1:
+            inputs, targets = split_targets(model, Batch.of(batch).to(device))
+            if targets.labels.ndim > 1:
                 raise ValueError(
                     "a cascade is of networks that say one thing of an input, and these labels are of tokens."
                 )
             for stitch_id, out in model.forward_each(inputs, ids):
                 top = logits_of(out).softmax(-1).max(-1)
                 sure[place[stitch_id]].append(top.values.float().cpu())
-                right[place[stitch_id]].append((top.indices.cpu() == asked.labels.cpu()).float())
+                right[place[stitch_id]].append((top.indices.cpu() == targets.labels.cpu()).float())
     if not sure[0]:
         raise ValueError("there is nothing to choose by: the loader gave no images.")
     return torch.stack([torch.cat(s) for s in sure]), torch.stack([torch.cat(r) for r in right])

@@ -1,7 +1,7 @@
 """Evaluate every stitch in one pass over the data, sharing the work of equal fronts.
 
-Results are rows of plain values, one a stitch, kept as JSON lines. Each row carries a fingerprint of
-the weights it belongs to, so that results of other weights are never mistaken for these.
+Results are rows of plain values, one per stitch, kept as JSON lines. Each row carries the fingerprint of its weights,
+so that results of other weights are never mistaken for these.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
@@ -23,13 +23,13 @@ from ..network.stitchable import StitchableNetwork
 from ..network.weights import fingerprint
 from ..plan.prefix_sharing import schedule
 from ..plan.results import Rows, read_rows, write_rows
-from .scores import asked_by, scores
+from .scores import split_targets, sum_scores
 
 
 @torch.inference_mode()
 def evaluate(
     model: StitchableNetwork,
-    loader: Iterable[Any],
+    loader: Iterable[object],
     stitch_ids: Sequence[int] | None = None,
     *,
     results: str | os.PathLike[str] | None = None,
@@ -37,88 +37,96 @@ def evaluate(
     passes: int = 1,
     progress: bool = False,
 ) -> Rows:
-    """Accuracy and loss of stitches on labelled images or texts.
+    """Measure the accuracy and loss of stitches on labelled images or texts.
 
-    On several processes each one takes its share of the images, and all get the rows of all of them,
-    with exact counts.
+    Several processes share the images, and each gets the rows of all images, with exact counts.
 
     Args:
-        model: the network; it is evaluated in eval mode, on the device where it is.
-        loader: batches of (images (B, C, H, W), labels (B,)), or mappings of tensors with `labels` as a tokenizer and
-            a collator give them (of causal language models the text itself, where there are none); on several
-            processes the same on each: a `DataLoader` over a whole dataset (or one that Accelerate prepared from it)
-            is shared out image by image, anything else batch by batch, and must come in the same order everywhere.
-        stitch_ids: which stitches; all by default.
-        results: a JSON-lines file to which the rows of each pass are added, and from which the rows of
-            these weights (by their fingerprint, on as many images, of the same `data`) are taken instead of
-            evaluated again.
-        data: a name or fingerprint of these images, kept in the rows; give one where `results` may hold rows of
-            other images.
-        passes: over how many passes to spread the stitches; more of them share less, and lose less if
-            interrupted.
-        progress: show a bar.
+        model: the network; it is evaluated in eval mode, on its own device.
+        loader: batches of (images (B, C, H, W), labels (B,)), or mappings of tensors with `labels`, as a tokenizer and
+            a collator give them (causal language models need no labels, their targets are the text). Several processes
+            give the same loader each: a `DataLoader` over a whole dataset (or one that Accelerate prepared from it) is
+            shared image by image, anything else batch by batch, and must come in the same order everywhere.
+        stitch_ids: the stitches; default all.
+        results: a JSON-lines file that keeps the rows. Rows of these weights (by their fingerprint, on as many images,
+            of the same `data`) are read from it instead of measured, and the rows of each pass are added to it.
+        data: a name or fingerprint of these images, kept in the rows; needed if `results` may hold rows of other
+            images.
+        passes: the number of passes over which the stitches are spread; more passes share less work, and lose less
+            if interrupted.
+        progress: whether to show a bar.
 
     Returns:
-        One row a stitch in id order: `stitch_id`, `name`, `top1` and `top5` in per cent, `loss` (mean
-        cross-entropy), `images`, `macs`, `params`, `device`, `weights` (the fingerprint), and `data` if given. For
-        texts `texts` instead of `images`, and `length`, the tokens for which macs are counted; where tokens are
-        classified also `tokens`, of language models `perplexity`. Padding and labels of -100 are left out.
+        One row per stitch in id order: `stitch_id`, `name`, `top1` and `top5` in per cent, `loss` (mean
+        cross-entropy), `images`, `macs`, `params`, `device`, `weights` (the fingerprint), and `data` if given. Rows of
+        texts have `texts` instead of `images`, and `length`, the tokens for which macs are counted; token classifiers
+        add `tokens`, language models `perplexity`. Padding and labels of -100 are left out.
 
     Raises:
         ValueError: if an id is not in the plan, there are no images, or passes is not positive.
+
+    Example:
+        >>> import timm, torch, timm_stitch
+        >>> anchors = [timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=heads,
+        ...                              embed_dim=32 * heads, num_classes=4) for heads in (1, 2)]
+        >>> model = timm_stitch.stitch(anchors)
+        >>> rows = timm_stitch.evaluate(model, [(torch.randn(8, 3, 32, 32), torch.arange(8) % 4)])
+        >>> rows[0]["name"], rows[0]["images"], rows[0]["macs"]
+        ('vit_tiny_patch16_224#0', 8, 228512)
     """
     if passes < 1:
-        raise ValueError(f"passes={passes} is out of range: expected 1 or more.")
+        raise ValueError(f"passes must be 1 or more, got {passes}.")
     ids = [model.plan[i].stitch_id for i in (model.stitch_ids if stitch_ids is None else stitch_ids)]
-    mark = fingerprint(model)
+    weights_id = fingerprint(model)
     kept = read_rows(results) if results is not None and Path(results).exists() else []
-    done = _done(kept, ids, mark, data, _count(loader))
+    done = _select_current(kept, ids, weights_id, data, _count_images(loader))
     missing = [run.stitch.stitch_id for run in schedule(model.plan[i] for i in dict.fromkeys(ids) if i not in done)]
-    batches = _share(loader)
+    batches = _take_share(loader)
     size = -(-len(missing) // passes)
-    marks = {"weights": mark} | ({"data": data} if data is not None else {})
+    row_tags = {"weights": weights_id} | ({"data": data} if data is not None else {})
     for start in range(0, len(missing), size or 1):
-        fresh = _one_pass(model, batches, missing[start : start + size], marks, progress and rank() == 0)
-        done.update({row["stitch_id"]: row for row in fresh})
-        kept += fresh
+        measured = _run_pass(model, batches, missing[start : start + size], row_tags, progress and rank() == 0)
+        done.update({row["stitch_id"]: row for row in measured})
+        kept += measured
         if results is not None and rank() == 0:
             write_rows(results, kept)
     return [done[i] for i in sorted(done)]
 
 
-def _done(kept: Rows, ids: Sequence[int], mark: str, data: str | None, images: int | None) -> dict[int, dict[str, Any]]:
-    """Of the rows that are kept, those of these stitches, weights and images."""
+def _select_current(
+    kept: Rows, ids: Sequence[int], weights_id: str, data: str | None, images: int | None
+) -> dict[int, dict[str, Any]]:
+    """Select the kept rows of these stitches, weights and images."""
     return {
         row["stitch_id"]: row
         for row in kept
-        if row.get("weights") == mark
+        if row.get("weights") == weights_id
         and row.get("stitch_id") in ids
         and images in (None, row.get("images", row.get("texts")))
         and row.get("data") == data
     }
 
 
-def _one_pass(
-    model: StitchableNetwork, batches: Iterable[Any], ids: Sequence[int], marks: Mapping[str, str], progress: bool
+def _run_pass(
+    model: StitchableNetwork, items: Iterable[object], ids: Sequence[int], row_tags: Mapping[str, str], progress: bool
 ) -> Rows:
-    """The rows of these stitches, from one pass over the images."""
+    """Measure the rows of these stitches in one pass over the images."""
     device = next(model.parameters()).device
-    # Of each stitch its scores, and below how many rows there were.
+    # One row of scores per stitch; the last row counts the inputs.
     sums = torch.zeros(len(ids) + 1, 4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     number = {stitch_id: i for i, stitch_id in enumerate(ids)}
     with evaluating(model):
-        for batch in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
-            given, labels = Batch.of(batch).to(device)
-            inputs, asked = asked_by(model, given, labels)
-            sums[-1] += len(asked.labels)
-            for stitch_id, out in model.forward_each(inputs, ids):
-                sums[number[stitch_id]] += scores(out, asked).to(sums)
-    *of_each, (seen, *_) = summed(sums).tolist()
-    if not of_each[0][3]:
+        for item in tqdm(items, desc="evaluate", unit="batch", disable=not progress):
+            inputs, targets = split_targets(model, Batch.of(item).to(device))
+            sums[-1] += len(targets.labels)
+            for stitch_id, output in model.forward_each(inputs, ids):
+                sums[number[stitch_id]] += sum_scores(output, targets).to(sums)
+    *scores, (seen, *_) = summed(sums).tolist()
+    if not scores[0][3]:
         raise ValueError("there is nothing to evaluate on: the loader gave no images.")
     costs = model.costs()
     rows = []
-    for stitch_id, (first, five, loss, count) in zip(ids, of_each, strict=True):
+    for stitch_id, (first, five, loss, count) in zip(ids, scores, strict=True):
         cost = costs.cost(model.plan[stitch_id])
         rows.append(
             {
@@ -131,52 +139,60 @@ def _one_pass(
                 "macs": cost.macs,
                 "params": cost.params,
                 "device": device.type,
-                **marks,
+                **row_tags,
             }
         )
     return rows
 
 
-def _whole(loader: Iterable[Any]) -> bool:
+def _covers_dataset(loader: Iterable[object]) -> TypeGuard[DataLoader[Any]]:
     """Whether a loader goes through a dataset with a length, each image once, over all processes together."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
     sampler: Any = loader.batch_sampler
-    while hasattr(sampler, "batch_sampler"):  # Accelerate's share of it
+    while hasattr(sampler, "batch_sampler"):  # Accelerate wraps it to share the batches
         sampler = sampler.batch_sampler
     sampler = getattr(sampler, "sampler", loader.sampler)
-    random = isinstance(sampler, RandomSampler) and not sampler.replacement
-    last = getattr(loader.batch_sampler, "drop_last", loader.drop_last)
-    data: Any = loader.dataset
-    return (isinstance(sampler, SequentialSampler) or random) and not last and len(sampler) == len(data)
+    visits_each = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, RandomSampler) and not sampler.replacement
+    )
+    drops_last = getattr(loader.batch_sampler, "drop_last", loader.drop_last)
+    return visits_each and not drops_last and len(sampler) == _length(loader)
 
 
-def _count(loader: Iterable[Any]) -> int | None:
-    """How many images there are, if the loader says so."""
-    data: Any = getattr(loader, "dataset", None)
-    return len(data) if _whole(loader) else None
+def _length(loader: DataLoader[Any]) -> int:
+    dataset: Any = loader.dataset
+    return len(dataset)
 
 
-def _share(loader: Iterable[Any]) -> Iterable[Any]:
-    """The images that fall to this process."""
+def _count_images(loader: Iterable[object]) -> int | None:
+    """Count the images of a loader; None if its length does not tell."""
+    return _length(loader) if _covers_dataset(loader) else None
+
+
+def _take_share(loader: Iterable[object]) -> Iterable[object]:
+    """Take this process's share of the images."""
     world, number = world_size(), rank()
     if world == 1:
         return loader
-    if not _whole(loader):
-        return _Every(loader, number, world)
-    whole: Any = loader
-    mine = Subset(whole.dataset, range(number, len(whole.dataset), world))
-    size = whole.batch_size or getattr(whole.batch_sampler, "batch_size", None) or 1
+    if not _covers_dataset(loader):
+        return _EveryNth(loader, number, world)
+    share = Subset(loader.dataset, range(number, _length(loader), world))
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
     return DataLoader(
-        mine, size, num_workers=whole.num_workers, collate_fn=whole.collate_fn, worker_init_fn=whole.worker_init_fn
+        share,
+        size,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
     )
 
 
-class _Every:
-    """Every `step`-th batch, from number `start` on."""
+class _EveryNth:
+    """Every `step`-th batch, from batch `start` on."""
 
-    def __init__(self, batches: Iterable[Any], start: int, step: int) -> None:
+    def __init__(self, batches: Iterable[object], start: int, step: int) -> None:
         self.batches, self.start, self.step = batches, start, step
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         return islice(iter(self.batches), self.start, None, self.step)

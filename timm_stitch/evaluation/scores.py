@@ -1,4 +1,4 @@
-"""What a network's answers to a batch are worth: how many are right, and their loss, whatever the task."""
+"""The targets of a batch, and the sums over a batch from which accuracy and loss follow, for every task."""
 
 from __future__ import annotations
 
@@ -7,83 +7,92 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.batches import Batch
 from ..families.transformers_models.inputs import IGNORED
-from ..network.stitchable import logits_of
+from ..network.stitchable import StitchableNetwork, logits_of
+
+_SPAN = ("start_positions", "end_positions")
 
 
-class Asked(NamedTuple):
-    """What a batch asks of a network.
+class Targets(NamedTuple):
+    """The labels of a batch, and how a network's output is compared with them.
 
     Args:
-        labels: of shape (B,) or (B, L), of which `IGNORED` counts for nothing; of questions the starts and ends (B, 2).
-        predicts: whether what a position gives is about the next one.
-        answers: whether the labels are the starts and ends of answers.
+        labels: class numbers (B,) or (B, L), where `IGNORED` marks what does not count, or mixed targets (B, classes);
+            for question answering the starts and ends of answers (B, 2).
+        shifts_labels: whether a position predicts the next one, as in causal language models.
+        are_spans: whether the labels are the starts and ends of answers.
     """
 
     labels: Tensor
-    predicts: bool = False
-    answers: bool = False
+    shifts_labels: bool = False
+    are_spans: bool = False
 
 
-def asked_by(model: Any, inputs: Any, labels: Tensor | None) -> tuple[Any, Asked]:
-    """What a network is given of a batch, and what it is asked.
+def split_targets(model: StitchableNetwork, batch: Batch) -> tuple[Any, Targets]:
+    """Split a batch into the inputs of a network and its targets.
 
     Args:
         model: the network.
-        inputs: images, or a mapping of tensors.
-        labels: those of the batch; of causal language models default the text itself, without its padding.
+        batch: the inputs and labels. Causal language models need no labels: their targets are the text without its
+            padding.
+
+    Returns:
+        The inputs (images or a mapping of tensors), and the targets.
 
     Raises:
         ValueError: if there are no labels.
     """
-    if isinstance(inputs, Tensor):
-        given: Any = inputs
-    else:
-        given = {k: v for k, v in inputs.items() if k not in ("start_positions", "end_positions")}
-        if labels is None and "start_positions" in inputs:
-            return given, Asked(torch.stack([inputs["start_positions"], inputs["end_positions"]], dim=1), answers=True)
-    predicts = bool(getattr(model, "shifts_labels", False))
-    if labels is None and predicts:
-        mask = given.get("attention_mask")
-        labels = given["input_ids"] if mask is None else given["input_ids"].masked_fill(mask == 0, IGNORED)
+    inputs, labels = batch
+    if not isinstance(inputs, Tensor):
+        if labels is None and _SPAN[0] in inputs:
+            labels = torch.stack([inputs[name] for name in _SPAN], dim=1)
+            return _without_span(inputs), Targets(labels, are_spans=True)
+        inputs = _without_span(inputs)
+    shifts_labels = bool(getattr(model, "shifts_labels", False))
+    if labels is None and shifts_labels:
+        mask = inputs.get("attention_mask")
+        labels = inputs["input_ids"] if mask is None else inputs["input_ids"].masked_fill(mask == 0, IGNORED)
     if labels is None:
         raise ValueError(
-            "this batch has no labels: expected (images, labels), or a mapping of tensors with 'labels' (of questions "
-            "'start_positions' and 'end_positions')."
+            "this batch has no labels: expected (images, labels), or a mapping of tensors with 'labels' (for question "
+            "answering 'start_positions' and 'end_positions')."
         )
-    return given, Asked(labels, predicts)
+    return inputs, Targets(labels, shifts_labels)
 
 
-def scores(out: Any, asked: Asked) -> Tensor:
-    """Sums over a batch: right at first, right among five, cross-entropy, how many were asked."""
-    if asked.answers:
-        return _of_answers(out, asked.labels)
-    logits, labels = pairs(out, asked)
+def sum_scores(output: Any, targets: Targets) -> Tensor:
+    """Sum over a batch: correct at first, correct among five, cross-entropy, and the number of labels."""
+    if targets.are_spans:
+        return _sum_span_scores(output, targets.labels)
+    logits, labels = flatten_pairs(output, targets)
     logits = logits.float()
-    ranked = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
-    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-    sums = [ranked[:, 0].sum(), ranked.sum(), loss.detach(), torch.tensor(len(labels), device=loss.device)]
-    return torch.stack([value.to(loss.dtype) for value in sums])
+    correct = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
+    loss = nn.functional.cross_entropy(logits, labels, reduction="sum").detach()
+    return torch.stack([correct[:, 0].sum().to(loss), correct.sum().to(loss), loss, loss.new_tensor(len(labels))])
 
 
-def pairs(out: Any, asked: Asked) -> tuple[Tensor, Tensor]:
-    """What is asked one by one: logits (n, classes) and labels (n,), without what counts for nothing."""
-    if asked.answers:
-        both = torch.cat([out.start_logits, out.end_logits])
-        return both, asked.labels.T.reshape(-1)
-    logits, labels = logits_of(out), asked.labels
-    if asked.predicts:
+def flatten_pairs(output: Any, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Pair logits (n, classes) with labels (n,), without those that do not count."""
+    if targets.are_spans:
+        return torch.cat([output.start_logits, output.end_logits]), targets.labels.T.reshape(-1)
+    logits, labels = logits_of(output), targets.labels
+    if targets.shifts_labels:
         logits, labels = logits[:, :-1], labels[:, 1:]
     if logits.ndim > 2:
-        real = labels != IGNORED
-        logits, labels = logits[real], labels[real]
+        counts = labels != IGNORED
+        logits, labels = logits[counts], labels[counts]
     return logits, labels
 
 
-def _of_answers(out: Any, places: Tensor) -> Tensor:
-    """The same of questions: an answer is right if it begins and ends where it should."""
-    both = [out.start_logits.float(), out.end_logits.float()]
-    right = torch.stack([logits.argmax(-1) for logits in both], dim=1).eq(places).all(1).sum()
-    loss = sum(nn.functional.cross_entropy(x, places[:, i], reduction="sum") for i, x in enumerate(both))
-    found = torch.as_tensor(loss).detach() / 2
-    return torch.stack([v.to(found.dtype) for v in (right, right, found, torch.tensor(len(places)).to(found.device))])
+def _without_span(inputs: Any) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name not in _SPAN}
+
+
+def _sum_span_scores(output: Any, spans: Tensor) -> Tensor:
+    """Sum the same for question answering: an answer is correct if its start and its end are."""
+    both = [output.start_logits.float(), output.end_logits.float()]
+    correct = torch.stack([logits.argmax(-1) for logits in both], dim=1).eq(spans).all(1).sum()
+    losses = [nn.functional.cross_entropy(x, spans[:, i], reduction="sum") for i, x in enumerate(both)]
+    loss = torch.stack(losses).mean().detach()
+    return torch.stack([correct.to(loss), correct.to(loss), loss, loss.new_tensor(len(spans))])

@@ -7,6 +7,7 @@ carried along; those that only the back has are its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -56,27 +57,50 @@ def _apply_to_map(layer: nn.Module, h: Tensor) -> Tensor:
     return spatial.contiguous()
 
 
-def aligned(
-    leaving: Tensor, entering: Tensor, front: View, leave: int, back: View, enter: int, inputs: CallInputs
-) -> tuple[Tensor, Tensor]:
-    """What leaves one anchor and enters another, position by position: (n, d_front) and (n, d_back).
+class SharedPositions(NamedTuple):
+    """The positions at which the activations of two anchors correspond.
 
-    Of maps whose strided layers pad differently, so that one is a row or column larger, what both have.
+    Args:
+        prefixes: the number of leading prefix tokens that both have.
+        size: (height, width) of the part that both maps have, or None for activations that are no maps (B, C, H, W).
+    """
+
+    prefixes: int
+    size: tuple[int, int] | None = None
+
+
+def shared_positions(
+    leaving: Tensor, entering: Tensor, front: View, leave: int, back: View, enter: int, inputs: CallInputs
+) -> SharedPositions:
+    """Find the positions that the activations of two anchors share.
+
+    Strided layers that pad differently make one map a row or a column larger: both then have the smaller one.
 
     Args:
         leaving, entering: the activations of the two anchors for the same images.
         front, back: the anchors.
-        leave, enter: the boundaries where each was taken.
+        leave, enter: the boundaries of the activations.
         inputs: the inputs of the call.
+
+    Raises:
+        ValueError: if the anchors meet as maps and an activation is no map.
     """
-    (left, leaving_prefix), (entered, entering_prefix) = front.form_at(leave), back.form_at(enter)
-    carried = min(leaving_prefix, entering_prefix)
-    if left != entered:  # they meet as maps, as in `cross`, which refuses what is none
+    (layout, leaving_prefix), (entering_layout, entering_prefix) = front.form_at(leave), back.form_at(enter)
+    prefixes = min(leaving_prefix, entering_prefix)
+    if layout != entering_layout:  # they meet as maps, as in `cross`
         front.as_map(leaving, inputs.size, leave), back.as_map(entering, inputs.size, enter)
-    elif left == "NCHW":
+    elif layout == "NCHW":
         height, width = (min(sides) for sides in zip(leaving.shape[2:], entering.shape[2:], strict=True))
-        leaving, entering = leaving[..., :height, :width], entering[..., :height, :width]
-    return front.rows_at(leaving, carried, inputs, leave), back.rows_at(entering, carried, inputs, enter)
+        return SharedPositions(prefixes, (height, width))
+    return SharedPositions(prefixes)
+
+
+def rows_at(view: View, h: Tensor, boundary: int, positions: SharedPositions, inputs: CallInputs) -> Tensor:
+    """Flatten an activation to one row per shared position, (n, C)."""
+    if positions.size is not None:
+        height, width = positions.size
+        h = h[..., :height, :width]
+    return view.rows_at(h, positions.prefixes, inputs, boundary)
 
 
 def uses_back_prefix_tokens(plan: StitchPlan, views: Sequence[View], number: int) -> bool:

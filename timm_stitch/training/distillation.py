@@ -14,7 +14,7 @@ import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from ..evaluation.scores import Asked, pairs
+from ..evaluation.scores import Targets, flatten_pairs
 from .config import TrainConfig
 
 
@@ -94,26 +94,26 @@ class StitchLoss:
         """What the teacher says of these images (logits, (B, classes)) or texts, once for all stitches of the step."""
         return None if self.teacher is None else self.teacher(inputs)
 
-    def of_each(self, outputs: Mapping[int, Any], asked: Asked, taught: Any, largest: int) -> dict[int, Tensor]:
+    def of_each(self, outputs: Mapping[int, Any], targets: Targets, taught: Any, largest: int) -> dict[int, Tensor]:
         """The loss of every stitch.
 
         Args:
             outputs: of each stitch: logits (B, classes), or an output with them.
-            asked: labels (B,), mixed targets (B, classes), or those of texts.
+            targets: labels (B,), mixed targets (B, classes), or those of texts.
             taught: what the teacher gave.
             largest: from which the others learn, if they do.
         """
         found, guide = {}, None
-        by_teacher = None if taught is None else _in_float32(pairs(taught, asked)[0])
+        by_teacher = None if taught is None else _in_float32(flatten_pairs(taught, targets)[0])
         if self.config.inplace_distillation:
-            guide = _in_float32(pairs(outputs[largest], asked)[0]).detach().softmax(-1)
+            guide = _in_float32(flatten_pairs(outputs[largest], targets)[0]).detach().softmax(-1)
         for stitch_id, out in outputs.items():
-            logits, targets = pairs(out, asked)
+            logits, labels = flatten_pairs(out, targets)
             given = _in_float32(logits)
             if guide is not None and stitch_id != largest:
                 found[stitch_id] = self.soft(given, guide)
             else:
-                found[stitch_id] = self._one(given, targets, by_teacher)
+                found[stitch_id] = self._one(given, labels, by_teacher)
         return found
 
     def _one(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:

@@ -1,20 +1,20 @@
-"""BatchNorm's running statistics, measured again: for one stitch, or shared by all.
+"""Recalibration of BatchNorm's running statistics, for one stitch or for all stitches together.
 
-A network trained with many stitches holds statistics that are a mixture of all of them. Slimmable
-networks (arXiv:1812.08928) measure them again for each sub-network before it is used.
+Training with many stitches leaves statistics that are a mixture of all of them. Slimmable networks
+(arXiv:1812.08928) recalibrate them for each sub-network before it is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..families.timm_models.network import SNNet
+from ..data.batches import Batch
+from ..network.stitchable import StitchableNetwork
 from .data_parallel import average_statistics
 
 BatchNorm = torch.nn.modules.batchnorm._BatchNorm
@@ -23,24 +23,33 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @torch.no_grad()
 def recalibrate(
-    model: SNNet, loader: Iterable[Any], stitch_id: int | None = None, *, progress: bool = False
+    model: StitchableNetwork, loader: Iterable[object], stitch_id: int | None = None, *, progress: bool = False
 ) -> dict[str, Tensor]:
-    """Measure BatchNorm's statistics again, as the mean over all batches; nothing else runs in train mode.
+    """Recalibrate BatchNorm's statistics, as the mean over all batches; nothing else runs in train mode.
 
     Args:
-        model: the network; the statistics of what runs are replaced. For statistics of one stitch that
+        model: the network; the statistics of the layers that run are replaced. For statistics of one stitch that
             leave the others alone, give `model.extract(stitch_id, copy=True)`.
-        loader: batches of images (B, C, H, W), or tuples that begin with one, as for evaluation; on several
-            processes each one's own share, of equal size.
-        stitch_id: the stitch to measure for; None measures over all stitches together.
-        progress: show a bar.
+        loader: batches as for evaluation: images (B, C, H, W), tuples that begin with them, or mappings of tensors.
+            Several processes give their own shares, of equal size.
+        stitch_id: the stitch to recalibrate for; default all stitches together.
+        progress: whether to show a bar.
 
     Returns:
-        The new statistics by their names in `state_dict`: keep one such dict a stitch, and bring it back
-        with `model.load_state_dict(statistics, strict=False)`. Empty for a network without BatchNorm.
+        The new statistics by their names in `state_dict`; empty for a network without BatchNorm. Keep one such dict
+        per stitch, and load it with `model.load_state_dict(statistics, strict=False)`.
 
     Raises:
         ValueError: if the plan has no such id, or there are no images.
+
+    Example:
+        >>> import timm, torch, timm_stitch
+        >>> anchors = [timm.create_model("resnet18", channels=(width,) * 4, num_classes=4) for width in (8, 16)]
+        >>> model = timm_stitch.stitch(anchors)
+        >>> batches = [torch.randn(8, 3, 32, 32), torch.randn(8, 3, 32, 32)]
+        >>> statistics = timm_stitch.recalibrate(model, batches, stitch_id=0)
+        >>> len(statistics), int(statistics["anchors.0.bn1.num_batches_tracked"])
+        (63, 2)
     """
     ids = model.stitch_ids if stitch_id is None else (model.plan[stitch_id].stitch_id,)
     norms = {
@@ -52,10 +61,9 @@ def recalibrate(
         return {}
     device, batches = next(model.parameters()).device, 0
     with _measuring(model, norms) as ran:
-        for batch in tqdm(loader, desc="recalibrate", unit="batch", disable=not progress):
-            images = batch[0] if isinstance(batch, (list, tuple)) else batch
+        for item in tqdm(loader, desc="recalibrate", unit="batch", disable=not progress):
             batches += 1
-            for _ in model.forward_each(images.to(device), ids):
+            for _ in model.forward_each(Batch.of(item).to(device).inputs, ids):
                 pass
     if not batches:
         raise ValueError("there is nothing to measure on: the loader gave no images.")
@@ -65,11 +73,11 @@ def recalibrate(
 
 
 @contextmanager
-def _measuring(model: SNNet, norms: Mapping[str, BatchNorm]) -> Iterator[list[str]]:
-    """Let these layers alone run in train mode, from nothing and as a mean over batches; then all is as it was.
+def _measuring(model: StitchableNetwork, norms: Mapping[str, BatchNorm]) -> Iterator[list[str]]:
+    """Run these layers alone in train mode, with statistics that start empty; restore all modes at the end.
 
     Yields:
-        The names of those that ran, when all is done; the others have the statistics that they had.
+        A list that gets the names of the layers that ran; the others get back their statistics.
     """
     before = {
         name: (norm.momentum, {key: getattr(norm, key).clone() for key in _STATISTICS}) for name, norm in norms.items()

@@ -30,7 +30,7 @@ from ..data.loader import Stream, build_loader, count_images, leave_signals, mak
 from ..data.look import look_before
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
-from ..evaluation.scores import asked_by
+from ..evaluation.scores import split_targets
 from ..families.registry import family_of, require
 from ..hub.saving import save_pretrained
 from ..network.stitchable import StitchableNetwork
@@ -232,17 +232,17 @@ class TrainingRun:
         """Forward and backward of one micro-batch; all micro-batches of a step train the same stitches."""
         config, ids = self.config, self.rule(self.state.step)
         seed_all(derive(config.seed, "step", self.state.step, number, self.accelerator.process_index))
-        inputs, asked = asked_by(self.model, *batch)
+        inputs, targets = split_targets(self.model, batch)
         if self.mixup is not None:
-            inputs, targets = self.mixup(inputs, asked.labels)
-            asked = asked._replace(labels=targets)
+            inputs, mixed = self.mixup(inputs, targets.labels)
+            targets = targets._replace(labels=mixed)
         with self.accelerator.autocast():
             taught = self.loss.teacher_logits(inputs)
             if len(ids) == 1:
                 found = {ids[0]: self.model.call(inputs, ids[0])}
             else:
                 found = self.model.forward_several(inputs, ids)
-        losses = self.loss.of_each(found, asked, taught, self.largest)
+        losses = self.loss.of_each(found, targets, taught, self.largest)
         total = torch.stack(list(losses.values())).mean()
         if self.average is not None and number + 1 == config.accumulate:
             self.average.begin(ids, total)
