@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..families.timm_models.network import SNNet
+from ..network.modes import evaluating
 from .data_parallel import average_statistics
 
 BatchNorm = torch.nn.modules.batchnorm._BatchNorm
@@ -74,22 +75,19 @@ def _measuring(model: SNNet, norms: Mapping[str, BatchNorm]) -> Iterator[list[st
     before = {
         name: (norm.momentum, {key: getattr(norm, key).clone() for key in _STATISTICS}) for name, norm in norms.items()
     }
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
-    for norm in norms.values():
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
     ran: list[str] = []
-    try:
-        yield ran
-    finally:
-        ran += [name for name, norm in norms.items() if norm.num_batches_tracked]
-        for name, norm in norms.items():
-            norm.momentum, statistics = before[name]
-            if name not in ran:
-                for key, value in statistics.items():
-                    getattr(norm, key).copy_(value)
-            norm.eval()
-        for module in was_training:
-            module.training = True
+    with evaluating(model):
+        for norm in norms.values():
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        try:
+            yield ran
+        finally:
+            ran += [name for name, norm in norms.items() if norm.num_batches_tracked]
+            for name, norm in norms.items():
+                norm.momentum, statistics = before[name]
+                if name not in ran:
+                    for key, value in statistics.items():
+                        getattr(norm, key).copy_(value)
+                norm.eval()

@@ -8,8 +8,8 @@ by its `config`, `main_input_name` and the lists among its modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...anchors.modules import child
+from ...network.modes import evaluating
 from .inputs import TextInputs
 from .layer_list import PartialForward, running
 from .views import Opening, TransformersView, put_module, takes, without_table
@@ -48,7 +49,7 @@ def open_anchor(model: Any, batch: Mapping[str, Any] | None = None) -> Transform
         raise TypeError(f"{name} is on the meta device, where it cannot be tried: give it with its weights.")
     if getattr(model.config, "is_encoder_decoder", False):
         raise TypeError(f"{name} has an encoder and a decoder: expected a model with one row of layers.")
-    with _as_evaluated(model):
+    with evaluating(model):
         inputs = TextInputs.of(probe(model) if batch is None else batch)
         try:
             cached = {"use_cache": False} if takes(model, "use_cache") else {}
@@ -113,17 +114,6 @@ def probe(model: Any, rows: int = 2, length: int = _LENGTH) -> dict[str, Any]:
 def _pads_left(model: Any) -> bool:
     """Whether a model reads in one direction, so that its text is padded on the left."""
     return bool(getattr(model, "can_generate", lambda: False)())
-
-
-@contextmanager
-def _as_evaluated(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def tensors_of(out: Any) -> list[Tensor]:
