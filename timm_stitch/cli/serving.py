@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from ..deployment.serving.latencies import known_rows
 from ..deployment.serving.promise import POLICIES, Promise
 from ..deployment.serving.scale import Scale, held, serve_config
+from ..errors import library_errors
 from ..files import whole_file
-from .options import add_model, add_verb, load_model
+from .options import add_model, add_verb, load_model, set_threads
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -70,7 +70,7 @@ def run_serve(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise ImportError(f"serving needs {error.name}: pip install 'timm_stitch[serve]'.") from error
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(options.threads or max(1, cores - 1))
+    set_threads(options.threads, default=max(1, cores - 1))
     server = NetworkServer(
         lambda: load_model(options, "serve"), promise, name=Path(options.model[0]).name, host=options.host,
         port=options.port, most_bytes=_most_bytes(options),
@@ -106,7 +106,8 @@ def _run_replicas(options: argparse.Namespace, promise: Promise) -> int:
             beside.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         print(f"{options.ray_config} is written: serve run {options.ray_config}, or serve deploy {options.ray_config}")
         return 0
-    server = RayServer(config, options.ray_address)
+    with library_errors("Ray starts no replica", RuntimeError):
+        server = RayServer(config, options.ray_address)
     count = f"{scale.least}" if scale.least == scale.most else f"{scale.least} to {scale.most}"
     _say(options, {"url": server.address, "name": config["applications"][0]["name"]}, f"{count} replicas")
     return server.run()

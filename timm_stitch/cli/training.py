@@ -18,7 +18,7 @@ from ..training.config import TrainConfig
 from ..training.least_squares import METHODS, least_squares_init
 from ..training.recalibration import recalibrate
 from ..training.recipe import Recipe, read_recipe, shipped_recipes, train_recipe
-from .options import add_images, add_model, add_verb, load_images, load_model
+from .options import add_images, add_model, add_verb, check_device, load_images, load_model
 from .weights import save_stitch
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def run_init(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train by a recipe."""
+    check_device(options.device)
     given = _given_fields(options)
     if read_recipe(options.recipe, given).config.output is None:
         raise ValueError(

@@ -67,7 +67,11 @@ class DataConfig:
     crop_ratio: tuple[float, float] = _augmentation((0.75, 4 / 3), "narrowest and widest crop, width over height")
     erase: float = _augmentation(0.25, "chance of random erasing", range=(0, 1))
     erase_mode: str = _augmentation("pixel", "what fills the hole", choices=("const", "rand", "pixel"))
-    train_interpolation: str = _augmentation("bicubic", "of the crops: bilinear, bicubic or random")
+    train_interpolation: str = _augmentation(
+        "bicubic",
+        "how crops are resized; random draws bilinear or bicubic",
+        choices=("bilinear", "bicubic", "random", "nearest", "box", "hamming", "lanczos"),
+    )
 
     def __post_init__(self) -> None:
         check(self)

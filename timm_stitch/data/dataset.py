@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from timm.data import ImageDataset, create_dataset, create_transform, resolve_data_config
 
+from ..errors import library_errors
 from .augmentation import mended
 from .classes import SPLITS, check_split, class_names, folder_classes, ordered, positions, split_folder
 from .config import DataConfig
@@ -96,7 +97,7 @@ def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:
             input_img_mode=mode,
             **further,
         )
-    except (LookupError, AssertionError, TypeError, AttributeError) as error:  # what readers trip over, in a word
+    except (LookupError, AssertionError, TypeError, AttributeError, RuntimeError) as error:  # readers raise any
         raise ValueError(
             f"the images {config.dataset or config.data_dir!r} (split {split!r}) cannot be opened, "
             f"{type(error).__name__} {error}: check data_dir, the files in it (of wds/ the _info.json) and "
@@ -184,17 +185,10 @@ def _make_transform(config: DataConfig, model: SNNet, augmented: bool) -> Any:
     shape = {key: data[key] for key in ("input_size", "mean", "std")}
     if not augmented:
         return create_transform(**shape, interpolation=data["interpolation"], crop_pct=data["crop_pct"])
-    made = create_transform(
-        **shape,
-        is_training=True,
-        interpolation=config.train_interpolation,
-        auto_augment=config.auto_augment,
-        color_jitter=config.color_jitter,
-        hflip=config.hflip,
-        train_crop_mode=config.crop_mode,
-        scale=config.crop_scale,
-        ratio=config.crop_ratio,
-        re_prob=config.erase,
-        re_mode=config.erase_mode,
-    )
-    return mended(made)
+    with library_errors(f"timm has no policy auto_augment={config.auto_augment!r}", LookupError, AssertionError):
+        augmented_by = create_transform(
+            **shape, is_training=True, interpolation=config.train_interpolation, auto_augment=config.auto_augment,
+            color_jitter=config.color_jitter, hflip=config.hflip, train_crop_mode=config.crop_mode,
+            scale=config.crop_scale, ratio=config.crop_ratio, re_prob=config.erase, re_mode=config.erase_mode,
+        )  # fmt: skip
+    return mended(augmented_by)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from ..errors import WrongTypeError
+
 Hint = Any  # an annotation, resolved
 
 
@@ -68,7 +70,7 @@ def check(config: Any) -> None:
     for name, declared in options(type(config)).items():
         value = getattr(config, name)
         if not _fits(value, hints[name]):
-            raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected {_type_name(declared)}.")
+            raise WrongTypeError(f"{name}={value!r} is a {type(value).__name__}: expected {_type_name(declared)}.")
         limits, choices = declared.metadata["range"], declared.metadata["choices"]
         if limits and value is not None and not limits[0] <= value <= limits[1]:
             raise ValueError(f"{name}={value!r} is out of range: expected {limits[0]} <= {name} <= {limits[1]}.")

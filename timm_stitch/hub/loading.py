@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..errors import library_errors
 from ..families.family import CONFIG_FILE, WEIGHTS_FILE, Family, SavedNetwork
 from ..families.registry import families, family_of_config
 from ..files import PathLike, steadily
@@ -61,7 +62,8 @@ def load(
         arguments |= ({} if device == "cpu" else {"device": device}) | ({} if pretrained else {"pretrained": False})
         return from_hub(sources[0], **arguments)
     family = _family_of_names(sources)
-    return family.make(sources, pretrained, device, **arguments)
+    with library_errors(f"cannot make {' + '.join(several)}", RuntimeError):
+        return family.make(sources, pretrained, device, **arguments)
 
 
 def from_hub(

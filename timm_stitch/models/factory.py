@@ -17,6 +17,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import nn
 
 from ..anchors.budget import bounded
+from ..errors import library_errors
 from ..families.family import SavedNetwork
 from ..families.registry import is_stitchable
 from ..families.timm_models.arguments import (
@@ -224,15 +225,17 @@ def _make_anchors(
 def _make_anchor(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm has no model {name!r}: see timm.list_models('*{name.split('_')[0]}*').")
-    if not pretrained:
-        return timm.create_model(name, **kwargs)
-    return reading(timm.get_pretrained_cfg(name), partial(timm.create_model, name, pretrained=True, **kwargs))
+    with library_errors(f"timm cannot make the anchor {name!r}", RuntimeError, TypeError):
+        if not pretrained:
+            return timm.create_model(name, **kwargs)
+        return reading(timm.get_pretrained_cfg(name), partial(timm.create_model, name, pretrained=True, **kwargs))
 
 
 def timm_cfg(anchor: AnchorSpec) -> dict[str, Any]:
     """timm's own configuration of an anchor; empty for a name that it does not know."""
     name = anchor if isinstance(anchor, str) else str(anchor.get("architecture"))
-    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    with library_errors(f"timm cannot make the anchor {name!r}", RuntimeError):
+        cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
     return {} if cfg is None else dataclasses.asdict(cfg)
 
 

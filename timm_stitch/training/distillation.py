@@ -14,6 +14,7 @@ import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from ..errors import library_errors
 from ..evaluation.scores import Asked, pairs
 from .config import TrainConfig
 
@@ -66,7 +67,8 @@ def find_teacher(config: TrainConfig, network: nn.Module | None, student: nn.Mod
     if network is None:
         if not config.teacher:
             raise ValueError(f"distillation={config.distillation!r} needs a teacher: name a timm model.")
-        network = timm.create_model(config.teacher, pretrained=True)
+        with library_errors(f"timm cannot make teacher={config.teacher!r}", RuntimeError):
+            network = timm.create_model(config.teacher, pretrained=True)
     for name, what in (("num_classes", "classes"), ("in_chans", "channels")):
         theirs, ours = getattr(network, name, None), getattr(student, name, None)
         if theirs not in (None, ours):

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from ..data.processes import world_size
+from ..errors import OutputInUseError
 from ..files import lock_folder
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -81,11 +82,11 @@ def lock_output(folder: Path) -> int | None:
     """Hold the only place for a run in a folder, until the descriptor that is returned is closed or the process dies.
 
     Raises:
-        RuntimeError: if another run holds it.
+        OutputInUseError: if another run holds it.
     """
     lock = lock_folder(folder)
     if isinstance(lock, BlockingIOError):
-        raise RuntimeError(
+        raise OutputInUseError(
             f"another run is training into {str(folder.parent)!r}: wait for its end, or give another output."
         )
     return lock

@@ -89,7 +89,7 @@ def train(
             False, or of a run with other values.
         OSError: if a checkpoint cannot be written, or `resume=True` and there is none.
         FloatingPointError: if the loss or a weight is no longer finite.
-        RuntimeError: if another run is training into `output`.
+        OutputInUseError: a RuntimeError, if another run is training into `output`.
         RunInterrupted: a KeyboardInterrupt, after SIGTERM or Ctrl-C in a run with an `output`: the step at hand was
             ended, and a checkpoint written.
     """

@@ -130,8 +130,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         made = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise OSError(f"cannot listen at {host}:{port} ({error.strerror}): give another --host or --port.") from None
+    except (OSError, OverflowError) as error:  # OverflowError: a port above 65535
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen at {host}:{port} ({reason}): give another --host or --port.") from None
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else an answer's body waits for a delayed ACK, 40 ms
     return made
 
