@@ -77,7 +77,7 @@ def test_files_in_both_ways():
         (body({"data": ["a"] * 8})[0], None, "not numbers"),
         (body({"data": [[1, 2], [3]]})[0], None, "not numbers"),
         (body({"data": [1e99] * 8})[0], None, "no finite number"),
-        (*body({"parameters": {"binary_data_size": 31}}, bytes(32)), "binary_data_size=31, but 32 bytes came"),
+        (*body({"parameters": {"binary_data_size": 31}}, bytes(32)), "binary_data_size=31, but 32 bytes arrived_at"),
         (*body({"parameters": {"binary_data_size": 31}}, bytes(31)), "31 bytes are not float32"),
         (*body({"parameters": {"binary_data_size": 32}}, b"\xff" * 32), "no finite number"),
         (*body({"parameters": []}), "parameters are to be an object"),
