@@ -33,7 +33,7 @@ from ..families.timm_models.meta_build import can_build_on_meta, materialize
 from ..families.timm_models.network import SNNet
 from ..families.timm_models.stitching import for_each_anchor, stitch_timm
 from ..families.timm_models.timm_compat import resolve_pretrained_cfg
-from ..files import steadily
+from ..files import read_consistently
 from ..hub.json_files import network_files, recall
 from ..network.stitchable import StitchableNetwork
 from ..plan.costs import PublishedCount
@@ -105,7 +105,7 @@ def create_snnet(
         return model
 
     by_timm = saved is None and cfg.source == "local-dir" and cfg.file
-    model = steadily(network_files(Path(str(cfg.file))), load) if by_timm else load()
+    model = read_consistently(network_files(Path(str(cfg.file))), load) if by_timm else load()
     as_released = theirs and asked is None and not (cfg.file or cfg.state_dict or cfg.source)
     _note_origin(model, variant, cfg, overlay, pretrained, as_released)
     return model
