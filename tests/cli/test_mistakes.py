@@ -42,7 +42,7 @@ MISTAKES = {
     "init net --data-dir images --output new --device cuda:99": "--device cuda:99 cannot be used",
     "init net --data-dir images --output new --device abacus": "--device abacus cannot be used",
     "init net --data-dir images --dataset-args 3 --output new": "dataset_args must be of type dict[str",
-    "init bare --data-dir images --output new": "timm cannot make 'local-dir:bare' (No suitable checkpoints",
+    "init bare --data-dir images --output new": "there is no model.safetensors in 'bare'",
     "train recipe.yaml --epochs many": "epochs must be of type int, got 'many'.",
     "train recipe.yaml --model-args {nothing:\xa01}": "got an unexpected keyword argument 'nothing'",
     "train recipe.yaml --auto-augment rand-m9-x5": "timm has no policy auto_augment='rand-m9-x5' (Unknown",

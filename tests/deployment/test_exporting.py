@@ -115,7 +115,7 @@ def test_the_network_is_left_as_it_is(tmp_path):
     ("arguments", "error", "message"),
     [
         ({"stitch_ids": [99]}, ValueError, "99"),
-        ({"stitch_ids": []}, ValueError, "stitch_ids is empty"),
+        ({"stitch_ids": []}, ValueError, "stitch_ids must have one id or more"),
         ({"format": "tflite"}, ValueError, "format must be one of .onnx., .program.*, got .tflite."),
         ({"quantize": "int4"}, ValueError, "quantize='int4' does not fit format='onnx': expected 'int8' or"),
         ({"quantize": "int8"}, ValueError, "quantize='int8' with no images: give images"),

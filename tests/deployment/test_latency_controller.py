@@ -185,7 +185,7 @@ def test_a_call_is_judged_by_its_number_of_images():
 def test_what_cannot_be_observed_is_refused():
     controller = LatencyController(Clockless(), 50)
     for given in ({"latency_ms": -1}, {"latency_ms": float("nan")}, {"latency_ms": 1, "dropped": -1}):
-        with pytest.raises(ValueError, match=r"(latency_ms|dropped) must be 0 or more, got -1"):
+        with pytest.raises(ValueError, match=r"(latency_ms|dropped) must be 0 or more, got (-|nan)"):
             controller.observe(**given)
     with pytest.raises(ValueError, match=r"images must be 1 or more, got 0"):
         controller.observe(1, images=0)
