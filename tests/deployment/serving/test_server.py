@@ -197,7 +197,7 @@ def test_a_signal_ends_it_in_order(ending, number):
         try:
             answered.append(connection.getresponse().status)
         except ConnectionError:
-            answered.append(0)  # it arrived_at after the signal
+            answered.append(0)  # it came after the signal
     assert set(answered) <= {200, 503, 0}
     assert ending.process.stderr.read() == ""
     with pytest.raises(OSError, match="refused"):
@@ -217,7 +217,7 @@ def test_what_cannot_be_served_is_one_line(folder, capsys, tmp_path):
         assert main(["serve", str(folder), "--latency-ms", "50", "--port", port]) == 1
         assert f"cannot listen at 127.0.0.1:{port} (" in capsys.readouterr().err
     assert main(["serve", str(folder), "--latency-ms", "-5", "--port", "0"]) == 1
-    assert "latency_ms=-5.0" in capsys.readouterr().err
+    assert "latency_ms must be positive and finite, got -5.0" in capsys.readouterr().err
     model = timm_stitch.stitch(small_anchors())
     timm_stitch.save_pretrained(model, tmp_path / "unknown")
     assert main(["serve", str(tmp_path / "unknown"), "--latency-ms", "50", "--port", "0"]) == 1
