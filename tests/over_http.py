@@ -428,7 +428,7 @@ def test_the_page_as_a_space_that_runs(repo, tmp_path):
         app.kill()
         app.communicate()
     viewer = Viewer(timm_stitch.from_hub(repo))
-    look = viewer.look(viewer.prepare(Image.open(picture)), 0)
+    look = viewer.predict(viewer.prepare(Image.open(picture)), 0)
     assert {row["label"]: row["confidence"] for row in top["confidences"]} == pytest.approx(look.top)
     assert viewer.steps[0]["name"] in facts
     mark = re.search("<circle.*?>", viewer.curve(0))[0]

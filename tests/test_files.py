@@ -9,7 +9,7 @@ from multiprocessing.pool import ThreadPool
 
 import pytest
 
-from timm_stitch.files import files_in, lock_folder, steadily, whole_file, whole_folder
+from timm_stitch.files import atomic_files, lock_folder, read_consistently, whole_file, whole_folder
 
 
 class CrashError(Exception):
@@ -103,7 +103,7 @@ def test_writers_at_once_do_not_meet(tmp_path):
 def test_files_come_into_a_folder_and_leave_others_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "config.json").write_text("old")
-    with files_in(tmp_path) as beside:
+    with atomic_files(tmp_path) as beside:
         for name in ("config.json", "weights"):
             (beside / name).write_text("new")
         assert (tmp_path / "config.json").read_text() == "old"
@@ -113,11 +113,11 @@ def test_files_come_into_a_folder_and_leave_others_alone(tmp_path):
 
 
 def test_a_folder_is_as_it_was_after_a_crash(tmp_path):
-    crash(files_in(tmp_path / "new"), "config.json")
+    crash(atomic_files(tmp_path / "new"), "config.json")
     assert names(tmp_path) == []
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "config.json").write_text("old")
-    crash(files_in(tmp_path), "config.json")
+    crash(atomic_files(tmp_path), "config.json")
     assert names(tmp_path) == ["config.json", "notes.txt"]
     assert (tmp_path / "config.json").read_text() == "old"
 
@@ -127,13 +127,13 @@ def test_a_folder_that_somebody_else_uses_meanwhile_stays(tmp_path):
         (tmp_path / "new" / "theirs").write_text("theirs")
         fail()
 
-    crash(files_in(tmp_path / "new"), meanwhile=meanwhile)
+    crash(atomic_files(tmp_path / "new"), meanwhile=meanwhile)
     assert names(tmp_path / "new") == ["theirs"]
 
 
 def test_writers_of_one_folder_do_not_meet(tmp_path):
     def write_two(n):
-        with files_in(tmp_path / "net") as beside:
+        with atomic_files(tmp_path / "net") as beside:
             (beside / f"file-{n}").write_text("its own")
             (beside / "shared").write_text(str(n) * 10_000)
 
@@ -176,7 +176,7 @@ def test_a_place_that_holds_something_is_refused_before_anything_is_written(tmp_
         (place / "notes.txt").write_text("mine")
     else:
         place.write_text("mine")
-    with pytest.raises(FileExistsError, match="deploy' holds something: this needs a folder of its own"):
+    with pytest.raises(FileExistsError, match="deploy' is not empty: give a new or empty folder"):
         write(whole_folder(place), meanwhile=lambda: pytest.fail("it was not refused before writing"))
     assert names(tmp_path) == ["deploy"]
 
@@ -203,18 +203,18 @@ def test_of_two_writers_of_one_folder_the_first_wins(tmp_path):
 
 def test_files_that_belong_together_are_never_those_of_two_writers(tmp_path):
     folder, end, seen = tmp_path / "net", time.monotonic() + 3, []
-    with files_in(folder) as beside:
+    with atomic_files(folder) as beside:
         for name in "abc":
             (beside / name).write_text("0")
 
     def work(mark):
         while time.monotonic() < end:
             if mark:
-                with files_in(folder) as beside:
+                with atomic_files(folder) as beside:
                     for name in "abc":
                         (beside / name).write_text(str(mark))
             else:
-                seen.append(steadily([folder / name for name in "abc"], lambda: read_slowly(folder)))
+                seen.append(read_consistently([folder / name for name in "abc"], lambda: read_slowly(folder)))
 
     def read_slowly(folder):
         found = []
@@ -237,7 +237,7 @@ def test_a_reader_waits_for_a_writer_that_is_half_way(tmp_path):
     (tmp_path / "a").write_text("1")
     with ThreadPool(1) as pool:
         files = [tmp_path / name for name in "abc"]
-        found = pool.apply_async(steadily, [files, lambda: [file.read_text() for file in files]])
+        found = pool.apply_async(read_consistently, [files, lambda: [file.read_text() for file in files]])
         time.sleep(0.1)
         (tmp_path / "b").write_text("1")
         (tmp_path / "c").write_text("1")
@@ -253,7 +253,7 @@ def test_an_error_of_files_that_nobody_writes_is_raised_at_once(tmp_path):
         raise CrashError
 
     with pytest.raises(CrashError):
-        steadily([tmp_path / "a"], read)
+        read_consistently([tmp_path / "a"], read)
     assert len(calls) == 1
 
 
@@ -263,5 +263,5 @@ def test_what_a_killed_writer_left_is_removed_a_day_later(tmp_path):
         stray.mkdir()
         (stray / "a").write_text("half")
     os.utime(old, (1, 1))
-    write(files_in(tmp_path), name="b")
+    write(atomic_files(tmp_path), name="b")
     assert names(tmp_path) == [".writing-2-b", "b"]

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, then renamed."""
+"""Files and folders that appear whole or not at all: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -27,59 +27,58 @@ _TRIES, _PATIENCE = 3, 60.0
 
 @contextmanager
 def whole_file(path: PathLike) -> Iterator[Path]:
-    """A path to write to, which takes its place when all went well, and else leaves no trace.
+    """Yield a temporary path to write to, which is renamed to `path` on success and removed on failure.
 
-    What was written is flushed to the disk before it is renamed. Any number of processes may do this at once; the
-    last one wins.
+    The file is flushed to the disk before it is renamed. Any number of processes may write at once; the last one wins.
 
     Args:
-        path: where the file is to be; its folder is made if it is not there.
+        path: the final path; its folder is created if it does not exist.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{_mark()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{_unique_suffix()}{path.suffix}")
     try:
-        yield beside
-        with beside.open("rb+") as file:
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def files_in(folder: PathLike) -> Iterator[Path]:
-    """A folder to write files into, which are moved into `folder` one by one when all went well.
+def atomic_files(folder: PathLike) -> Iterator[Path]:
+    """Yield a temporary folder to write files into, which are moved into `folder` one by one on success.
 
-    Other files there are left alone; a folder that had to be made is removed again if nothing came of it. Any number
-    of writers may do this at once: the files of one are moved together, and the last one wins.
+    Other files there are left alone; a folder that was created here is removed again on failure. Any number of writers
+    may write at once: the files of one are moved together, and the last one wins.
 
     Args:
-        folder: where the files are to be; made if it is not there.
+        folder: the final folder; created if it does not exist.
     """
     folder = Path(folder)
-    made = not folder.exists()
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
-    beside = folder / f"{_WRITING}{_mark()}"
-    beside.mkdir()
+    temporary = folder / f"{_WRITING}{_unique_suffix()}"
+    temporary.mkdir()
     try:
-        yield beside
-        with alone_in(folder):
-            for file in sorted(beside.iterdir()):
+        yield temporary
+        with exclusive_lock(folder):
+            for file in sorted(temporary.iterdir()):
                 file.replace(folder / file.name)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        if made:
-            with suppress(OSError):  # another's files are there
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # another writer's files are there
                 folder.rmdir()
         raise
-    beside.rmdir()
+    temporary.rmdir()
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other writers of this machine from moving files into a folder, where the system can; waits a minute."""
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Keep other writers of this machine from moving files into a folder, if the system can; waits for a minute."""
     until, lock = time.monotonic() + _PATIENCE, lock_folder(folder)
     while isinstance(lock, BlockingIOError) and time.monotonic() < until:
         time.sleep(0.01)
@@ -92,11 +91,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def lock_folder(folder: Path) -> int | BlockingIOError | None:
-    """Lock a folder, which changes nothing in it.
+    """Lock a folder, without any change in it.
 
     Returns:
-        A descriptor that holds the lock until `os.close`, or until the process dies; the error where another holds it;
-        None where there is no such folder, or the system or the file system has no such locks.
+        A descriptor that holds the lock until `os.close`, or until the process dies; the error if another process holds
+        it; None if there is no such folder, or the system or the file system has no such locks.
     """
     if fcntl is None:
         return None
@@ -115,42 +114,42 @@ def lock_folder(folder: Path) -> int | BlockingIOError | None:
         return None
 
 
-def steadily(files: Iterable[Path], read: Callable[[], T]) -> T:
-    """Read several files that belong together, again if somebody wrote them meanwhile.
+def read_consistently(files: Iterable[Path], read: Callable[[], T]) -> T:
+    """Read several files that belong together, again if another process wrote them meanwhile.
 
     Args:
-        files: in one folder.
-        read: reads them; called until they were the same before and after, and at last while no writer may write.
+        files: the files, in one folder.
+        read: a function that reads them; called until they are the same before and after, and at last under a lock.
     """
     files = list(files)
     for _ in range(_TRIES):
-        with alone_in(files[0].parent):  # no writer is half way
+        with exclusive_lock(files[0].parent):  # no writer is half way
             before = _stamps(files)
         try:
-            found = read()
+            content = read()
         except Exception:
             if _stamps(files) == before:
                 raise
             continue
         if _stamps(files) == before:
-            return found
-    with alone_in(files[0].parent):
+            return content
+    with exclusive_lock(files[0].parent):
         return read()
 
 
 def _stamps(files: Iterable[Path]) -> list[tuple[int, int] | None]:
-    found: list[tuple[int, int] | None] = []
+    stamps: list[tuple[int, int] | None] = []
     for file in files:
         try:
             status = file.stat()
-            found.append((status.st_ino, status.st_mtime_ns))
+            stamps.append((status.st_ino, status.st_mtime_ns))
         except OSError:
-            found.append(None)
-    return found
+            stamps.append(None)
+    return stamps
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what writers left that were killed, a day after."""
+    """Remove folders of killed writers that are older than a day."""
     for stray in folder.glob(f"{_WRITING}*"):
         with suppress(OSError):
             if time.time() - stray.stat().st_mtime > _DAY:
@@ -159,26 +158,26 @@ def _sweep(folder: Path) -> None:
 
 @contextmanager
 def whole_folder(folder: PathLike) -> Iterator[Path]:
-    """A folder to write into, which takes its place when all went well, and else leaves no trace.
+    """Yield a temporary folder to write into, which is renamed to `folder` on success and removed on failure.
 
     Raises:
-        FileExistsError: if there is something at that place, other than an empty folder.
+        FileExistsError: if `folder` exists and is not an empty folder.
     """
     folder = Path(folder).resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{str(folder)!r} holds something: this needs a folder of its own, give a new one.")
+        raise FileExistsError(f"{str(folder)!r} is not empty: give a new or empty folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{_mark()}")
-    beside.mkdir()
+    temporary = folder.with_name(f".{folder.name}.{_unique_suffix()}")
+    temporary.mkdir()
     try:
-        yield beside
+        yield temporary
         if folder.exists():
-            folder.rmdir()  # refuses, if something has come into it meanwhile
-        beside.replace(folder)
+            folder.rmdir()  # fails if a file has appeared in it meanwhile
+        temporary.replace(folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _mark() -> str:
-    """What no other writer has in its names."""
+def _unique_suffix() -> str:
+    """Make a suffix that no other writer uses."""
     return f"{os.getpid()}-{secrets.token_hex(4)}"

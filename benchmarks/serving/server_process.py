@@ -21,7 +21,7 @@ import timm_stitch
 from timm_stitch.deployment.policies import LatencyTable
 from timm_stitch.deployment.serving.latencies import latency_rows
 from timm_stitch.deployment.serving.promise import Promise
-from timm_stitch.deployment.serving.server import NetworkServer
+from timm_stitch.deployment.serving.server import HttpServer
 from timm_stitch.plan.timings import call_times
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
@@ -35,12 +35,12 @@ COUNT = 8  # images of a request
 def serve(folder: str, promise: Promise, calls: str, pipe: Any) -> None:
     """Serve, and at the end write down each call: when it ended, how long it took, and what was expected."""
     torch.set_num_threads(1)
-    server = NetworkServer(lambda: timm.create_model(f"local-dir:{folder}", pretrained=True), promise, port=0)
+    server = HttpServer(lambda: timm.create_model(f"local-dir:{folder}", pretrained=True), promise, port=0)
     metrics, rows = server.application.metrics.watch, []
 
     def watch(call: Any) -> None:
         metrics(call)
-        rows.append((time.monotonic(), call.took, call.expected, call.passed))
+        rows.append((time.monotonic(), call.duration_s, call.expected, call.dropped))
 
     server.service.engine.watch = watch
     pipe.send(server.address)

@@ -49,7 +49,7 @@ def simulate_run(run: Row, calls: list[list[Any]], table: LatencyTable) -> float
     slow = [
         took / expected for at, took, expected, _ in calls if run["began"] <= at <= run["ended"] and expected and took
     ]
-    reserve = promise.reserve
+    reserve = promise.overhead_ms
     if promise.policy == "drain":
         policy: Any = DrainPolicy(table, reserve)
     else:

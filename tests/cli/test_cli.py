@@ -201,7 +201,7 @@ def test_images_of_more_classes_than_the_network_are_refused(folder, tmp_path, c
     timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs(num_classes=5)), tmp_path / "five")
     assert run("eval", tmp_path / "five", "--data-dir", folder / "images") == 1
     error = capsys.readouterr().err
-    assert "the images have 10 classes, the network 5: make it with num_classes=10" in error
+    assert "the images have 10 classes, the network 5: create it with num_classes=10" in error
     assert error.count("\n") == 1
 
 

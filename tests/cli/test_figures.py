@@ -13,7 +13,7 @@ import timm_stitch
 from timm_stitch.cli.entry import main
 from timm_stitch.data import look
 from timm_stitch.data.config import DataConfig
-from timm_stitch.data.look import line_of, look_at_split
+from timm_stitch.data.look import inspect_split, summary
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_check_tells_what_is_wrong_with_images(folder, tmp_path, capsys):
     first = found["splits"][0]
     assert (first["passed_over"], first["modes"], first["classes"]) == ({".webp": 1}, {"L": 2}, ["a", "b"])
     text = "\n".join(found["warnings"])
-    for part in ("train/a/1.png' cannot be read", "1 files (.webp) are passed over", "validation lacks classes"):
+    for part in ("train/a/1.png' cannot be read", "1 files (.webp) are skipped", "validation lacks classes"):
         assert part in text
 
 
@@ -118,7 +118,7 @@ def test_training_looks_at_the_images_before_the_first_step(folder, tmp_path, ca
     timm_stitch.train(net, config)
     out = capsys.readouterr()
     assert "train: 3 images of 3 classes; sizes 40x40 (3); modes RGB (3)" in out.out + out.err
-    assert "train: 1 files (.txt) are passed over" in caplog.text
+    assert "train: 1 files (.txt) are skipped" in caplog.text
     assert "validation lacks classes that train has: b." in caplog.text
     timm_stitch.save_pretrained(net, tmp_path / "kept")
     assert json.loads((tmp_path / "kept" / "config.json").read_text())["label_names"] == ["a", "b", "c"]
@@ -132,9 +132,9 @@ def test_training_looks_at_the_images_before_the_first_step(folder, tmp_path, ca
 
 def test_a_look_that_is_cut_short_says_how_many_were_read(folder):
     config = DataConfig(data_dir=str(folder / "images"))
-    found = look_at_split(config, training=True, seconds=-1)
+    found = inspect_split(config, training=True, seconds=-1)
     assert (found["images"], found["read"]) == (3, 0)
-    assert "of which 0 were read" in line_of(found)
+    assert "of which 0 were read" in summary(found)
     assert sorted(look._spread(7)) == list(range(7))
 
 
@@ -148,5 +148,5 @@ def test_a_mapping_without_a_blank_is_refused(folder, capsys):
     images = ("--data-dir", folder / "images", "--output", folder / "none")
     assert run("train", "folder", "--model-args", "{num_classes:9}", *images) == 1
     said = capsys.readouterr().err
-    assert "'{num_classes:9}' has no blank after a colon: write '{num_classes: 9}'" in said
+    assert "'{num_classes:9}' has no space after a colon: write '{num_classes: 9}'" in said
     assert said.count("\n") == 1

@@ -42,10 +42,10 @@ def test_a_missing_class_shifts_no_label(tmp_path, caplog):
 
 def test_classes_are_never_told_by_position_alone(tmp_path, caplog):
     images(tmp_path, validation="bc", valid="xyz")
-    with pytest.raises(ValueError, match=r"have 2 classes, the network 3 of which it knows no names"):
+    with pytest.raises(ValueError, match=r"have 2 classes, the network 3 with no names"):
         labels(tmp_path, network(3))
     assert labels(tmp_path, network(3, "abc")) == [1, 2]
-    with pytest.raises(ValueError, match=r"does not know: 'c'; of its own are not there: 'a', 'd'"):
+    with pytest.raises(ValueError, match=r"does not know: 'c'; they lack of its own: 'a', 'd'"):
         labels(tmp_path, network(3, "abd"))
     caplog.clear()
     with caplog.at_level(logging.WARNING):

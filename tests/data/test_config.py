@@ -25,13 +25,17 @@ def test_every_field_says_what_it_is():
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"workers": -1}, ValueError, "workers=-1 is out of range: expected 0 <= workers <= inf"),
-        ({"crop_mode": "five"}, ValueError, "crop_mode='five' is unknown: expected one of"),
-        ({"dataset_args": {"input_key": ["a"]}}, TypeError, "dataset_args=.* is a dict: expected dict"),
-        ({"dataset_args": {"name": "a"}}, ValueError, "dataset_args has name: expected some of download"),
-        ({"dataset": "wsd/x"}, ValueError, "dataset='wsd/x' names no reader: expected torch/…, hfds/…, "),
-        ({"dataset": "folder"}, ValueError, "dataset='folder' names no reader: .* leave it out for a folder of images"),
-        ({"crop_ratio": [2, 1]}, ValueError, r"crop_ratio=\(2, 1\) is not a range"),
+        ({"workers": -1}, ValueError, "workers must be 0 or more, got -1"),
+        ({"crop_mode": "five"}, ValueError, "crop_mode must be one of rrc, rkrc, rkrr, got 'five'"),
+        ({"dataset_args": {"input_key": ["a"]}}, TypeError, "dataset_args must be of type dict"),
+        ({"dataset_args": {"name": "a"}}, ValueError, "dataset_args must have names of download.*, got name"),
+        ({"dataset": "wsd/x"}, ValueError, "dataset must begin with torch/…, hfds/….*, got 'wsd/x'"),
+        (
+            {"dataset": "folder"},
+            ValueError,
+            "dataset must begin with .*, got 'folder': leave it out",
+        ),
+        ({"crop_ratio": [2, 1]}, ValueError, r"crop_ratio must be two positive numbers.*, got \(2, 1\)"),
         ({"epochs": 3}, ValueError, "unknown fields epochs: the fields are accumulate, auto_augment"),
     ],
 )
@@ -62,11 +66,11 @@ def test_a_field_is_declared_once():
     assert about(options(Small)["rate"]) == "float, 0 to 1, default 0.0001"
     assert about(options(Small)["kind"]) == "null or a or b, default null"
     assert Small(**read(Small, {"rate": "1e-2", "name": "x"})) == Small(rate=0.01, name="x", more={})
-    with pytest.raises(ValueError, match="rate=2 is out of range: expected 0 <= rate <= 1"):
+    with pytest.raises(ValueError, match="rate must be 0 to 1, got 2"):
         Small(rate=2, name="x")
-    with pytest.raises(ValueError, match="kind='c' is unknown: expected one of"):
+    with pytest.raises(ValueError, match=r"kind must be one of .*, got 'c'"):
         Small(kind="c", name="x")
-    with pytest.raises(TypeError, match="name=None is a NoneType: expected str"):
+    with pytest.raises(TypeError, match="name must be of type str, got None"):
         Small(name=None)
     with pytest.raises(ValueError, match="unknown fields note"):
         read(Small, {"note": "x"})

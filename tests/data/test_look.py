@@ -7,7 +7,7 @@ from PIL import Image
 from timm_stitch.cli.entry import main
 from timm_stitch.data.config import DataConfig
 from timm_stitch.data.images import open_image
-from timm_stitch.data.look import look_at_split, warnings_of
+from timm_stitch.data.look import find_warnings, inspect_split
 
 
 def palette_image(transparency):
@@ -39,10 +39,10 @@ def test_images_with_transparent_parts_are_counted(tmp_path, name):
     image, options, transparent = IMAGES[name]
     (tmp_path / "train" / "a").mkdir(parents=True)
     image.save(tmp_path / "train/a/0.png", **options)
-    found = look_at_split(DataConfig(data_dir=str(tmp_path)), training=True)
+    found = inspect_split(DataConfig(data_dir=str(tmp_path)), training=True)
     assert found["transparent"] == transparent
     assert found["modes"] == {Image.open(tmp_path / "train/a/0.png").mode: 1}
-    told = [line for line in warnings_of([found]) if "transparent" in line]
+    told = [line for line in find_warnings([found]) if "transparent" in line]
     assert len(told) == transparent
     assert all("train: images with transparent parts: 1. The network sees the colours" in line for line in told)
 

@@ -115,8 +115,8 @@ def test_the_network_is_left_as_it_is(tmp_path):
     ("arguments", "error", "message"),
     [
         ({"stitch_ids": [99]}, ValueError, "99"),
-        ({"stitch_ids": []}, ValueError, "stitch_ids is empty"),
-        ({"format": "tflite"}, ValueError, "format=.tflite. is unknown: expected one of .onnx., .program."),
+        ({"stitch_ids": []}, ValueError, "stitch_ids must have one id or more"),
+        ({"format": "tflite"}, ValueError, "format must be one of .onnx., .program.*, got .tflite."),
         ({"quantize": "int4"}, ValueError, "quantize='int4' does not fit format='onnx': expected 'int8' or"),
         ({"quantize": "int8"}, ValueError, "quantize='int8' with no images: give images"),
         (
@@ -157,7 +157,7 @@ def test_a_fixed_batch_is_the_only_one(net, tmp_path):
 
 def test_a_folder_in_use_is_left_alone(net, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds something: this needs a folder of its own"):
+    with pytest.raises(FileExistsError, match="is not empty: give a new or empty folder"):
         timm_stitch.export(net, tmp_path, 3)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "empty").mkdir()

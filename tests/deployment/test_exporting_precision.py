@@ -55,15 +55,15 @@ def test_stitches_share_8_bit_weights_of_channels_that_have_next_to_none(tmp_pat
             module.weight.data[0] *= 1e-9
     ids = [s.stitch_id for s in net.plan if not s.is_anchor][:2]
     manifest = timm_stitch.export(net, tmp_path / "deploy", ids, quantize="int8", images=x, image_size=64)
-    places = []
+    locations = []
     for row in manifest["stitches"]:
         graph = onnx.load(tmp_path / "deploy" / row["file"], load_external_data=False).graph
         weights = [i for i in graph.initializer if i.data_type == onnx.TensorProto.INT8 and i.external_data]
-        places.append({i.name: {e.key: e.value for e in i.external_data}["offset"] for i in weights})
+        locations.append({i.name: {e.key: e.value for e in i.external_data}["offset"] for i in weights})
         assert row["max_difference"] < 0.05 * float((out := net(x, row["stitch_id"]).detach()).max() - out.min())
-    both = {name for name in places[0].keys() & places[1].keys() if name.startswith("anchors")}
+    both = {name for name in locations[0].keys() & locations[1].keys() if name.startswith("anchors")}
     assert len(both) > 8
-    assert all(places[0][name] == places[1][name] for name in both)
+    assert all(locations[0][name] == locations[1][name] for name in both)
 
 
 @pytest.mark.filterwarnings("ignore:the float32 number")  # which onnxruntime's converter says of weights near zero

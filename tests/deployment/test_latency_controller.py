@@ -34,21 +34,21 @@ class Clockless:
 
 def drive(controller, slowdowns, noise=0.03, seed=0):
     """The stitches and latencies of requests on a machine that slows down as given."""
-    rng, ran, took = random.Random(seed), [], []
+    rng, ran, duration_s = random.Random(seed), [], []
     for slow in slowdowns:
         stitch_id = controller.stitch_id
         ms = ROWS[stitch_id]["latency_ms"] * slow * rng.uniform(1 - noise, 1 + noise)
         ran.append(stitch_id)
-        took.append(ms)
+        duration_s.append(ms)
         controller.observe(ms)
-    return ran, took
+    return ran, duration_s
 
 
 def test_it_holds_the_target_while_load_comes_and_goes():
     load = [1.0] * 100 + [2.3] * 100 + [1.2] * 100
     controller = LatencyController(Clockless(), target_ms=21)
-    ran, took = drive(controller, load)
-    within = sum(ms <= 21 for ms in took) / len(took)
+    ran, duration_s = drive(controller, load)
+    within = sum(ms <= 21 for ms in duration_s) / len(duration_s)
     assert within > 0.97
     for fixed in (4, 3):  # the best for an idle machine, and the next
         held = sum(ROWS[fixed]["latency_ms"] * slow <= 21 for slow in load) / len(load)
@@ -121,12 +121,12 @@ def serve(controller, rate, rows, told, most=1, seconds=30.0, promise=0.05):
         How many requests were dropped in the second half, in per cent, and how many calls of it each stitch had.
     """
     arrivals, waiting, now = deque(gamma_arrivals(rate, seconds, cv2=0.2)), deque(), 0.0
-    dropped, lost, came, ran = 0, 0, 0, Counter()
+    dropped, lost, arrived_at, ran = 0, 0, 0, Counter()
     while arrivals or waiting:
         now = now if waiting else max(now, arrivals[0])
         while arrivals and arrivals[0] <= now:
             waiting.append(arrivals.popleft())
-            came += now > seconds / 2
+            arrived_at += now > seconds / 2
         row = rows[controller.stitch_id]
         while waiting and waiting[0] + promise < now + row["latency_ms"] / 1e3:
             waiting.popleft()
@@ -142,7 +142,7 @@ def serve(controller, rate, rows, told, most=1, seconds=30.0, promise=0.05):
             waiting.popleft()
         controller.observe(ms, dropped if told else 0, images=take)
         dropped = 0
-    return 100 * lost / came, ran
+    return 100 * lost / arrived_at, ran
 
 
 @pytest.mark.parametrize(
@@ -185,9 +185,9 @@ def test_a_call_is_judged_by_its_number_of_images():
 def test_what_cannot_be_observed_is_refused():
     controller = LatencyController(Clockless(), 50)
     for given in ({"latency_ms": -1}, {"latency_ms": float("nan")}, {"latency_ms": 1, "dropped": -1}):
-        with pytest.raises(ValueError, match=r"latency_ms=.*: expected none below 0"):
+        with pytest.raises(ValueError, match=r"(latency_ms|dropped) must be 0 or more, got (-|nan)"):
             controller.observe(**given)
-    with pytest.raises(ValueError, match=r"images=0: expected 1 or more"):
+    with pytest.raises(ValueError, match=r"images must be 1 or more, got 0"):
         controller.observe(1, images=0)
     assert controller.observe(0.0) == 4
     assert controller.observe(0.0, dropped=3) == 3  # also where thousands would be answered in time
@@ -200,7 +200,7 @@ def test_what_is_not_known_is_said():
         LatencyController(Clockless(), 20, rows=[{"stitch_id": 0, "top1": 70.0}])
     with pytest.raises(ValueError, match="rows is empty"):
         LatencyController(Clockless(), 20, rows=[])
-    with pytest.raises(ValueError, match="target_ms=-1"):
+    with pytest.raises(ValueError, match="target_ms must be positive, got -1"):
         LatencyController(Clockless(), -1)
 
 

@@ -48,11 +48,14 @@ def test_a_table_keeps_what_is_worth_running():
     assert table.seconds(0, 3) == pytest.approx(0.010 + 0.010 * 2 / 3)
     assert table.seconds(1, 8) == pytest.approx(0.120)
     assert [table.largest_within(0, seconds, 4) for seconds in (0.005, 0.010, 0.0134, 1.0)] == [0, 1, 2, 4]
+    assert [table.slowest_within(seconds) for seconds in (0.005, 0.010, 0.030)] == [0, 0, 1]
+    assert table.slowest_within(0.030, count=4) == 0
+    assert table.slowest_within(1.0, up_to=0) == 0
     disturbed = [{"stitch_id": 0, "top1": 70.0, "latency_ms_batch_1": 9.0, "latency_ms_batch_4": 6.0}]
     assert LatencyTable(disturbed).seconds(0, 1) == 0.006  # a call of fewer images takes no longer
     with pytest.raises(ValueError, match="no row has both top1 and latency_ms: evaluate and profile"):
         LatencyTable([{"stitch_id": 0, "top1": 70.0}])
-    with pytest.raises(ValueError, match=r"stitch 0 takes 0.0 ms for 1 images: expected positive numbers"):
+    with pytest.raises(ValueError, match=r"must be positive, got 0.0 ms for 1 images of stitch 0"):
         LatencyTable([{"stitch_id": 0, "top1": 70.0, "latency_ms": 0}])
 
 
@@ -77,39 +80,39 @@ def test_drain_takes_the_dearest_that_answers_all_in_time(table):
     assert policy.choose(0.0, [10.0], steady) == (last, 1, 0)
     for waiting in (2, 20, 100, 300):
         deadlines = [1.0] * waiting
-        level, take, passed = policy.choose(0.0, deadlines, steady)
+        index, take, passed = policy.choose(0.0, deadlines, steady)
         assert passed == 0
         drained, spent = 0, 0.0
         while drained < waiting:  # that stitch does answer all in time, and the next dearer one does not
             now = min(take, waiting - drained)
-            spent, drained = spent + table.seconds(level, now), drained + now
+            spent, drained = spent + table.seconds(index, now), drained + now
         assert spent <= 1.0
-        assert level == last or table.each[level + 1] * waiting > 0.7
-    assert policy.choose(0.0, [10.0] * 50, steady).level > policy.choose(0.0, [1.0] * 50, steady).level
+        assert index == last or table.each[index + 1] * waiting > 0.7
+    assert policy.choose(0.0, [10.0] * 50, steady).table_index > policy.choose(0.0, [1.0] * 50, steady).table_index
 
 
 def test_drain_passes_over_what_cannot_be_met_and_always_runs_something(table):
     policy, slow = DrainPolicy(table), Slowdown()
     shortest = table.seconds(0, 1)
-    level, take, passed = policy.choose(0.0, [-1.0, shortest / 2, 2 * shortest, 3 * shortest], slow)
-    assert (level, passed) == (0, 2)
+    index, take, passed = policy.choose(0.0, [-1.0, shortest / 2, 2 * shortest, 3 * shortest], slow)
+    assert (index, passed) == (0, 2)
     assert take >= 1
     assert policy.choose(0.0, [-1.0], slow) == (0, 1, 0)
     assert policy.choose(0.0, [-2.0, -1.0], slow) == (0, 1, 1)
     for _ in range(50):
         slow.note(100.0, 1.0)  # the machine hangs …
-    assert policy.choose(0.0, [10 * shortest] * 5, slow).take >= 1
+    assert policy.choose(0.0, [10 * shortest] * 5, slow).batch >= 1
     for _ in range(50):
         slow.note(1.0, 1.0)  # … and comes back
-    assert policy.choose(0.0, [10.0], slow).level == len(table) - 1
+    assert policy.choose(0.0, [10.0], slow).table_index == len(table) - 1
 
 
 def test_a_reserve_is_kept_of_every_promise(table):
     tight = table.seconds(len(table) - 1, 1) * 1.01
-    assert DrainPolicy(table, share=1.0).choose(0.0, [tight], Slowdown()).level == len(table) - 1
-    assert DrainPolicy(table).choose(0.0, [tight], Slowdown()).level < len(table) - 1
+    assert DrainPolicy(table, share=1.0).choose(0.0, [tight], Slowdown()).table_index == len(table) - 1
+    assert DrainPolicy(table).choose(0.0, [tight], Slowdown()).table_index < len(table) - 1
     assert (
-        DrainPolicy(table, reserve_ms=1e3 * tight / 2, share=1.0).choose(0.0, [tight], Slowdown()).level
+        DrainPolicy(table, reserve_ms=1e3 * tight / 2, share=1.0).choose(0.0, [tight], Slowdown()).table_index
         < len(table) - 1
     )
 
@@ -118,11 +121,11 @@ def test_slowdown_is_careful_but_forgets_outliers():
     slowdown = Slowdown()
     for spent in (1.0, 1.1, 57.0, *[1.0] * 17):
         slowdown.note(spent, 1.0)
-    assert slowdown.usual == 1.0
-    assert slowdown.careful == 4.0  # bounded, whatever the outlier
+    assert slowdown.median == 1.0
+    assert slowdown.capped_quantile == 4.0  # bounded, whatever the outlier
     for _ in range(40):
         slowdown.note(2.0, 1.0)
-    assert slowdown.usual == slowdown.careful == 2.0
+    assert slowdown.median == slowdown.capped_quantile == 2.0
 
 
 @pytest.mark.parametrize("make", [DrainPolicy, SlackFitPolicy, lambda table: FixedPolicy(table, 5)])
@@ -130,8 +133,8 @@ def test_decisions_fit_the_queue(table, make):
     policy, draw = make(table), random.Random(0)
     for _ in range(300):
         deadlines = sorted(draw.uniform(-0.1, 0.4) for _ in range(draw.randint(1, 60)))
-        level, take, passed = policy.choose(0.0, deadlines, Slowdown())
-        assert 0 <= level < len(table)
+        index, take, passed = policy.choose(0.0, deadlines, Slowdown())
+        assert 0 <= index < len(table)
         assert take >= 1
         assert passed >= 0
         assert passed + take <= len(deadlines)
@@ -152,12 +155,12 @@ def test_on_an_ideal_machine_drain_keeps_its_promise_and_scores_best(name, load,
 
     def play(policy):
         outcome = simulate(arrivals, [Replica(table, policy)], promise)
-        assert outcome.met + outcome.late + outcome.passed == outcome.requests == len(arrivals)
+        assert outcome.met + outcome.late + outcome.dropped == outcome.requests == len(arrivals)
         assert outcome.stitches.total() == outcome.met
         return outcome
 
     ours, slack_fit = play(DrainPolicy(table)), play(SlackFitPolicy(table))
-    fixed = max(play(FixedPolicy(table, level)).score for level in range(len(table)))
+    fixed = max(play(FixedPolicy(table, index)).score for index in range(len(table)))
     assert ours.attainment >= 99.9
     assert ours.score > slack_fit.score
     assert ours.score > fixed + above
@@ -180,7 +183,7 @@ def test_small_calls_count_as_long_as_they_are(load):
 
     ours = play(DrainPolicy(table))
     assert ours.attainment >= 99.9
-    assert ours.score > max(play(FixedPolicy(table, level)).score for level in range(len(table)))
+    assert ours.score > max(play(FixedPolicy(table, index)).score for index in range(len(table)))
     assert ours.score > play(SlackFitPolicy(table)).score
 
 
@@ -242,5 +245,5 @@ def test_arrivals(tmp_path):
     with pytest.raises(ValueError, match=r"line 2 of .*trace.csv' does not begin with a time in seconds"):
         recorded_arrivals(file)
     file.write_text("")
-    with pytest.raises(ValueError, match="holds no times of requests"):
+    with pytest.raises(ValueError, match="has no arrival times"):
         recorded_arrivals(file)

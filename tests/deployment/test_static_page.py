@@ -183,9 +183,9 @@ def test_another_runtime_is_refused(tmp_path, monkeypatch):
     net, _ = network()
     with pytest.raises(OSError, match=r"cannot be fetched .*npm pack onnxruntime-web@1.30.0\) and put it at"):
         timm_stitch.export(net, tmp_path / "page", format="web")
-    place = tmp_path / "cache" / "timm_stitch" / web_folder.RUNTIME
-    place.parent.mkdir(parents=True)
-    place.write_bytes(b"something else")
-    with pytest.raises(OSError, match=r"is not onnxruntime-web 1\.30\.0 as npm has it"):
+    location = tmp_path / "cache" / "timm_stitch" / web_folder.RUNTIME
+    location.parent.mkdir(parents=True)
+    location.write_bytes(b"something else")
+    with pytest.raises(OSError, match=r"is not npm's onnxruntime-web 1\.30\.0"):
         timm_stitch.export(net, tmp_path / "page", format="web")
     assert not (tmp_path / "page").exists()

@@ -80,7 +80,7 @@ def test_it_shows_what_the_network_gives(net, pictures):
     assert 1 < len(viewer.steps) < net.num_stitches
     x = viewer.prepare(Image.open(pictures[0]))
     for n, row in enumerate(viewer.steps):
-        look = viewer.look(x, n)
+        look = viewer.predict(x, n)
         assert look.top == expected(net, pictures[0], row["stitch_id"])
         assert look.latency_ms > 0
         facts = viewer.facts(n, look)
@@ -94,9 +94,9 @@ def test_users_do_not_meet(net, pictures):
     viewer = Viewer(net)
     seen = [viewer.prepare(Image.open(picture)) for picture in pictures]
     asked = [(n % 2, n % len(viewer.steps)) for n in range(40)]
-    alone = {(i, n): viewer.look(seen[i], n).top for i, n in set(asked)}
+    alone = {(i, n): viewer.predict(seen[i], n).top for i, n in set(asked)}
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda ask: viewer.look(seen[ask[0]], ask[1]).top, asked))
+        found = list(pool.map(lambda ask: viewer.predict(seen[ask[0]], ask[1]).top, asked))
     for ask, top in zip(asked, found, strict=True):
         assert top == pytest.approx(alone[ask])
     assert net.stitch_id == net.plan.anchor_id(2)
@@ -107,15 +107,15 @@ def test_the_mark_is_on_the_point_that_was_drawn(net):
     viewer = Viewer(net)
     drawn = {(float(x), float(y)) for x, y in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', viewer.curve(0))}
     assert len(drawn) > net.num_stitches / 2
-    places = set()
+    locations = set()
     for n, row in enumerate(viewer.steps):
         html = viewer.curve(n)
         mark = re.search(r'class="here" data-stitch-id="(\d+)" cx="([\d.]+)" cy="([\d.]+)"', html)
         assert int(mark[1]) == row["stitch_id"]
         x, y = float(mark[2]), float(mark[3])
         assert min(abs(x - a) + abs(y - b) for a, b in drawn) < 0.05
-        places.add((x, y))
-    assert len(places) == len(viewer.steps)
+        locations.add((x, y))
+    assert len(locations) == len(viewer.steps)
 
 
 def test_accuracy_that_is_not_known_is_not_shown(net):
@@ -140,7 +140,7 @@ def test_grey_images_sizes_and_names():
     viewer = Viewer(grey)
     x = viewer.prepare(Image.new("RGBA", (50, 40), (200, 30, 90, 255)))
     assert x.shape == (1, 1, 32, 32)
-    assert next(iter(viewer.look(x, 0).top)).startswith("class ")
+    assert next(iter(viewer.predict(x, 0).top)).startswith("class ")
     assert viewer.prepare(None) is None
     assert Viewer(grey, ["a"] * 10).labels == [f"a ({i})" for i in range(10)]
     big = timm.create_model("snnet", anchors=anchor_specs(num_classes=1000)).eval()
@@ -148,8 +148,8 @@ def test_grey_images_sizes_and_names():
     assert len(set(labels)) == 1000
     assert labels[0].startswith("tench")
     two = timm.create_model("snnet", anchors=anchor_specs(num_classes=2)).eval()
-    assert len(Viewer(two, ["no", "yes"]).look(torch.zeros(1, 3, 32, 32), 0).top) == 2
-    with pytest.raises(ValueError, match="there are 3 labels for 2 classes"):
+    assert len(Viewer(two, ["no", "yes"]).predict(torch.zeros(1, 3, 32, 32), 0).top) == 2
+    with pytest.raises(ValueError, match="labels must be one for each of 2 classes, got 3"):
         Viewer(two, ["a", "b", "c"])
     with pytest.raises(ValueError, match="this network has 0 classes and takes 3 channels"):
         Viewer(two.reset_classifier(0) or two)
@@ -177,7 +177,7 @@ def test_what_cannot_be_a_space(folder, capsys):
 
 
 @pytest.fixture
-def served(folder, tmp_path):
+def deployment(folder, tmp_path):
     """The address of `timm-stitch demo`, run as a user would."""
     pytest.importorskip("gradio", reason=NO_GRADIO)
     with socket.socket() as free:
@@ -248,12 +248,12 @@ def check(seen, net, picture, row):
 
 
 @pytest.mark.slow
-def test_in_a_browser(net, served, browser, pictures, tmp_path):
+def test_in_a_browser(net, deployment, browser, pictures, tmp_path):
     steps = Viewer(net).steps
     page, other = browser.new_page(), browser.new_page()
     errors = []
     page.on("pageerror", lambda error: errors.append(error))
-    page.goto(served)
+    page.goto(deployment)
     page.wait_for_selector("#curve circle.here", timeout=60_000)
     assert "–" in page.inner_text("#facts .latency b")
 
@@ -273,7 +273,7 @@ def test_in_a_browser(net, served, browser, pictures, tmp_path):
     assert cheapest["mark"][1] > dearest["mark"][1]  # less accurate is further down
 
     # Somebody else looks at another image through another stitch.
-    other.goto(served)
+    other.goto(deployment)
     other.set_input_files("#image input[type=file]", pictures[1])
     wait_for(other, steps[-1]["stitch_id"])
     check(shown(other), net, pictures[1], steps[-1])

@@ -54,11 +54,9 @@ def test_accumulation_changes_nothing_but_rounding():
 
 
 def test_batches_that_cannot_be_shared_out():
-    with pytest.raises(
-        ValueError, match="batch_size=16 cannot be shared out to 1 processes in accumulate=3 micro-batches"
-    ):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of 3"):
         go(BASE | {"accumulate": 3})
-    with pytest.raises(ValueError, match="pair images, but a process has 1 at a time"):
+    with pytest.raises(ValueError, match=r"must be even for mixup=.*, which pair images, got 1"):
         go(BASE | {"accumulate": 16, "mixup": 0.5})
 
 
@@ -79,5 +77,5 @@ def test_a_sharded_run_equals_one_process_and_resumes(more, tmp_path):
 
 @pytest.mark.slow
 def test_what_does_not_go_with_sharding_is_refused(tmp_path):
-    with pytest.raises(AssertionError, match=r"ema_decay=0\.5 does not go together with FSDP2"):
+    with pytest.raises(AssertionError, match=r"ema_decay must be None with FSDP2, got 0\.5"):
         two(BASE | {"ema_decay": 0.5, "sharded": True}, tmp_path / "none.json", **FSDP)

@@ -98,9 +98,9 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint in .* to resume: use resume='auto'"):
         go(BASE | {"output": str(tmp_path), "resume": True})
     go(BASE | {"output": str(tmp_path), "max_steps": 2})
-    with pytest.raises(ValueError, match=r"there is a run already.*set resume='auto' to continue it"):
+    with pytest.raises(ValueError, match=r"the output has a run already.*set resume='auto' to continue it"):
         go(BASE | {"output": str(tmp_path)})
-    with pytest.raises(ValueError, match=r"begun with other values: lr=0.5 \(was 0.001\)"):
+    with pytest.raises(ValueError, match=r"started with other values: lr=0.5 \(was 0.001\)"):
         go(BASE | {"output": str(tmp_path), "lr": 0.5, "resume": "auto"})
     last = Checkpoints(tmp_path / "checkpoints").last
     last.write_bytes(last.read_bytes()[:1000])

@@ -78,7 +78,7 @@ def test_images_and_convolutions_lie_channels_last(monkeypatch):
 
 
 def test_an_optimizer_without_a_fused_form_is_refused():
-    with pytest.raises(ValueError, match="opt='lamb' has no fused form here: set fused=False"):
+    with pytest.raises(ValueError, match=r"opt must be .* with fused=True, got 'lamb': set fused=False"):
         go(RUN | {"opt": "lamb", "fused": True})
 
 

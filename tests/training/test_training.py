@@ -133,7 +133,7 @@ def test_a_teacher_of_one_size_sees_images_of_that_size():
     teacher = timm.create_model("vit_tiny_patch16_224", img_size=48, **small)
     assert Teacher(teacher)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     grey = timm.create_model("vit_tiny_patch16_224", img_size=32, in_chans=1, **small)
-    with pytest.raises(ValueError, match="knows 1 channels, the network 3"):
+    with pytest.raises(ValueError, match="has 1 channels, the network 3"):
         find_teacher(config(distillation="hard"), grey, network())
 
 

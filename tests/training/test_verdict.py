@@ -4,7 +4,7 @@ import torch
 from training_run import BASE_QUIET, Noisy, network
 
 import timm_stitch
-from timm_stitch.training.verdict import verdict
+from timm_stitch.training.verdict import training_report
 
 ROWS = [
     {"stitch_id": 0, "name": "small", "macs": 1.0, "top1": 80.0},
@@ -15,17 +15,17 @@ ROWS = [
 
 
 def test_a_network_that_kept_its_anchors_and_has_a_stitch_to_choose():
-    assert verdict(ROWS, {0: 80.05, 1: 89.0}) == []
+    assert training_report(ROWS, {0: 80.05, 1: 89.0}) == []
 
 
 def test_anchors_that_fell_are_named_with_both_figures():
-    (line,) = verdict(ROWS, {0: 81.5, 1: 90.0})
-    assert line.startswith("1 of 2 anchors fell by training: small from 81.50 to 80.00 %. ")
+    (line,) = training_report(ROWS, {0: 81.5, 1: 90.0})
+    assert line.startswith("1 of 2 anchors lost accuracy in training: small from 81.50 to 80.00 %. ")
 
 
 def test_stitches_that_are_all_beaten():
     beaten = [row | {"top1": 79.0} if row["stitch_id"] > 1 else row for row in ROWS]
-    (line,) = verdict(beaten, {0: 80.0, 1: 90.0})
+    (line,) = training_report(beaten, {0: 80.0, 1: 90.0})
     assert line.startswith("all 2 stitches between anchors are beaten")
 
 

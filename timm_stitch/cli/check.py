@@ -1,4 +1,4 @@
-"""`check`: a look at images before they are used."""
+"""`check`: an inspection of images before they are used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from ..data.config import DataConfig
-from ..data.look import check_unreadable, line_of, look_at_split, warnings_of
+from ..data.look import check_unreadable, find_warnings, inspect_split, summary
 from ..data.yaml_text import read_argument
 from .options import add_verb
 
@@ -21,30 +21,32 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "check",
         run_check,
-        "images and classes of each split, files that cannot be read or are passed over, sizes and modes",
+        "images and classes of each split, unreadable and skipped files, sizes and modes",
         "check my-images",
     )
-    verb.add_argument("data_dir", metavar="DATA", help="a folder of splits of class folders, or the reader's root")
-    verb.add_argument("--dataset", help="a timm reader: torch/…, hfds/…, wds/…, tfds/…")
-    verb.add_argument("--splits", nargs="+", default=["train", "validation"], help="default: train validation")
-    verb.add_argument("--dataset-args", default="null", metavar="YAML", help="of the reader")
+    verb.add_argument("data_dir", metavar="DATA", help="folder of splits of class folders, or the reader's root")
+    verb.add_argument("--dataset", help="timm reader: torch/…, hfds/…, wds/…, tfds/…")
+    verb.add_argument(
+        "--splits", nargs="+", default=["train", "validation"], help="splits to check (default: train validation)"
+    )
+    verb.add_argument("--dataset-args", default="null", metavar="YAML", help="further arguments of the reader")
 
 
 def run_check(options: argparse.Namespace) -> None:
-    """Print what the images are, and fail where some cannot be read."""
+    """Print a summary of the images, and fail if some cannot be read."""
     splits = []
     for split in options.splits:
         config = DataConfig(
             dataset=options.dataset, data_dir=options.data_dir, val_split=split,
             dataset_args=read_argument(options.dataset_args),
         )  # fmt: skip
-        splits.append(look_at_split(config, training=False))
-    told = warnings_of(splits)
+        splits.append(inspect_split(config, training=False))
+    warnings = find_warnings(splits)
     if options.json:
-        print(json.dumps({"splits": splits, "warnings": told}))
+        print(json.dumps({"splits": splits, "warnings": warnings}))
     else:
-        for found in splits:
-            print(line_of(found))
-        for line in told:
-            print(f"warning: {line}")
+        for split in splits:
+            print(summary(split))
+        for warning in warnings:
+            print(f"warning: {warning}")
     check_unreadable(splits)

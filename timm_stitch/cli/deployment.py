@@ -31,33 +31,41 @@ def add_verbs(verbs: Verbs) -> None:
     add_model(verb)
     add_images(verb, "validation")
     verb.add_argument(
-        "--stitch-ids", type=int, nargs="+", help="default: the stitch that is set; for web those of the frontier"
+        "--stitch-ids",
+        type=int,
+        nargs="+",
+        help="stitches to export (default: the one that is set; for web those of the frontier)",
     )
-    verb.add_argument("--output", required=True, help="a new or empty folder")
-    verb.add_argument("--format", choices=FORMATS, default="onnx")
+    verb.add_argument("--output", required=True, help="new or empty folder")
+    verb.add_argument("--format", choices=FORMATS, default="onnx", help="format of the files (default: onnx)")
     verb.add_argument(
         "--export-batch-size", type=int, nargs="+", metavar="N",
-        help="images that a call takes: a number, or the smallest and the largest (default: any for onnx and program, "
-        "else 1)",
+        help="images per call: a number, or the smallest and the largest (default: any for onnx and program, else 1)",
     )  # fmt: skip
     precisions = sorted({name for one in FORMATS.values() for name in one.QUANTIZE})
-    verb.add_argument("--quantize", choices=precisions, help="needs images (--data-dir) to measure what it changes")
-    verb.add_argument("--images", type=int, default=256, help="how many of them (default: 256)")
-    verb.add_argument("--image-size", type=int, help="default: the network's")
+    verb.add_argument(
+        "--quantize",
+        choices=precisions,
+        help="precision of the weights; needs images (--data-dir) to measure the change",
+    )
+    verb.add_argument("--images", type=int, default=256, help="images to compare on (default: 256)")
+    verb.add_argument("--image-size", type=int, help="side of the images (default: the network's)")
 
     verb = add_verb(
         verbs,
         "demo",
         run_demo,
-        "a web page with an image, a slider along the frontier, and what changes",
+        "a web page with an image, a slider along the frontier, and the predictions",
         "demo net --examples cat.jpg dog.jpg",
     )
     add_model(verb)
-    verb.add_argument("--port", type=int, help="default: the first free one from 7860")
-    verb.add_argument("--share", action="store_true", help="also at a public address, through gradio's servers")
+    verb.add_argument("--port", type=int, help="port to listen at (default: the first free one from 7860)")
+    verb.add_argument(
+        "--share", action="store_true", help="give the page a public address too, through gradio's servers"
+    )
     verb.add_argument("--examples", nargs="+", default=[], metavar="IMAGE", help="images to choose from on the page")
-    verb.add_argument("--push", metavar="USER/SPACE", help="instead put the page of hf-hub:USER/NAME on the Hub")
-    verb.add_argument("--private", action="store_true", default=None, help="of a Space that is made now")
+    verb.add_argument("--push", metavar="USER/SPACE", help="put the page of hf-hub:USER/NAME on the Hub instead")
+    verb.add_argument("--private", action="store_true", default=None, help="make a new Space private")
 
 
 def run_export(options: argparse.Namespace) -> None:

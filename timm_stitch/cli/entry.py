@@ -1,7 +1,7 @@
 """The command line: `timm-stitch VERB`, also `python -m timm_stitch VERB`.
 
-Errors are one line and a non-zero status. What the verbs are is in the other files here, each with a function
-`add_verbs`.
+A user's mistake is one line and a non-zero status; a mistake of ours shows its traceback. The verbs are in the other
+files here, each with a function `add_verbs`.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import torch
 import yaml
 
 from ..data.processes import leave, rank
+from ..errors import OutputInUseError, WrongTypeError
 from ..training.interruption import RunInterrupted
 from . import check, deployment, evaluation, plans, serving, training, weights
 
-# What a wrong argument, file or network raises; anything else is a mistake of ours, and shows its traceback.
+# The errors of input: arguments, files, the network, packages, a diverging run, memory. Others are our mistakes.
 _ERRORS = (
     ValueError,
-    TypeError,
+    WrongTypeError,
     OSError,
     ImportError,
-    RuntimeError,
-    LookupError,
-    AssertionError,
-    ArithmeticError,
+    OutputInUseError,
+    FloatingPointError,
+    torch.OutOfMemoryError,
     yaml.YAMLError,
 )
 

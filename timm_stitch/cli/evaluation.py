@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
-import torch
 from accelerate import Accelerator
 
 from ..data.processes import rank
@@ -25,7 +24,16 @@ from ..network.weights import fingerprint
 from ..plan.frontier import pareto_frontier
 from ..plan.results import check_kept, check_one_network, read_rows, write_rows
 from ..plan.timings import call_times, latency_key
-from .options import add_images, add_model, add_verb, images_fingerprint, load_images, load_model, print_rows
+from .options import (
+    add_images,
+    add_model,
+    add_verb,
+    images_fingerprint,
+    load_images,
+    load_model,
+    print_rows,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -178,8 +186,7 @@ def run_profile(options: argparse.Namespace) -> None:
     """Measure stitches on this device."""
     if options.save:
         _check_folder(options)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     model = load_model(options)
     if options.compile:
         model.compile()

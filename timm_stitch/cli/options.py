@@ -9,12 +9,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.config import DataConfig
 from ..data.dataset import build_dataset, image_config
 from ..data.loader import reading_processes
 from ..data.yaml_text import read_argument
+from ..errors import library_errors
 from ..families.registry import require
 from ..hub.loading import load
 from ..plan.timings import LATENCY_AT
@@ -82,9 +84,32 @@ def load_model(options: argparse.Namespace, feature: str = "", weights: bool = T
     Raises:
         ValueError: if there is no such network, or it lacks the feature.
     """
+    check_device(options.device)
     classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
     network = load(options.model, pretrained=weights, device=options.device if weights else "meta", **classes)
     return require(network, feature)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot use here.
+
+    Raises:
+        ValueError: with torch's reason.
+    """
+    with library_errors(f"--device {device} cannot be used", RuntimeError, AssertionError):
+        torch.empty(0, device=device)
+
+
+def set_threads(threads: int | None, default: int | None = None) -> None:
+    """Set the number of CPU threads of the network, if one is given.
+
+    Raises:
+        ValueError: if it is not positive.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads must be 1 or more, got {threads}.")
+    if threads or default:
+        torch.set_num_threads(threads or default or 1)
 
 
 def load_images(options: argparse.Namespace, model: Any, shuffled: bool = False) -> DataLoader[Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 
+from ..errors import library_errors
 from ..families.registry import family_of_models
 from ..hub.loading import load, to_source
 from ..hub.push import list_hub
@@ -64,7 +65,8 @@ def _registered(name: str) -> dict[str, Any]:
 def run_plan(options: argparse.Namespace) -> None:
     """Print what stitches there are, or where two models can meet."""
     if len(options.model) == 2 and options.meet:
-        models = [timm.create_model(to_source(name), device="meta") for name in options.model]
+        with library_errors(f"timm cannot make {' or '.join(map(repr, options.model))}", RuntimeError):
+            models = [timm.create_model(to_source(name), device="meta") for name in options.model]
         print_rows(meeting_points(*map(family_of_models(models).open, models)), options.json)
         return
     model = load_model(options, weights=False)

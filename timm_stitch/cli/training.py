@@ -1,4 +1,4 @@
-"""`init`, `train` and `recalibrate`: what changes a network's weights."""
+"""`init`, `train` and `recalibrate`: the verbs that change a network's weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..training.config import TrainConfig
 from ..training.least_squares import METHODS, least_squares_init
 from ..training.recalibration import recalibrate
 from ..training.recipe import Recipe, read_recipe, shipped_recipes, train_recipe
-from .options import add_images, add_model, add_verb, load_images, load_model
+from .options import add_images, add_model, add_verb, check_device, load_images, load_model
 from .weights import save_stitch
 
 if TYPE_CHECKING:
@@ -36,22 +36,22 @@ def add_verbs(verbs: Verbs) -> None:
     )
     add_model(verb)
     add_images(verb, "train")
-    verb.add_argument("--images", type=int, default=100)
-    verb.add_argument("--method", choices=METHODS, default="joint")
-    verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--output", required=True, help="folder")
+    verb.add_argument("--images", type=int, default=100, help="images to fit the layers to (default: 100)")
+    verb.add_argument("--method", choices=METHODS, default="joint", help="fit all layers jointly, or each alone")
+    verb.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
+    verb.add_argument("--output", required=True, help="folder for the network")
 
     verb = add_verb(
         verbs,
         "train",
         run_train,
-        "train by a recipe; any of its fields as --name value",
+        "train by a recipe; each of its fields is an option --name value",
         "train deit_tsb --data-dir imagenet --epochs 15 --output my-snnet",
         usage="timm-stitch train RECIPE [--json] [--FIELD VALUE …]",
         allow_abbrev=False,
     )
     verb.add_argument(
-        "recipe", help="a YAML file of the fields below, or one of " + ", ".join(shipped_recipes()), metavar="RECIPE"
+        "recipe", help="YAML file of the fields below, or one of " + ", ".join(shipped_recipes()), metavar="RECIPE"
     )
     verb.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
     _add_fields(verb)
@@ -60,15 +60,15 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "recalibrate",
         run_recalibrate,
-        "measure BatchNorm's statistics again, for all or one",
+        "measure BatchNorm's statistics again, for all stitches or one",
         "recalibrate net --data-dir images --output net2",
     )
     add_model(verb)
     add_images(verb, "train")
-    verb.add_argument("--images", type=int, default=1024)
-    verb.add_argument("--stitch-id", type=int, help="for this one alone: its weights to a safetensors file")
-    verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--output", required=True, help="folder, or the file of one stitch")
+    verb.add_argument("--images", type=int, default=1024, help="images to measure on (default: 1024)")
+    verb.add_argument("--stitch-id", type=int, help="stitch to measure alone and save to a safetensors file")
+    verb.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
+    verb.add_argument("--output", required=True, help="folder for the network, or the file of one stitch")
 
 
 def run_init(options: argparse.Namespace) -> None:
@@ -82,13 +82,14 @@ def run_init(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train by a recipe."""
-    given = _given_fields(options)
-    if read_recipe(options.recipe, given).config.output is None:
+    check_device(options.device)
+    fields = _read_fields(options)
+    if read_recipe(options.recipe, fields).config.output is None:
         raise ValueError(
             "train has no place for the network and would throw it away: give --output FOLDER (in a recipe, output: "
             "FOLDER)."
         )
-    _, log = train_recipe(options.recipe, given, device=options.device)
+    _, log = train_recipe(options.recipe, fields, device=options.device)
     if rank() == 0:
         print(
             json.dumps(log)
@@ -98,7 +99,7 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def _add_fields(verb: argparse.ArgumentParser) -> None:
-    """An option for each field of a recipe, with the help that is declared with the field."""
+    """Add an option for each field of a recipe, with the field's declared help."""
     groups: dict[str, Any] = {}
     for config in (Recipe, TrainConfig):
         for name, field in declared_by(config).items():
@@ -108,15 +109,15 @@ def _add_fields(verb: argparse.ArgumentParser) -> None:
             text = f"{field.metadata['help']} ({about(field)})".replace("%", "%%")
             flag = f"--{name.replace('_', '-')}"
             groups[heading].add_argument(flag, dest=name, default=argparse.SUPPRESS, metavar="VALUE", help=text)
-            if "_" in name:  # the name as a recipe has it does, too
+            if "_" in name:  # the name in a recipe works, too
                 verb.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def _given_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a recipe that were given on the command line, as values: `--lr 1e-4 --epochs=3`.
+def _read_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Read the fields of a recipe that the command line gives, as values: `--lr 1e-4 --epochs=3`.
 
     Raises:
-        ValueError: if there was something else there.
+        ValueError: if there are other words.
     """
     unknown = [flag[2:].partition("=")[0].replace("-", "_") for flag in options.unknown if flag.startswith("--")]
     TrainConfig.from_dict(dict.fromkeys(unknown))  # refuses names that are unknown
@@ -126,8 +127,8 @@ def _given_fields(options: argparse.Namespace) -> dict[str, Any]:
         )
     hints = type_hints(Recipe) | type_hints(TrainConfig)
     names = [name for config in (Recipe, TrainConfig) for name in declared_by(config) if name in options]
-    given = {name: getattr(options, name) for name in names}
-    return {name: read_text(text, read_argument(text), hints[name]) for name, text in given.items()}
+    texts = {name: getattr(options, name) for name in names}
+    return {name: read_text(text, read_argument(text), hints[name]) for name, text in texts.items()}
 
 
 def run_recalibrate(options: argparse.Namespace) -> None:

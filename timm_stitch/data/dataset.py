@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from timm.data import ImageDataset, create_dataset, create_transform, resolve_data_config
 
-from .augmentation import mended
+from ..errors import library_errors
+from .augmentation import patch_posterize
 from .classes import SPLITS, check_split, class_names, folder_classes, ordered, positions, split_folder
 from .config import DataConfig
 from .images import Images, Labels, open_image
@@ -26,9 +27,9 @@ _logger = logging.getLogger(__name__)
 
 
 def image_config(model: SNNet) -> dict[str, Any]:
-    """How images are prepared for a network, as timm's `resolve_data_config` has it, at the network's own size.
+    """Resolve the preparation of images for a network, by timm's `resolve_data_config`, at the network's own size.
 
-    For a grey network with the mean and std of colours it is their average, as in timm's own loader.
+    For a grey network with mean and std of three colours, these are averaged, as in timm's own loader.
     """
     config: dict[str, Any] = resolve_data_config({}, model=model)
     config |= {"input_size": (model.in_chans, *model.image_size)}
@@ -39,26 +40,26 @@ def image_config(model: SNNet) -> dict[str, Any]:
 
 
 def build_dataset(config: DataConfig, model: SNNet, training: bool, augment: bool = True) -> Any:
-    """The images that a configuration names, transformed as the network's own configuration asks.
+    """Build the dataset that a configuration names, with images transformed for a network.
 
-    A reader of timm's that is an iterable shares its training images out to the processes by itself; of its
-    validation images every process reads all, and `evaluate` shares them out.
+    An iterable reader of timm's distributes its training images over the processes by itself. Every process reads all
+    of its validation images, which `evaluate` distributes.
 
     Args:
-        config: names the data as timm's scripts do: `data_dir` is a folder of class folders, or
-            `dataset` names a reader (`"torch/cifar10"`, `"hfds/user/name"`, `"wds/…"`, `"tfds/…"`).
-        model: says image size, mean, std and evaluation crop.
-        training: the training split, in random order where a reader has an order of its own; else the
+        config: the configuration: `data_dir` is a folder of class folders, or `dataset` names a reader of timm's
+            (`"torch/cifar10"`, `"hfds/user/name"`, `"wds/…"`, `"tfds/…"`).
+        model: the network, with its image size, mean, std and evaluation crop.
+        training: whether to take the training split, shuffled if the reader has an order of its own, instead of the
             validation split.
-        augment: the training images; else they are prepared as for evaluation.
+        augment: whether to augment the training images; else they are prepared as for evaluation.
 
     Raises:
-        OSError: if the folder is not there.
-        ValueError: if the configuration names no data, the split is not there, or the images' classes are not the
+        OSError: if the folder does not exist.
+        ValueError: if the configuration names no data, there is no such split, or the images' classes are not the
             network's.
     """
     if not config.dataset and not config.data_dir:
-        raise ValueError("no images are named: set data_dir to a folder of class folders, or dataset as for timm.")
+        raise ValueError("no images are named: set data_dir to a folder of class folders, or dataset to a timm reader.")
     dataset = open_dataset(config, training, "L" if model.in_chans == 1 else "RGB")
     names = class_names(dataset)
     dataset.target_transform = Labels(model.num_classes, _class_positions(config, model, training, names))
@@ -67,16 +68,16 @@ def build_dataset(config: DataConfig, model: SNNet, training: bool, augment: boo
 
 
 def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:
-    """The images that a configuration names, as they are.
+    """Open the dataset that a configuration names, without transforms.
 
     Args:
-        config: names the data.
-        training: the training split, else the validation split.
-        mode: Pillow's, of the images.
+        config: the configuration of the images.
+        training: whether to open the training split instead of the validation split.
+        mode: Pillow's mode of the images.
 
     Raises:
-        OSError: if the folder is not there.
-        ValueError: if the split is not there, or the reader cannot read what it finds.
+        OSError: if the folder does not exist.
+        ValueError: if there is no such split, or the reader cannot read the files.
     """
     split = config.train_split if training else config.val_split
     if not config.dataset and not os.path.exists(str(config.data_dir)):
@@ -87,18 +88,13 @@ def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:
     further: dict[str, Any] = dict(config.dataset_args or {})
     try:
         dataset = create_dataset(
-            config.dataset or "",
-            root=config.data_dir,
-            split=split,
-            is_training=training,
-            batch_size=config.micro_batch(world_size()),
-            seed=config.seed,
-            input_img_mode=mode,
+            config.dataset or "", root=config.data_dir, split=split, is_training=training,
+            batch_size=config.micro_batch(world_size()), seed=config.seed, input_img_mode=mode,
             **further,
-        )
-    except (LookupError, AssertionError, TypeError, AttributeError) as error:  # what readers trip over, in a word
+        )  # fmt: skip
+    except (LookupError, AssertionError, TypeError, AttributeError, RuntimeError) as error:  # readers raise any
         raise ValueError(
-            f"the images {config.dataset or config.data_dir!r} (split {split!r}) cannot be opened, "
+            f"cannot open the images {config.dataset or config.data_dir!r} (split {split!r}), "
             f"{type(error).__name__} {error}: check data_dir, the files in it (of wds/ the _info.json) and "
             "dataset_args (input_key and target_key name columns)."
         ) from error
@@ -113,16 +109,16 @@ def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:
 
 
 def network_classes(model: SNNet) -> list[str]:
-    """The names of a network's classes, if it knows one for each."""
+    """List the names of a network's classes; empty if it does not have one for each."""
     names = list((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ())
     return [str(name) for name in names] if len(names) == model.num_classes else []
 
 
 def name_classes(model: SNNet, dataset: Any) -> None:
-    """Let a network know the names of the classes that it is trained on, in the order of its outputs.
+    """Store in a network the names of the classes that it is trained on, in the order of its outputs.
 
     Args:
-        model: the network; one that knows the same names in whatever order keeps its own.
+        model: the network; if it has the same names in another order, it keeps them.
         dataset: the training images, from `build_dataset`.
     """
     names, positions = class_names(dataset), dataset.target_transform.positions
@@ -134,42 +130,42 @@ def name_classes(model: SNNet, dataset: Any) -> None:
 
 
 def _class_positions(config: DataConfig, model: SNNet, training: bool, names: Sequence[str]) -> Sequence[int] | None:
-    """For each class of the images its number in the network, by name where both have names; None as they are."""
+    """Find the number of each of the images' classes in the network, by name if both have names; None to keep them."""
     if not names:
         return None
     what = f"the {'training' if training else 'evaluation'} images"
     if not config.dataset and "" in names:
         raise ValueError(
-            f"{what} in {config.data_dir!r} are not all in class folders: move those that lie beside the folders into "
-            "one of them, or set data_dir to a folder of class folders."
+            f"{what} in {config.data_dir!r} are not all in class folders: move the others into one of them, or set "
+            "data_dir to a folder of class folders."
         )
     if len(names) > model.num_classes:
         raise ValueError(
-            f"the images have {len(names)} classes, the network {model.num_classes}: make it with "
+            f"the images have {len(names)} classes, the network {model.num_classes}: create it with "
             f"num_classes={len(names)} (in a recipe, model_args: {{num_classes: {len(names)}}})."
         )
     folder = not config.dataset and not (config.dataset_args or {}).get("class_map")
     order = ordered(names) if folder else list(names)
     wanted = network_classes(model)
-    found = positions(names, wanted, what) if wanted else None
-    if found is None and folder and not training:
+    numbers = positions(names, wanted, what) if wanted else None
+    if numbers is None and folder and not training:
         trained_on = _training_classes(config)
-        found = positions(names, trained_on, what) if 0 < len(trained_on) <= model.num_classes else None
-    if found is not None:
-        return found
+        numbers = positions(names, trained_on, what) if 0 < len(trained_on) <= model.num_classes else None
+    if numbers is not None:
+        return numbers
     if wanted and (training or len(names) == len(wanted)):
         _logger.warning("%s have other classes than the network's (%s, not %s).", what, names[0], wanted[0])
     if not training and len(names) < model.num_classes:
         raise ValueError(
-            f"{what} have {len(names)} classes, the network {model.num_classes} of which it "
-            f"{'knows other names' if wanted else 'knows no names'}, so that their labels cannot be compared: put the "
-            "training images beside them (data_dir/train), or save the network with label_names."
+            f"{what} have {len(names)} classes, the network {model.num_classes} with "
+            f"{'other names' if wanted else 'no names'}, so that their labels cannot be compared: put the training "
+            "images next to them (data_dir/train), or save the network with label_names."
         )
     return [order.index(name) for name in names]
 
 
 def _training_classes(config: DataConfig) -> list[str]:
-    """The classes of the training images beside the others in one folder; none where there are none."""
+    """List the classes of the training images in the same folder; empty if there are none."""
     root = Path(str(config.data_dir))
     if not root.is_dir():
         return []
@@ -179,22 +175,15 @@ def _training_classes(config: DataConfig) -> list[str]:
 
 
 def _make_transform(config: DataConfig, model: SNNet, augmented: bool) -> Any:
-    """timm's transform of one image to what the network takes."""
+    """Make timm's transform of an image into the network's input."""
     data = image_config(model)
     shape = {key: data[key] for key in ("input_size", "mean", "std")}
     if not augmented:
         return create_transform(**shape, interpolation=data["interpolation"], crop_pct=data["crop_pct"])
-    made = create_transform(
-        **shape,
-        is_training=True,
-        interpolation=config.train_interpolation,
-        auto_augment=config.auto_augment,
-        color_jitter=config.color_jitter,
-        hflip=config.hflip,
-        train_crop_mode=config.crop_mode,
-        scale=config.crop_scale,
-        ratio=config.crop_ratio,
-        re_prob=config.erase,
-        re_mode=config.erase_mode,
-    )
-    return mended(made)
+    with library_errors(f"timm has no policy auto_augment={config.auto_augment!r}", LookupError, AssertionError):
+        augmented_by = create_transform(
+            **shape, is_training=True, interpolation=config.train_interpolation, auto_augment=config.auto_augment,
+            color_jitter=config.color_jitter, hflip=config.hflip, train_crop_mode=config.crop_mode,
+            scale=config.crop_scale, ratio=config.crop_ratio, re_prob=config.erase, re_mode=config.erase_mode,
+        )  # fmt: skip
+    return patch_posterize(augmented_by)

@@ -1,7 +1,7 @@
 """The fields of a configuration: declared once, with help, range and choices, then checked, read and listed.
 
-A dataclass declares each of its fields with `option`. `check` refuses values by what is declared, `read` takes
-values as YAML and JSON give them, `read_text` as the command line does; `--help` and the docs print `about`.
+A dataclass declares each of its fields with `option`. `check` refuses values outside the declaration, `read` takes
+values from YAML and JSON, `read_text` from the command line; `--help` and the docs print `about`.
 """
 
 from __future__ import annotations
@@ -12,27 +12,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from ..errors import WrongTypeError
+
 Hint = Any  # an annotation, resolved
 
 
 def option(
-    default: Any = MISSING,
+    default: object = MISSING,
     help: str = "",
     *,
     group: str,
     range: tuple[float, float] | None = None,
-    choices: tuple[Any, ...] | None = None,
-    factory: Callable[[], Any] | None = None,
+    choices: tuple[object, ...] | None = None,
+    factory: Callable[[], object] | None = None,
 ) -> Any:
     """Declare a field of a dataclass.
 
     Args:
-        default: its value if none is given; left out, the field must be given.
-        help: what it is, in one line.
+        default: the default value; without it the field is required.
+        help: the description, in one line.
         group: the heading under which `--help` and the docs list it.
         range: the lowest and the highest value.
-        choices: the values there are.
-        factory: makes the default, where that is a list or a dict.
+        choices: the allowed values.
+        factory: a function that makes the default, if that is a list or a dict.
     """
     metadata = {"help": help, "group": group, "range": range, "choices": choices}
     if factory is not None:
@@ -41,46 +43,45 @@ def option(
 
 
 def options(config: type) -> dict[str, Field[Any]]:
-    """The fields of a dataclass that were declared by `option`, by name and in their order."""
+    """List the fields of a dataclass that were declared by `option`, by name and in order."""
     return {f.name: f for f in fields(config) if "help" in f.metadata}
 
 
 def about(declared: Field[Any]) -> str:
-    """A field's type, limits and default in a few words: `float, 0 or more, default 0.0001`."""
+    """Describe a field's type, limits and default in a few words: `float, 0 or more, default 0.0001`."""
     choices, limits = declared.metadata["choices"], declared.metadata["range"]
     words = [" or ".join(map(_shown, choices)) if choices else _type_name(declared).removesuffix(" | None")]
     if limits:
-        low, high = limits
-        words.append(f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}")
+        words.append(_range_text(*limits))
     if declared.default is not MISSING:
         words.append(f"default {_shown(declared.default)}")
     return ", ".join(words)
 
 
-def check(config: Any) -> None:
-    """Check each field of a dataclass by what is declared of it.
+def check(config: object) -> None:
+    """Check each field of a dataclass against its declaration.
 
     Raises:
-        TypeError: if a value has the wrong type.
-        ValueError: if it is out of range, or is not one of the choices.
+        WrongTypeError: a TypeError, if a value has the wrong type.
+        ValueError: if a value is out of range, or is not one of the choices.
     """
     hints = type_hints(type(config))
     for name, declared in options(type(config)).items():
         value = getattr(config, name)
         if not _fits(value, hints[name]):
-            raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected {_type_name(declared)}.")
+            raise WrongTypeError(f"{name} must be of type {_type_name(declared)}, got {value!r}.")
         limits, choices = declared.metadata["range"], declared.metadata["choices"]
         if limits and value is not None and not limits[0] <= value <= limits[1]:
-            raise ValueError(f"{name}={value!r} is out of range: expected {limits[0]} <= {name} <= {limits[1]}.")
+            raise ValueError(f"{name} must be {_range_text(*limits)}, got {value!r}.")
         if choices and value not in choices:
-            raise ValueError(f"{name}={value!r} is unknown: expected one of {choices}.")
+            raise ValueError(f"{name} must be one of {', '.join(map(_shown, choices))}, got {value!r}.")
 
 
-def read(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values, as YAML or JSON give them, as the values of a dataclass's fields.
+def read(config: type, values: Mapping[str, object]) -> dict[str, Any]:
+    """Turn plain values from YAML or JSON into the values of a dataclass's fields.
 
     Raises:
-        ValueError: naming the fields that are unknown.
+        ValueError: naming unknown fields.
     """
     hints = type_hints(config)
     known = options(config)
@@ -90,13 +91,13 @@ def read(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _read(value, hints[name]) for name, value in values.items()}
 
 
-def read_text(text: str, value: Any, hint: Hint) -> Any:
-    """What a text on the command line stands for in a field.
+def read_text(text: str, value: object, hint: Hint) -> object:
+    """Read the value of a field from the command line.
 
     Args:
-        text: as it was typed.
-        value: as YAML reads it.
-        hint: the field's type: what is text there stays text, even where it looks like a number.
+        text: the text as typed.
+        value: the value that YAML reads from it.
+        hint: the type of the field; in a field of text a text stays one, even if it looks like a number.
     """
     if value is not None and all(kind in (str, types.NoneType) for kind in _kinds(hint)):
         return text
@@ -109,17 +110,22 @@ def read_text(text: str, value: Any, hint: Hint) -> Any:
 
 
 def type_hints(config: type) -> dict[str, Hint]:
-    """The resolved annotations of a dataclass."""
+    """Resolve the annotations of a dataclass."""
     return get_type_hints(config)
 
 
+def _range_text(low: float, high: float) -> str:
+    """Write a range in words."""
+    return f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+
+
 def _type_name(declared: Field[Any]) -> str:
-    """A field's type as one would write it."""
+    """Write a field's type for people."""
     return str(declared.type).replace("Mapping[", "dict[")
 
 
-def _shown(value: Any) -> str:
-    """A value as one would write it in YAML."""
+def _shown(value: object) -> str:
+    """Write a value as in YAML."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, (list, tuple)):
@@ -128,12 +134,12 @@ def _shown(value: Any) -> str:
 
 
 def _kinds(hint: Hint) -> tuple[Any, ...]:
-    """The types of which one must fit."""
+    """List the types of which one must fit."""
     origin: Any = get_origin(hint)
     return get_args(hint) if origin in (Union, types.UnionType) else (hint,)
 
 
-def _fits(value: Any, hint: Hint) -> bool:
+def _fits(value: object, hint: Hint) -> bool:
     for kind in _kinds(hint):
         origin = get_origin(kind)
         if kind is Any:
@@ -154,8 +160,8 @@ def _fits(value: Any, hint: Hint) -> bool:
     return False
 
 
-def _read(value: Any, hint: Hint) -> Any:
-    """A list as a tuple; for YAML `1e-4` is text, which becomes a number, and `no` is False, which becomes text."""
+def _read(value: object, hint: Hint) -> object:
+    """Turn lists into tuples, and undo YAML's reading of `1e-4` as text and of `no` as False."""
     if value is False and str in _kinds(hint) and bool not in _kinds(hint):
         return "no"
     if isinstance(value, list):

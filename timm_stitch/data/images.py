@@ -1,8 +1,7 @@
-"""Images in files, opened so that nothing about them is lost in silence, around timm's readers.
+"""Image files, opened without silent losses, around timm's readers.
 
-An image that lies on its side by its EXIF orientation is turned upright, 16-bit grey becomes 8-bit grey, and what
-cannot be read, or has no fitting label, is an error that names the file. timm's own dataset puts the next image in the
-place of one that it cannot read.
+An image with an EXIF orientation is turned upright, and 16-bit grey becomes 8-bit grey. An unreadable image, or one
+without a valid label, is an error that names the file; timm's own dataset replaces it by the next image.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ _ORIENTATION = 0x0112
 
 
 class ImageError(ValueError):
-    """An image that cannot be read, or whose label does not fit; the message names it.
+    """An unreadable image, or one whose label does not fit; the message names it.
 
-    Raised in a process that reads images, torch wraps its message into that of a traceback: it is taken out again.
+    If it is raised in a worker, torch wraps its message into a traceback, from which it is taken out again.
     """
 
     def __init__(self, message: str) -> None:
@@ -39,27 +38,27 @@ class ImageError(ValueError):
 def open_image(
     file: str | IO[bytes], mode: str = "RGB", name: str | None = None, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
-    """Read an image: upright, and with 8 bits.
+    """Read an image, upright and with 8 bits.
 
     Args:
-        file: its path, or an open file.
-        mode: Pillow's, that it is to have.
-        name: of the file, for errors.
-        formats: of Pillow's, that it may have; default all.
+        file: the path of the image, or an open file.
+        mode: Pillow's mode of the result.
+        name: the name of the file, for errors.
+        formats: the allowed formats, by Pillow's names; default all.
 
     Raises:
-        ImageError: naming the file that cannot be read.
+        ImageError: naming the unreadable file.
     """
     name = str(file) if name is None else name
     try:
         image = Image.open(file, formats=formats)
         image.load()
         if image.mode == "P":
-            image.info.pop("transparency", None)  # which Pillow would warn of; the colours are those of the palette
+            image.info.pop("transparency", None)  # Pillow would warn; the colours are those of the palette
         return _in_8_bits(_upright(image), name).convert(mode)
     except ImageError:
         raise
-    except Exception as error:  # Pillow's formats raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow raises many types for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(
             f"the image {name!r} cannot be read ({reason:.160}): replace or remove it; timm-stitch check lists all "
@@ -68,19 +67,19 @@ def open_image(
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """An image as it is to be seen; one whose EXIF data cannot be read, as it is stored."""
+    """Turn an image upright by its EXIF data; with unreadable data it stays as stored."""
     try:
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data says nothing
+    except Exception:  # damaged EXIF data
         turn = None
     return image if turn is None else image.transpose(turn)
 
 
 def _in_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """An image whose pixels have more bits, scaled to 8; Pillow would cut off what is above 255.
+    """Scale an image with more bits to 8; Pillow would clip values above 255.
 
     Raises:
-        ImageError: if it is not known what is white.
+        ImageError: if the value of white is unknown.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -89,21 +88,22 @@ def _in_8_bits(image: Image.Image, name: str) -> Image.Image:
     white = 65535.0 if image.mode.startswith("I") else 1.0 if high <= 1 else 255.0
     if not (low >= 0 and high <= white):
         raise ImageError(
-            f"the image {name!r} has pixels from {low:g} to {high:g} of Pillow's mode {image.mode!r}, and it is not "
-            "known what is white: save it with 8 or 16 bits."
+            f"the image {name!r} has pixels from {low:g} to {high:g} in Pillow's mode {image.mode!r}, where the value "
+            "of white is unknown: save it with 8 or 16 bits."
         )
     return Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8))
 
 
 class Images(Dataset[Any]):
-    """The images and labels of a reader of timm's that can be asked for any of them.
+    """The images and labels of a reader of timm's with random access.
 
     Args:
-        reader: timm's, of a folder, a tar file or a `datasets` dataset.
-        mode: Pillow's, of the images.
+        reader: timm's reader of a folder, a tar file or a `datasets` dataset.
+        mode: Pillow's mode of the images.
 
     Attributes:
-        transform, target_transform: what is made of an image and of its label.
+        transform: the function that is applied to an image.
+        target_transform: the function that is applied to a label.
     """
 
     def __init__(self, reader: Any, mode: str) -> None:
@@ -115,29 +115,29 @@ class Images(Dataset[Any]):
         return len(self.reader)
 
     def name(self, index: int) -> str:
-        """The file of an image, or its number."""
+        """Name an image by its file, or its number."""
         try:
             return str(self.reader.filename(index, absolute=True) or f"number {index}")
         except Exception:  # not every source of images has files
             return f"number {index}"
 
-    def image(self, index: int) -> Any:
-        """The image alone, before the transform, and its label in the reader's count.
+    def image(self, index: int) -> tuple[Image.Image, object]:
+        """Read an image before its transform, and its label in the reader's numbering.
 
         Raises:
             ImageError: if it cannot be read.
             IndexError: if there is no such image.
         """
         if index >= len(self):
-            raise IndexError(f"there is no image {index}: there are {len(self)}.")
+            raise IndexError(f"index must be below {len(self)}, the number of images, got {index}.")
         try:
             file, label = self.reader[index][:2]
         except OSError as error:
             raise ImageError(f"the image {self.name(index)!r} cannot be read ({error.strerror or error}).") from error
         except LookupError as error:
             raise ImageError(
-                f"the image {self.name(index)!r} has no {error}: say in dataset_args which columns hold image and "
-                "label (input_key, target_key)."
+                f"the image {self.name(index)!r} has no {error}: name the columns of image and label in dataset_args "
+                "(input_key, target_key)."
             ) from error
         with file:
             return open_image(file, self.mode, self.name(index)), label
@@ -153,18 +153,18 @@ class Images(Dataset[Any]):
 
 
 class Labels:
-    """A label in the network's count, from one in the images' own.
+    """Translates a label of the images into the network's numbering.
 
     Args:
-        classes: of the network.
-        positions: for each of the images' classes its number in the network; default as they are.
+        classes: the number of classes of the network.
+        positions: for each of the images' classes its number in the network; default the same numbers.
     """
 
     def __init__(self, classes: int, positions: Sequence[int] | None = None) -> None:
         self.classes, self.positions = classes, positions
 
     def __call__(self, label: Any) -> int:
-        """The number of a class of the network.
+        """Translate a label into the number of a class of the network.
 
         Raises:
             ImageError: if there is no such class.
@@ -172,11 +172,11 @@ class Labels:
         try:
             number = int(label)
         except (TypeError, ValueError):
-            raise ImageError(f"its label is {label!r}: expected the number of a class.") from None
+            raise ImageError(f"its label must be the number of a class, got {label!r}.") from None
         count = self.classes if self.positions is None else len(self.positions)
         if not 0 <= number < count:
             raise ImageError(
-                f"its label {number} is none of the {count} classes, which are 0 to {count - 1}: mend the labels, or "
-                f"make the network with num_classes={max(number + 1, count)}."
+                f"its label must be from 0 to {count - 1}, got {number}: correct the labels, or create the network "
+                f"with num_classes={max(number + 1, count)}."
             )
         return number if self.positions is None else self.positions[number]

@@ -1,7 +1,7 @@
-"""The order of images, and their augmentation, as functions of the seed, the epoch and the position.
+"""The order of images and their augmentation, as functions of the seed, the epoch and the position.
 
-Nothing here has a state to save: what image comes at which position of an epoch, and how it is
-augmented, does not depend on workers, processes, or on where a run was resumed.
+Nothing here has a state to save: neither an image's position in an epoch nor its augmentation depends on workers, on
+processes, or on where a run was resumed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from .config import DataConfig
 from .processes import rank
 from .seeding import derive
 
+Collate = Callable[[list[Any]], Any]  # makes a batch of items
+
 
 def seed_all(seed: int) -> None:
     """Seed Python, numpy and torch with one number."""
@@ -37,8 +39,8 @@ class SeededImages(Dataset[Any]):
     """A dataset whose items are augmented by random numbers of their own.
 
     Args:
-        data: of (image, label) by index.
-        seed: of the run.
+        data: a dataset of (image, label) by index.
+        seed: the seed of the run.
     """
 
     def __init__(self, data: Any, seed: int) -> None:
@@ -61,24 +63,24 @@ class EpochBatches(BatchSampler):
 
     Args:
         data: the images, for their number.
-        batch_size: images of one micro-batch, over all processes.
-        accumulate: micro-batches of a step.
-        seed: of the run.
-        repeated_aug: how often an image comes in a row (of a third of the images for 3, and so on).
+        batch_size: the images of a micro-batch, over all processes.
+        accumulate: the micro-batches of a step.
+        seed: the seed of the run.
+        repeated_aug: the number of times an image is repeated in a row (3: of a third of the images).
     """
 
-    def __init__(self, data: Any, batch_size: int, accumulate: int, seed: int, repeated_aug: int = 1) -> None:
+    def __init__(self, data: Sized, batch_size: int, accumulate: int, seed: int, repeated_aug: int = 1) -> None:
         super().__init__(SequentialSampler(data), batch_size, drop_last=True)
         self.data, self.accumulate, self.seed, self.repeats = data, accumulate, seed, repeated_aug
         self.steps = len(data) // (batch_size * accumulate)
         self.epoch, self.start = 0, 0
 
     def begin(self, epoch: int, start: int = 0) -> None:
-        """Say which epoch comes next, and after which of its steps to begin."""
+        """Set the next epoch, and the number of its steps to skip."""
         self.epoch, self.start = epoch, start
 
     def order(self, epoch: int) -> list[int]:
-        """The indices of one epoch in their order."""
+        """List the indices of an epoch in order."""
         sampler = RepeatAugSampler(self.data, num_replicas=1, rank=0, num_repeats=self.repeats, selected_round=0)
         sampler.set_epoch(derive(self.seed, "order", epoch))
         return list(sampler)
@@ -96,16 +98,17 @@ class EpochBatches(BatchSampler):
 class Stream:
     """Images that come in an order of their own (timm's `wds/` and `tfds/` readers).
 
-    Resuming within an epoch reads and leaves what was seen. With workers, what they draw (the reader's order, the
-    augmentation) is a function of the seed and the epoch.
+    Resuming within an epoch reads and skips the images before it. With workers, their random numbers (the reader's
+    order, the augmentation) are a function of the seed and the epoch.
 
     Args:
-        data: an iterable dataset that shares itself out to the processes.
-        batch_size: of one process.
-        steps, accumulate: of an epoch.
-        workers: processes that read.
-        seed: of the run.
-        collate: makes a batch of items; default torch's.
+        data: an iterable dataset that distributes itself over the processes.
+        batch_size: the batch size of one process.
+        steps: the steps of an epoch.
+        accumulate: the micro-batches of a step.
+        workers: the number of processes that read.
+        seed: the seed of the run.
+        collate: a function that makes a batch of items; default torch's.
     """
 
     def __init__(
@@ -116,29 +119,29 @@ class Stream:
         accumulate: int,
         workers: int,
         seed: int,
-        collate: Callable[[list[Any]], Any] | None = None,
+        collate: Collate | None = None,
     ) -> None:
         self.data, self.steps, self.accumulate, self.seed = data, steps, accumulate, seed
         self.generator = torch.Generator()
         self.loader: DataLoader[Any] = DataLoader(
             data, batch_size, num_workers=workers, drop_last=True, generator=self.generator,
-            worker_init_fn=leave_signals, collate_fn=collate,
+            worker_init_fn=ignore_signals_in_worker, collate_fn=collate,
         )  # fmt: skip
         self.epoch, self.start = 0, 0
 
     def begin(self, epoch: int, start: int = 0) -> None:
-        """Say which epoch comes next, and after which of its steps to begin."""
+        """Set the next epoch, and the number of its steps to skip."""
         self.epoch, self.start = epoch, start
         if hasattr(self.data, "set_epoch"):
             self.data.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        wanted, number = self.steps * self.accumulate, 0
+        needed, number = self.steps * self.accumulate, 0
         self.generator.manual_seed(derive(self.seed, "stream", self.epoch, rank()))
-        while number < wanted:  # a process may have fewer images than its share: it begins again
+        while number < needed:  # a process with fewer images than its share starts again
             before = number
             for batch in self.loader:
-                if number >= wanted:
+                if number >= needed:
                     return
                 number += 1
                 if number > self.start * self.accumulate:
@@ -148,7 +151,7 @@ class Stream:
 
 
 def count_images(data: Any, processes: int) -> int:
-    """The images of an epoch over all processes: an iterable dataset says, as timm's do, how many one of them has."""
+    """Count the images of an epoch over all processes; timm's iterable datasets give the count of one process."""
     sized: Sized = data
     if not isinstance(data, IterableDataset):
         return len(sized)
@@ -156,39 +159,37 @@ def count_images(data: Any, processes: int) -> int:
     return known or len(sized) * processes
 
 
-def build_loader(
-    data: Any, config: DataConfig, processes: int, collate: Callable[[list[Any]], Any] | None = None
-) -> Any:
-    """The micro-batches of a run.
+def build_loader(data: Any, config: DataConfig, processes: int, collate: Collate | None = None) -> Any:
+    """Build the loader of a run's micro-batches.
 
     Args:
         data: the images, from `build_dataset`.
-        config: into what batches, and in which order.
-        processes: that take part; an iterable dataset has shared itself out to them.
-        collate: makes a batch of items; default torch's.
+        config: the configuration of batches and their order.
+        processes: the number of processes; an iterable dataset has distributed itself over them.
+        collate: a function that makes a batch of items; default torch's.
 
     Returns:
-        A plain `DataLoader` for Accelerate to prepare and its `EpochBatches`; or, for images that come
-        in an order of their own, a `Stream`, twice.
+        A plain `DataLoader` for Accelerate to prepare and its `EpochBatches`; or, for images that come in an order of
+        their own, a `Stream`, twice.
 
     Raises:
-        ValueError: if the batch cannot be shared out, there are fewer images than it takes, or images that come in
-            an order of their own are to be repeated.
+        ValueError: if the batch cannot be distributed, there are fewer images than it takes, or images that come in an
+            order of their own are to be repeated.
     """
     batch_size, accumulate, seed = config.batch_size, config.accumulate, config.seed
     if batch_size % (accumulate * processes):
         raise ValueError(
-            f"batch_size={batch_size} cannot be shared out to {processes} processes in accumulate={accumulate} "
-            f"micro-batches: give a multiple of {accumulate * processes}."
+            f"batch_size must be a multiple of {accumulate * processes} (accumulate={accumulate} micro-batches on "
+            f"{processes} processes), got {batch_size}."
         )
     images = count_images(data, processes)
     if images < batch_size:
-        raise ValueError(f"batch_size={batch_size} is more than the {images} images: lower it.")
+        raise ValueError(f"batch_size must be at most {images}, the number of images, got {batch_size}.")
     if isinstance(data, IterableDataset):
         if config.repeated_aug > 1:
             raise ValueError(
-                f"repeated_aug={config.repeated_aug} needs images that can be read in any order: set it to 1 for wds/, "
-                "tfds/ and hfids/ data."
+                f"repeated_aug must be 1 for wds/, tfds/ and hfids/ data, which cannot be read in any order, got "
+                f"{config.repeated_aug}."
             )
         steps = images // batch_size
         readers = reading_processes(config.workers)
@@ -202,31 +203,31 @@ def build_loader(
         persistent_workers=config.workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=leave_signals,
+        worker_init_fn=ignore_signals_in_worker,
         collate_fn=collate,
     )
     return loader, batches
 
 
 def reading_processes(workers: int) -> int:
-    """How many processes read images: as many as asked for, and no more than there are CPUs."""
+    """Limit the number of processes that read images to that of the CPUs."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(workers, cpus)
 
 
-def leave_signals(worker: int) -> None:
-    """Have a process that reads images leave signals, which its whole group gets, to the one that trains.
+def ignore_signals_in_worker(worker: int) -> None:
+    """Let a worker ignore signals to its process group, which the training process handles.
 
-    It ends by SIGTERM from that one alone, which so ends its readers when it ends itself.
+    Only SIGTERM from the training process ends it, which sends that to its workers when it ends itself.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # which says who sends; not on all systems
+    if hasattr(signal, "sigwaitinfo"):  # names the sender; not on all systems
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """Wait for a process to end this one."""
+    """Wait until the parent process ends this one."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
@@ -244,21 +245,21 @@ def first_images(loader: Iterable[Any], count: int) -> Iterator[Tensor]:
 
 
 def make_mixup(config: DataConfig, classes: int, batch: int) -> Mixup | None:
-    """Make timm's Mixup, which pairs the images of one process's batch; None if a configuration has none.
+    """Make timm's Mixup, which pairs the images of a process's batch; None if a configuration has none.
 
     Args:
-        config: says how much of it.
-        classes: of the labels.
-        batch: images that one process has at a time.
+        config: the configuration, with its strength.
+        classes: the number of classes.
+        batch: the batch size of one process.
 
     Raises:
-        ValueError: if the batch has no pairs.
+        ValueError: if the batch size is odd.
     """
     if config.mixup == 0 and config.cutmix == 0:
         return None
     if batch % 2:
         raise ValueError(
-            f"mixup={config.mixup} and cutmix={config.cutmix} pair images, but a process has {batch} at a time: make "
-            "batch_size / accumulate / processes even, or set both to 0."
+            f"batch_size / accumulate / processes must be even for mixup={config.mixup} and cutmix={config.cutmix}, "
+            f"which pair images, got {batch}: change it, or set both to 0."
         )
     return Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=classes)

@@ -1,4 +1,4 @@
-"""A look at images before they are used: what each split holds, and what in it would lead a run astray."""
+"""An inspection of images before they are used: the content of each split, and its problems."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from PIL import Image
 from torch.utils.data import IterableDataset
+from tqdm.auto import tqdm
 
 from .classes import class_names, ordered
 from .config import DataConfig
@@ -20,60 +21,80 @@ from .dataset import open_dataset
 from .images import ImageError, Images
 from .loader import count_images
 
-SHOWN = 20  # names of files in a report
-SECONDS = 20.0  # for a look at a split before training
+SHOWN = 20  # file names in a report
+SECONDS = 20.0  # to inspect a split before training
 
 _logger = logging.getLogger(__name__)
 
 
-def look_before(config: Any, bar: Any) -> None:
-    """Look at the images of a run before its first step: tell what there is, warn of what is odd.
+class _SplitContent(TypedDict):
+    """The content of every split."""
+
+    split: str
+    images: int
+    classes: list[str]
+
+
+class SplitReport(_SplitContent, total=False):
+    """The content and the problems of a split, as `inspect_split` returns them."""
+
+    read: int
+    missing: int
+    unreadable: list[str]
+    passed_over: dict[str, int]
+    sizes: dict[str, int]
+    modes: dict[str, int]
+    transparent: int
+
+
+def inspect_before_training(config: DataConfig, validation: bool, bar: tqdm[Any]) -> None:
+    """Inspect the images of a run before its first step: print a summary of each split, and warn of problems.
 
     Args:
-        config: a `TrainConfig`.
-        bar: tqdm's, above which a line for each split is written if it is shown.
+        config: the configuration of the images.
+        validation: whether to inspect the validation split too.
+        bar: the bar above which the summaries are written, if it is shown.
 
     Raises:
-        ValueError: if some cannot be read.
+        ValueError: if some images cannot be read.
     """
-    splits = [look_at_split(config, training=True, seconds=SECONDS)]
+    splits = [inspect_split(config, training=True, seconds=SECONDS)]
     if "read" not in splits[0]:
         if not bar.disable:
             count = f"{config.train_split}: {splits[0]['images']:,} images"
-            bar.write(f"{count} as a stream, seen as they come: timm-stitch check reads them all.", file=sys.stderr)
+            bar.write(f"{count} as a stream, read as they come: timm-stitch check reads them all.", file=sys.stderr)
         return
-    if config.evaluate_every:
-        splits.append(look_at_split(config, training=False, seconds=SECONDS))
-    for found in splits if not bar.disable else ():
-        bar.write(line_of(found), file=sys.stderr)
-    for told in warnings_of(splits):
-        _logger.warning(told)
+    if validation:
+        splits.append(inspect_split(config, training=False, seconds=SECONDS))
+    for split in splits if not bar.disable else ():
+        bar.write(summary(split), file=sys.stderr)
+    for warning in find_warnings(splits):
+        _logger.warning(warning)
     check_unreadable(splits)
 
 
-def look_at_split(config: DataConfig, training: bool, seconds: float = math.inf) -> dict[str, Any]:
-    """Read the images of a split, and say what there is.
+def inspect_split(config: DataConfig, training: bool, seconds: float = math.inf) -> SplitReport:
+    """Inspect a split by reading its images.
 
     Args:
-        config: names the data.
-        training: the training split, else the validation split.
-        seconds: after which to stop; images from all over the split are read first.
+        config: the configuration of the images.
+        training: whether to inspect the training split instead of the validation split.
+        seconds: the seconds after which to stop; images from all over the split are read first.
 
     Returns:
-        `split`, `images` and `classes` (names); of evaluation images that come as a stream also `read` (how many
-        came), `missing` (how many of those promised did not) and `sizes`, their labels standing for classes without
-        names; of images that can be asked for one by one `read` (how many were),
-        `unreadable` (the error of each), `passed_over` (of a folder: how many files of each ending are taken for no
-        image), `sizes` and `modes` (how many images have each), and `transparent` (how many have such parts).
+        `split`, `images` (their number) and `classes` (their names, or labels). For images with random access also
+        `read` (the number read), `unreadable` (the error of each), `passed_over` (the number of skipped files of a
+        folder, by suffix), `sizes` and `modes` (the number of images of each), and `transparent` (the number of images
+        with transparent parts). For evaluation images in a stream also `read`, `missing` and `sizes`.
 
     Raises:
         OSError, ValueError: if there is no such split, or its reader cannot read it.
     """
     data = open_dataset(config, training)
-    found: dict[str, Any] = {"split": config.train_split if training else config.val_split}
-    found |= {"images": count_images(data, 1), "classes": class_names(data)}
+    name = config.train_split if training else config.val_split
+    split: SplitReport = {"split": name, "images": count_images(data, 1), "classes": class_names(data)}
     if isinstance(data, IterableDataset):
-        return found if training else found | _look_at_stream(data, found)
+        return split if training else _inspect_stream(data, split)
     unreadable: list[str] = []
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
@@ -91,56 +112,58 @@ def look_at_split(config: DataConfig, training: bool, seconds: float = math.inf)
         mode, see_through = _as_stored(data, index, image)
         modes[mode] += 1
         transparent += see_through
-    found |= {
+    return {
+        **split,
         "read": read,
         "unreadable": unreadable,
         "sizes": dict(sizes.most_common()),
         "modes": dict(modes.most_common()),
         "transparent": transparent,
+        "passed_over": skipped_files(data),
     }
-    return found | {"passed_over": passed_over(data)}
 
 
-def line_of(found: dict[str, Any]) -> str:
-    """A split in one line."""
-    parts = [f"{found['split']}: {found['images']:,} images of {len(found['classes'])} classes"]
-    if found.get("read", found["images"]) < found["images"]:
-        parts.append(f"of which {found['read']:,} were read")
-    for what in ("sizes", "modes"):
-        counts = list(found.get(what, {}).items())
+def summary(split: SplitReport) -> str:
+    """Summarise a split in one line."""
+    parts = [f"{split['split']}: {split['images']:,} images of {len(split['classes'])} classes"]
+    if split.get("read", split["images"]) < split["images"]:
+        parts.append(f"of which {split['read']:,} were read")
+    for what, values in (("sizes", split.get("sizes", {})), ("modes", split.get("modes", {}))):
+        counts = list(values.items())
         more = f" and {len(counts) - 4} other" if len(counts) > 4 else ""
         parts.append(f"{what} {', '.join(f'{name} ({count})' for name, count in counts[:4])}{more}" if counts else "")
     return "; ".join(part for part in parts if part)
 
 
-def check_unreadable(splits: Iterable[dict[str, Any]]) -> None:
-    """Refuse images that cannot be read.
+def check_unreadable(splits: Iterable[SplitReport]) -> None:
+    """Refuse unreadable images.
 
     Raises:
-        ValueError: saying how many.
+        ValueError: with their number.
     """
-    bad = sum(len(found.get("unreadable", ())) + found.get("missing", 0) for found in splits)
+    bad = sum(len(split.get("unreadable", ())) + split.get("missing", 0) for split in splits)
     if bad:
         raise ValueError(f"{bad} images cannot be read: replace or remove them.")
 
 
-def _look_at_stream(data: Iterable[Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Read images that come in an order of their own to their end, and say what came."""
+def _inspect_stream(data: Iterable[Any], split: SplitReport) -> SplitReport:
+    """Inspect images that come in an order of their own, by reading them all."""
     sizes: Counter[str] = Counter()
     labels = set()
     for image, label in data:
         sizes["x".join(map(str, image.size))] += 1
         labels.add(str(label))
     return {
-        "classes": found["classes"] or ordered(list(labels)),
+        **split,
+        "classes": split["classes"] or ordered(list(labels)),
         "read": sizes.total(),
-        "missing": max(found["images"] - sizes.total(), 0),
+        "missing": max(split["images"] - sizes.total(), 0),
         "sizes": dict(sizes.most_common()),
     }
 
 
 def _spread(count: int) -> Iterable[int]:
-    """All numbers below `count`, those far apart first."""
+    """Iterate over all numbers below `count`, those far apart first."""
     step = 1 << max(count - 1, 0).bit_length()
     if count:
         yield 0
@@ -149,58 +172,60 @@ def _spread(count: int) -> Iterable[int]:
         yield from range(step, count, 2 * step)
 
 
-def passed_over(data: Any) -> dict[str, int]:
-    """How many files of each ending lie in a folder of images without being taken for one."""
+def skipped_files(data: Any) -> dict[str, int]:
+    """Count the files in a folder of images that the reader skips, by suffix."""
     root = Path(str(getattr(getattr(data, "reader", None), "root", "") or ""))
     samples = getattr(getattr(data, "reader", None), "samples", None)
     if not samples or not root.is_dir():
         return {}
-    taken = {str(sample[0]) for sample in samples}
-    left = (file for file in root.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return dict(Counter(file.suffix.lower() or "no ending" for file in left if str(file) not in taken).most_common())
+    used = {str(sample[0]) for sample in samples}
+    files = (file for file in root.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return dict(Counter(file.suffix.lower() or "no ending" for file in files if str(file) not in used).most_common())
 
 
-def warnings_of(splits: list[dict[str, Any]]) -> list[str]:
-    """What of the splits one should know, a line each."""
-    told = []
-    for found in splits:
-        name = found["split"]
-        told += found.get("unreadable", [])[:SHOWN]
-        more = len(found.get("unreadable", [])) - SHOWN
+def find_warnings(splits: list[SplitReport]) -> list[str]:
+    """Find the problems of splits, one line each."""
+    warnings = []
+    for split in splits:
+        name = split["split"]
+        warnings += split.get("unreadable", [])[:SHOWN]
+        more = len(split.get("unreadable", [])) - SHOWN
         if more > 0:
-            told.append(f"{name}: {more} more images cannot be read.")
-        if found.get("missing"):
-            told.append(
-                f"{name}: of the {found['images']:,} images that its reader promises {found['read']:,} came: the "
-                "others cannot be read, and training would do without them."
+            warnings.append(f"{name}: {more} more images cannot be read.")
+        if split.get("missing"):
+            warnings.append(
+                f"{name}: the reader lists {split['images']:,} images, and {split['read']:,} came: the others cannot "
+                "be read, and training would skip them."
             )
-        if transparent := found.get("transparent"):
-            told.append(
-                f"{name}: images with transparent parts: {transparent}. The network sees the colours that are stored "
-                "beneath, as with timm; to have others, put the images on a background."
+        if transparent := split.get("transparent"):
+            warnings.append(
+                f"{name}: images with transparent parts: {transparent}. The network sees the colours stored beneath, "
+                "as with timm; for others, put the images on a background."
             )
-        for ending, count in found.get("passed_over", {}).items():
-            told.append(
-                f"{name}: {count} files ({ending}) are passed over: to take them, name the endings in dataset_args "
+        for ending, count in split.get("passed_over", {}).items():
+            warnings.append(
+                f"{name}: {count} files ({ending}) are skipped: to read them, name their suffixes in dataset_args "
                 "(input_key: '.png;.jpg;.webp')."
             )
     first = splits[0]
-    for found in splits[1:]:
-        for one, other in ((first, found), (found, first)):
+    for split in splits[1:]:
+        for one, other in ((first, split), (split, first)):
             lacking = [name for name in one["classes"] if name not in set(other["classes"])]
             if lacking:
-                told.append(f"{other['split']} lacks classes that {one['split']} has: {', '.join(lacking[:SHOWN])}.")
-    return told
+                warnings.append(
+                    f"{other['split']} lacks classes that {one['split']} has: {', '.join(lacking[:SHOWN])}."
+                )
+    return warnings
 
 
 def _as_stored(data: Any, index: int, image: Image.Image) -> tuple[str, bool]:
-    """Pillow's mode of an image as it is in its file, and whether parts of it are transparent."""
+    """Find Pillow's mode of an image in its file, and whether parts of it are transparent."""
     if not isinstance(data, Images):
-        return image.mode, _see_through(image)
+        return image.mode, _has_transparency(image)
     with data.reader[index][0] as file, Image.open(file) as stored:
-        return stored.mode, _see_through(stored)
+        return stored.mode, _has_transparency(stored)
 
 
-def _see_through(image: Image.Image) -> bool:
+def _has_transparency(image: Image.Image) -> bool:
     marked = image.getbands()[-1] in ("A", "a") or "transparency" in image.info
     return marked and any(image.convert("RGBA").getchannel("A").histogram()[:255])

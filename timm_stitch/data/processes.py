@@ -1,4 +1,4 @@
-"""The processes that work on one network together, and sums over them."""
+"""The processes of a distributed run, and sums over them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """How many processes take part; 1 outside of a process group."""
+    """Count the processes; 1 outside of a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Find the number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -23,7 +23,7 @@ def leave() -> None:
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """A copy of a tensor, summed over all processes."""
+    """Sum a copy of a tensor over all processes."""
     total = tensor.clone()
     if world_size() > 1:
         dist.all_reduce(total)

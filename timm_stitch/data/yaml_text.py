@@ -1,4 +1,4 @@
-"""YAML whose size is known before it is built: a few bytes of aliases can stand for more than memory holds."""
+"""YAML whose size is checked before it is built: a few bytes of aliases can expand to more than memory holds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any
     """Read YAML of plain values.
 
     Args:
-        text: at most 256 KiB.
-        loader: a `SafeLoader`.
+        text: the YAML, at most 256 KiB.
+        loader: a subclass of `SafeLoader`.
 
     Raises:
         yaml.YAMLError: if it is not YAML.
         ValueError: if it is too long, nested too deep, or its aliases stand for too many values.
     """
     if len(text) > _MOST_LETTERS:
-        raise ValueError(f"this YAML has {len(text):,} letters: expected at most {_MOST_LETTERS:,}.")
+        raise ValueError(f"YAML must have at most {_MOST_LETTERS:,} letters, got {len(text):,}.")
     try:
         if _values(yaml.compose(text, loader), {}) > _MOST_VALUES:
             raise ValueError(f"the aliases in this YAML stand for more than {_MOST_VALUES:,} values: write fewer.")
@@ -34,7 +34,7 @@ def read_argument(text: str) -> Any:
     """Read a value as YAML from the command line.
 
     Raises:
-        ValueError: if it is not YAML, or a mapping without a blank after a colon, which YAML takes for a name.
+        ValueError: if it is not YAML, or a mapping without a space after a colon, which YAML reads as a name.
     """
     try:
         value = load_yaml(text)
@@ -43,16 +43,16 @@ def read_argument(text: str) -> Any:
     glued = [key for key, one in value.items() if one is None and ":" in str(key)] if isinstance(value, dict) else []
     if glued:
         name, _, rest = str(glued[0]).partition(":")
-        raise ValueError(f"{text!r:.120} has no blank after a colon: write '{{{name}: {rest}}}'.")
+        raise ValueError(f"{text!r:.120} has no space after a colon: write '{{{name}: {rest}}}'.")
     return value
 
 
 def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """How many values a node stands for, each alias counted anew."""
+    """Count the values that a node expands to, each alias counted again."""
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = _MOST_VALUES + 1  # what holds itself has no end
+        known[id(node)] = _MOST_VALUES + 1  # a node that contains itself never ends
         inner = [n for pair in node.value for n in (pair if isinstance(pair, tuple) else (pair,))]
         known[id(node)] = 1 + sum(_values(n, known) for n in inner)
     return known[id(node)]

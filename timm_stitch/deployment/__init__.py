@@ -1,1 +1,1 @@
-"""What a trained network is used for: files for other engines, cascades, a latency target, a page."""
+"""Uses of a trained network: files for other runtimes, cascades, a latency target, a server, a page."""

@@ -1,13 +1,12 @@
-"""A cascade: a cheap stitch for every image, a more expensive one for those it is unsure of.
+"""A cascade: a cheap stitch for every image, and an expensive one for images of which the cheap one is unsure.
 
-Where the two begin alike, the expensive one goes on from what the cheap one left.
+If both begin with the same blocks, the expensive stitch continues from the cheap one's features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,14 +21,15 @@ from ..plan.prefix_sharing import common_steps, shared_macs
 
 @dataclass(frozen=True)
 class Cascade:
-    """Two stitches and a threshold: `cascade(images)` gives logits, each image's from one of the two.
+    """Two stitches and a threshold: `cascade(images)` returns logits, each image's from one of the two.
 
     Args:
         model: the network, in eval mode.
-        cheap, dear: ids of the cheap and of the more expensive stitch.
-        threshold: an image goes on to the expensive stitch if the cheap one's largest probability is below.
-        top1, macs: what was measured when the threshold was set: accuracy in per cent, and multiply-adds of an
-            image on average.
+        cheap: the id of the cheap stitch.
+        dear: the id of the expensive stitch.
+        threshold: the largest probability of the cheap stitch below which an image goes on to the expensive one.
+        top1: the accuracy in per cent, measured when the threshold was set.
+        macs: the mean multiply-adds per image, measured when the threshold was set.
     """
 
     model: StitchableNetwork
@@ -39,12 +39,12 @@ class Cascade:
     top1: float | None = None
     macs: float | None = None
 
-    def __call__(self, images: Any) -> Tensor:
-        """Logits (B, num_classes) of images (B, C, H, W), or of a mapping of tensors with B rows."""
+    def __call__(self, images: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Compute logits (B, num_classes) of images (B, C, H, W), or of a mapping of tensors with B rows."""
         return self.run(images)[0]
 
-    def run(self, images: Any) -> tuple[Tensor, Tensor]:
-        """Logits (B, num_classes), and which images went on to the expensive stitch, a (B,) of bool."""
+    def run(self, images: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute logits (B, num_classes), and a mask (B,) of the images that went on to the expensive stitch."""
         model = self.model
         first, second = model.plan[self.cheap], model.plan[self.dear]
         shared = common_steps(first, second)
@@ -54,39 +54,48 @@ class Cascade:
         unsure = logits.softmax(-1).amax(-1) < self.threshold
         if bool(unsure.any()):
             index = unsure.nonzero()[:, 0]
-            some = kept[shared].index_select(0, index) if shared else None
-            rest = inputs.pick(index)
-            some, _ = model.executor.advance(second, shared, len(second.steps), some, rest)
-            logits = logits.index_put((index,), logits_of(some))
+            features = kept[shared].index_select(0, index) if shared else None
+            output, _ = model.executor.advance(second, shared, len(second.steps), features, inputs.pick(index))
+            logits = logits.index_put((index,), logits_of(output))
         return logits, unsure
 
 
 @torch.inference_mode()
 def find_cascade(
     model: StitchableNetwork,
-    loader: Iterable[Any],
+    loader: Iterable[object],
     macs: float,
     *,
     stitch_ids: Sequence[int] | None = None,
     thresholds: int = 100,
     progress: bool = False,
 ) -> Cascade:
-    """The cascade of two stitches that is right most often at a cost, by a validation set.
+    """Find the most accurate cascade of two stitches within a mean cost, on a validation set.
 
     Args:
         model: the network.
         loader: batches of (images (B, C, H, W), labels (B,)), or mappings with `labels`, that were not trained on.
-        macs: the most multiply-adds for an image on average.
-        stitch_ids: between which to look; all by default.
-        thresholds: how many to try for each pair, evenly spread over the images.
-        progress: show a bar.
+        macs: the largest mean number of multiply-adds per image.
+        stitch_ids: the stitches to choose from; default all.
+        thresholds: the number of thresholds to try for each pair, evenly spread over the images.
+        progress: whether to show a bar.
 
     Returns:
-        The best cascade, with its accuracy and average cost on these images. Choosing on them flatters it a
-        little: measure it on others.
+        The best cascade, with its accuracy and mean cost on these images. Measure it on others: choosing on these
+        flatters it a little.
 
     Raises:
-        ValueError: if not even the cheapest stitch is within `macs`, or there are no images.
+        ValueError: if no stitch is within `macs`, or there are no images.
+
+    Example:
+        >>> import timm, torch, timm_stitch
+        >>> anchors = [timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=heads,
+        ...                              embed_dim=32 * heads, num_classes=4) for heads in (1, 2)]
+        >>> model = timm_stitch.stitch(anchors).eval()
+        >>> batches = [(torch.randn(8, 3, 32, 32), torch.arange(8) % 4)]
+        >>> cascade = timm_stitch.find_cascade(model, batches, macs=1e9)
+        >>> cascade(batches[0][0]).shape
+        torch.Size([8, 4])
     """
     ids = [model.plan[i].stitch_id for i in (model.stitch_ids if stitch_ids is None else stitch_ids)]
     sure, right = _answers(model, loader, ids, progress)
@@ -115,14 +124,14 @@ def find_cascade(
                     threshold = float(confidence[count]) if count < images else 2.0
                     best = Cascade(model, cheap, expensive, threshold, top1, spent)
     if best is None:
-        raise ValueError(f"no stitch is within macs={macs:,.0f}: the cheapest takes {min(alone.values()):,}.")
+        raise ValueError(f"macs must be at least {min(alone.values()):,}, the cheapest stitch's, got {macs:,.0f}.")
     return best
 
 
 def _answers(
-    model: StitchableNetwork, loader: Iterable[Any], ids: Sequence[int], progress: bool
+    model: StitchableNetwork, loader: Iterable[object], ids: Sequence[int], progress: bool
 ) -> tuple[Tensor, Tensor]:
-    """Of each stitch and image: the largest probability, and 1 where it is right; both (stitches, images)."""
+    """Compute each stitch's largest probability for each image, and 1 if it is right; both (stitches, images)."""
     device = next(model.parameters()).device
     place = {stitch_id: i for i, stitch_id in enumerate(ids)}
     sure: list[list[Tensor]] = [[] for _ in ids]
@@ -131,13 +140,11 @@ def _answers(
         for batch in tqdm(loader, desc="cascade", unit="batch", disable=not progress):
             inputs, targets = split_targets(model, Batch.of(batch).to(device))
             if targets.labels.ndim > 1:
-                raise ValueError(
-                    "a cascade is of networks that say one thing of an input, and these labels are of tokens."
-                )
+                raise ValueError("a cascade needs one label per input, and these are labels of tokens.")
             for stitch_id, out in model.forward_each(inputs, ids):
                 top = logits_of(out).softmax(-1).max(-1)
                 sure[place[stitch_id]].append(top.values.float().cpu())
                 right[place[stitch_id]].append((top.indices.cpu() == targets.labels.cpu()).float())
     if not sure[0]:
-        raise ValueError("there is nothing to choose by: the loader gave no images.")
+        raise ValueError("the loader must give images to choose a cascade on, got none.")
     return torch.stack([torch.cat(s) for s in sure]), torch.stack([torch.cat(r) for r in right])

@@ -1,8 +1,8 @@
-"""What a classifier takes and what its classes are called, for those who show it."""
+"""The names of a classifier's classes and the mode of its images, for servers and pages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -11,20 +11,20 @@ from ..families.timm_models.network import SNNet
 
 
 def class_names(model: SNNet, labels: Sequence[str] | None = None) -> list[str]:
-    """One name for each class, no two alike.
+    """Name each class, no two alike.
 
     Args:
         model: the network.
-        labels: one for each class; default those in its configuration, ImageNet's if it has the number of classes of
-            one of its subsets, else numbers.
+        labels: one name for each class; default the names in its configuration, ImageNet's if it has the number of
+            classes of one of its subsets, else numbers.
 
     Raises:
-        ValueError: if the labels do not fit.
+        ValueError: if the number of labels is not that of the classes.
     """
-    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     names, count = list(labels or config.get("label_names") or ()), model.num_classes
     if labels is not None and len(names) != count:
-        raise ValueError(f"there are {len(names)} labels for {count} classes: give one for each.")
+        raise ValueError(f"labels must be one for each of {count} classes, got {len(names)}.")
     if len(names) == count and labels is None:
         names = [(config.get("label_descriptions") or {}).get(name, name) for name in names]
     elif len(names) != count:
@@ -35,11 +35,11 @@ def class_names(model: SNNet, labels: Sequence[str] | None = None) -> list[str]:
 
 
 def pillow_mode(model: SNNet, what: str) -> str:
-    """Pillow's mode of the images that a classifier takes: `"L"` or `"RGB"`.
+    """Find Pillow's mode of the images that a classifier takes: `"L"` or `"RGB"`.
 
     Args:
         model: the network.
-        what: how the error begins.
+        what: the beginning of the error message.
 
     Raises:
         ValueError: if the network does not classify or takes no ordinary images.

@@ -1,4 +1,4 @@
-"""A web page on Gradio to see a network at work: an image, a slider along its frontier, and what changes.
+"""A web page on Gradio that shows a network at work: an image, a slider along its frontier, and the predictions.
 
 Needs gradio and matplotlib (`pip install 'timm_stitch[demo]'`).
 """
@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from ..plan.frontier import pareto_frontier
 from ..plan.results import Row
 from .class_names import class_names, pillow_mode
 
-_CALLS, _PATIENCE = 7, 0.5  # of a timing: at most so many calls, no further one after so many seconds
+_CALLS, _PATIENCE = 7, 0.5  # of a timing: the most calls, and the seconds after which no further one starts
 
 _STYLE = """<style>
 .facts {display: grid; grid-template-columns: repeat(4, 1fr); gap: .6rem}
@@ -41,13 +42,13 @@ _STYLE = """<style>
 
 
 @dataclass(frozen=True)
-class Look:
-    """One image seen through one stitch.
+class Prediction:
+    """The prediction of a stitch for an image.
 
     Args:
         top: the (at most) five likeliest classes and their probabilities, likeliest first.
-        latency_ms: of one call with this image, the median of `calls` after one to warm up.
-        calls: how many were timed.
+        latency_ms: the median latency of a call with this image, after one to warm up, in milliseconds.
+        calls: the number of timed calls.
     """
 
     top: dict[str, float]
@@ -56,11 +57,11 @@ class Look:
 
 
 class Viewer:
-    """What the page asks of a network. It keeps nothing of a user, and sets nothing in the network.
+    """The network behind the page. It keeps nothing of a user, and sets nothing in the network.
 
     Args:
         model: the network; put in eval mode.
-        labels: one name for each class; default those in its configuration, ImageNet's if it has the number of
+        labels: one name for each class; default the names in its configuration, ImageNet's if it has the number of
             classes of one of its subsets, else numbers.
 
     Raises:
@@ -75,32 +76,32 @@ class Viewer:
         model.results.check()
         table = model.stitch_table()
         self.known: list[Row] = [row for row in table if row.get("top1") is not None]
-        # What the slider moves along, cheapest first.
+        # The steps of the slider, cheapest first.
         self.steps = pareto_frontier(self.known) if self.known else sorted(table, key=lambda row: row["macs"])
         self.transform = create_transform(**image_config(model))
         self._drawn = curve_svg(self.known) if self.known else None
 
-    def prepare(self, image: Any) -> Tensor | None:
-        """An image (PIL) as the network takes it, shape (1, C, H, W); of none, None."""
+    def prepare(self, image: Image.Image | None) -> Tensor | None:
+        """Turn an image (PIL) into the network's input, shape (1, C, H, W); None stays None."""
         if image is None:
             return None
         x: Tensor = self.transform(image.convert(self.mode))
         return x[None]
 
     @torch.inference_mode()
-    def look(self, x: Tensor, step: int) -> Look:
-        """Classify an image through a stitch, and time that.
+    def predict(self, x: Tensor, step: int) -> Prediction:
+        """Classify an image by a stitch, and time it.
 
         Args:
-            x: from `prepare`.
-            step: which of `steps`.
+            x: the network's input, from `prepare`.
+            step: the place of the stitch in `steps`.
         """
-        like = next(self.model.parameters())
-        x = x.to(like.device, like.dtype)
+        reference = next(self.model.parameters())
+        x = x.to(reference.device, reference.dtype)
 
         def call() -> Tensor:
             out = self.model(x, stitch_id=self.steps[step]["stitch_id"])
-            return out[0].float().cpu()  # which waits for the device
+            return out[0].float().cpu()  # waits for the device
 
         logits, times, began = call(), list[float](), time.perf_counter()
         while len(times) < _CALLS and (not times or time.perf_counter() - began < _PATIENCE):
@@ -109,10 +110,10 @@ class Viewer:
             times.append(time.perf_counter() - at)
         values, classes = logits.softmax(0).topk(min(5, len(logits)))
         top = {self.labels[i]: p for i, p in zip(classes.tolist(), values.tolist(), strict=True)}
-        return Look(top, 1000 * statistics.median(times), len(times))
+        return Prediction(top, 1000 * statistics.median(times), len(times))
 
-    def facts(self, step: int, look: Look | None = None) -> str:
-        """What the stitch of a step is, as HTML."""
+    def facts(self, step: int, prediction: Prediction | None = None) -> str:
+        """Describe the stitch of a step, as HTML."""
         row = self.steps[step]
         device, threads = next(self.model.parameters()).device, torch.get_num_threads()
         where = f"{threads} CPU thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
@@ -121,15 +122,15 @@ class Viewer:
             ("top-1 accuracy", f"{row['top1']:.2f} %" if self.known else "unknown", "top1"),
             ("multiply-adds", short(row["macs"]), "macs"),
             ("parameters", short(row["params"]), "params"),
-            (f"latency on {where}, median of {look.calls}", f"{look.latency_ms:.2f} ms", "latency")
-            if look
+            (f"latency on {where}, median of {prediction.calls}", f"{prediction.latency_ms:.2f} ms", "latency")
+            if prediction
             else ("latency", "–", "latency"),
         ]
         cells = "".join(f'<div class="{c}"><small>{escape(s)}</small><b>{escape(b)}</b></div>' for s, b, c in tiles)
         return f'<div class="facts" data-stitch-id="{row["stitch_id"]}">{cells}</div>'
 
     def curve(self, step: int) -> str:
-        """The curve with the stitch of a step marked, as HTML; or that there is none."""
+        """Draw the curve with the stitch of a step marked, as HTML; a note if there is none."""
         if self._drawn is None:
             return (
                 '<div class="curve">The accuracy of these stitches is not known, so the slider goes through all of '
@@ -145,31 +146,34 @@ class Viewer:
 
     @property
     def images(self) -> str:
-        """On what images the accuracies were measured, as far as the rows say."""
-        found = {", ".join(str(row[k]) for k in ("dataset", "split") if row.get(k)) for row in self.known} - {""}
-        return "; ".join(sorted(found))
+        """The names of the images on which the accuracies were measured, if the rows have them."""
+        names = {", ".join(str(row[k]) for k in ("dataset", "split") if row.get(k)) for row in self.known} - {""}
+        return "; ".join(sorted(names))
 
 
 def make_page(
     model: SNNet, labels: Sequence[str] | None = None, *, title: str = "", examples: Iterable[str] = ()
 ) -> Any:
-    """The page of a network, to `launch()` or to mount in another app.
+    """Make the page of a network, to `launch()` or to mount in another app.
 
-    Any number of users may look at once: each call names its stitch and none sets one. Calls run one after another,
-    so that one's latency is not another's load.
+    Any number of users may use it at once: each call names its stitch and sets none. Calls run one after another, so
+    that one user's load is not another's latency.
 
     Args:
-        model: the network, on the device where it is to run; put in eval mode.
-        labels: one name for each class; default those in its configuration, ImageNet's, or numbers.
-        title: of the page; default where the network was pulled from, or its name.
+        model: the network, on the device where it runs; put in eval mode.
+        labels: one name for each class; default the names in its configuration, ImageNet's, or numbers.
+        title: the title of the page; default the repository that the network was pulled from, or its name.
         examples: paths of images to choose from.
 
     Returns:
         A `gradio.Blocks`.
 
     Raises:
-        ImportError: without gradio or matplotlib.
+        ImportError: if gradio or matplotlib is missing.
         ValueError: as `Viewer`.
+
+    Example:
+        `make_page(model, examples=["cat.jpg"]).launch()`
     """
     try:
         import gradio as gr
@@ -192,13 +196,13 @@ def make_page(
 
 
 def _fill(gr: Any, viewer: Viewer, examples: Sequence[str]) -> None:
-    """Put the fields on a page that is open, and say what follows from what."""
+    """Put the fields on an open page, and connect them."""
     last = len(viewer.steps) - 1
 
     def show(x: Tensor | None, step: float) -> tuple[dict[str, float] | None, str, str]:
         step = min(max(int(step), 0), last)
-        look = None if x is None else viewer.look(x, step)
-        return look.top if look else None, viewer.facts(step, look), viewer.curve(step)
+        prediction = None if x is None else viewer.predict(x, step)
+        return prediction.top if prediction else None, viewer.facts(step, prediction), viewer.curve(step)
 
     seen = gr.State()
     with gr.Row():
@@ -214,7 +218,7 @@ def _fill(gr: Any, viewer: Viewer, examples: Sequence[str]) -> None:
             curve = gr.HTML(viewer.curve(last), elem_id="curve")
     if examples:
         gr.Examples([[path] for path in examples], image)
-    # One at a time over all users; of one user's many moves of the slider the last.
+    # One call at a time over all users; of a user's many moves of the slider only the last runs.
     how = {"show_progress": "hidden", "concurrency_id": "network", "concurrency_limit": 1}
     shown = {"fn": show, "inputs": [seen, step], "outputs": [top, facts, curve], **how}
     image.change(viewer.prepare, image, seen, **how).then(**shown)

@@ -1,8 +1,8 @@
-"""Which stitch answers which requests next, so that each is answered in time and as well as time allows.
+"""Policies that choose the stitch and the batch of the next call, so that requests meet their deadlines accurately.
 
-A policy sees the deadlines that wait and how much slower than profiled the machine is now, and decides on a stitch, on
-how many of the most urgent requests it answers together, and on how many are passed over because they can no longer be
-met. It runs nothing and reads no clock, so that a server and a simulation use the same.
+A policy sees the deadlines of waiting requests and how much slower than profiled the machine is. It chooses a stitch,
+how many of the most urgent requests the stitch answers together, and how many are dropped because no call can meet
+them. It runs nothing and reads no clock, so that a server and a simulation use the same policies.
 
 Source of the setting: SuperServe (NSDI'25, arXiv:2312.16733), whose SlackFit is rebuilt here from its description.
 """
@@ -12,61 +12,75 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 from ..plan.frontier import pareto_frontier, with_score
+from ..plan.results import Row
 from ..plan.timings import call_times
 
-SHARE = 0.75  # of the time that is left to each request, what is planned with
-SAMPLES = 8  # of the requests that wait, by which it is judged whether all drain in time
+SHARE = 0.75  # of the time left to each request that a plan may use
+SAMPLES = 8  # requests whose deadlines are checked for a plan, of all that wait
 
 
 class Decision(NamedTuple):
-    """What to do now.
+    """The next call.
 
     Args:
-        level: the place in the table of the stitch that runs.
-        take: how many of the most urgent requests it answers together, after those passed over.
-        passed: how many of the most urgent are answered by nobody, because they cannot be met.
+        table_index: the place in the table of the stitch that runs.
+        batch: the number of requests that it answers: the most urgent ones after those dropped.
+        dropped: the number of the most urgent requests that are dropped, because no call can meet them.
     """
 
-    level: int
-    take: int
-    passed: int = 0
+    table_index: int
+    batch: int
+    dropped: int = 0
 
 
 class LatencyTable:
-    """How long each stitch takes for each number of images, for the stitches that are worth running.
+    """The latencies of the stitches on the frontier of accuracy over time per image, for each batch size.
+
+    A call with fewer images counts as no longer than one with more: if it took longer, something else ran meanwhile.
 
     Args:
-        rows: dicts of `stitch_id`, `top1` (per cent; where no row has one, `published_top1` stands in for it), and of
-            how long one call takes: `latency_ms_batch_N` with N images, as `profile` gives them, or `latency_ms` with
+        rows: dicts of `stitch_id`, `top1` (per cent; if no row has one, `published_top1` stands in for it), and the
+            latency of a call: `latency_ms_batch_N` with N images, as `profile` gives them, or `latency_ms` with
             `batch_size` images, several rows of one stitch for several batch sizes.
 
     Attributes:
-        batch_sizes: that were measured of any stitch, ascending.
-        stitch_ids, accuracies: of the frontier of accuracy over time an image, the fastest first.
-
-    A call of fewer images counts as no longer than one of more: if it took longer, something else ran meanwhile.
+        stitch_ids: the ids of the frontier, the fastest first.
+        accuracies: their accuracies, in per cent.
+        batch_sizes: the batch sizes that were measured of any stitch, ascending.
+        each: their seconds per image at the batch size of the highest throughput.
+        best_batch: these batch sizes.
 
     Raises:
-        ValueError: if there is no row with all of these, or a figure is no positive number.
+        ValueError: if no row has all of these, or a latency is not positive.
+
+    Example:
+        >>> rows = [
+        ...     {"stitch_id": 0, "top1": 70.0, "latency_ms": 10.0},
+        ...     {"stitch_id": 1, "top1": 80.0, "latency_ms": 20.0},
+        ... ]
+        >>> table = LatencyTable(rows)
+        >>> table.stitch_ids, table.slowest_within(seconds=0.015)
+        ([0, 1], 0)
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, rows: Iterable[Row]) -> None:
         calls: dict[int, dict[int, float]] = {}
         top1: dict[int, float] = {}
         scored = with_score(rows)
         for row in scored:
             stitch_id = int(row["stitch_id"])
-            for batch, given in call_times(row).items():
-                spent = float(given)
-                if not (spent > 0 and batch > 0):
+            for images, latency in call_times(row).items():
+                latency_ms = float(latency)
+                if not (latency_ms > 0 and images > 0):
                     raise ValueError(
-                        f"stitch {stitch_id} takes {spent} ms for {batch} images: expected positive numbers."
+                        f"latencies and batch sizes must be positive, got {latency_ms} ms for {images} images "
+                        f"of stitch {stitch_id}."
                     )
-                calls.setdefault(stitch_id, {})[batch] = spent / 1e3
+                calls.setdefault(stitch_id, {})[images] = latency_ms / 1e3
                 top1[stitch_id] = float(row["top1"])
         if not calls:
             missing = "no latency_ms (timm_stitch.profile)" if scored else "no top1 (timm_stitch.evaluate)"
@@ -89,9 +103,9 @@ class LatencyTable:
     def __len__(self) -> int:
         return len(self.stitch_ids)
 
-    def seconds(self, level: int, count: int) -> float:
-        """How long a call with so many images takes, between the batch sizes that were measured in proportion."""
-        batches, times = self._batches[level], self._times[level]
+    def seconds(self, index: int, count: int) -> float:
+        """Compute the seconds of a call with `count` images, interpolated between the measured batch sizes."""
+        batches, times = self._batches[index], self._times[index]
         place = bisect_right(batches, count)
         if place == len(batches):
             return times[-1] * count / batches[-1]
@@ -100,9 +114,23 @@ class LatencyTable:
         low, high = batches[place - 1], batches[place]
         return times[place - 1] + (times[place] - times[place - 1]) * (count - low) / (high - low)
 
-    def largest_within(self, level: int, seconds: float, most: int) -> int:
-        """How many images, at most `most`, a call can take within some seconds; 0 if not even one."""
-        batches, times = self._batches[level], self._times[level]
+    def slowest_within(self, seconds: float, count: int = 1, up_to: int | None = None) -> int:
+        """Find the place of the most accurate stitch whose call takes no longer than some seconds.
+
+        Args:
+            seconds: the longest that the call may batch.
+            count: the number of images in the call.
+            up_to: the last place that is tried; default the last of the table.
+
+        Returns:
+            The place in the table; 0, the fastest stitch, if none is fast enough.
+        """
+        last = len(self) - 1 if up_to is None else up_to
+        return next((index for index in range(last, 0, -1) if self.seconds(index, count) <= seconds), 0)
+
+    def largest_within(self, index: int, seconds: float, most: int) -> int:
+        """Compute how many images, at most `most`, a call can have within some seconds; 0 if not even one."""
+        batches, times = self._batches[index], self._times[index]
         place = bisect_right(times, seconds)
         if place == 0:
             return 0
@@ -113,145 +141,153 @@ class LatencyTable:
 
 
 class Slowdown:
-    """How much slower than profiled the machine is, by the last calls.
+    """The factor by which the machine is slower than profiled, from the last calls.
 
     Args:
-        window: how many calls count.
-        quantile: which of them plans are made by; a call now and then is many times slower, whatever runs.
-        most: by how much a plan may be more careful than the median.
+        window: the number of calls that count.
+        quantile: the quantile of their factors that plans use; now and then a call is many times slower.
+        most: the largest ratio of that quantile to the median.
+
+    Attributes:
+        median: the median factor.
+        capped_quantile: the quantile, or `most` times the median if that is less.
     """
 
     def __init__(self, window: int = 40, quantile: float = 0.95, most: float = 4.0) -> None:
         self._last: deque[float] = deque(maxlen=window)
         self.quantile, self.most = quantile, most
-        self.usual = self.careful = 1.0
+        self.median = self.capped_quantile = 1.0
 
     def note(self, seconds: float, expected: float) -> None:
-        """Take a call into account: how long it took, and how long the table says."""
+        """Add a call: its seconds, and those that the table predicts."""
         self._last.append(seconds / expected)
         ordered = sorted(self._last)
-        self.usual = ordered[len(ordered) // 2]
-        careful = ordered[min(int(self.quantile * len(ordered)), len(ordered) - 1)]
-        self.careful = min(careful, self.most * self.usual)
+        self.median = ordered[len(ordered) // 2]
+        quantile = ordered[min(int(self.quantile * len(ordered)), len(ordered) - 1)]
+        self.capped_quantile = min(quantile, self.most * self.median)
 
 
 class Policy(Protocol):
-    """What chooses."""
+    """A rule that chooses the next call."""
 
     def choose(self, now: float, deadlines: Sequence[float], slowdown: Slowdown) -> Decision:
-        """Decide what to do next.
+        """Choose the next call.
 
         Args:
             now: the time, in seconds.
-            deadlines: of the requests that wait, ascending, at least one.
-            slowdown: of the machine.
+            deadlines: the deadlines of the waiting requests, ascending; at least one.
+            slowdown: the factor by which the machine is slower than profiled.
         """
         ...
 
 
 class DrainPolicy:
-    """The most accurate stitch with which all that waits is answered in time, and some time is left for what comes.
+    """Runs the most accurate stitch that answers all waiting requests in time, and leaves time for new ones.
 
     The batch is the largest that the most urgent request allows, up to the stitch's best throughput. If no stitch
-    answers all in time, the one with the highest throughput runs, and as few as it cannot meet are passed over at once;
-    but something always runs, so that a machine that is fast again is noticed.
+    answers all in time, the one with the highest throughput runs, and the fewest requests that it cannot meet are
+    dropped. One call always runs, so that the policy notices when the machine is fast again.
 
     Args:
-        table: of the stitches.
-        reserve_ms: of each promise, for what is not the network's time.
-        share: of the time that is left to each request, what is planned with, 0 to 1. With all of it every answer
-            comes in the last moment, and each request more makes one late; where stitches differ little in cost, much.
+        table: the latencies of the stitches.
+        reserve_ms: the milliseconds before each deadline that are kept for work outside the network.
+        share: the share of the time left to each request that a plan may use, 0 to 1. With 1 every answer is just in
+            time, and each new request makes one late.
     """
 
     def __init__(self, table: LatencyTable, reserve_ms: float = 0.0, share: float = SHARE) -> None:
         self.table, self.reserve, self.share = table, reserve_ms / 1e3, share
 
     def choose(self, now: float, deadlines: Sequence[float], slowdown: Slowdown) -> Decision:
-        """As `Policy.choose`."""
-        table, now, share = self.table, now + self.reserve, self.share / slowdown.careful
-        slacks = [(n, share * (deadlines[n] - now)) for n in _some(len(deadlines))]
+        """Choose the next call, as `Policy.choose`."""
+        table, now, share = self.table, now + self.reserve, self.share / slowdown.capped_quantile
+        slacks = [(n, share * (deadlines[n] - now)) for n in _sample_places(len(deadlines))]
         first = share * (deadlines[0] - now)
-        low, high, take = -1, len(table) - 1, 0  # the dearest level that drains; none yet
+        low, high, batch = -1, len(table) - 1, 0  # the most expensive stitch that drains; none yet
         while low < high:
             middle = (low + high + 1) // 2
             fits = table.largest_within(middle, first, min(len(deadlines), table.best_batch[middle]))
             if fits and _drains(table, middle, 0, fits, len(deadlines), slacks):
-                low, take = middle, fits
+                low, batch = middle, fits
             else:
                 high = middle - 1
         if low >= 0:
-            return Decision(low, take)
-        passed = _passed(table, 0, now, deadlines, slowdown.usual)
-        most = min(len(deadlines) - passed, table.best_batch[0])
-        take = table.largest_within(0, (deadlines[passed] - now) / slowdown.usual, most)
-        return Decision(0, max(take, 1), passed)
+            return Decision(low, batch)
+        dropped = _count_hopeless(table, 0, now, deadlines, slowdown.median)
+        most = min(len(deadlines) - dropped, table.best_batch[0])
+        batch = table.largest_within(0, (deadlines[dropped] - now) / slowdown.median, most)
+        return Decision(0, max(batch, 1), dropped)
 
 
 class FixedPolicy:
-    """One stitch, as a server of a single model; as few as it cannot meet are passed over.
+    """Runs one stitch, as a server of a single model does, and drops the fewest requests that it cannot meet.
 
     Args:
-        table: of the stitches.
-        level: the place of the one that runs.
-        reserve_ms: as of `DrainPolicy`.
+        table: the latencies of the stitches.
+        index: the place in the table of the stitch that runs.
+        reserve_ms: the milliseconds before each deadline that are kept for work outside the network.
     """
 
-    def __init__(self, table: LatencyTable, level: int, reserve_ms: float = 0.0) -> None:
-        self.table, self.level, self.reserve = table, level, reserve_ms / 1e3
+    def __init__(self, table: LatencyTable, index: int, reserve_ms: float = 0.0) -> None:
+        self.table, self.index, self.reserve = table, index, reserve_ms / 1e3
 
     def choose(self, now: float, deadlines: Sequence[float], slowdown: Slowdown) -> Decision:
-        """As `Policy.choose`."""
-        table, level, now = self.table, self.level, now + self.reserve
-        passed = _passed(table, level, now, deadlines, slowdown.usual)
-        most = min(len(deadlines) - passed, table.best_batch[level])
-        count = table.largest_within(level, (deadlines[passed] - now) / slowdown.careful, most)
-        return Decision(level, max(count, 1), passed)
+        """Choose the next call, as `Policy.choose`."""
+        table, index, now = self.table, self.index, now + self.reserve
+        dropped = _count_hopeless(table, index, now, deadlines, slowdown.median)
+        most = min(len(deadlines) - dropped, table.best_batch[index])
+        count = table.largest_within(index, (deadlines[dropped] - now) / slowdown.capped_quantile, most)
+        return Decision(index, max(count, 1), dropped)
 
 
-def _some(waiting: int) -> list[int]:
-    """The places of some of those that wait, from one end to the other, the least urgent first."""
+def _sample_places(waiting: int) -> list[int]:
+    """Choose places of waiting requests to check, evenly spread, the least urgent first."""
     return list(dict.fromkeys((waiting - 1) * k // SAMPLES for k in range(SAMPLES, -1, -1)))
 
 
 def _drains(
-    table: LatencyTable, level: int, passed: int, first: int, waiting: int, slacks: Sequence[tuple[int, float]]
+    table: LatencyTable, index: int, dropped: int, first: int, waiting: int, slacks: Sequence[tuple[int, float]]
 ) -> bool:
-    """Whether a stitch answers the others in time: a first call, then full ones, and the last with what is left.
+    """Whether a stitch answers all requests but the dropped ones in time.
 
     Args:
-        table, level: the stitch.
-        passed: how many of the most urgent are passed over.
-        first: how many the first call answers.
-        waiting: how many wait.
-        slacks: of some of them, (place, seconds), the least urgent first.
+        table: the latencies of the stitches.
+        index: the place of the stitch in the table.
+        dropped: the number of the most urgent requests that are dropped.
+        first: the number of requests that the first call answers.
+        waiting: the number of waiting requests.
+        slacks: the time left to some of them, as (place, seconds), the least urgent first.
     """
-    full, done = table.best_batch[level], passed + first
-    each, begun = table.seconds(level, full), table.seconds(level, first)
+    # The queue drains in a first call, then full calls, and a last one with the rest. So the answer to the request at
+    # place n comes after the first call and n's full calls, in closed form, and a few requests show whether all meet
+    # their deadlines.
+    full, done = table.best_batch[index], dropped + first
+    each, begun = table.seconds(index, full), table.seconds(index, first)
     calls, rest = divmod(waiting - done, full)
-    last = table.seconds(level, rest) if rest else 0.0
+    last = table.seconds(index, rest) if rest else 0.0
     for n, slack in slacks:
-        if n < passed:
+        if n < dropped:
             break
-        before = (n - done) // full  # full calls between the first and the one that answers it; -1: the first does
+        before = (n - done) // full  # full calls between the first one and its own; -1: the first is its own
         if begun + before * each + (each if before < calls else last) > slack:
             return False
     return True
 
 
-def _passed(table: LatencyTable, level: int, now: float, deadlines: Sequence[float], slowdown: float) -> int:
-    """How many of the most urgent are to be passed over, so that a stitch answers the others in time; never all.
+def _count_hopeless(table: LatencyTable, index: int, now: float, deadlines: Sequence[float], slowdown: float) -> int:
+    """Count the most urgent requests to drop, so that a stitch answers the others in time; never all.
 
-    At least those that could not be met if each call were full, and a few more where the first can then be a large one.
+    These are at least the requests that full calls could not meet, and a few more if the first call can be larger then.
     """
-    waiting, full, each = len(deadlines), table.best_batch[level], table.each[level]
-    slacks = [(n, (deadlines[n] - now) / slowdown) for n in _some(waiting)]
+    waiting, full, each = len(deadlines), table.best_batch[index], table.each[index]
+    slacks = [(n, (deadlines[n] - now) / slowdown) for n in _sample_places(waiting)]
 
-    def drains(passed: int) -> bool:
-        slack = (deadlines[passed] - now) / slowdown
-        first = table.largest_within(level, slack, min(waiting - passed, full))
-        return first > 0 and _drains(table, level, passed, first, waiting, slacks)
+    def drains(dropped: int) -> bool:
+        slack = (deadlines[dropped] - now) / slowdown
+        first = table.largest_within(index, slack, min(waiting - dropped, full))
+        return first > 0 and _drains(table, index, dropped, first, waiting, slacks)
 
-    hopeless = bisect_right(deadlines, now + table.seconds(level, 1) * slowdown)
+    hopeless = bisect_right(deadlines, now + table.seconds(index, 1) * slowdown)
     fewest = min(max(hopeless, *(n + 1 - int(max(slack, 0.0) / each) for n, slack in slacks)), waiting - 1)
     low, high = fewest, min(fewest + full, waiting - 1)
     while low < high:
@@ -261,38 +297,38 @@ def _passed(table: LatencyTable, level: int, now: float, deadlines: Sequence[flo
 
 
 class SlackFitPolicy:
-    """SuperServe's, as far as it is described: buckets of latency, and in the one below the slack the largest batch.
+    """Runs the largest batch in the bucket of latencies just below the slack, as SuperServe describes it.
 
     Args:
-        table: of the stitches.
-        buckets: how many, between the fastest and the slowest call.
-        reserve_ms: as of `DrainPolicy`.
+        table: the latencies of the stitches.
+        buckets: the number of buckets between the fastest and the slowest call.
+        reserve_ms: the milliseconds before each deadline that are kept for work outside the network.
     """
 
     def __init__(self, table: LatencyTable, buckets: int = 40, reserve_ms: float = 0.0) -> None:
         self.table, self.reserve = table, reserve_ms / 1e3
         calls = [
-            (table.seconds(level, count), count, level)
-            for level in range(len(table))
+            (table.seconds(index, count), count, index)
+            for index in range(len(table))
             for count in (1, 2, 4, 8, 16, 32)
-            if count <= max(table.best_batch[level], 1)
+            if count <= max(table.best_batch[index], 1)
         ]
         self._shortest, longest = min(calls)[0], max(calls)[0]
         self._width = (longest - self._shortest) / buckets or 1.0
-        self._calls: list[list[tuple[int, int]]] = [[] for _ in range(buckets + 1)]  # (images, level)
-        for spent, count, level in calls:
-            self._calls[math.ceil((spent - self._shortest) / self._width - 1e-9)].append((count, level))
+        self._calls: list[list[tuple[int, int]]] = [[] for _ in range(buckets + 1)]  # (images, index)
+        for spent, count, index in calls:
+            self._calls[math.ceil((spent - self._shortest) / self._width - 1e-9)].append((count, index))
 
     def choose(self, now: float, deadlines: Sequence[float], slowdown: Slowdown) -> Decision:
-        """As `Policy.choose`."""
+        """Choose the next call, as `Policy.choose`."""
         now += self.reserve
-        passed = bisect_right(deadlines, now + self._shortest * slowdown.usual)
-        passed = min(passed, len(deadlines) - 1)
-        slack = (deadlines[passed] - now) / slowdown.careful
-        waiting = len(deadlines) - passed
+        dropped = bisect_right(deadlines, now + self._shortest * slowdown.median)
+        dropped = min(dropped, len(deadlines) - 1)
+        slack = (deadlines[dropped] - now) / slowdown.capped_quantile
+        waiting = len(deadlines) - dropped
         for bucket in range(min(int((slack - self._shortest) / self._width), len(self._calls) - 1), -1, -1):
             fitting = [call for call in self._calls[bucket] if call[0] <= waiting]
             if fitting:
-                count, level = max(fitting)
-                return Decision(level, count, passed)
-        return Decision(0, 1, passed)
+                count, index = max(fitting)
+                return Decision(index, count, dropped)
+        return Decision(0, 1, dropped)

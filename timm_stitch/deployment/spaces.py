@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -37,25 +36,25 @@ def push_space(
     private: bool | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Put the page of a network that is on the Hub there as a Space, in one commit.
+    """Put the page of a network on the Hub as a Space, in one commit.
 
-    The Space holds `app.py`, `requirements.txt`, `README.md` and this package as it is here, for which it needs no
-    index. It loads the network from its own repository when it starts; of a private one, give the Space a
-    secret `HF_TOKEN` in its settings.
+    The Space holds `app.py`, `requirements.txt`, `README.md` and a copy of this package, so that it needs no package
+    index for it. It loads the network from its repository when it starts; for a private one, give the Space a secret
+    `HF_TOKEN` in its settings.
 
     Args:
-        model_repo: `"user/name"`, what `push_to_hub` made.
-        space_id: `"user/name"` of the Space, made if there is none; these files in it are written anew.
+        model_repo: the network's repository `"user/name"`, from `push_to_hub`.
+        space_id: the name `"user/name"` of the Space; created if there is none, else these files are replaced.
         examples: images to choose from on the page.
-        private: for a Space that is made now.
-        token: as huggingface_hub takes it; default the one that is logged in.
+        private: whether a new Space is private.
+        token: the token for huggingface_hub; default the one that is logged in.
 
     Returns:
         The address of the Space.
 
     Raises:
-        ImportError: without gradio, whose version the Space gets.
-        ValueError: if either is not the name of a repository, or the first not a network of timm_stitch.
+        ImportError: if gradio, whose version the Space gets, is missing.
+        ValueError: if either name is not that of a repository, or the first one has no network of timm_stitch.
         OSError: if the Hub refuses or cannot be reached, or an example cannot be read.
     """
     model_repo = model_repo.removeprefix("hf-hub:")
@@ -71,8 +70,8 @@ def push_space(
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     api = HfApi(token=token, library_name="timm_stitch")
     with explained(f"find {model_repo}", token=token):
-        there = {file.rfilename for file in api.model_info(model_repo).siblings or ()}
-    if STITCHES_FILE not in there:
+        names = {file.rfilename for file in api.model_info(model_repo).siblings or ()}
+    if STITCHES_FILE not in names:
         raise ValueError(f"{model_repo} has no {STITCHES_FILE}: expected a network that timm-stitch push put there.")
     with explained(f"push to {space_id}", "nothing was committed", token):
         space = api.create_repo(space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
@@ -82,10 +81,10 @@ def push_space(
     return str(space)
 
 
-def _files(model_repo: str, space_id: str, examples: list[Path]) -> dict[str, Any]:
-    """The contents of the Space by name: bytes, or paths of files here."""
+def _files(model_repo: str, space_id: str, examples: list[Path]) -> dict[str, bytes | Path]:
+    """Make the content of the Space by file name: bytes, or paths of local files."""
     try:
-        gradio, needs = version("gradio"), requires("timm_stitch") or []
+        gradio, requirements = version("gradio"), requires("timm_stitch") or []
     except PackageNotFoundError as error:
         raise ImportError(f"a Space needs {error.name} installed here: pip install 'timm_stitch[demo]'.") from error
     front = {
@@ -101,11 +100,11 @@ def _files(model_repo: str, space_id: str, examples: list[Path]) -> dict[str, An
     }
     package = Path(__file__).parents[1]
     own = [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".yaml")]
-    wanted = [need.partition(";")[0].strip() for need in needs if 'extra == "dev"' not in need.replace("'", '"')]
+    lines = [line.partition(";")[0].strip() for line in requirements if 'extra == "dev"' not in line.replace("'", '"')]
     readme = f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
     return {
         "app.py": _APP.format(repo_id=model_repo).encode(),
-        "requirements.txt": "".join(f"{need}\n" for need in wanted if not need.startswith("timm_stitch")).encode(),
+        "requirements.txt": "".join(f"{line}\n" for line in lines if not line.startswith("timm_stitch")).encode(),
         "README.md": f"{readme}A slider along the frontier of [{model_repo}](https://huggingface.co/{model_repo}).\n".encode(),
         **{f"timm_stitch/{path.relative_to(package).as_posix()}": path for path in own},
         **{f"examples/{path.name}": path for path in examples},

@@ -1,4 +1,4 @@
-"""The curve: accuracy against multiply-adds of every stitch, with anchors and frontier; to a file or a web page.
+"""The curve of accuracy against multiply-adds of every stitch, with anchors and frontier, for a file or a web page.
 
 Needs matplotlib (`pip install timm_stitch[plot]`).
 """
@@ -6,55 +6,54 @@ Needs matplotlib (`pip install timm_stitch[plot]`).
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import PathLike, whole_file
 from ..plan.frontier import pareto_frontier
+from ..plan.results import Row
 
 
 def plot_curve(
-    rows: Iterable[Mapping[str, Any]],
-    path: str | os.PathLike[str],
+    rows: Iterable[Row],
+    path: PathLike,
     *,
     title: str = "",
-    others: Mapping[str, Iterable[Mapping[str, Any]]] | None = None,
+    others: Mapping[str, Iterable[Row]] | None = None,
 ) -> Path:
     """Draw accuracy against macs to a file.
 
     Args:
-        rows: one a stitch, with `macs`, `top1` and `name` (an anchor's name has no brackets).
-        path: where; the ending chooses the format.
-        title: above the plot.
-        others: more rows to draw faintly for comparison, by label.
-
-    Raises:
-        ImportError: without matplotlib.
-        ValueError: if a row lacks `macs` or `top1`.
-    """
-    figure, path = _figure(list(rows), title, others or {})[0], Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        figure.savefig(beside, dpi=150)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
-
-
-def curve_svg(rows: Iterable[Mapping[str, Any]]) -> tuple[str, Callable[[Mapping[str, Any]], tuple[float, float]]]:
-    """The curve for a web page, on which something may be drawn.
-
-    Args:
-        rows: as for `plot_curve`.
+        rows: one row per stitch, with `macs`, `top1` and `name` (an anchor's name has no brackets).
+        path: the path of the file, whose suffix chooses the format.
+        title: the title of the plot.
+        others: further rows to draw faintly for comparison, by label.
 
     Returns:
-        The `<svg>` element, and what gives a row's place (x, y) in its units.
+        The path of the file.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is missing.
+        ValueError: if a row lacks `macs` or `top1`.
+    """
+    figure, _ = _figure(list(rows), title, others or {})
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return Path(path)
+
+
+def curve_svg(rows: Iterable[Row]) -> tuple[str, Callable[[Row], tuple[float, float]]]:
+    """Draw the curve for a web page that draws on top of it.
+
+    Args:
+        rows: the rows of the curve, as for `plot_curve`.
+
+    Returns:
+        The `<svg>` element, and a function that returns a row's position (x, y) in its units.
+
+    Raises:
+        ImportError: if matplotlib is missing.
         ValueError: if a row lacks `macs` or `top1`.
     """
     figure, scale = _figure(list(rows), "", {})
@@ -66,15 +65,15 @@ def curve_svg(rows: Iterable[Mapping[str, Any]]) -> tuple[str, Callable[[Mapping
     svg = text.getvalue()
     axes, (width, height) = figure.axes[0], figure.get_size_inches() * 72  # its units are points
 
-    def place(row: Mapping[str, Any]) -> tuple[float, float]:
+    def place(row: Row) -> tuple[float, float]:
         x, y = figure.transFigure.inverted().transform(axes.transData.transform((row["macs"] / scale, row["top1"])))
         return float(x * width), float((1 - y) * height)
 
     return svg[svg.index("<svg") :], place
 
 
-def _figure(rows: list[Mapping[str, Any]], title: str, others: Mapping[str, Iterable[Mapping[str, Any]]]) -> Any:
-    """The curve as a matplotlib figure, and how many macs the unit of its axis has."""
+def _figure(rows: list[Row], title: str, others: Mapping[str, Iterable[Row]]) -> tuple[Any, float]:
+    """Draw the curve as a matplotlib figure; returns also the number of macs per unit of its axis."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

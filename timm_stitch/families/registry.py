@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 from torch import nn
 
+from ..errors import WrongTypeError
 from ..network.stitchable import StitchableNetwork
 from .family import Family
 from .timm_models.family import TimmFamily
@@ -41,7 +42,7 @@ def family_of(network: StitchableNetwork) -> Family:
     for family in _FAMILIES:
         if family.name == name:
             return family
-    raise TypeError(
+    raise WrongTypeError(
         f"{type(network).__name__} is not a stitchable network: expected what timm_stitch.stitch or from_hub gives."
     )
 
@@ -55,7 +56,7 @@ def family_of_models(models: Sequence[nn.Module]) -> Family:
     chosen = [next(family for family in _FAMILIES if family.accepts(model)) for model in models] or _FAMILIES[-1:]
     if len({family.name for family in chosen}) > 1:
         names = " and ".join(sorted({family.name for family in chosen}))
-        raise TypeError(f"cannot stitch models of {names} into one network: give models of one of them.")
+        raise WrongTypeError(f"cannot stitch models of {names} into one network: give models of one of them.")
     return chosen[0]
 
 

@@ -12,9 +12,10 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..errors import library_errors
 from ..families.family import CONFIG_FILE, WEIGHTS_FILE, Family, SavedNetwork
 from ..families.registry import families, family_of_config
-from ..files import PathLike, steadily
+from ..files import PathLike, read_consistently
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import fingerprint_of, note_fingerprint
 from .errors import check_repo_id, check_token, explained, unreadable
@@ -61,7 +62,8 @@ def load(
         arguments |= ({} if device == "cpu" else {"device": device}) | ({} if pretrained else {"pretrained": False})
         return from_hub(sources[0], **arguments)
     family = _family_of_names(sources)
-    return family.make(sources, pretrained, device, **arguments)
+    with library_errors(f"cannot make {' + '.join(several)}", RuntimeError):
+        return family.make(sources, pretrained, device, **arguments)
 
 
 def from_hub(
@@ -114,7 +116,7 @@ def from_hub(
                 return _load_whole(saved, verify, kwargs)
             return _load_stitch(saved, extract, kwargs, partial(_read_tensors, folder / WEIGHTS_FILE))
 
-        return steadily(network_files(folder), read).eval()
+        return read_consistently(network_files(folder), read).eval()
     repo_id, _, pinned = place.partition("@")
     check_repo_id(repo_id)
     remote = Repository(repo_id, revision or pinned or None, token, None if cache_dir is None else Path(cache_dir))

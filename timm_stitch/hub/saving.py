@@ -17,7 +17,7 @@ from typing import Any
 from ..evaluation.plotting import plot_curve
 from ..families.family import STITCHES_FILE
 from ..families.registry import family_of
-from ..files import files_in
+from ..files import atomic_files
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import fingerprint, note_fingerprint
 from ..plan.results import Results
@@ -95,7 +95,7 @@ def _write(
     """Write the files of a folder, all of them or none; `about` is what the card says beside what is in them."""
     old = folder / CARD_FILE
     existing = old.read_text(encoding="utf-8") if old.is_file() else None
-    with files_in(folder) as beside:
+    with atomic_files(folder) as beside:
         config = family_of(model).write(model, beside, label_names)
         (beside / STITCHES_FILE).write_text(json.dumps(stitches, indent=1) + "\n", encoding="utf-8")
         title = (about["repo_id"] or folder.name).rpartition("/")[2]

@@ -17,6 +17,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import nn
 
 from ..anchors.budget import bounded
+from ..errors import library_errors
 from ..families.family import SavedNetwork
 from ..families.registry import is_stitchable
 from ..families.timm_models.arguments import (
@@ -32,7 +33,7 @@ from ..families.timm_models.meta_build import can_build_on_meta, materialize
 from ..families.timm_models.network import SNNet
 from ..families.timm_models.stitching import for_each_anchor, stitch_timm
 from ..families.timm_models.timm_compat import resolve_pretrained_cfg
-from ..files import steadily
+from ..files import read_consistently
 from ..hub.json_files import network_files, recall
 from ..network.stitchable import StitchableNetwork
 from ..plan.costs import PublishedCount
@@ -104,7 +105,7 @@ def create_snnet(
         return model
 
     by_timm = saved is None and cfg.source == "local-dir" and cfg.file
-    model = steadily(network_files(Path(str(cfg.file))), load) if by_timm else load()
+    model = read_consistently(network_files(Path(str(cfg.file))), load) if by_timm else load()
     as_released = theirs and asked is None and not (cfg.file or cfg.state_dict or cfg.source)
     _note_origin(model, variant, cfg, overlay, pretrained, as_released)
     return model
@@ -224,15 +225,17 @@ def _make_anchors(
 def _make_anchor(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm has no model {name!r}: see timm.list_models('*{name.split('_')[0]}*').")
-    if not pretrained:
-        return timm.create_model(name, **kwargs)
-    return reading(timm.get_pretrained_cfg(name), partial(timm.create_model, name, pretrained=True, **kwargs))
+    with library_errors(f"timm cannot make the anchor {name!r}", RuntimeError, TypeError):
+        if not pretrained:
+            return timm.create_model(name, **kwargs)
+        return reading(timm.get_pretrained_cfg(name), partial(timm.create_model, name, pretrained=True, **kwargs))
 
 
 def timm_cfg(anchor: AnchorSpec) -> dict[str, Any]:
     """timm's own configuration of an anchor; empty for a name that it does not know."""
     name = anchor if isinstance(anchor, str) else str(anchor.get("architecture"))
-    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    with library_errors(f"timm cannot make the anchor {name!r}", RuntimeError):
+        cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
     return {} if cfg is None else dataclasses.asdict(cfg)
 
 

@@ -1,17 +1,20 @@
-"""How large a plan may be, asked before there is any of it.
+"""How large a plan and the fields of a saved configuration may be, checked before anything is built from them.
 
 A plan is enumerated from a few words, or read from a file that may be a stranger's: either could ask for more stitches
-than memory holds. Both are counted first, in time that grows with what was given.
+than memory holds. Both are counted first, in time that grows with the input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 MOST_STITCHES = 10_000  # the largest published plan has 134
 MOST_ANCHORS, MOST_BLOCKS, MOST_WIDTH, MOST_NAME = 16, 512, 1 << 16, 128
 MOST_LAYERS, MOST_SEGMENTS, MOST_STEPS, MOST_WEIGHTS = 10_000, 60_000, 1_000_000, 1 << 30
+MOST_LETTERS = 256  # in a text of a saved configuration
 
 
 def too_many(count: int | str, advice: str = "give fewer anchors, nearest=True or a smaller kernel_size") -> ValueError:
@@ -86,3 +89,58 @@ def _weights(layer: Mapping[str, int]) -> int:
 def _at_most(what: str, count: int, most: int) -> None:
     if count > most:
         raise ValueError(f"this stitch plan has {count:,} {what}: expected at most {most:,}, so it was not read.")
+
+
+@dataclass(frozen=True)
+class ValueLimits:
+    """Limits of the plain values in a saved configuration, which may be a stranger's.
+
+    Args:
+        largest: gives the largest number that a field of some name may hold.
+        check_names: called with the place and the mapping, raises ValueError for names that may not stand in it.
+        depth: the number of levels that values may be nested.
+        infinite: whether a number may be infinite.
+    """
+
+    largest: Callable[[str], int]
+    check_names: Callable[[str, Mapping[Any, Any]], None]
+    depth: int
+    infinite: bool = False
+
+    def check(self, where: str, name: str, value: object, level: int = 0) -> None:
+        """Refuse a value that is too large, too deep or not plain.
+
+        Args:
+            where: the place of the value, which errors name.
+            name: the name of the field that holds it; an item of a list has the name of its list.
+            value: the value as JSON gives it.
+            level: the number of lists and mappings around it.
+
+        Raises:
+            ValueError: naming the place.
+        """
+        if isinstance(value, bool) or value is None:
+            return
+        if isinstance(value, (int, float)):
+            largest = self.largest(name)
+            if not (abs(value) <= largest or (self.infinite and abs(value) == math.inf)):  # NaN fits nowhere
+                raise ValueError(f"{where} is {value!r:.40}: expected at most {largest:,}.")
+        elif isinstance(value, str):
+            if len(value) > MOST_LETTERS:
+                raise ValueError(f"{where} is a text of {len(value):,} letters: expected at most {MOST_LETTERS}.")
+        elif level > self.depth or not isinstance(value, (Mapping, list, tuple)):
+            raise ValueError(f"{where} is a {type(value).__name__} too deep or strange for an argument.")
+        elif isinstance(value, Mapping):
+            self.check_names(where, value)
+            for key, item in value.items():
+                self.check(f"{where}.{key!s:.64}", name if str(key).isdigit() else str(key), item, level + 1)
+        else:
+            for item in value:
+                self.check(where, name, item, level + 1)
+
+
+def count_values(value: object, without: str | None = None) -> int:
+    """Count the plain values in nested lists and mappings, but for those under the key `without`."""
+    if isinstance(value, Mapping):
+        return sum(count_values(item, without) for key, item in value.items() if key != without)
+    return sum(count_values(item, without) for item in value) if isinstance(value, (list, tuple)) else 1

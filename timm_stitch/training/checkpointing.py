@@ -1,6 +1,6 @@
 """Checkpoints of a training run: whole files or none, the last few and the best.
 
-A checkpoint is one file, written beside its place, flushed to the disk and renamed; what is in it is in `run_state`.
+A checkpoint is one file, written under a temporary name, flushed to the disk and renamed; `run_state` has its content.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Checkpoints:
     """The checkpoints in one folder.
 
     Args:
-        folder: where they are; made if it is not there.
-        keep: how many of the last to keep.
+        folder: the folder of the checkpoints; created if it does not exist.
+        keep: the number of the latest checkpoints to keep.
     """
 
     def __init__(self, folder: PathLike, keep: int = 2) -> None:
@@ -33,36 +33,36 @@ class Checkpoints:
 
     @property
     def all(self) -> list[Path]:
-        """The files of all steps that there are, earliest first."""
+        """The files of all steps, earliest first."""
         return sorted(self.folder.glob("step-*.pt"))
 
     @property
     def last(self) -> Path | None:
-        """The latest one, if there is one."""
+        """The latest checkpoint, if there is one."""
         return next(reversed(self.all), None)
 
-    def save(self, step: int, state: Mapping[str, Any], best: bool = False) -> Path:
-        """Write one, then remove those that are no longer kept.
+    def save(self, step: int, state: Mapping[str, object], best: bool = False) -> Path:
+        """Write a checkpoint, then remove the oldest ones.
 
         Args:
-            step: how many steps are done.
+            step: the number of finished steps.
             state: plain values and tensors.
-            best: keep it as `best.pt` too.
+            best: whether to keep it as `best.pt` too.
 
         Raises:
-            OSError: if it cannot be written; nothing else is lost then, and nothing of it stays.
+            OSError: if it cannot be written; the earlier ones are kept, and no part of it stays.
         """
         path = self.folder / f"step-{step:09d}.pt"
         if not self.folder.is_dir():
             raise OSError(f"the folder {str(self.folder)!r} has vanished: no checkpoint of step {step} was written.")
         try:
-            with whole_file(path) as beside, beside.open("wb") as file:  # by a path, torch hides what the disk says
+            with whole_file(path) as temporary, temporary.open("wb") as file:  # given a path, torch hides disk errors
                 torch.save({"format": FORMAT, "step": step, **state}, file)
             if best:
-                with whole_file(self.folder / "best.pt") as beside:
-                    _link(path, beside)
+                with whole_file(self.folder / "best.pt") as temporary:
+                    _link(path, temporary)
             _flush(self.folder)
-        except (OSError, RuntimeError) as error:  # torch's writer turns what the disk says into a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch's writer turns disk errors into RuntimeErrors
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
             kept = f"the last good checkpoint is {str(self.last)!r}" if self.last else "there is no earlier checkpoint"
             raise OSError(
@@ -74,32 +74,30 @@ class Checkpoints:
         return path
 
     def load(self, path: PathLike | None = None) -> dict[str, Any] | None:
-        """Read one, by default the latest; None if there is none.
+        """Read a checkpoint, by default the latest; None if there is none.
 
         Raises:
-            ValueError: if the file is not a checkpoint of this form.
+            ValueError: if the file is not a checkpoint of this format.
         """
-        found = Path(path) if path is not None else self.last
-        if found is None:
+        file = Path(path) if path is not None else self.last
+        if file is None:
             return None
         try:
-            state = torch.load(found, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, KeyError) as error:
-            raise ValueError(
-                f"{str(found)!r} cannot be read ({str(error).splitlines()[0]:.120}): remove it."
-            ) from error
+            raise ValueError(f"{str(file)!r} cannot be read ({str(error).splitlines()[0]:.120}): remove it.") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise ValueError(f"{str(found)!r} is not a checkpoint of format {FORMAT}: train anew into another output.")
+            raise ValueError(f"{str(file)!r} is not a checkpoint of format {FORMAT}: train into another output.")
         return state
 
     def clean(self) -> None:
-        """Remove what processes that were killed while writing left behind."""
+        """Remove the temporary files of killed processes."""
         for pattern in (".step-*", ".best.*"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
 
 
-def check_same(kept: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+def check_same(kept: Mapping[str, object], now: Mapping[str, object], folder: Path) -> None:
     """Refuse to continue a run with other values.
 
     Raises:
@@ -107,28 +105,28 @@ def check_same(kept: Mapping[str, Any], now: Mapping[str, Any], folder: Path) ->
     """
     names = [name for name in dict.fromkeys([*kept, *now]) if kept.get(name) != now.get(name)]
     if names:
-        what = ", ".join(f"{name}={now.get(name)!r} (was {kept.get(name)!r})" for name in names)
+        changes = ", ".join(f"{name}={now.get(name)!r} (was {kept.get(name)!r})" for name in names)
         more = ", or resume='extend' for more epochs" if names == ["epochs"] else ""
         raise ValueError(
-            f"the run in {str(folder)!r} was begun with other values: {what}. Give those, or another output{more}."
+            f"the run in {str(folder)!r} was started with other values: {changes}. Give those, or another output{more}."
         )
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds a number that is not finite, if there is one."""
+    """Find the name of the first tensor with a number that is not finite, if there is one."""
     return next((k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())), None)
 
 
-def _link(path: Path, beside: Path) -> None:
-    """A second name for a file, or a copy where the disk knows no such thing."""
+def _link(path: Path, other: Path) -> None:
+    """Give a file a second name, or copy it if the file system has no links."""
     try:
-        os.link(path, beside)
+        os.link(path, other)
     except OSError:
-        shutil.copyfile(path, beside)
+        shutil.copyfile(path, other)
 
 
 def _flush(folder: Path) -> None:
-    """Flush the renaming itself; systems without that go without."""
+    """Flush the renaming itself, if the system can."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,4 +1,4 @@
-"""What a training run is, as plain values that are checked when they are read."""
+"""The configuration of a training run: plain values that are checked when they are read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..data.config import DataConfig
 from ..data.fields import option
 from .sampling import RULES
 
-# A resumed run may differ in these from the one that wrote the checkpoint.
-FREE = frozenset(
+# Fields in which a resumed run may differ from the one that wrote the checkpoint.
+MAY_CHANGE_ON_RESUME = frozenset(
     {"output", "resume", "workers", "keep", "trackers", "checkpoint_steps", "evaluate_every", "max_steps", "data_dir"}
 )
 
@@ -26,88 +26,97 @@ _speed = partial(option, group="speed")
 
 @dataclass(frozen=True)
 class TrainConfig(DataConfig):
-    """Everything a training run needs, as plain values. The defaults are SN-Net's recipe for DeiT.
+    """The configuration of a training run, as plain values. The defaults are SN-Net's recipe for DeiT.
 
-    Each field says what it is in its `metadata["help"]`, which `timm-stitch train --help` prints with its type, range
-    and default. The images' fields (`dataset`, `data_dir`, `batch_size`, augmentation, …) are those of `DataConfig`.
+    Each field has its help in `metadata["help"]`, which `timm-stitch train --help` prints with its type, range and
+    default. The images' fields (`dataset`, `data_dir`, `batch_size`, augmentation, …) are those of `DataConfig`.
 
     Raises:
         TypeError: if a value has the wrong type.
         ValueError: if a value is out of range, or two contradict each other.
+
+    Example:
+        >>> config = TrainConfig(data_dir="imagenet", epochs=15, sampling="resource")
+        >>> config.batch_size, config.warmup
+        (1024, 1.5)
     """
 
     epochs: int = _run(50, "passes over the images", range=(1, math.inf))
     max_steps: int | None = _run(
-        None, "stop after so many steps; the schedule is still that of all epochs", range=(1, math.inf)
+        None, "most steps of the run; the schedule is still that of all epochs", range=(1, math.inf)
     )
     output: str | None = _run(
         None, "folder for the trained network and the run's checkpoints; null keeps it in memory only"
     )
     resume: bool | str = _run(
         False,
-        "continue from the last checkpoint in output: true insists on one, auto begins anew if there is none, extend "
-        "is auto for more epochs than the run had (the schedule goes on as that of all of them), false refuses to "
-        "write over one",
+        "whether to continue from the last checkpoint in output: true requires one, auto starts a new run if there is "
+        "none, extend is auto for more epochs than the run had (with the schedule of all of them), false refuses to "
+        "overwrite one",
         choices=(False, True, "auto", "extend"),
     )
     checkpoint_steps: int | None = _run(None, "steps between checkpoints; null for one an epoch", range=(1, math.inf))
-    keep: int = _run(2, "how many of the last checkpoints to keep; the best one is kept besides", range=(1, math.inf))
+    keep: int = _run(2, "latest checkpoints to keep, besides the best one", range=(1, math.inf))
     evaluate_every: int = _run(0, "epochs between evaluations of all stitches; 0 for none", range=(0, math.inf))
     trackers: str | tuple[str, ...] | None = _run(
-        "auto", "Accelerate's, by name; auto is TensorBoard if it is installed and there is an output"
+        "auto", "trackers of Accelerate, by name; auto is TensorBoard if it is installed and there is an output"
     )
-    precision: str = _run("no", "of automatic mixed precision", choices=("no", "bf16", "fp16"))
+    precision: str = _run("no", "automatic mixed precision", choices=("no", "bf16", "fp16"))
 
     sampling: str = _stitches(
         "uniform",
-        "which stitches a step trains: uniform (SN-Net), resource (SN-Netv2: a group of like macs, then one of it), "
+        "rule that draws stitches: uniform (SN-Net), resource (SN-Netv2: a group of like macs, then one of it), "
         "sandwich (largest and smallest anchor and some at random), anchors (all anchors and some at random), "
         "importance (by scores)",
         choices=RULES,
     )
     stitches: int = _stitches(
         1,
-        "how many a step trains, on the same images; for sandwich and anchors besides those",
+        "stitches that a step trains, on the same images; for sandwich and anchors besides those",
         range=(1, math.inf),
     )
     group_width: float | None = _stitches(
-        None, "of resource: a group's width in macs; 1e9 unless groups is given", range=(1, math.inf)
+        None, "width of resource's groups in macs; 1e9 unless groups is given", range=(1, math.inf)
     )
-    groups: int | None = _stitches(None, "of resource, instead of a width: how many groups", range=(1, math.inf))
-    group_bias: float = _stitches(0.0, "of resource: how much more expensive groups are preferred", range=(-1, 1))
-    scores: Mapping[int, float] | None = _stitches(None, "of importance: {stitch_id: score}")
+    groups: int | None = _stitches(None, "number of resource's groups, instead of a width", range=(1, math.inf))
+    group_bias: float = _stitches(0.0, "preference of resource for expensive groups", range=(-1, 1))
+    scores: Mapping[int, float] | None = _stitches(None, "scores of importance, {stitch_id: score}")
     inplace_distillation: bool = _stitches(
         False,
-        "of sandwich and anchors: the other stitches learn from the largest anchor's outputs instead of the labels",
+        "let the other stitches of sandwich and anchors learn from the largest anchor's outputs instead of the labels",
     )
     tune: str = _stitches(
         "all",
-        "what learns: all, or the stitching layers alone (anchors alone are not drawn then)",
+        "parameters that learn: all, or the stitching layers alone (anchors alone are not drawn then)",
         choices=("all", "stitches"),
     )
 
     opt: str = _optimizer("adamw", "timm's optimizer, by name")
     lr: float = _optimizer(1e-4, "learning rate", range=(0, math.inf))
-    anchor_lr_scale: float = _optimizer(1.0, "of the learning rate, for the anchors' parameters", range=(0, math.inf))
-    stitch_lr_scale: float = _optimizer(1.0, "of the learning rate, for the stitching layers'", range=(0, math.inf))
-    weight_decay: float = _optimizer(0.05, "weight decay", range=(0, math.inf))
-    momentum: float = _optimizer(0.9, "momentum, of optimizers that have one", range=(0, 1))
-    clip_grad: float | None = _optimizer(
-        None, "the largest gradient norm or value, or the ratio of agc; null for none", range=(0, math.inf)
+    anchor_lr_scale: float = _optimizer(
+        1.0, "factor on the learning rate of the anchors' parameters", range=(0, math.inf)
     )
-    clip_mode: str = _optimizer("norm", "what clip_grad limits", choices=("norm", "value", "agc"))
+    stitch_lr_scale: float = _optimizer(
+        1.0, "factor on the learning rate of the stitching layers' parameters", range=(0, math.inf)
+    )
+    weight_decay: float = _optimizer(0.05, "weight decay", range=(0, math.inf))
+    momentum: float = _optimizer(0.9, "momentum of optimizers that have one", range=(0, 1))
+    clip_grad: float | None = _optimizer(
+        None, "largest gradient norm or value, or the ratio of agc; null for none", range=(0, math.inf)
+    )
+    clip_mode: str = _optimizer("norm", "quantity that clip_grad limits", choices=("norm", "value", "agc"))
     freeze_statistics: bool = _optimizer(
         False,
-        "train with BatchNorm's running statistics as they are and leave them so: on few images those of a batch are "
-        "far from them; tune='stitches' does so in any case",
+        "train with BatchNorm's running statistics fixed: with few images those of a batch are far from them; "
+        "tune='stitches' does so in any case",
     )
     dense_updates: bool = _optimizer(
         False,
-        "give parameters that a step did not use a zero gradient, so that they decay and keep moving, as in the "
-        "authors' runs (torch 1.12); otherwise such a step leaves them alone",
+        "give unused parameters of a step a zero gradient, so that they decay and keep moving, as in the authors' runs "
+        "(torch 1.12); otherwise such a step leaves them alone",
     )
     ema_decay: float | None = _optimizer(
-        None, "of an average of the weights, which is then what the run gives; null for none", range=(0, 1)
+        None, "decay of an average of the weights, which the run then returns; null for none", range=(0, 1)
     )
 
     sched: str = _schedule(
@@ -116,19 +125,19 @@ class TrainConfig(DataConfig):
         choices=("cosine", "tanh", "poly", "constant", "wsd", "rsqrt", "none"),
     )
     warmup_epochs: float | None = _schedule(
-        None, "epochs of warm-up; null for a tenth of the epochs, and 5 at most", range=(0, math.inf)
+        None, "epochs of warm-up; null for a tenth of the epochs, at most 5", range=(0, math.inf)
     )
     warmup_lr: float = _schedule(1e-7, "learning rate at the start of the warm-up", range=(0, math.inf))
     min_lr: float = _schedule(1e-6, "lowest learning rate", range=(0, math.inf))
 
     distillation: str = _distillation(
         "none",
-        "from a teacher: soft (its probabilities) or hard (its labels)",
+        "distillation from a teacher: soft (its probabilities) or hard (its labels)",
         choices=("none", "soft", "hard"),
     )
-    teacher: str | None = _distillation(None, "a timm model's name")
-    distill_weight: float = _distillation(0.5, "the teacher's share of the loss", range=(0, 1))
-    temperature: float = _distillation(1.0, "of soft distillation", range=(1e-6, math.inf))
+    teacher: str | None = _distillation(None, "name of a timm model")
+    distill_weight: float = _distillation(0.5, "share of the teacher in the loss", range=(0, 1))
+    temperature: float = _distillation(1.0, "temperature of soft distillation", range=(1e-6, math.inf))
 
     compile: bool = _speed(
         False, "train with every block compiled in place, by torch.compile; the first steps take long"
@@ -138,7 +147,7 @@ class TrainConfig(DataConfig):
     )
     channels_last: bool = _speed(False, "images and convolutions in channels-last layout, which GPUs prefer")
     tf32: bool = _speed(False, "multiply float32 matrices in TF32, on GPUs that have it")
-    fused: bool | None = _speed(None, "torch's fused form of the optimizer, one kernel; null for where there is one")
+    fused: bool | None = _speed(None, "use torch's fused form of the optimizer, one kernel; null if there is one")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,15 +157,15 @@ class TrainConfig(DataConfig):
         if self.sampling == "importance" and not self.scores:
             raise ValueError("sampling='importance' needs scores: set scores to {stitch_id: score} of every stitch.")
         if self.sched != "none" and self.min_lr > self.lr:
-            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}: lower it.")
+            raise ValueError(f"min_lr must be at most lr={self.lr}, got {self.min_lr}.")
         if self.sched != "none" and self.warmup >= self.epochs:
             raise ValueError(
-                f"warmup_epochs={self.warmup} takes all of epochs={self.epochs}, so that lr={self.lr} is never "
-                "reached: lower warmup_epochs."
+                f"warmup_epochs must be below epochs={self.epochs}, else lr={self.lr} is never reached, got "
+                f"{self.warmup}."
             )
 
     def _check_unused(self) -> None:
-        """Refuse fields that say something which the others make void, by name."""
+        """Refuse fields that have no effect because of others."""
         guided = self.sampling in ("sandwich", "anchors")
         for name, needs, holds in (
             ("teacher", "distillation to 'hard' or 'soft'", self.teacher is None or self.distillation != "none"),
@@ -175,9 +184,9 @@ class TrainConfig(DataConfig):
             ("keep", "output", self.keep == 2 or self.output is not None),
         ):  # fmt: skip
             if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r} has nothing to do: set {needs}, or leave {name} out.")
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect: set {needs}, or leave {name} out.")
 
     @property
     def warmup(self) -> float:
-        """Epochs of warm-up."""
+        """The epochs of warm-up."""
         return min(5, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs

@@ -1,8 +1,8 @@
-"""Several processes that train one network: only what a step used is averaged, and nothing is searched for.
+"""Data parallelism that averages the gradients of used parameters alone, without a search for them.
 
-Every process trains the same stitches in a step, so the parameters with a gradient are the same
-everywhere, known without asking. Their gradients are averaged in flat buckets that leave while the backward pass of
-the step's last micro-batch still runs. The network needs no wrapper; its weights are made equal once, at the start.
+Every process trains the same stitches in a step, so the parameters with a gradient are the same everywhere. Their
+gradients are averaged in flat buckets, which are sent while the backward pass of the step's last micro-batch runs. The
+network needs no wrapper; its weights are broadcast once, at the start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..data.processes import world_size
 from ..network.stitchable import StitchableNetwork
 
-BUCKET_BYTES = 25 * 2**20  # that of torch's DistributedDataParallel
+BUCKET_BYTES = 25 * 2**20  # as in torch's DistributedDataParallel
 
 
 @torch.no_grad()
@@ -32,13 +32,13 @@ def broadcast_weights(model: nn.Module) -> None:
 
 
 class GradientAverage:
-    """Averages gradients over all processes while the backward pass that gives them still runs.
+    """Averages gradients over all processes while the backward pass still runs.
 
-    A bucket leaves as soon as the pass has filled it and those before it have left. Buckets are the same on every
-    process: the parameters that the losses reach, in the order in which a backward pass comes to them.
+    A bucket is sent once the pass has filled it and those before it are sent. Buckets are the same on every process:
+    the parameters that the losses reach, in the order in which a backward pass reaches them.
 
     Args:
-        model: whose anchors and stitching layers learn; the same stitches on every process in a step.
+        model: the network that learns; every process trains the same stitches in a step.
     """
 
     def __init__(self, model: StitchableNetwork) -> None:
@@ -48,44 +48,44 @@ class GradientAverage:
         self._buckets: list[_Bucket] = []
         self._waiting: dict[nn.Parameter, int] = {}
         noticed = self._learning if world_size() > 1 else []
-        self._hooks = [parameter.register_post_accumulate_grad_hook(self._arrived) for parameter in noticed]
+        self._hooks = [parameter.register_post_accumulate_grad_hook(self._on_gradient) for parameter in noticed]
 
     def close(self) -> None:
-        """Leave the parameters."""
+        """Remove the hooks from the parameters."""
         for hook in self._hooks:
             hook.remove()
 
     def begin(self, stitch_ids: Sequence[int], loss: Tensor) -> None:
-        """Expect the gradients of a step's last backward pass, which is to follow.
+        """Prepare for a step's last backward pass.
 
         Args:
-            stitch_ids: what the step trains.
-            loss: from which the pass will start.
+            stitch_ids: the stitches that the step trains.
+            loss: the loss from which the pass will start.
         """
         if world_size() == 1:
             return
         key = tuple(stitch_ids)
         if key not in self._known:
-            self._known[key] = _cut(self._ordered(key, _reached(loss)))
-        self._buckets = [_Bucket(some) for some in self._known[key]]
+            self._known[key] = _make_buckets(self._ordered(key, _used_parameters(loss)))
+        self._buckets = [_Bucket(parameters) for parameters in self._known[key]]
         self._waiting = {p: number for number, bucket in enumerate(self._buckets) for p in bucket.parameters}
 
     def finish(self) -> int:
-        """Send what has not left yet, wait for all, and put the means where the gradients are.
+        """Send the remaining buckets, wait for all, and write the means into the gradients.
 
         Returns:
-            How many bytes this process gave.
+            The number of bytes that this process sent.
         """
         if world_size() == 1:
             return 0
         rest = [p for p in self._learning if p.grad is not None and p not in self._waiting]
-        buckets = [*self._buckets, *map(_Bucket, _cut(rest))]
+        buckets = [*self._buckets, *map(_Bucket, _make_buckets(rest))]
         self._buckets, self._waiting = [], {}
         for bucket in buckets:
             bucket.send()
         return sum(bucket.receive() for bucket in buckets)
 
-    def _arrived(self, parameter: nn.Parameter) -> None:
+    def _on_gradient(self, parameter: nn.Parameter) -> None:
         number = self._waiting.get(parameter)
         if number is None:
             return
@@ -96,30 +96,30 @@ class GradientAverage:
             bucket.send()
 
     def _ordered(self, stitch_ids: Sequence[int], reached: set[nn.Parameter]) -> list[nn.Parameter]:
-        """Parameters as a backward pass comes to them: back anchor, stitching layer, front anchor."""
-        model, found = self.model, dict[nn.Parameter, None]()
+        """Order parameters as a backward pass reaches them: back anchor, stitching layer, front anchor."""
+        model, ordered = self.model, dict[nn.Parameter, None]()
         for stitch in (model.plan[stitch_id] for stitch_id in reversed(stitch_ids)):
             for i, segment in reversed(list(enumerate(stitch.segments))):
                 modules = [model.anchors[segment.anchor]]
                 modules += [model.stitching_layers[stitch.layers[i - 1]]] if i else []
-                found.update((p, None) for module in modules for p in reversed(list(module.parameters())))
-        found.update((parameter, None) for parameter in self._learning)
-        return [parameter for parameter in found if parameter in reached]
+                ordered.update((p, None) for module in modules for p in reversed(list(module.parameters())))
+        ordered.update((parameter, None) for parameter in self._learning)
+        return [parameter for parameter in ordered if parameter in reached]
 
 
 @dataclass
 class _Bucket:
-    """Gradients that travel as one tensor."""
+    """Gradients that are averaged as one tensor."""
 
     parameters: list[nn.Parameter]
-    work: Any = None
+    work: dist.Work | None = None
 
     def __post_init__(self) -> None:
         self.missing = len(self.parameters)
 
     @torch.no_grad()
     def send(self) -> None:
-        """Start the sum over all processes, if that has not been done, of the gradients that there are."""
+        """Start the sum of the gradients over all processes, if it has not started."""
         if self.work is None:
             self.grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
             if not self.grads:
@@ -129,7 +129,7 @@ class _Bucket:
 
     @torch.no_grad()
     def receive(self) -> int:
-        """Wait for it, and put the means where the gradients are; returns the bytes."""
+        """Wait for the sum, and write the means into the gradients; returns the number of bytes."""
         if self.work is None:
             return 0
         self.work.wait()
@@ -139,8 +139,8 @@ class _Bucket:
         return self.flat.numel() * self.flat.element_size()
 
 
-def _cut(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters in buckets of one type and about `BUCKET_BYTES`."""
+def _make_buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Split parameters into buckets of one type and about `BUCKET_BYTES`."""
     buckets: list[list[nn.Parameter]] = []
     size = 0
     for parameter in parameters:
@@ -155,18 +155,18 @@ def _cut(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
     return buckets
 
 
-def _reached(loss: Tensor) -> set[nn.Parameter]:
-    """The parameters that will have a gradient of a loss."""
-    found, seen, pending = set(), {loss.grad_fn}, [loss.grad_fn]
+def _used_parameters(loss: Tensor) -> set[nn.Parameter]:
+    """Find the parameters that will have a gradient of a loss."""
+    used, seen, pending = set(), {loss.grad_fn}, [loss.grad_fn]
     while pending:
         node: Any = pending.pop()
         if hasattr(node, "variable"):
-            found.add(node.variable)
+            used.add(node.variable)
         for after, _ in node.next_functions:
             if after is not None and after not in seen:
                 seen.add(after)
                 pending.append(after)
-    return found
+    return used
 
 
 def average_statistics(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What a step's stitches learn from: labels, a teacher, and the largest anchor.
+"""The losses of a step's stitches: from labels, a teacher, and the largest anchor.
 
 Sources: SN-Net (arXiv:2302.06586, hard labels of a teacher as in DeiT); universally slimmable networks
 (arXiv:1903.05134, in-place distillation).
@@ -14,6 +14,7 @@ import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from ..errors import library_errors
 from ..evaluation.scores import Targets, flatten_pairs
 from .config import TrainConfig
 
@@ -23,7 +24,7 @@ class Teacher(nn.Module):
 
     Args:
         network: any classifier of images (B, C, H, W).
-        student_cfg: the student's `pretrained_cfg`, for the mean and std of its images.
+        student_cfg: the student's `pretrained_cfg`, with the mean and std of its images.
     """
 
     scale: Tensor | None
@@ -56,33 +57,34 @@ class Teacher(nn.Module):
 
 
 def find_teacher(config: TrainConfig, network: nn.Module | None, student: nn.Module) -> Teacher | None:
-    """The teacher that was given, or the one that a configuration names; None without distillation.
+    """Find the teacher: the given network, or the one that a configuration names; None without distillation.
 
     Raises:
-        ValueError: if there is distillation but no teacher, or one of other classes or channels.
+        ValueError: if distillation has no teacher, or the teacher has other classes or channels.
     """
     if config.distillation == "none":
         return None
     if network is None:
         if not config.teacher:
             raise ValueError(f"distillation={config.distillation!r} needs a teacher: name a timm model.")
-        network = timm.create_model(config.teacher, pretrained=True)
+        with library_errors(f"timm cannot make teacher={config.teacher!r}", RuntimeError):
+            network = timm.create_model(config.teacher, pretrained=True)
     for name, what in (("num_classes", "classes"), ("in_chans", "channels")):
         theirs, ours = getattr(network, name, None), getattr(student, name, None)
         if theirs not in (None, ours):
             raise ValueError(
-                f"the teacher {config.teacher or type(network).__name__!r} knows {theirs} {what}, the network {ours}: "
+                f"the teacher {config.teacher or type(network).__name__!r} has {theirs} {what}, the network {ours}: "
                 f"give train(..., teacher=MODULE) one of the same {what}, or set distillation='none'."
             )
     return Teacher(network, getattr(student, "pretrained_cfg", None))
 
 
 class StitchLoss:
-    """The losses of a micro-batch: one for each stitch that the step trains.
+    """The losses of a micro-batch, one for each stitch that the step trains.
 
     Args:
-        config: smoothing, and how to distil.
-        teacher: what to distil from, or None.
+        config: the configuration of smoothing and distillation.
+        teacher: the teacher to distil from, or None.
     """
 
     def __init__(self, config: TrainConfig, teacher: Teacher | None) -> None:
@@ -91,45 +93,47 @@ class StitchLoss:
         self.soft = SoftTargetCrossEntropy()
 
     def teacher_logits(self, inputs: Any) -> Any:
-        """What the teacher says of these images (logits, (B, classes)) or texts, once for all stitches of the step."""
+        """Compute the teacher's output, logits (B, classes) for images, once for all stitches of the step."""
         return None if self.teacher is None else self.teacher(inputs)
 
-    def of_each(self, outputs: Mapping[int, Any], targets: Targets, taught: Any, largest: int) -> dict[int, Tensor]:
-        """The loss of every stitch.
+    def of_each(
+        self, outputs: Mapping[int, Any], labels: Targets, teacher_output: Any, largest: int
+    ) -> dict[int, Tensor]:
+        """Compute the loss of every stitch.
 
         Args:
-            outputs: of each stitch: logits (B, classes), or an output with them.
-            targets: labels (B,), mixed targets (B, classes), or those of texts.
-            taught: what the teacher gave.
-            largest: from which the others learn, if they do.
+            outputs: each stitch's logits (B, classes), or an output with them.
+            labels: the labels (B,), mixed targets (B, classes), or the labels of texts.
+            teacher_output: the teacher's output, or None.
+            largest: the id of the stitch from which the others learn with in-place distillation.
         """
-        found, guide = {}, None
-        by_teacher = None if taught is None else _in_float32(flatten_pairs(taught, targets)[0])
+        losses: dict[int, Tensor] = {}
+        guide = None
+        by_teacher = None if teacher_output is None else _in_float32(flatten_pairs(teacher_output, labels)[0])
         if self.config.inplace_distillation:
-            guide = _in_float32(flatten_pairs(outputs[largest], targets)[0]).detach().softmax(-1)
+            guide = _in_float32(flatten_pairs(outputs[largest], labels)[0]).detach().softmax(-1)
         for stitch_id, out in outputs.items():
-            logits, labels = flatten_pairs(out, targets)
-            given = _in_float32(logits)
+            logits, targets = flatten_pairs(out, labels)
+            logits = _in_float32(logits)
             if guide is not None and stitch_id != largest:
-                found[stitch_id] = self.soft(given, guide)
+                losses[stitch_id] = self.soft(logits, guide)
             else:
-                found[stitch_id] = self._one(given, labels, by_teacher)
-        return found
+                losses[stitch_id] = self._loss(logits, targets, by_teacher)
+        return losses
 
-    def _one(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, teacher_output: Tensor | None) -> Tensor:
         base: Tensor = (self.soft if targets.ndim > 1 else self.hard)(logits, targets)
-        if taught is None:
+        if teacher_output is None:
             return base
         weight, t = self.config.distill_weight, self.config.temperature
         if self.config.distillation == "hard":
-            distilled = nn.functional.cross_entropy(logits, taught.argmax(-1))
+            distilled = nn.functional.cross_entropy(logits, teacher_output.argmax(-1))
         else:
-            distilled = t * t * nn.functional.kl_div(
-                (logits / t).log_softmax(-1), (taught / t).log_softmax(-1), reduction="batchmean", log_target=True
-            )  # fmt: skip
+            ours, theirs = ((x / t).log_softmax(-1) for x in (logits, teacher_output))
+            distilled = t * t * nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
         return (1 - weight) * base + weight * distilled
 
 
 def _in_float32(logits: Tensor) -> Tensor:
-    """Logits in float32, if they are in half precision."""
+    """Convert logits in half precision to float32."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.optim import Optimizer
 
 from ..data.processes import summed
 from ..network.stitchable import StitchableNetwork
@@ -27,7 +28,7 @@ def is_sharded(accelerator: Accelerator, config: TrainConfig) -> bool:
     """Whether this run was launched with FSDP2.
 
     Raises:
-        ValueError: for FSDP1, and for what does not go together with sharding.
+        ValueError: for FSDP1, and for options that do not work with sharding.
     """
     if accelerator.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         # Accelerate shards on accelerators only; torch does on CPU, too.
@@ -36,14 +37,14 @@ def is_sharded(accelerator: Accelerator, config: TrainConfig) -> bool:
     if accelerator.distributed_type != DistributedType.FSDP:
         return False
     if not accelerator.is_fsdp2:
-        raise ValueError("FSDP1 averages what a step did not use: launch with --fsdp_version 2.")
+        raise ValueError("FSDP1 averages the gradients of unused parameters: launch with --fsdp_version 2.")
     for name, without in (("ema_decay", None), ("evaluate_every", 0), ("dense_updates", False)):
         if getattr(config, name) != without:
-            raise ValueError(f"{name}={getattr(config, name)!r} does not go together with FSDP2: leave it out.")
+            raise ValueError(f"{name} must be {without} with FSDP2, got {getattr(config, name)!r}: leave it out.")
     return True
 
 
-def shard(accelerator: Accelerator, model: StitchableNetwork, optimizer: torch.optim.Optimizer) -> Any:
+def shard(accelerator: Accelerator, model: StitchableNetwork, optimizer: Optimizer) -> Optimizer:
     """Shard a network in place, with its optimiser; returns the optimiser as Accelerate prepared it."""
     blocks = {type(m).__name__ for view in model.views for i in range(view.depth) for m in view.modules(i)}
     module: Any = model
@@ -53,8 +54,8 @@ def shard(accelerator: Accelerator, model: StitchableNetwork, optimizer: torch.o
     return optimizer
 
 
-def full_states(model: nn.Module, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The whole weights and the optimiser's state, by names and on the CPU of the main process; empty on others."""
+def full_states(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gather the whole weights and the optimiser's state, by name, on the CPU of the main process; empty on others."""
     inner = getattr(optimizer, "optimizer", optimizer)
     return (
         dcp.get_model_state_dict(model, options=_FULL),
@@ -62,21 +63,21 @@ def full_states(model: nn.Module, optimizer: Any) -> tuple[dict[str, Any], dict[
     )
 
 
-def load_optimizer(model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
-    """Give each process its shard of what `full_states` kept."""
+def load_optimizer(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Give each process its shard of the state from `full_states`."""
     inner = getattr(optimizer, "optimizer", optimizer)
     dcp.set_optimizer_state_dict(model, inner, state, options=_SHARDED)
     for name, parameter in model.named_parameters():
-        if name not in state["state"]:  # no step has used it so far; torch makes a state for it all the same
+        if name not in state["state"]:  # no step has used it; torch makes a state all the same
             inner.state.pop(parameter, None)
 
 
 def local_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the state; of the sharded ones this process's shard."""
+    """List the tensors of the state; of sharded ones this process's shard."""
     return {name: t.to_local() if hasattr(t, "to_local") else t for name, t in model.state_dict().items()}
 
 
-def any_process(found: str | None, device: torch.device) -> str | None:
-    """What any of the processes found, the same on all of them: None only if none did."""
-    count = summed(torch.tensor(float(found is not None), device=device))
-    return (found or "of another process") if count else None
+def any_process(name: str | None, device: torch.device) -> str | None:
+    """Share a name that any process may have: None only if no process has one."""
+    count = summed(torch.tensor(float(name is not None), device=device))
+    return (name or "of another process") if count else None

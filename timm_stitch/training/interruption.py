@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C during a run: it ends after the step at hand, with a checkpoint; and one run in one output.
+"""SIGTERM and Ctrl-C during a run, which ends it after the current step with a checkpoint; and one run per output.
 
 Under a launcher all processes agree after each step whether to end, so that they write the checkpoint together.
 """
@@ -10,23 +10,25 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ..data.processes import world_size
+from ..errors import OutputInUseError
 from ..files import lock_folder
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """A run was asked to end, and has ended in good order.
+    """The end of a run by a signal, after its checkpoint.
 
     Args:
-        message: what is kept, and how to go on.
-        number: of the signal.
+        message: the checkpoint, and how to continue.
+        number: the number of the signal.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -35,10 +37,10 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Whether a signal has asked the run to end.
+    """The signal that asks a run to end.
 
     Attributes:
-        number: of the signal; 0 for none.
+        number: the number of the signal; 0 for none.
     """
 
     def __init__(self) -> None:
@@ -47,12 +49,12 @@ class Interruption:
 
     @contextmanager
     def noticed(self) -> Iterator[None]:
-        """Notice signals meanwhile instead of dying of them; a second one on a single process ends it at once."""
-        if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        """Record signals instead of dying of them; a second one ends a single process at once."""
+        if threading.current_thread() is not threading.main_thread():  # only this one may set handlers
             yield
             return
         if world_size() > 1 and dist.is_gloo_available():
-            self._group = dist.new_group(backend="gloo")  # on the CPU: to ask costs no wait for a device
+            self._group = dist.new_group(backend="gloo")  # on the CPU, without a wait for a device
         before = {number: signal.signal(number, self._notice) for number in SIGNALS}
         try:
             yield
@@ -60,15 +62,15 @@ class Interruption:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _notice(self, number: int, frame: Any) -> None:
+    def _notice(self, number: int, frame: FrameType | None) -> None:
         if self.number and world_size() == 1:
             raise KeyboardInterrupt
         self.number = self.number or number
 
     def agreed(self) -> int:
-        """The signal that any of the processes has had, the same on all of them; 0 for none.
+        """Find the signal that any process has received, the same on all of them; 0 for none.
 
-        One that comes while they agree counts the next time.
+        A signal during the agreement counts the next time.
         """
         if self._group is None:
             return self.number
@@ -78,14 +80,14 @@ class Interruption:
 
 
 def lock_output(folder: Path) -> int | None:
-    """Hold the only place for a run in a folder, until the descriptor that is returned is closed or the process dies.
+    """Lock a folder for one run, until the returned descriptor is closed or the process dies.
 
     Raises:
-        RuntimeError: if another run holds it.
+        OutputInUseError: if another run holds it.
     """
     lock = lock_folder(folder)
     if isinstance(lock, BlockingIOError):
-        raise RuntimeError(
+        raise OutputInUseError(
             f"another run is training into {str(folder.parent)!r}: wait for its end, or give another output."
         )
     return lock

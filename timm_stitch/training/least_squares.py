@@ -309,10 +309,10 @@ def _accumulate(model: StitchableNetwork, inputs: Any, systems: _Systems) -> Non
             stops: dict[tuple[tuple[int, ...], SharedPositions], list[int]] = {}
             for (stop, positions), targets in starts.items():
                 stops.setdefault((tuple(targets), positions), []).append(stop)
-            for (targets, positions), fronts in stops.items():
+            for (entries, positions), fronts in stops.items():
                 equations.add(
                     [centered(front, stop, positions) for stop in fronts],
-                    [centered(back, start, positions) for start in targets],
+                    [centered(back, start, positions) for start in entries],
                 )
 
 

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import dispatch_clip_grad
 from torch import nn
+from torch.optim import Optimizer
 
 from ..network.stitchable import StitchableNetwork
 from .config import TrainConfig
@@ -21,9 +24,9 @@ _BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
 
 
 def parameter_groups(model: StitchableNetwork, config: TrainConfig) -> list[dict[str, Any]]:
-    """Groups by weight decay and learning rate: anchors and stitching layers apart.
+    """Group parameters by weight decay and learning rate, anchors and stitching layers apart.
 
-    What timm leaves without weight decay (biases, norms, `model.no_weight_decay()`) has none here.
+    Parameters without weight decay in timm (biases, norms, `model.no_weight_decay()`) have none here.
     """
     layers = {id(parameter) for parameter in model.stitching_layers.parameters()}
     groups = []
@@ -35,16 +38,16 @@ def parameter_groups(model: StitchableNetwork, config: TrainConfig) -> list[dict
     return groups
 
 
-def make_optimizer(model: StitchableNetwork, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: StitchableNetwork, config: TrainConfig) -> Optimizer:
     """Make timm's optimizer over `parameter_groups`.
 
     Raises:
-        ValueError: if it is to be fused and has no such form.
+        ValueError: if `fused=True` and the optimizer has no fused form.
     """
-    fits = config.opt in FUSED
-    if config.fused and not fits:
-        raise ValueError(f"opt={config.opt!r} has no fused form here: set fused=False, or opt to {' or '.join(FUSED)}.")
-    more: dict[str, Any] = {"fused": True} if fits and config.fused is not False else {}
+    has_fused = config.opt in FUSED
+    if config.fused and not has_fused:
+        raise ValueError(f"opt must be {' or '.join(FUSED)} with fused=True, got {config.opt!r}: set fused=False.")
+    more: dict[str, Any] = {"fused": True} if has_fused and config.fused is not False else {}
     optimizer = create_optimizer_v2(
         parameter_groups(model, config), opt=config.opt, lr=config.lr, weight_decay=config.weight_decay,
         momentum=config.momentum, **more,
@@ -55,17 +58,18 @@ def make_optimizer(model: StitchableNetwork, config: TrainConfig) -> torch.optim
     return optimizer
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> Any:
+def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> Scheduler | None:
     """Make timm's schedule, a function of the step; None for `sched="none"`.
 
     Args:
-        optimizer: whose learning rates it sets, each times its group's `lr_scale`.
-        config: names it.
-        steps: of one epoch.
+        optimizer: the optimizer whose learning rates it sets, each times its group's `lr_scale`.
+        config: the configuration, with the schedule's name.
+        steps: the number of steps per epoch.
     """
     if config.sched == "none":
         return None
-    warmup: Any = config.warmup  # timm says int, and takes fractions of an epoch
+    warmup: Any = config.warmup  # timm declares int, and takes fractions of an epoch
+    scheduler: Scheduler | None
     scheduler, _ = create_scheduler_v2(
         optimizer, config.sched, num_epochs=config.epochs, warmup_epochs=warmup,
         warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=False, updates_per_epoch=steps,
@@ -76,9 +80,9 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps:
 
 @contextmanager
 def tuning(model: StitchableNetwork, config: TrainConfig) -> Iterator[None]:
-    """Train what `tune` says; the rest is frozen until the end of the block, with its statistics.
+    """Freeze the parameters that `tune` excludes until the end of the block, with their statistics.
 
-    `freeze_statistics` freezes these where the weights learn.
+    `freeze_statistics` freezes the statistics even if the weights learn.
     """
     kept = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.train()
@@ -91,12 +95,14 @@ def tuning(model: StitchableNetwork, config: TrainConfig) -> Iterator[None]:
                     module.eval()
         yield
     finally:
-        for parameter, wanted in kept.items():
-            parameter.requires_grad_(wanted)
+        for parameter, requires_grad in kept.items():
+            parameter.requires_grad_(requires_grad)
         model.eval()
 
 
-def update_parameters(accelerator: Any, optimizer: Any, parameters: list[nn.Parameter], config: TrainConfig) -> None:
+def update_parameters(
+    accelerator: Accelerator, optimizer: Optimizer, parameters: list[nn.Parameter], config: TrainConfig
+) -> None:
     """Clip the gradients, fill in zeros for `dense_updates`, step, and free them."""
     if config.clip_grad is not None:
         accelerator.unscale_gradients(optimizer)

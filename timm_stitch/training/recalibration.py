@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.batches import Batch
+from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork
 from .data_parallel import average_statistics
 
@@ -82,22 +83,19 @@ def _measuring(model: StitchableNetwork, norms: Mapping[str, BatchNorm]) -> Iter
     before = {
         name: (norm.momentum, {key: getattr(norm, key).clone() for key in _STATISTICS}) for name, norm in norms.items()
     }
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
-    for norm in norms.values():
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
     ran: list[str] = []
-    try:
-        yield ran
-    finally:
-        ran += [name for name, norm in norms.items() if norm.num_batches_tracked]
-        for name, norm in norms.items():
-            norm.momentum, statistics = before[name]
-            if name not in ran:
-                for key, value in statistics.items():
-                    getattr(norm, key).copy_(value)
-            norm.eval()
-        for module in was_training:
-            module.training = True
+    with evaluating(model):
+        for norm in norms.values():
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        try:
+            yield ran
+        finally:
+            ran += [name for name, norm in norms.items() if norm.num_batches_tracked]
+            for name, norm in norms.items():
+                norm.momentum, statistics = before[name]
+                if name not in ran:
+                    for key, value in statistics.items():
+                        getattr(norm, key).copy_(value)
+                norm.eval()

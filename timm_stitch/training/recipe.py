@@ -1,4 +1,4 @@
-"""Recipes: one YAML file of plain values says which network to make and how to train it.
+"""Recipes: YAML files of plain values that name a network and its training.
 
 A recipe holds `model`, `model_args`, `pretrained`, `init_images` and the fields of `TrainConfig`. Those of the papers
 are shipped in the folder `recipes`; `train_recipe(NAME)` and `timm-stitch train NAME` run them.
@@ -39,7 +39,7 @@ _network = partial(option, group="network")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A network and how to train it; each field says what it is in its `metadata["help"]`.
+    """A network and its training; each field has its help in `metadata["help"]`.
 
     Args:
         config: the training run.
@@ -50,21 +50,21 @@ class Recipe:
     """
 
     config: TrainConfig
-    model: str = _network(help="what timm.create_model makes it by: a registered name, a folder, hf-hub:USER/NAME")
+    model: str = _network(help="name of the network: a registered one, a folder, or hf-hub:USER/NAME")
     model_args: Mapping[str, Any] = _network(
         help="further arguments of create_model, such as drop_path_rate, one for each anchor", factory=dict
     )
-    pretrained: bool = _network(True, "begin from pretrained weights")
+    pretrained: bool = _network(True, "start from pretrained weights")
     init_images: int = _network(
         100,
-        "how many images initialise the stitching layers by least squares; 0, which is the default where the weights "
-        "include trained stitching layers, leaves them as they are",
+        "images that initialise the stitching layers by least squares; 0, the default if the weights include trained "
+        "stitching layers, leaves them as they are",
         range=(0, math.inf),
     )
     init_classifiers: int = _network(
         0,
-        "how many labelled images the anchors' classifiers are fitted to before training, for classes that are new to "
-        "them; 0 leaves them as they are",
+        "labelled images to which the anchors' classifiers are fitted before training, for new classes; 0 leaves them "
+        "as they are",
         range=(0, math.inf),
     )
 
@@ -73,20 +73,20 @@ class Recipe:
 
 
 def train_recipe(
-    recipe: PathLike, overrides: Mapping[str, Any] | None = None, *, device: str = "cpu", progress: bool = True
+    recipe: PathLike, overrides: Mapping[str, object] | None = None, *, device: str = "cpu", progress: bool = True
 ) -> tuple[StitchableNetwork, dict[str, Any]]:
     """Make the network of a recipe and train it, as `timm-stitch train` does.
 
-    The stitching layers are initialised by least squares first, unless the recipe says otherwise or a run is resumed.
+    The stitching layers are initialised by least squares first, unless the recipe disables it or a run is resumed.
 
     Args:
-        recipe: a shipped one by its name, or the path of a YAML file.
+        recipe: the name of a shipped recipe, or the path of a YAML file.
         overrides: values to use instead of the file's, e.g. `{"data_dir": "imagenet", "epochs": 15}`.
-        device: where the network is initialised; Accelerate says where it is trained.
-        progress: show bars.
+        device: the device of the initialisation; Accelerate chooses that of the training.
+        progress: whether to show bars.
 
     Returns:
-        The trained network, and what `train` returned: `steps`, `images`, `seconds` and `loss`.
+        The trained network, and the result of `train`: `steps`, `images`, `seconds` and `loss`.
 
     Raises:
         OSError: if there is no such recipe or no such images.
@@ -103,7 +103,7 @@ def train_recipe(
 
 
 def _initialise(model: Any, spec: Recipe, progress: bool) -> None:
-    """Give classifiers and stitching layers their values, as far as a recipe says."""
+    """Initialise classifiers and stitching layers, as a recipe says."""
     if not (spec.init_images or spec.init_classifiers):
         return
     data = build_dataset(spec.config, model, training=True, augment=False)
@@ -120,28 +120,28 @@ def _initialise(model: Any, spec: Recipe, progress: bool) -> None:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """List the recipes of the package, by name."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
 
-def read_recipe(recipe: PathLike, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(recipe: PathLike, overrides: Mapping[str, object] | None = None) -> Recipe:
     """Read a recipe, by a shipped name or a path, and check every value.
 
     Args:
         recipe: a name of `shipped_recipes`, or the path of a YAML file.
-        overrides: values to use instead of the file's; with another `model`, the file's `init_…` and the
-            `model_args` that make its `snnet` are left out.
+        overrides: values to use instead of the file's; another `model` drops the file's `init_…`, and the `model_args`
+            that make its `snnet`.
 
     Raises:
         OSError: if there is no such recipe.
         TypeError: if a value has the wrong type.
         ValueError: if it is not a recipe, a field is unknown or given twice, or two contradict each other.
     """
-    given = dict(overrides or {})
+    overrides = dict(overrides or {})
     values = _read_file(recipe)
-    if given.get("model", values.get("model")) != values.get("model"):
+    if overrides.get("model", values.get("model")) != values.get("model"):
         values = {name: value for name, value in values.items() if name not in _of_own_model(values)}
-    values |= given
+    values |= overrides
     of_network = {name: values.pop(name) for name in options(Recipe) if name in values}
     if of_network.get("model") is None:
         raise ValueError(f"{str(recipe)!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another.")
@@ -154,14 +154,14 @@ def read_recipe(recipe: PathLike, overrides: Mapping[str, Any] | None = None) ->
     return Recipe(config=config, **read(Recipe, of_network))
 
 
-def _of_own_model(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields of a recipe that hold for its own model, not for another that is trained by it."""
+def _of_own_model(values: Mapping[str, object]) -> tuple[str, ...]:
+    """List the fields of a recipe that apply to its own model, not to another one in its place."""
     always = ("init_images", "init_classifiers")
     return (*always, "model_args") if values.get("model") == "snnet" else always
 
 
 def _read_file(recipe: PathLike) -> dict[str, Any]:
-    """The values of a recipe's file."""
+    """Read the values of a recipe's file."""
     shipped, path = shipped_recipes(), Path(recipe)
     if not path.exists():
         if str(recipe) not in shipped:
@@ -179,7 +179,7 @@ def _read_file(recipe: PathLike) -> dict[str, Any]:
 
 
 def _comes_trained(model: str) -> bool:
-    """Whether a model's name stands for weights of stitching layers too: a folder, a Hub name, a tag of its own."""
+    """Whether a model's name includes trained stitching layers: a folder, a Hub name, a tag with weights."""
     if ":" in model or Path(model).is_dir():
         return True
     cfg = timm.get_pretrained_cfg(model) if timm.is_model(model.split(".")[0]) else None
@@ -187,7 +187,7 @@ def _comes_trained(model: str) -> bool:
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML in which a field can be given once."""
+    """A YAML loader that refuses a field given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(key, deep=True) for key, _ in node.value]

@@ -1,7 +1,7 @@
 """The state of a training run: weights, moments and counts, in a checkpoint and back again.
 
-All randomness of a run is a function of its seed and the step, so a checkpoint holds no state of random numbers, and
-a run that was killed and resumed ends, on CPU, with the weights of one left alone, bit for bit.
+All randomness of a run is a function of its seed and the step, so a checkpoint holds no state of random numbers. On a
+CPU, a run that was killed and resumed ends with the weights of an uninterrupted one, bit for bit.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.optim import Optimizer
 
 from ..anchors.meta_device import meta_copy
 from ..network.stitchable import StitchableNetwork
 from .checkpointing import Checkpoints, check_finite, check_same
-from .config import FREE, TrainConfig
+from .config import MAY_CHANGE_ON_RESUME, TrainConfig
 from .data_parallel import average_statistics
 from .fsdp import any_process, full_states, load_optimizer, local_tensors, shard
 from .interruption import RunInterrupted, lock_output
@@ -28,33 +30,33 @@ from .optimizer import make_optimizer, make_scheduler
 
 
 def open_checkpoints(config: TrainConfig) -> Checkpoints | None:
-    """The checkpoints in a run's output; None if it has no output."""
+    """Open the checkpoints in a run's output; None if it has no output."""
     return Checkpoints(Path(config.output) / "checkpoints", config.keep) if config.output else None
 
 
 class RunState:
-    """What a run has come to, and the checkpoints that hold it.
+    """The state of a run, and the checkpoints that hold it.
 
     Args:
-        model: the network that is trained.
-        config: how.
-        accelerator: what it runs on.
+        model: the network.
+        config: the configuration of the run.
+        accelerator: the Accelerator of the run.
         sharded: whether the run was launched with FSDP2.
-        steps_per_epoch: of the run.
-        images: of an epoch, over all processes; a run that is resumed must have as many.
+        steps_per_epoch: the number of steps per epoch.
+        images: the number of images per epoch, over all processes; a resumed run must have as many.
 
     Attributes:
-        step: how many are done.
-        mean_loss: of the last epoch.
+        step: the number of finished steps.
+        mean_loss: the mean loss of the last epoch.
         best: the highest score of an evaluation.
-        evaluated_epoch: the last one after which there was an evaluation; a part of one at the end of `max_steps`.
-        before: top-1 of each anchor before the first step, by its stitch id, if there are evaluations.
+        evaluated_epoch: the last epoch that was evaluated; a fraction at the end of `max_steps`.
+        before: the top-1 of each anchor before the first step, by its stitch id, if there are evaluations.
     """
 
     meter: LossMeter
     parameters: list[nn.Parameter]
-    optimizer: Any
-    scheduler: Any
+    optimizer: Optimizer
+    scheduler: Scheduler | None
     ema: ModelEmaV3 | None
 
     def __init__(
@@ -77,20 +79,20 @@ class RunState:
             self.store.clean()
 
     def close(self) -> None:
-        """Let another run have the output."""
+        """Release the output for another run."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def prepare(self, meter: LossMeter) -> None:
-        """Make optimizer, schedule and average, once it is known what is frozen; resume if there is a run.
+        """Make optimizer, schedule and average, and resume if there is a run; call it after parameters are frozen.
 
         Args:
-            meter: of the run's losses.
+            meter: the meter of the run's losses.
 
         Raises:
             OSError: if `resume=True` and there is no checkpoint.
-            ValueError: if there is one and `resume` is False, or it is of a run with other values.
+            ValueError: if there is a checkpoint and `resume` is False, or it is of a run with other values.
         """
         config, model, self.meter = self.config, self.model, meter
         kept = self._checkpoint()
@@ -109,7 +111,7 @@ class RunState:
             self._restore(kept)
 
     def _checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, if this run is to continue it."""
+        """Read the last checkpoint, if this run continues it."""
         last = self.store.last if self.store is not None else None
         if self.store is None or last is None:
             if self.config.resume is True:
@@ -119,7 +121,7 @@ class RunState:
             return None
         if not self.config.resume:
             raise ValueError(
-                f"there is a run already, {str(last)!r}: set resume='auto' to continue it, or another output."
+                f"the output has a run already, {str(last)!r}: set resume='auto' to continue it, or another output."
             )
         kept = self.store.load(last) or {}
         values = self._values()
@@ -133,12 +135,12 @@ class RunState:
         """Refuse to extend a run to fewer epochs than it had."""
         if self.config.epochs < before["epochs"]:
             raise ValueError(
-                f"epochs={self.config.epochs} is fewer than the {before['epochs']} of the run in "
-                f"{self.config.output!r}: resume='extend' needs as many or more."
+                f"epochs must be at least {before['epochs']} with resume='extend', those of the run in "
+                f"{self.config.output!r}, got {self.config.epochs}."
             )
 
     def _restore(self, kept: dict[str, Any]) -> None:
-        """Take up all but the weights from a checkpoint."""
+        """Restore all but the weights from a checkpoint."""
         if self.sharded:
             load_optimizer(self.model, self.optimizer, kept["optimizer"])
         else:
@@ -156,7 +158,7 @@ class RunState:
         """Write a checkpoint, if the run has an output.
 
         Args:
-            best: keep it as the best one too.
+            best: whether to keep it as the best one too.
 
         Raises:
             FloatingPointError: if a weight is no longer finite; nothing is written then.
@@ -193,12 +195,12 @@ class RunState:
             self.store.save(self.step, state, best)
 
     def _values(self) -> dict[str, Any]:
-        """What a run that continues this one must have equal."""
-        values = {name: value for name, value in asdict(self.config).items() if name not in FREE}
+        """List the values that a run must share with this one to continue it."""
+        values = {name: value for name, value in asdict(self.config).items() if name not in MAY_CHANGE_ON_RESUME}
         return values | {"images": self.images, "stitches of the network": len(self.model.plan)}
 
     def result(self) -> StitchableNetwork:
-        """The network as the run gives it: averaged, if an average was kept; whole on the main process, if sharded."""
+        """Return the trained network: averaged, if there is an average; whole on the main process, if sharded."""
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
         if not self.sharded:
@@ -209,21 +211,21 @@ class RunState:
         return self.unsharded
 
     def interrupted(self, number: int) -> RunInterrupted:
-        """Write a checkpoint, and say how the run goes on from it.
+        """Write a checkpoint, and make the exception that ends the run.
 
         Args:
-            number: of the signal that ended it.
+            number: the number of the signal.
         """
         self.save()
         last = self.store.last if self.store is not None else None
         return RunInterrupted(
             f"interrupted after step {self.step}: the checkpoint is {str(last)!r}. Set resume='auto' (--resume auto) "
-            "to go on from it.",
+            "to continue from it.",
             number,
         )
 
     def not_finite(self, what: str) -> FloatingPointError:
-        """The error of a run whose loss or weights are no longer finite."""
+        """Make the error of a run whose loss or weights are no longer finite."""
         last = self.store.last if self.store is not None else None
         epoch = max(self.step - 1, 0) // self.steps_per_epoch + 1
         kept = f"The last good checkpoint is {str(last)!r}" if last else "There is no good checkpoint"
@@ -234,7 +236,7 @@ class RunState:
 
 
 def note_run(model: StitchableNetwork, config: TrainConfig, steps: int) -> None:
-    """Record on the network how it was trained, for its card, and forget accuracies of the weights before."""
+    """Record on the network how it was trained, for its card, and clear results of the weights before."""
     private = ("output", "data_dir", "workers")
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in private}
     run = {"steps": steps} | {key: value for key, value in values.items() if value is not None}

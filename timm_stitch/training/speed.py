@@ -1,4 +1,4 @@
-"""How a step runs, which changes nothing of what it computes but rounding: compiled blocks, layouts, TF32, memory."""
+"""Options of speed and memory that change a step's rounding alone: compiled blocks, layouts, TF32."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Train an SN-Net: each step some of its stitches, all of them over time, on Accelerate.
+"""Training of an SN-Net on Accelerate: each step trains some stitches, and over time all of them.
 
-Source: SN-Net (arXiv:2302.06586), Algorithm 1. A parameter that a step did not use has no gradient and
-is left alone by that step: no weight decay, no momentum. (The authors' runs, on torch 1.12, had zero
-gradients there, and so decayed it: `dense_updates`.)
+Source: SN-Net (arXiv:2302.06586), Algorithm 1. A parameter that a step did not use has no gradient, and the step leaves
+it alone: no weight decay, no momentum. (The authors' runs, on torch 1.12, had zero gradients there, and so decayed it:
+`dense_updates`.)
 
-All that is random in a step is a function of the seed and the step; what is kept of a run is in `run_state`.
+All random numbers of a step are a function of the seed and the step; the state of a run is in `run_state`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,17 @@ from tqdm.auto import tqdm
 
 from ..data.batches import Batch
 from ..data.dataset import build_dataset, name_classes
-from ..data.loader import Stream, build_loader, count_images, leave_signals, make_mixup, reading_processes, seed_all
-from ..data.look import look_before
+from ..data.loader import (
+    Collate,
+    Stream,
+    build_loader,
+    count_images,
+    ignore_signals_in_worker,
+    make_mixup,
+    reading_processes,
+    seed_all,
+)
+from ..data.look import inspect_before_training
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
 from ..evaluation.scores import split_targets
@@ -44,16 +53,15 @@ from .interruption import Interruption
 from .metrics import GROUPS, LossMeter, close_trackers, start_trackers, tracker_names
 from .optimizer import tuning, update_parameters
 from .run_state import RunState, note_run
-from .sampling import groups_by_macs
-from .sampling_rule import sampling_rule
+from .sampling import Rule, groups_by_macs, make_rule
 from .speed import set_up
-from .verdict import verdict
+from .verdict import training_report
 
 _logger = logging.getLogger(__name__)
 
 __all__ = ["TrainConfig", "train"]
 
-REPORT_EVERY = 50  # steps between two reports of the losses, each of which waits for the device
+REPORT_EVERY = 50  # steps between reports of the losses, each of which waits for the device
 
 
 def train(
@@ -63,35 +71,46 @@ def train(
     train_data: Any = None,
     val_data: Any = None,
     teacher: nn.Module | None = None,
-    collate: Callable[[list[Any]], Any] | None = None,
+    collate: Collate | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train all stitches of a network, some of them each step.
 
     Args:
-        model: the network, initialised (`least_squares_init`); trained in place. With `ema_decay` it ends
-            with the averaged weights; launched with FSDP2 it stays sharded, and `output` has the whole.
-        config: how.
+        model: the initialised network (`least_squares_init`), trained in place. With `ema_decay` it ends with the
+            averaged weights; launched with FSDP2 it stays sharded, and `output` has the whole.
+        config: the configuration of the run.
         train_data: a dataset of (image (C, H, W), label), instead of the one that `config` names. For models of
-            transformers a dataset of mappings of tensors or lists, as `datasets` gives them, with `labels` (of causal
-            language models the text itself, where there are none); what `config` says of augmentation is not done.
+            transformers a dataset of mappings of tensors or lists, as `datasets` gives them, with `labels` (without
+            them the text itself, for causal language models); the augmentation of `config` does not apply.
         val_data: the same for `evaluate_every`.
         teacher: a frozen classifier to distil from, instead of the one that `config` names.
-        collate: makes a batch of items, such as transformers' `DataCollatorWithPadding(tokenizer)`; default torch's.
-        progress: show a bar with the losses by macs and the time left.
+        collate: a function that makes a batch of items, such as transformers' `DataCollatorWithPadding(tokenizer)`;
+            default torch's.
+        progress: whether to show a bar with the losses by macs and the time left.
 
     Returns:
-        `steps`, `images` seen, `seconds`, and `loss`: its mean over the last epoch.
+        `steps`, `images` seen, `seconds`, and `loss`, the mean loss of the last epoch.
 
     Raises:
-        ValueError: if the configuration names no images, too few for one batch, or distillation has no
-            teacher; if the network could not be saved in `output`; if there is a checkpoint and `resume` is
-            False, or of a run with other values.
+        ValueError: if the configuration names no images or too few for one batch, distillation has no teacher, the
+            network cannot be saved in `output`, there is a checkpoint and `resume` is False, or the checkpoint is of a
+            run with other values.
         OSError: if a checkpoint cannot be written, or `resume=True` and there is none.
         FloatingPointError: if the loss or a weight is no longer finite.
-        RuntimeError: if another run is training into `output`.
-        RunInterrupted: a KeyboardInterrupt, after SIGTERM or Ctrl-C in a run with an `output`: the step at hand was
-            ended, and a checkpoint written.
+        OutputInUseError: a RuntimeError, if another run is training into `output`.
+        RunInterrupted: a KeyboardInterrupt, after SIGTERM or Ctrl-C in a run with an `output`: the current step was
+            finished, and a checkpoint written.
+
+    Example:
+        >>> import timm, torch, timm_stitch
+        >>> anchors = [timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=heads,
+        ...                              embed_dim=32 * heads, num_classes=4) for heads in (1, 2)]
+        >>> model = timm_stitch.stitch(anchors)
+        >>> data = [(torch.randn(3, 32, 32), label) for label in range(4)]
+        >>> config = timm_stitch.TrainConfig(epochs=2, batch_size=4, workers=0, warmup_epochs=0)
+        >>> timm_stitch.train(model, config, train_data=data, progress=False)["steps"]
+        2
     """
     if config.output:
         family_of(model).check_savable(model)
@@ -113,10 +132,10 @@ def train(
 
 
 class TrainingRun:
-    """The steps of one run; `state` is what it has come to.
+    """The steps of one run, with its `state`.
 
     Args:
-        model, config, train_data, val_data, teacher, progress, collate: as for `train`.
+        model, config, train_data, val_data, teacher, progress, collate: the arguments of `train`.
     """
 
     def __init__(
@@ -127,31 +146,31 @@ class TrainingRun:
         val_data: Any = None,
         teacher: nn.Module | None = None,
         progress: bool = True,
-        collate: Callable[[list[Any]], Any] | None = None,
+        collate: Collate | None = None,
     ) -> None:
-        check_named(model, config, train_data, val_data)
-        named: Any = model  # one of timm's models, where a configuration names the data
+        _check_data(model, config, train_data, val_data)
+        images_model: Any = model  # of timm's family, if the configuration names the data
         self.model, self.config, self.interruption = model, config, Interruption()
         self.accelerator = _make_accelerator(config)
         sharded = is_sharded(self.accelerator, config)
         self.device, processes = self.accelerator.device, self.accelerator.num_processes
-        data: Any = train_data if train_data is not None else build_dataset(config, named, training=True)
+        data: Any = train_data if train_data is not None else build_dataset(config, images_model, training=True)
         if val_data is None and config.evaluate_every:
-            val_data = build_dataset(config, named, training=False)
-        self.val_data, self.named, self.collate = val_data, train_data is None, collate
-        if self.named:
-            name_classes(named, data)
+            val_data = build_dataset(config, images_model, training=False)
+        self.val_data, self.from_config, self.collate = val_data, train_data is None, collate
+        if self.from_config:
+            name_classes(images_model, data)
         loader, self.order = build_loader(data, config, processes, collate)
         self.loader = loader if isinstance(loader, Stream) else self.accelerator.prepare_data_loader(loader)
         self.steps_per_epoch: int = self.order.steps
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or math.inf)
         self.mixup = None
         if "named_data" not in model.unsupported:
-            self.mixup = make_mixup(config, named.num_classes, config.micro_batch(processes))
+            self.mixup = make_mixup(config, images_model.num_classes, config.micro_batch(processes))
         frozen, costs = find_teacher(config, teacher, model), model.costs()
         self.loss = StitchLoss(config, frozen.to(self.device) if frozen is not None else None)
         self.macs = {stitch.stitch_id: costs.cost(stitch).macs for stitch in model.plan}
-        self.rule, self.largest = sampling_rule(model, config, self.macs)
+        self.rule, self.largest = _make_rule(model, config, self.macs)
         count = count_images(data, processes)
         self.state = RunState(model, config, self.accelerator, sharded, self.steps_per_epoch, count)
         start_trackers(self.accelerator, config)
@@ -161,16 +180,16 @@ class TrainingRun:
         self.bar = tqdm(total=self.total, desc="train", disable=not (progress and self.accelerator.is_main_process))
 
     def prepare(self) -> None:
-        """Make optimizer, schedule and average, and resume; to be called when it is settled what is frozen."""
+        """Make optimizer, schedule and average, and resume; call it after parameters are frozen."""
         self.state.prepare(self.meter)
         if not self.state.sharded:  # FSDP averages by itself
             self.average = GradientAverage(self.model)
         self.bar.update(self.state.step)
-        if self.named and not self.state.step and self.accelerator.is_main_process:
-            look_before(self.config, self.bar)
+        if self.from_config and not self.state.step and self.accelerator.is_main_process:
+            inspect_before_training(self.config, bool(self.config.evaluate_every), self.bar)
 
     def close(self) -> None:
-        """Leave the bar, the trackers and the output."""
+        """Close the bar and the trackers, and release the output."""
         if self.average is not None:
             self.average.close()
         self.bar.close()
@@ -178,7 +197,7 @@ class TrainingRun:
         self.state.close()
 
     def train(self) -> None:
-        """Train to the end; with an output, a signal ends it after a step, with a checkpoint."""
+        """Train to the end; in a run with an output, a signal ends it after a step, with a checkpoint."""
         if self.config.output is None:
             self.all_steps()
             return
@@ -189,7 +208,7 @@ class TrainingRun:
         """Train to the end."""
         state, accumulate = self.state, self.config.accumulate
         if state.step and state.step % self.steps_per_epoch == 0:
-            self.evaluate_if_due(state.step // self.steps_per_epoch)  # where a run was killed before it did so
+            self.evaluate_if_due(state.step // self.steps_per_epoch)  # the run was killed before it did so
         if self.config.evaluate_every and not state.step:
             anchors = [stitch.stitch_id for stitch in self.model.plan if stitch.is_anchor]
             state.before = {row["stitch_id"]: row["top1"] for row in self.evaluate(anchors)}
@@ -211,17 +230,17 @@ class TrainingRun:
             self.evaluate_if_due(state.step / self.steps_per_epoch)
 
     def end_if_asked(self) -> None:
-        """End after a step where a signal has asked for it.
+        """End the run after a step if there was a signal.
 
         Raises:
-            RunInterrupted: then, when the checkpoint is written.
+            RunInterrupted: if there was one, after the checkpoint is written.
         """
         number = self.interruption.agreed()
         if number:
             raise self.state.interrupted(number)
 
     def micro_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Images or texts of an epoch with their labels, after so many of its steps."""
+        """Iterate over the batches of an epoch, after its first `start` steps."""
         self.order.begin(epoch, start)
         if hasattr(self.loader, "iteration"):
             self.loader.iteration = epoch
@@ -237,12 +256,12 @@ class TrainingRun:
             inputs, mixed = self.mixup(inputs, targets.labels)
             targets = targets._replace(labels=mixed)
         with self.accelerator.autocast():
-            taught = self.loss.teacher_logits(inputs)
+            teacher_output = self.loss.teacher_logits(inputs)
             if len(ids) == 1:
-                found = {ids[0]: self.model.call(inputs, ids[0])}
+                outputs = {ids[0]: self.model.call(inputs, ids[0])}
             else:
-                found = self.model.forward_several(inputs, ids)
-        losses = self.loss.of_each(found, targets, taught, self.largest)
+                outputs = self.model.forward_several(inputs, ids)
+        losses = self.loss.of_each(outputs, targets, teacher_output, self.largest)
         total = torch.stack(list(losses.values())).mean()
         if self.average is not None and number + 1 == config.accumulate:
             self.average.begin(ids, total)
@@ -263,7 +282,7 @@ class TrainingRun:
         self.bar.update()
 
     def report_and_save_if_due(self) -> None:
-        """Now and then report the losses and write a checkpoint."""
+        """Report the losses and write a checkpoint, if they are due."""
         step, every = self.state.step, self.config.checkpoint_steps
         due = every is not None and step % every == 0
         ends = step % self.steps_per_epoch == 0 or step == self.total
@@ -284,13 +303,13 @@ class TrainingRun:
             self.accelerator.log(values, step=self.state.step)
 
     def end_epoch(self, number: int) -> None:
-        """Mean loss, a checkpoint, and evaluation if it is due."""
+        """Compute the mean loss, write a checkpoint, and evaluate if it is due."""
         self.state.mean_loss = self.meter.epoch_mean()
         self.state.save()
         self.evaluate_if_due(number)
 
     def evaluate_if_due(self, epoch: float) -> None:
-        """Evaluate after an epoch, or the part of one that `max_steps` allows, if it is due; keep it with its score."""
+        """Evaluate after an epoch, or the part of one that `max_steps` allows, if it is due, and save the score."""
         state, every = self.state, self.config.evaluate_every
         if not every or state.evaluated_epoch == epoch or (epoch % every and state.step != self.total):
             return
@@ -302,40 +321,53 @@ class TrainingRun:
         if getattr(self.accelerator, "trackers", None):
             self.accelerator.log({"frontier_area": score}, step=state.step)
         if state.step == self.total and self.accelerator.is_main_process:
-            for line in verdict(rows, state.before):
+            for line in training_report(rows, state.before):
                 _logger.warning(line)
         state.save(best)
 
     def evaluate(self, stitch_ids: list[int] | None = None) -> Rows:
-        """The rows of stitches with the weights that the run would give now."""
+        """Evaluate stitches with the weights that the run would return now."""
         average_statistics(self.model)
         size, count = self.config.micro_batch(self.accelerator.num_processes), reading_processes(self.config.workers)
         loader: Any = DataLoader(
-            self.val_data, size, num_workers=count, worker_init_fn=leave_signals, collate_fn=self.collate
+            self.val_data, size, num_workers=count, worker_init_fn=ignore_signals_in_worker, collate_fn=self.collate
         )
         model = self.state.ema.module if self.state.ema is not None else self.model
         return evaluate(model, loader, stitch_ids)
 
     def score(self, rows: Rows) -> float:
-        """The frontier area: top-1 over the log of the macs."""
+        """Compute the frontier area: top-1 over the log of the macs."""
         low, high = min(self.macs.values()), max(self.macs.values())
         if low == high:  # an extracted stitch has no curve
             return float(max(row["top1"] for row in rows))
         return frontier_area(rows, low, high)
 
 
-def check_named(model: StitchableNetwork, config: TrainConfig, train_data: Any, val_data: Any) -> None:
-    """Refuse to look for data where the network takes only data at hand.
+def _check_data(model: StitchableNetwork, config: TrainConfig, train_data: Any, val_data: Any) -> None:
+    """Refuse a configuration's images for a network that needs datasets.
 
     Raises:
-        ValueError: saying which data to give.
+        ValueError: naming the missing data.
     """
     if train_data is None or (val_data is None and config.evaluate_every):
         require(model, "named_data")
 
 
+def _make_rule(model: StitchableNetwork, config: TrainConfig, macs: Mapping[int, int]) -> tuple[Rule, int]:
+    """Make the rule that draws the stitches of each step, and find the largest anchor, from which others may learn."""
+    drawn = model.stitch_ids if config.tune == "all" else [s.stitch_id for s in model.plan if not s.is_anchor]
+    whole = [s.stitch_id for s in model.plan if s.is_anchor] or model.stitch_ids  # an extracted stitch has none
+    anchors = sorted(whole, key=macs.__getitem__, reverse=True)
+    rule = make_rule(
+        config.sampling, {i: macs[i] for i in drawn}, config.seed,
+        anchors=anchors, stitches=config.stitches,
+        group_width=config.group_width, groups=config.groups, bias=config.group_bias, scores=config.scores,
+    )  # fmt: skip
+    return rule, anchors[0]
+
+
 def _make_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate as a run uses it; its launcher has said on how many processes and devices."""
+    """Set up Accelerate for a run; its launcher sets the number of processes and devices."""
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     return Accelerator(
         mixed_precision=config.precision,

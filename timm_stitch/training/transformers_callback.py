@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import TrainerCallback
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..families.registry import is_stitchable
 from ..network.stitchable import StitchableNetwork
@@ -14,31 +15,35 @@ from .sampling import uniform
 class StitchSamplerCallback(TrainerCallback):
     """Trains another stitch each step, the same on every process: `Trainer(..., callbacks=[StitchSamplerCallback()])`.
 
-    Evaluation and what is saved keep the stitch that was set.
+    Evaluation and saving use the stitch that was set.
 
     Args:
-        seed: of the draw, a function of seed and step alone; default the seed of the `TrainingArguments`.
+        seed: the seed of the draw; default the seed of the `TrainingArguments`.
     """
 
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
         self._set: int | None = None
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
         network = stitched(model)
         self._set = network.stitch_id if self._set is None else self._set
         network.stitch_id = uniform(
             network.stitch_ids, args.seed if self.seed is None else self.seed, state.global_step
         )
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
         if self._set is not None:
             stitched(model).stitch_id = self._set
             self._set = None
 
 
-def stitched(model: Any) -> StitchableNetwork:
-    """The SN-Net inside a model of transformers, however wrapped.
+def stitched(model: nn.Module) -> StitchableNetwork:
+    """Find the SN-Net inside a model of transformers, however wrapped.
 
     Raises:
         TypeError: if there is none.

@@ -1,4 +1,4 @@
-"""The web application: answers, wishes, bounds, overload, health, metrics and the page."""
+"""The web application: answers, options, bounds, overload, health, metrics and the page."""
 
 import io
 import json
@@ -13,30 +13,34 @@ from served_network import LABELS, known
 from starlette.testclient import TestClient
 
 import timm_stitch
-from timm_stitch.deployment.serving.app import Application
+from timm_stitch.deployment.serving.app import HttpApp
+from timm_stitch.deployment.serving.config import RequestOptions, ServingConfig
 from timm_stitch.deployment.serving.engine import OverloadError, Request
-from timm_stitch.deployment.serving.promise import Promise, Wishes
-from timm_stitch.deployment.serving.service import Service
+from timm_stitch.deployment.serving.service import InferenceService
 
 
 @pytest.fixture
 def service(model):
-    made = Service(known(model), Promise(5000.0, most_pixels=10_000, most_images=4, most_waiting=8), "net")
+    made = InferenceService(
+        known(model), ServingConfig(5000.0, most_pixels=10_000, most_images=4, most_waiting=8), "net"
+    )
     yield made
     made.close()
 
 
 @pytest.fixture
 def client(service):
-    application = Application(service, most_bytes=50_000)
+    application = HttpApp(service, most_bytes=50_000)
     with TestClient(application.asgi()) as client:
         client.service, client.application = service, application
         yield client
 
 
-def submit(service, images, wishes):
-    came = time.monotonic()
-    return service.engine.submit(Request(images, service.deadline(wishes, came), service.admit(wishes), came))
+def submit(service, images, options):
+    arrived_at = time.monotonic()
+    return service.engine.submit(
+        Request(images, service.deadline(options, arrived_at), service.allowed_stitches(options), arrived_at)
+    )
 
 
 def file(size=(40, 30), kind="PNG", mode="RGB"):
@@ -83,14 +87,14 @@ def test_a_request_may_say_how_it_is_answered(client):
     ("query", "message"),
     [
         ("stitch_id=999", "there is no stitch 999"),
-        ("stitch_id=x", "stitch_id='x' is no whole number"),
-        ("macs=1", "the cheapest stitch takes"),
-        ("macs=nan", "macs='nan' is no number"),
-        ("latency_ms=-1", "latency_ms=-1 is no promise"),
-        ("latency_ms=inf", "no number"),
+        ("stitch_id=x", "stitch_id must be a whole number, got 'x'"),
+        ("macs=1", "the cost of the cheapest stitch, got 1."),
+        ("macs=nan", "macs must be a number, got 'nan'"),
+        ("latency_ms=-1", "latency_ms must be above 0 and at most 600,000, got -1"),
+        ("latency_ms=inf", "latency_ms must be a number, got 'inf'"),
         ("stitch_id=3&macs=1e9", "not both"),
-        ("top=0", "top=0 is out of range"),
-        ("top=21", "expected 1 to 20"),
+        ("top=0", "top must be 1 to 20, got 0"),
+        ("top=21", "top must be 1 to 20, got 21"),
     ],
 )
 def test_wishes_that_cannot_be_met_are_said(client, query, message):
@@ -127,17 +131,17 @@ def test_bodies_are_bounded(client):
 
 def test_overload_is_503_at_once(client):
     service, held, running = client.service, threading.Event(), threading.Event()
-    run = service.engine.served.run
+    run = service.engine.deployment.run
 
     def hold(images, stitch_id):
         running.set()
         assert held.wait(60)
         return run(images, stitch_id)
 
-    service.engine.served = service.engine.served._replace(run=hold)
-    waiting = [submit(service, torch.zeros(1, 3, 32, 32), Wishes())]
+    service.engine.deployment = service.engine.deployment._replace(run=hold)
+    waiting = [submit(service, torch.zeros(1, 3, 32, 32), RequestOptions())]
     assert running.wait(60)
-    waiting += [submit(service, torch.zeros(4, 3, 32, 32), Wishes(60_000.0)) for _ in range(2)]
+    waiting += [submit(service, torch.zeros(4, 3, 32, 32), RequestOptions(60_000.0)) for _ in range(2)]
     said = client.post("/predict", content=file())
     held.set()
     assert said.status_code == 503
@@ -177,7 +181,7 @@ def test_a_network_that_fails_is_500(client, caplog):
     def fail(images, stitch_id):
         raise RuntimeError("secret of the machine")
 
-    client.service.engine.served = client.service.engine.served._replace(run=fail)
+    client.service.engine.deployment = client.service.engine.deployment._replace(run=fail)
     said = client.post("/predict", content=file())
     assert said.status_code == 500
     assert "RuntimeError" in said.json()["error"]
@@ -198,7 +202,7 @@ def test_health_and_metadata(client):
 def test_inference_in_json(client):
     images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
     tensor = {"name": "image", "datatype": "FP32", "shape": [2, 3, 32, 32], "data": images.ravel().tolist()}
-    with TestClient(Application(client.service).asgi()) as roomy:
+    with TestClient(HttpApp(client.service).asgi()) as roomy:
         said = roomy.post("/v2/models/net/infer", json={"inputs": [tensor], "parameters": {"stitch_id": 1}}).json()
     with torch.inference_mode():
         expected = client.service.model(torch.from_numpy(images), stitch_id=1)

@@ -1,4 +1,4 @@
-"""Requests in the order of their deadlines: batches, wishes, what is given up, faults and ends."""
+"""Requests in the order of their deadlines: batches, options, what is given up, faults and ends."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from timm_stitch.deployment.policies import Decision, DrainPolicy, FixedPolicy, LatencyTable
-from timm_stitch.deployment.serving.engine import Call, Engine, OverloadError, Request, Served
+from timm_stitch.deployment.serving.engine import Call, Deployment, Engine, OverloadError, Request
 
 ROWS = [
     {"stitch_id": stitch_id, "top1": top1, "batch_size": batch, "latency_ms": ms * (0.5 + 0.5 * batch)}
@@ -54,7 +54,7 @@ def engine(request):
     made = []
 
     def make(network, policy=None, **values):
-        made.append(Engine(Served(network, policy or DrainPolicy(TABLE), TABLE), **values))
+        made.append(Engine(Deployment(network, policy or DrainPolicy(TABLE), TABLE), **values))
         return made[-1]
 
     yield make
@@ -79,7 +79,7 @@ def test_the_most_urgent_first_and_together(engine):
     assert network.calls == [(9, [99]), (9, [1, 2, 3])]
     assert [int(answer.logits[0, 0]) for answer in found] == [2, 1, 3]
     assert {(answer.stitch_id, answer.batch, answer.late) for answer in found} == {(9, 3, False)}
-    assert all(answer.waited >= 0 and answer.took >= 0 for answer in found)
+    assert all(answer.waited_s >= 0 and answer.duration_s >= 0 for answer in found)
 
 
 def test_a_cheaper_stitch_where_more_waits_than_the_dear_one_can_answer(engine):
@@ -127,7 +127,7 @@ def test_what_cannot_be_met_is_given_up_at_once_and_something_runs(engine):
         with pytest.raises(OverloadError, match=r"could not be answered in time: try again later"):
             answer.result(LONG)
     assert not answers[3].result(LONG).late
-    assert sum(call.passed for call in calls) == 3
+    assert sum(call.dropped for call in calls) == 3
     late = running.submit(request(8, due=-1))  # alone: it runs, so that a machine that is fast again is noticed
     assert late.result(LONG).late
     assert calls[-1].late == 1
@@ -225,7 +225,7 @@ def test_another_network_from_the_next_call_on(engine):
     first = running.submit(request(1))
     assert old.running.wait(LONG)
     second = running.submit(request(2))
-    running.replace(Served(new, FixedPolicy(TABLE, 0), TABLE))
+    running.replace(Deployment(new, FixedPolicy(TABLE, 0), TABLE))
     old.may_run.set()
     assert first.result(LONG).stitch_id == 9
     assert second.result(LONG).stitch_id == 3
@@ -254,4 +254,4 @@ def test_a_slow_machine_is_noticed(engine):
     running = engine(Slow())
     for _ in range(3):
         running.submit(request(1)).result(LONG)
-    assert running.slowdown.careful > 3  # 50 ms where the table says 8
+    assert running.slowdown.capped_quantile > 3  # 50 ms where the table says 8

@@ -22,8 +22,8 @@ from PIL import Image
 
 import timm_stitch
 from timm_stitch.cli.entry import main
-from timm_stitch.deployment.serving.promise import Promise
-from timm_stitch.deployment.serving.scale import Scale, held, serve_config
+from timm_stitch.deployment.serving.config import ServingConfig
+from timm_stitch.deployment.serving.scale import Scale, serve_config, target_requests_per_replica
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, when it is imported
@@ -45,24 +45,26 @@ def save(folder, **known):
 
 
 def test_a_replica_holds_what_its_dearest_stitch_answers_in_time():
-    assert held(rows(), Promise(100.0, 0.0)) == 9  # of 8 ms each, in three quarters of 100
-    assert held(rows(), Promise(100.0, 50.0)) == 4  # the reserve is not the network's
-    assert held(rows(), Promise(8.0, 0.0)) == 1  # stitch 1 answers one in time, stitch 2 none
-    assert held(rows(), Promise(1.0, 0.0)) == 1
-    assert held(rows(), Promise(100.0, 0.0, most_waiting=3)) == 3
+    assert target_requests_per_replica(rows(), ServingConfig(100.0, 0.0)) == 9  # of 8 ms each, in three quarters of 100
+    assert target_requests_per_replica(rows(), ServingConfig(100.0, 50.0)) == 4  # the reserve is not the network's
+    assert (
+        target_requests_per_replica(rows(), ServingConfig(8.0, 0.0)) == 1
+    )  # stitch 1 answers one in time, stitch 2 none
+    assert target_requests_per_replica(rows(), ServingConfig(1.0, 0.0)) == 1
+    assert target_requests_per_replica(rows(), ServingConfig(100.0, 0.0, most_waiting=3)) == 3
     batched = [{**row, "latency_ms_batch_4": 2 * row["latency_ms_batch_1"]} for row in rows()]
-    assert held(batched, Promise(100.0, 0.0)) == 9  # what batches gain is kept for bursts
-    with pytest.raises(ValueError, match=r"none are kept with this network: timm-stitch profile NET .* --replicas"):
-        held([{"stitch_id": 0, "top1": 70.0}], Promise(100.0))
+    assert target_requests_per_replica(batched, ServingConfig(100.0, 0.0)) == 9  # what batches gain is kept for bursts
+    with pytest.raises(ValueError, match=r"this network has none: timm-stitch profile NET .* --replicas"):
+        target_requests_per_replica([{"stitch_id": 0, "top1": 70.0}], ServingConfig(100.0))
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"least": 0}, "0 to 1 replicas: expected 1 or more"),
-        ({"least": 3, "most": 2}, "3 to 2 replicas: expected 1 or more, and the least first"),
-        ({"num_cpus": 0}, "num_cpus=0, num_gpus=0.0: expected CPUs above 0"),
-        ({"num_gpus": -1}, "num_cpus=1.0, num_gpus=-1: expected"),
+        ({"least": 0}, "must be 1 or more, the smaller first, got 0 to 1"),
+        ({"least": 3, "most": 2}, "must be 1 or more, the smaller first, got 3 to 2"),
+        ({"num_cpus": 0}, "num_cpus must be positive, got 0"),
+        ({"num_gpus": -1}, "num_gpus must be 0 or more, got -1"),
     ],
 )
 def test_scales_out_of_range(given, said):
@@ -71,7 +73,7 @@ def test_scales_out_of_range(given, said):
 
 
 def test_no_request_waits_where_the_policy_does_not_see_it():
-    config = serve_config(["net"], Promise(50.0, most_waiting=70), Scale(2, 2, 1.5, 0.5))
+    config = serve_config(["net"], ServingConfig(50.0, most_waiting=70), Scale(2, 2, 1.5, 0.5))
     (deployment,) = config["applications"][0]["deployments"]
     assert deployment["num_replicas"] == 2
     assert "autoscaling_config" not in deployment
@@ -95,10 +97,10 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
 def test_options_that_do_not_go_together(capsys):
     pytest.importorskip("ray")
     for given, said in (
-        (["--replicas", "2"], "--replicas is for replicas: add --ray"),
+        (["--replicas", "2"], "--replicas needs --ray"),
         (["--ray", "--replicas", "2", "--max-replicas", "3"], "give --replicas, or --min-replicas and --max-replicas"),
         (["--ray", "--min-replicas", "2"], "--min-replicas needs --max-replicas"),
-        (["--ray", "--replicas", "0"], "0 to 0 replicas: expected 1 or more"),
+        (["--ray", "--replicas", "0"], "must be 1 or more, the smaller first, got 0 to 0"),
     ):
         assert main(["serve", "net", "--latency-ms", "50", *given]) == 1
         assert said in capsys.readouterr().err
@@ -113,7 +115,7 @@ def test_the_config_that_is_written_is_rays(tmp_path, capsys, monkeypatch):
     write()
     wanted = ["serve", "net", "--latency-ms", "100", "--reserve-ms", "0", "--ray-config", "serve.yaml"]
     assert main([*wanted, "--max-replicas", "8"]) == 1
-    assert "none are kept with this network" in capsys.readouterr().err
+    assert "this network has none" in capsys.readouterr().err
     model.results.add([{"stitch_id": k, "latency_ms_batch_1": ms, "latency_ms": ms, "batch_size": 1,
                      "profiled_on": "cpu", "precision": "fp32"} for k, (_, ms) in TIMES.items()])  # fmt: skip
     write()
@@ -146,7 +148,7 @@ def test_the_resource_for_kuberay_holds_such_a_config():
     ServeDeploySchema.model_validate(config)
     application = config["applications"][0]
     args = application["args"]
-    ours = serve_config(args["model"], Promise(**args["promise"]), Scale(), name=args["name"])["applications"][0]
+    ours = serve_config(args["model"], ServingConfig(**args["promise"]), Scale(), name=args["name"])["applications"][0]
     assert set(args) <= set(ours["args"]) | {"device"}
     assert application["import_path"] == ours["import_path"]
     fixed = ("name", "max_ongoing_requests", "max_queued_requests", "backpressure_config")
@@ -204,7 +206,7 @@ class Replicas:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def deployment(tmp_path_factory):
     pytest.importorskip("ray")
     folder = tmp_path_factory.mktemp("replicas")
     model, write = save(folder / "net")
@@ -224,9 +226,9 @@ def served(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_replicas_answer_as_one_server_does(served):
+def test_replicas_answer_as_one_server_does(deployment):
     client_of = pytest.importorskip("tritonclient.http")
-    client = client_of.InferenceServerClient(served.at, network_timeout=60, connection_timeout=60)
+    client = client_of.InferenceServerClient(deployment.at, network_timeout=60, connection_timeout=60)
     try:
         assert client.is_server_ready()
         assert client.is_model_ready("net")
@@ -236,7 +238,7 @@ def test_replicas_answer_as_one_server_does(served):
         answer = client.infer("net", [tensor], parameters={"stitch_id": 1})
         assert answer.get_response()["parameters"]["stitch_id"] == 1
         with torch.inference_mode():
-            expected = served.model(torch.from_numpy(images), stitch_id=1).numpy()
+            expected = deployment.model(torch.from_numpy(images), stitch_id=1).numpy()
         assert np.allclose(answer.as_numpy("logits"), expected, atol=1e-5)
         many = client_of.InferInput("image", [17, 3, 32, 32], "FP32")  # more than may wait
         many.set_data_from_numpy(np.zeros((17, 3, 32, 32), np.float32))
@@ -245,25 +247,25 @@ def test_replicas_answer_as_one_server_does(served):
         assert error.value.status() == "503"
     finally:
         client.close()
-    assert len(served.pids()) == 2
+    assert len(deployment.pids()) == 2
 
 
 @pytest.mark.slow
-def test_wishes_and_refusals_come_through(served):
+def test_wishes_and_refusals_come_through(deployment):
     for stitch_id in (0, 2):
-        status, body, _ = served.ask(f"/predict?stitch_id={stitch_id}&top=1", file())
+        status, body, _ = deployment.ask(f"/predict?stitch_id={stitch_id}&top=1", file())
         assert status == 200
         assert json.loads(body)["stitch_id"] == stitch_id
-    status, body, _ = served.ask("/predict", b"no image")
-    assert (status, "no image that is taken" in body.decode()) == (400, True)
+    status, body, _ = deployment.ask("/predict", b"no image")
+    assert (status, "no readable image" in body.decode()) == (400, True)
     images = np.zeros((17, 3, 32, 32)).tolist()
     asked = {"inputs": [{"name": "image", "shape": [17, 3, 32, 32], "datatype": "FP32", "data": images}]}
-    status, body, headers = served.ask("/v2/models/net/infer", json.dumps(asked))
+    status, body, headers = deployment.ask("/v2/models/net/infer", json.dumps(asked))
     assert (status, headers.get("retry-after")) == (503, "1"), body
 
 
 @pytest.mark.slow
-def test_a_replica_that_is_killed_loses_its_own_requests_alone(served):
+def test_a_replica_that_is_killed_loses_its_own_requests_alone(deployment):
     data, until = file(), time.monotonic() + 8
     answers = []  # when asked, status
 
@@ -271,12 +273,12 @@ def test_a_replica_that_is_killed_loses_its_own_requests_alone(served):
         while time.monotonic() < until:
             began = time.monotonic()
             try:
-                status = served.ask("/predict", data)[0]
+                status = deployment.ask("/predict", data)[0]
             except (OSError, http.client.HTTPException) as error:
                 status = repr(error)
             answers.append((began, status))
 
-    before = served.pids()
+    before = deployment.pids()
     assert len(before) == 2
     clients = [threading.Thread(target=keep_asking) for _ in range(8)]
     for client in clients:
@@ -294,9 +296,9 @@ def test_a_replica_that_is_killed_loses_its_own_requests_alone(served):
     assert 0 < len(lost) <= 8  # what it had at once, of eight clients
     assert max(lost) < killed + 2
     assert sum(began > killed + 2 for began, _ in answers) > 8
-    while len(served.pids()) < 2 and time.monotonic() < killed + 120:
+    while len(deployment.pids()) < 2 and time.monotonic() < killed + 120:
         time.sleep(0.5)
-    after = served.pids()
+    after = deployment.pids()
     assert len(after) == 2
     assert before[0] not in after
-    assert [served.ask("/predict", data)[0] for _ in range(20)] == [200] * 20
+    assert [deployment.ask("/predict", data)[0] for _ in range(20)] == [200] * 20

@@ -84,7 +84,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("served") / "net"
+    path = tmp_path_factory.mktemp("deployment") / "net"
     save(path)
     return path
 
@@ -137,7 +137,7 @@ def test_a_client_of_the_protocol(server, folder):
         files.set_data_from_numpy(np.array([file(), file()], dtype=np.object_))
         assert client.infer("net", [files], timeout=3_000_000).as_numpy("logits").shape == (2, 10)
         files.set_data_from_numpy(np.array([file(), b"no image"], dtype=np.object_))
-        with pytest.raises(client_of.InferenceServerException, match="no image that is taken") as error:
+        with pytest.raises(client_of.InferenceServerException, match="no readable image") as error:
             client.infer("net", [files])
         assert error.value.status() == "400"
     finally:
@@ -168,13 +168,13 @@ def test_clients_that_misbehave_and_a_network_that_is_replaced(server, folder):
 
     save(folder, seed=1)
     server.process.send_signal(signal.SIGHUP)
-    assert "the network was loaded anew" in server.hears("anew|not replaced")
+    assert "the network was reloaded" in server.hears("reloaded|not replaced")
     status, after = server.ask(body=data)
     assert status == 200
     assert json.loads(after)["predictions"] != json.loads(before)["predictions"]
     (folder / "config.json").rename(folder / "elsewhere.json")
     server.process.send_signal(signal.SIGHUP)
-    heard = server.hears("anew|not replaced")
+    heard = server.hears("reloaded|not replaced")
     assert "the network was not replaced: " in heard
     assert "Traceback" not in heard
     assert server.ask(body=data)[0] == 200
@@ -217,7 +217,7 @@ def test_what_cannot_be_served_is_one_line(folder, capsys, tmp_path):
         assert main(["serve", str(folder), "--latency-ms", "50", "--port", port]) == 1
         assert f"cannot listen at 127.0.0.1:{port} (" in capsys.readouterr().err
     assert main(["serve", str(folder), "--latency-ms", "-5", "--port", "0"]) == 1
-    assert "latency_ms=-5.0" in capsys.readouterr().err
+    assert "latency_ms must be positive and finite, got -5.0" in capsys.readouterr().err
     model = timm_stitch.stitch(small_anchors())
     timm_stitch.save_pretrained(model, tmp_path / "unknown")
     assert main(["serve", str(tmp_path / "unknown"), "--latency-ms", "50", "--port", "0"]) == 1

@@ -1,4 +1,4 @@
-"""A network behind a promise: which stitches are served, whose times count, and what a promise may say."""
+"""A network behind a promise: which stitches are deployment, whose times count, and what a promise may say."""
 
 import time
 
@@ -9,32 +9,32 @@ from served_network import SERVED, known
 
 import timm_stitch
 from timm_stitch.cli.entry import main
-from timm_stitch.deployment.serving.engine import OverloadError, Request
-from timm_stitch.deployment.serving.promise import Promise, Wishes
-from timm_stitch.deployment.serving.service import Service
+from timm_stitch.deployment.serving.config import ServingConfig
+from timm_stitch.deployment.serving.engine import OverloadError
+from timm_stitch.deployment.serving.service import InferenceService
 
 
 def test_one_stitch_where_that_is_wanted(model):
-    service = Service(known(model), Promise(100.0, policy="fixed", stitch_id=1), "net")
+    service = InferenceService(known(model), ServingConfig(100.0, policy="fixed", stitch_id=1), "net")
     assert service.table.stitch_ids == [1]
     service.close()
-    service = Service(known(model), Promise(6.0, policy="fixed"), "net")
-    assert [service.engine.served.policy.level] == [1]  # the dearest within the promise
+    service = InferenceService(known(model), ServingConfig(6.0, policy="fixed"), "net")
+    assert [service.engine.deployment.policy.index] == [1]  # the most expensive within the latency target
     service.close()
     with pytest.raises(OverloadError):
-        service.engine.submit(Request(torch.zeros(1, 3, 32, 32), time.monotonic() + 1, service.admit(Wishes())))
+        service.submit(torch.zeros(1, 3, 32, 32), time.monotonic() + 1, None, time.monotonic())
 
 
 def test_latencies_are_measured_where_none_are_known(model, caplog):
     model.results.add({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
-    service = Service(model, Promise(1000.0), "net")
+    service = InferenceService(model, ServingConfig(1000.0), "net")
     service.close()
     assert set(service.table.stitch_ids) <= set(SERVED)
     assert service.table.batch_sizes == [1, 2, 4, 8, 16, 32, 64]
     assert "latencies of 3 stitches for 7 batch sizes were measured" in caplog.text
     model.results.clear()
     with pytest.raises(ValueError, match="no stitch of this network has a known accuracy"):
-        Service(model, Promise(1000.0), "net")
+        InferenceService(model, ServingConfig(1000.0), "net")
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_latencies_are_measured_where_none_are_known(model, caplog):
     ],
 )
 def test_promises_out_of_range(values):
-    with pytest.raises(ValueError, match=r"expected|choose|to be 1"):
-        Promise(**values)
+    with pytest.raises(ValueError, match=r"must be|needs policy='fixed'"):
+        ServingConfig(**values)
 
 
 def test_times_that_profile_kept_are_those_that_count(model, tmp_path, caplog):
@@ -61,10 +61,12 @@ def test_times_that_profile_kept_are_those_that_count(model, tmp_path, caplog):
         command = ["profile", str(tmp_path / "net"), "--batch-sizes", "1", "4", "--repeats", "1", "--save", "--json"]
         assert main([*command, "--threads", str(before + 1)]) == 0
         kept = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True)
-        Service(kept, Promise(1000.0)).close()
+        InferenceService(kept, ServingConfig(1000.0)).close()
         assert "were measured" not in caplog.text
         torch.set_num_threads(before)
-        Service(timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True), Promise(1000.0)).close()
+        InferenceService(
+            timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True), ServingConfig(1000.0)
+        ).close()
         assert "were measured" in caplog.text
         assert f"--threads {before} --device cpu --save" in caplog.text
     finally:

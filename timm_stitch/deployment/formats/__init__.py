@@ -1,1 +1,1 @@
-"""The formats that stitches are exported to, one a file; `job` is what they share."""
+"""The formats of exported stitches, one per file; `job` is what they share."""

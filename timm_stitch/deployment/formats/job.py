@@ -1,4 +1,4 @@
-"""What is exported, for all formats alike: stitches by themselves, and for how many images at a time."""
+"""The stitches to export and their batch sizes, as every format takes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,44 +17,44 @@ from ...families.timm_models.network import SNNet
 
 _CALIBRATION = 64  # images
 Run = Callable[[Tensor], Tensor]
-Place = dict[str, str]
+Location = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """How many images a call takes: from `smallest` to `largest`, which is None where there is no end."""
+    """The batch sizes of a call: from `smallest` to `largest`, or to any size if that is None."""
 
     smallest: int
     largest: int | None = None
 
     @property
     def kind(self) -> str:
-        """`"any"`, `"number"` or `"range"`."""
+        """The kind of batch: `"any"`, `"number"` or `"range"`."""
         if self.smallest == self.largest:
             return "number"
         return "any" if (self.smallest, self.largest) == (1, None) else "range"
 
     @property
     def axis(self) -> int | str:
-        """As a manifest's shapes have it: the number, or `"batch"`."""
+        """The batch in the shapes of a manifest: the number, or `"batch"`."""
         return self.smallest if self.kind == "number" else "batch"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is exported, and as what.
+    """The stitches to export, and how.
 
     Args:
-        whole: the network, a copy made for this, in float32 and evaluation mode on the CPU.
-        alone: each stitch by itself, by its id; they share their tensors with `whole`.
-        batch: how many images a call takes.
-        quantize: as in `export`.
-        images: as in `export`.
-        progress: show a bar.
+        whole: a copy of the network, in float32 and evaluation mode on the CPU.
+        extracted: each stitch as a network of its own, by its id; they share their tensors with `whole`.
+        batch: the batch sizes of a call.
+        quantize: the precision, as in `export`.
+        images: the images to compare on, as in `export`.
+        progress: whether to show a bar.
     """
 
     whole: SNNet
-    alone: Mapping[int, SNNet]
+    extracted: Mapping[int, SNNet]
     batch: Batch
     quantize: str | None = None
     images: Tensor | None = None
@@ -62,26 +62,26 @@ class Job:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of the images."""
+        """The shape (C, H, W) of the images."""
         return (self.whole.in_chans, *self.whole.image_size)
 
     def stitches(self, doing: str) -> Iterator[tuple[int, SNNet]]:
-        """The stitches one by one, with a bar that says what is done to them."""
-        yield from tqdm(self.alone.items(), desc=doing, unit="stitch", disable=not self.progress)
+        """Iterate over the stitches, with a bar that names the work."""
+        yield from tqdm(self.extracted.items(), desc=doing, unit="stitch", disable=not self.progress)
 
     def noise(self) -> list[Tensor]:
-        """Images to compare outputs on, at the smallest number that a call takes and a larger one."""
+        """Draw images to compare outputs on, in the smallest batch and a larger one."""
         low, high = self.batch.smallest, self.batch.largest
         sizes = [low, max(low, 3) if high is None else high]
         generator = torch.Generator().manual_seed(0)
         return list(torch.split(torch.randn(sum(sizes), *self.shape, generator=generator), sizes))
 
     def calibration(self) -> list[Tensor]:
-        """Some of the images, to see which ranges activations have."""
+        """Batch some of the images, to measure the ranges of activations."""
         return self.batches(torch.zeros(1, *self.shape) if self.images is None else self.images[:_CALIBRATION])
 
     def batches(self, images: Tensor) -> list[Tensor]:
-        """Images as calls take them, 32 at a time where that is allowed; the first ones fill up a last batch."""
+        """Batch images for calls, 32 at a time if that is allowed; the first ones fill up the last batch."""
         low, high = self.batch.smallest, self.batch.largest
         size = max(low, min(high or 32, 32))
         left = len(images) % size
@@ -90,13 +90,13 @@ class Job:
         return list(torch.split(images, size))
 
     def program(self, model: nn.Module) -> ExportedProgram:
-        """A model as a program of `torch.export`."""
+        """Export a model as a program of `torch.export`."""
         low, high = self.batch.smallest, self.batch.largest
         if self.batch.kind == "number":
             example, axes = torch.zeros(low, *self.shape), None
         else:
             example = torch.zeros(max(low, 2), *self.shape)
-            axes = ({0: torch.export.Dim("batch", min=low, max=high or 2**20)},)  # torch 2.6 wants a bound
+            axes = ({0: torch.export.Dim("batch", min=low, max=high or 2**20)},)  # torch 2.6 needs a bound
         with torch.no_grad():
             program = torch.export.export(model, (example,), dynamic_shapes=axes, strict=False)
         for node in program.graph.nodes:
@@ -105,29 +105,29 @@ class Job:
 
 
 class Format(Protocol):
-    """What a file of this folder has: a way to write stitches, and what runs them.
+    """A module of this folder: it writes stitches and runs them.
 
     Attributes:
-        BATCHES: the kinds of batches that it takes, the one that it has by default first.
-        QUANTIZE: what `quantize` may be.
-        TO_SHARE: what to set where several stitches are open at once, so that their weights are in memory once.
+        BATCHES: the kinds of batches that the format takes, the default first.
+        QUANTIZE: the precisions that `quantize` may name.
+        RUNTIME_OPTIONS: the options with which several open stitches share their weights in memory.
     """
 
     BATCHES: tuple[str, ...]
     QUANTIZE: tuple[str, ...]
-    TO_SHARE: dict[str, Any]
+    RUNTIME_OPTIONS: Mapping[str, object]
 
     def check_packages(self) -> None:
-        """Import what it needs; an ImportError names all of it."""
+        """Import the packages that the format needs; an ImportError names all of them."""
 
-    def write(self, job: Job, folder: Path) -> dict[int, Place]:
-        """Write the files, and say where each stitch is: a file, and which part of it."""
+    def write(self, job: Job, folder: Path) -> dict[int, Location]:
+        """Write the files; returns where each stitch is: a file, and the part of it."""
 
-    def load(self, folder: Path, place: Place) -> Run:
-        """What runs a stitch on the CPU."""
+    def load(self, folder: Path, location: Location) -> Run:
+        """Load a stitch to run on the CPU."""
 
 
-def need(packages: tuple[str, ...], what: str, extra: str) -> None:
+def require_packages(packages: tuple[str, ...], what: str, extra: str) -> None:
     """Import packages of an extra.
 
     Raises:
@@ -148,8 +148,8 @@ def is_convolutional(model: nn.Module) -> bool:
     return weights[nn.Conv2d] > weights[nn.Linear]
 
 
-def with_plain_attention(model: nn.Module) -> None:
-    """Have a model's attention written out, as compilers for devices find its parts then and fuse them themselves."""
+def disable_fused_attention(model: nn.Module) -> None:
+    """Disable fused attention in a model: device compilers find its parts and fuse them themselves."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", False)  # noqa: B010 not every module is known to have it

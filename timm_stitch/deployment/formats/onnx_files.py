@@ -1,14 +1,14 @@
-"""Stitches as ONNX files that share their weights.
+"""Exports stitches as ONNX files that share their weights.
 
 The exporter is torch's, int8 and float16 are onnxruntime's, and onnx_ir writes the weights file. All three are
-optional (`pip install 'timm_stitch[export]'`) and imported where they are used.
+optional (`pip install 'timm_stitch[export]'`) and imported only when used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,32 +17,32 @@ import numpy as np
 import torch
 from torch import nn
 
-from .job import Job, Place, Run, is_convolutional, need
+from .job import Job, Location, Run, is_convolutional, require_packages
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 BATCHES: tuple[str, ...] = ("any", "number")
 QUANTIZE: tuple[str, ...] = ("int8", "float16")
-TO_SHARE: dict[str, Any] = {"session_config": {"session.disable_prepacking": "1"}}
+RUNTIME_OPTIONS: Mapping[str, object] = {"session_config": {"session.disable_prepacking": "1"}}
 WEIGHTS_FILE = "weights.bin"
 _INLINE = 256  # bytes below which a tensor stays in its graph: a reference to it would be no shorter
 
 
 def check_packages() -> None:
-    """Import what ONNX needs."""
-    need(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "ONNX", "export")
+    """Import the packages that ONNX needs."""
+    require_packages(("onnx", "onnx_ir", "onnxscript", "onnxruntime"), "ONNX", "export")
 
 
-def write(job: Job, folder: Path) -> dict[int, Place]:
-    """One file a stitch, and the weights of all in one more, where equal tensors are written once.
+def write(job: Job, folder: Path) -> dict[int, Location]:
+    """Write one file per stitch, and the weights of all in one more, with equal tensors once.
 
-    Equal in content: the exporter folds what is done to a weight alone (a transposition, a BatchNorm after a
-    convolution) and so names and stores another tensor, but the same one for every stitch.
+    Tensors are equal by content: the exporter folds operations on a weight alone (a transposition, a BatchNorm after a
+    convolution) and so stores another tensor under another name, but the same one for every stitch.
     """
     import onnx_ir as ir
 
-    kept: dict[tuple[Any, ...], ir.TensorProtocol] = {}
+    kept: dict[tuple[object, ...], ir.TensorProtocol] = {}
     graphs = {}
     for stitch_id, model in job.stitches("export"):
         graph = graphs[f"stitch-{stitch_id}.onnx"] = _quantized(_onnx(job, model), job, model, stitch_id)
@@ -53,18 +53,18 @@ def write(job: Job, folder: Path) -> dict[int, Place]:
                 value.const_value = kept.setdefault(key, tensor)
     tensors = list(kept.values())
     written = ir.external_data.convert_tensors_to_external(tensors, folder, WEIGHTS_FILE)
-    places = {id(tensor): place for tensor, place in zip(tensors, written, strict=True)}
+    locations = {id(tensor): location for tensor, location in zip(tensors, written, strict=True)}
     for name, graph in graphs.items():
         for value in graph.graph.initializers.values():
-            value.const_value = places.get(id(value.const_value), value.const_value)
+            value.const_value = locations.get(id(value.const_value), value.const_value)
         ir.save(graph, folder / name)
-    return {stitch_id: {"file": name} for stitch_id, name in zip(job.alone, graphs, strict=True)}
+    return {stitch_id: {"file": name} for stitch_id, name in zip(job.extracted, graphs, strict=True)}
 
 
-def load(folder: Path, place: Place) -> Run:
-    """What runs a file on the CPU."""
+def load(folder: Path, location: Location) -> Run:
+    """Load a file to run on the CPU."""
     runtime = import_module("onnxruntime")
-    session = runtime.InferenceSession(folder / place["file"], providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(folder / location["file"], providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
@@ -72,17 +72,17 @@ def _onnx(job: Job, model: nn.Module) -> ir.Model:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     shapes: Any = None if job.batch.kind == "number" else ({0: torch.export.Dim("batch")},)
-    found: Any = torch.onnx.export(
+    exported: Any = torch.onnx.export(
         job.program(model), dynamo=True, dynamic_shapes=shapes, input_names=["images"], output_names=["logits"],
         optimize=True, verbose=False,
     )  # fmt: skip
-    graph: ir.Model = found.model
+    graph: ir.Model = exported.model
     ClearMetadataAndDocStringPass()(graph)
     return graph
 
 
 def _quantized(graph: ir.Model, job: Job, model: nn.Module, stitch_id: int) -> ir.Model:
-    """A graph in the precision that is asked for."""
+    """Convert a graph to the job's precision."""
     import onnx_ir as ir
 
     if job.quantize is None:
@@ -97,20 +97,20 @@ def _quantized(graph: ir.Model, job: Job, model: nn.Module, stitch_id: int) -> i
             before, after = whole.stat().st_size, small.stat().st_size
             if after > before / 2:
                 raise ValueError(
-                    f"int8 would make {after:,} bytes of stitch {stitch_id}'s {before:,}: it quantises linear layers "
-                    "and convolutions, and most of this stitch is something else. Export it in float32."
+                    f"int8 would shrink stitch {stitch_id} from {before:,} bytes to {after:,} only: it quantises "
+                    "linear layers and convolutions, and most of this stitch is neither. Export it in float32."
                 )
         return ir.load(small)
 
 
 def _float16(whole: Path, small: Path) -> None:
-    """Weights and sums in 16 bits, images and logits in 32."""
+    """Convert weights and sums to 16 bits; images and logits keep 32."""
     onnx, convert = import_module("onnx"), import_module("onnxruntime.transformers.float16")
     onnx.save(convert.convert_float_to_float16(onnx.load(whole), keep_io_types=True), small)
 
 
 def _int8(whole: Path, small: Path, job: Job, static: bool) -> None:
-    """8-bit weights by channel: of convolutions with ranges seen on the images, of linear layers as inputs come.
+    """Quantise weights to 8 bits by channel: convolutions with ranges measured on the images, or linear layers.
 
     `reduce_range` uses seven bits, so that no sum overflows on x86 processors without VNNI instructions: the
     outputs measured here are then those to expect elsewhere.
@@ -126,12 +126,12 @@ def _int8(whole: Path, small: Path, job: Job, static: bool) -> None:
         return
 
     class Images(tools.CalibrationDataReader):  # type: ignore[name-defined]
-        """The images, batch by batch."""
+        """An iterator over batches of images."""
 
         def __init__(self) -> None:
             self.batches: Iterator[Any] = iter(job.calibration())
 
-        def get_next(self) -> dict[str, Any] | None:
+        def get_next(self) -> dict[str, object] | None:
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch.numpy()}
 
@@ -139,23 +139,23 @@ def _int8(whole: Path, small: Path, job: Job, static: bool) -> None:
     tools.quantize_static(typed, small, Images(), op_types_to_quantize=chosen, extra_options=fixed, **common)
 
 
-def _scales(typed: Path) -> dict[str, list[dict[str, Any]]]:
-    """Steps of the weights of convolutions that have channels with next to no weights beside their bias.
+def _scales(typed: Path) -> dict[str, list[dict[str, object]]]:
+    """Fix the steps of convolutions' weights that have channels with tiny weights but a large bias.
 
-    A bias has 32 bits in steps of the weights' times the input's. onnxruntime makes the weights' steps larger where
-    that is too little, by what comes in; stitches would not have the same weights any more.
+    A bias has 32 bits in steps of the weights' step times the input's. If that is too little, onnxruntime enlarges the
+    weights' steps by the inputs that it sees; stitches would then no longer have the same weights.
     """
     onnx = import_module("onnx")
     graph = onnx.load(typed).graph
     values = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
-    found = {}
+    overrides: dict[str, list[dict[str, object]]] = {}
     for node in graph.node:
         if node.op_type == "Conv" and len(node.input) == 3 and {*node.input[1:]} <= {*values}:
             weight, bias = (values[name] for name in node.input[1:])
             steps, least = abs(weight).reshape(len(weight), -1).max(1) / 64, abs(bias) * 1e-6  # seven bits
             if (steps < least).any():
-                found[node.input[1]] = [
+                overrides[node.input[1]] = [
                     {"axis": 0, "scale": np.float32(max(pair)), "zero_point": np.int8(0)}
                     for pair in zip(steps, least, strict=True)
                 ]
-    return found
+    return overrides

@@ -1,1 +1,1 @@
-"""A network served under a promise of latency."""
+"""A server that answers requests within a latency target."""

@@ -1,7 +1,7 @@
-"""Requests in the order of their deadlines, and one thread that answers them through the network.
+"""A queue of requests in the order of their deadlines, and one thread that answers them through the network.
 
-Which stitch runs, on how many requests, and what is passed over, a policy decides before each call. Nothing here knows
-of a protocol: the web server and Ray hold the same engine.
+Before each call a policy decides which stitch runs, on how many requests, and which requests are dropped. The engine
+knows no protocol: the web server and Ray run the same one.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from ..policies import LatencyTable, Policy, Slowdown
 
 _logger = logging.getLogger(__name__)
 
-SCANNED = 4  # how many times a batch is looked for among those that wait, when some want other stitches
+SCANNED = 4  # batches that are searched for requests that allow the same stitch
 
 
 class OverloadError(RuntimeError):
-    """A request that could not be answered in time, and was given up."""
+    """A request that cannot be answered in time, and is dropped."""
 
 
-class Served(NamedTuple):
-    """A network as the engine runs it; replaced as one.
+class Deployment(NamedTuple):
+    """A network as the engine runs it; replaced as a whole.
 
     Args:
-        run: logits, shape (B, classes), of images, shape (B, C, H, W), through a stitch; on the CPU both.
-        policy: chooses stitches.
-        table: of the stitches that the policy chooses among.
+        run: computes the logits, shape (B, classes), of images, shape (B, C, H, W), by a stitch; both on the CPU.
+        policy: the policy that chooses stitches.
+        table: the latencies of the stitches that the policy chooses from.
     """
 
     run: Callable[[Tensor, int], Tensor]
@@ -45,21 +45,21 @@ class Served(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request gets.
+    """The answer to a request.
 
     Args:
-        logits: shape (N, classes), of its N images.
-        stitch_id: which answered.
-        waited: seconds until its turn, from when it came to the engine.
-        took: seconds of the call.
-        batch: images of the call, its own and others'.
-        late: after its deadline.
+        logits: the logits of its N images, shape (N, classes).
+        stitch_id: the stitch that computed them.
+        waited_s: the seconds from the request's arrival to the start of the call.
+        duration_s: the seconds of the call.
+        batch: the number of images in the call, those of other requests included.
+        late: whether the call ended after the deadline.
     """
 
     logits: Tensor
     stitch_id: int
-    waited: float
-    took: float
+    waited_s: float
+    duration_s: float
     batch: int
     late: bool
 
@@ -69,15 +69,16 @@ class Request:
     """Images that one stitch is to classify.
 
     Args:
-        images: shape (N, C, H, W), prepared, on the CPU.
-        deadline: when the answer is due, by `time.monotonic`.
+        images: prepared images on the CPU, shape (N, C, H, W).
+        deadline: the time when the answer is due, by `time.monotonic`.
         allowed: the stitches that may answer; default all.
+        arrived_at: the time of arrival, by `time.monotonic`.
     """
 
     images: Tensor
     deadline: float
     allowed: frozenset[int] | None = None
-    came: float = field(default_factory=time.monotonic)
+    arrived_at: float = field(default_factory=time.monotonic)
     answer: Future[Answer] = field(default_factory=Future)
 
     def __len__(self) -> int:
@@ -86,23 +87,26 @@ class Request:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the network, told to who watches.
+    """A call of the network, as reported to an observer.
 
     Args:
-        stitch_id: which ran; None where all were passed over.
-        met, late, passed, failed: how many images were answered in time, too late, or not, and whether by choice.
-        took: seconds of the call.
-        expected: seconds that the table says; None of a stitch that it does not have.
-        slowdown: how much slower than profiled the machine is, as plans have it.
-        waiting: images that wait now.
+        stitch_id: the stitch that ran; None if all requests were dropped.
+        met: the number of images answered in time.
+        late: the number of images answered too late.
+        dropped: the number of images dropped by the policy.
+        failed: the number of images on which the network failed.
+        duration_s: the seconds of the call.
+        expected: the seconds that the table predicts; None for a stitch outside the table.
+        slowdown: the factor over the profiled latencies that plans assume.
+        waiting: the number of images that wait now.
     """
 
     stitch_id: int | None
     met: int
     late: int
-    passed: int
+    dropped: int
     failed: int
-    took: float
+    duration_s: float
     expected: float | None
     slowdown: float
     waiting: int
@@ -112,18 +116,18 @@ class Engine:
     """Answers requests until it is closed.
 
     Args:
-        served: the network.
-        most_waiting: images that may wait; what comes then is refused at once.
-        watch: is told of each call, in the engine's thread.
+        deployment: the network.
+        most_waiting: the largest number of images that may wait; more are refused at once.
+        watch: a function that is called with each `Call`, in the engine's thread.
 
     Attributes:
-        died: by a fault of its own, with which nothing is answered any more.
+        died: whether a fault of the engine has ended its thread.
     """
 
     def __init__(
-        self, served: Served, most_waiting: int = 1000, watch: Callable[[Call], None] = lambda call: None
+        self, deployment: Deployment, most_waiting: int = 1000, watch: Callable[[Call], None] = lambda call: None
     ) -> None:
-        self.served, self.most_waiting, self.watch = served, most_waiting, watch
+        self.deployment, self.most_waiting, self.watch = deployment, most_waiting, watch
         self.slowdown = Slowdown()
         self._deadlines: list[float] = []  # of each image that waits, ascending
         self._owners: list[Request] = []  # whose image it is; those of one request stand together
@@ -134,41 +138,41 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many images wait."""
+        """The number of images that wait."""
         return len(self._deadlines)
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return not self._closing
 
     def submit(self, request: Request) -> Future[Answer]:
-        """Let a request wait for its turn.
+        """Queue a request.
 
         Returns:
-            What will hold its `Answer`, or raise `OverloadError` if it was passed over, or what the network raised.
+            A future of its `Answer`, which raises `OverloadError` if the request is dropped, or the network's error.
 
         Raises:
-            OverloadError: if too many wait already, or the engine is closed.
+            OverloadError: if too many images wait already, or the engine is closed.
         """
         with self._changed:
             if not self.alive:
                 raise OverloadError("the server is shutting down: ask another one.")
             if len(self._deadlines) + len(request) > self.most_waiting:
                 raise OverloadError(f"{len(self._deadlines)} images wait already: try again later.")
-            place = bisect_right(self._deadlines, request.deadline)
-            self._deadlines[place:place] = [request.deadline] * len(request)
-            self._owners[place:place] = [request] * len(request)
+            position = bisect_right(self._deadlines, request.deadline)
+            self._deadlines[position:position] = [request.deadline] * len(request)
+            self._owners[position:position] = [request] * len(request)
             self._changed.notify()
         return request.answer
 
-    def replace(self, served: Served) -> None:
-        """Answer through another network from the next call on; what waits is kept."""
+    def replace(self, deployment: Deployment) -> None:
+        """Run another network from the next call on; requests that wait are kept."""
         with self._changed:
-            self.served, self.slowdown = served, Slowdown()
+            self.deployment, self.slowdown = deployment, Slowdown()
 
     def close(self, seconds: float) -> None:
-        """Take no more requests, answer what waits for at most so many seconds, and give up the rest."""
+        """Refuse new requests, answer waiting ones for at most some seconds, and drop the others."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -176,7 +180,7 @@ class Engine:
             self._thread.join(seconds)
         with self._changed:
             left = self._remove(range(len(self._owners)))
-        _give_up(left, "the server is shutting down: ask another one.")
+        _reject(left, "the server is shutting down: ask another one.")
 
     # ── the thread ────────────────────────────────────────────────────────────────────────────────
 
@@ -195,102 +199,102 @@ class Engine:
                     if self._closing:
                         return
                     self._changed.wait()
-                served = self.served
-                passed, batch, stitch_id, expected = self._choose(served)
-            _give_up(passed, "it could not be answered in time: try again later, or allow more time.")
-            self._answer(served, batch, stitch_id, expected, sum(map(len, passed)))
+                deployment = self.deployment
+                dropped, batch, stitch_id, expected = self._choose(deployment)
+            _reject(dropped, "it could not be answered in time: try again later, or allow more time.")
+            self._answer(deployment, batch, stitch_id, expected, sum(map(len, dropped)))
 
-    def _choose(self, served: Served) -> tuple[list[Request], list[Request], int, float | None]:
-        """What is passed over, what runs together, through which stitch, and how long the table says that takes."""
-        decision = served.policy.choose(time.monotonic(), self._deadlines, self.slowdown)
-        end = decision.passed
-        while end and self._owners[end - 1] is self._owners[end]:  # a request is passed over whole
+    def _choose(self, deployment: Deployment) -> tuple[list[Request], list[Request], int, float | None]:
+        """Choose the requests to drop, those to run together, their stitch, and the seconds that the table predicts."""
+        decision = deployment.policy.choose(time.monotonic(), self._deadlines, self.slowdown)
+        end = decision.dropped
+        while end and self._owners[end - 1] is self._owners[end]:  # a request is dropped as a whole
             end -= 1
-        passed = self._remove(range(end))
-        head, table = self._owners[0], served.table
+        dropped = self._remove(range(end))
+        most_urgent, table = self._owners[0], deployment.table
 
-        def own(request: Request) -> int:
-            """The stitch that a request gets now."""
-            return _nearest(table, decision.level, request.allowed)
+        def stitch_of(request: Request) -> int:
+            return _nearest(table, decision.table_index, request.allowed)
 
-        stitch_id = own(head)
-        level = table.stitch_ids.index(stitch_id) if stitch_id in table.stitch_ids else None
-        if level == decision.level:
-            most = decision.take
-        elif level is not None:
-            slack = (head.deadline - time.monotonic()) / self.slowdown.careful
-            most = table.largest_within(level, slack, table.best_batch[level])
-        else:  # one that the policy does not know
+        stitch_id = stitch_of(most_urgent)
+        index = table.stitch_ids.index(stitch_id) if stitch_id in table.stitch_ids else None
+        if index == decision.table_index:
+            most = decision.batch
+        elif index is not None:
+            slack = (most_urgent.deadline - time.monotonic()) / self.slowdown.capped_quantile
+            most = table.largest_within(index, slack, table.best_batch[index])
+        else:  # a stitch outside the policy's table
             most = 1
-        batch = self._remove(_fitting(self._owners, lambda request: own(request) == stitch_id, most))
+        batch = self._remove(_fitting(self._owners, lambda request: stitch_of(request) == stitch_id, most))
         count = sum(map(len, batch))
-        return passed, batch, stitch_id, None if level is None else table.seconds(level, count)
+        return dropped, batch, stitch_id, None if index is None else table.seconds(index, count)
 
-    def _remove(self, places: Sequence[int]) -> list[Request]:
-        """Take images at ascending places, of whole requests, out of those that wait; returns the requests."""
-        requests = list(dict.fromkeys(self._owners[place] for place in places))
-        if places and places[-1] == len(places) - 1:
-            del self._deadlines[: len(places)], self._owners[: len(places)]
+    def _remove(self, positions: Sequence[int]) -> list[Request]:
+        """Take the images at ascending positions, of whole requests, out of the queue; returns the requests."""
+        requests = list(dict.fromkeys(self._owners[position] for position in positions))
+        if positions and positions[-1] == len(positions) - 1:
+            del self._deadlines[: len(positions)], self._owners[: len(positions)]
         else:
-            for place in reversed(places):
-                del self._deadlines[place], self._owners[place]
+            for position in reversed(positions):
+                del self._deadlines[position], self._owners[position]
         return requests
 
     def _answer(
-        self, served: Served, batch: Sequence[Request], stitch_id: int, expected: float | None, passed: int
+        self, deployment: Deployment, batch: Sequence[Request], stitch_id: int, expected: float | None, dropped: int
     ) -> None:
-        """Run requests together, and give each its part."""
+        """Run requests in one call, and give each its part of the logits."""
         batch = [request for request in batch if request.answer.set_running_or_notify_cancel()]
         count, met, late, failed, began = sum(map(len, batch)), 0, 0, 0, time.monotonic()
-        took = 0.0
+        duration_s = 0.0
         if batch:
             try:
-                parts = [request.images for request in batch]
-                logits = served.run(parts[0] if len(parts) == 1 else torch.cat(parts), stitch_id)
+                images = [request.images for request in batch]
+                logits = deployment.run(images[0] if len(images) == 1 else torch.cat(images), stitch_id)
                 ended = time.monotonic()
-                took, start = ended - began, 0
+                duration_s, start = ended - began, 0
                 for request in batch:
                     due, own = ended > request.deadline, logits[start : start + len(request)]
                     start += len(request)
                     met, late = met + len(request) * (not due), late + len(request) * due
-                    request.answer.set_result(Answer(own, stitch_id, began - request.came, took, count, due))
-            except Exception as error:  # one call's fault is not the next one's
+                    waited_s = began - request.arrived_at
+                    request.answer.set_result(Answer(own, stitch_id, waited_s, duration_s, count, due))
+            except Exception as error:  # the next call may succeed
                 failed = count
                 _logger.exception("stitch %d failed on %d images", stitch_id, count)
                 for request in batch:
                     if not request.answer.done():
                         request.answer.set_exception(error)
-        if expected is not None and took and not failed:
-            self.slowdown.note(took, expected)
-        which, plan = stitch_id if batch else None, self.slowdown.careful
-        self.watch(Call(which, met, late, passed, failed, took, expected, plan, self.waiting))
+        if expected is not None and duration_s and not failed:
+            self.slowdown.note(duration_s, expected)
+        ran, factor = stitch_id if batch else None, self.slowdown.capped_quantile
+        self.watch(Call(ran, met, late, dropped, failed, duration_s, expected, factor, self.waiting))
 
 
-def _nearest(table: LatencyTable, level: int, allowed: frozenset[int] | None) -> int:
-    """The stitch nearest to a level's that is allowed, better a cheaper one."""
-    if allowed is None or table.stitch_ids[level] in allowed:
-        return table.stitch_ids[level]
+def _nearest(table: LatencyTable, index: int, allowed: frozenset[int] | None) -> int:
+    """Find the allowed stitch nearest to that at an index of the table; a cheaper one if there is one."""
+    if allowed is None or table.stitch_ids[index] in allowed:
+        return table.stitch_ids[index]
     known = [k for k in table.stitch_ids if k in allowed]  # the cheapest first
-    cheaper = [k for k in table.stitch_ids[:level] if k in allowed]
+    cheaper = [k for k in table.stitch_ids[:index] if k in allowed]
     return cheaper[-1] if cheaper else known[0] if known else min(allowed)
 
 
 def _fitting(owners: Sequence[Request], fits: Callable[[Request], bool], most: int) -> Sequence[int]:
-    """The places of the most urgent images that fit, of whole requests: at most so many, or the first one's."""
-    places: list[int] = []
-    place, end = 0, min(len(owners), SCANNED * max(most, 1))
-    while place < end and (len(places) < most or not places):
-        request = owners[place]
+    """Find the most urgent images of whole requests that fit: at most `most`, or those of the first request."""
+    positions: list[int] = []
+    position, end = 0, min(len(owners), SCANNED * max(most, 1))
+    while position < end and (len(positions) < most or not positions):
+        request = owners[position]
         count = len(request)
         if fits(request):
-            if places and len(places) + count > most:
+            if positions and len(positions) + count > most:
                 break  # it begins the next batch
-            places.extend(range(place, place + count))
-        place += count
-    return places
+            positions.extend(range(position, position + count))
+        position += count
+    return positions
 
 
-def _give_up(requests: Iterable[Request], why: str) -> None:
+def _reject(requests: Iterable[Request], reason: str) -> None:
     for request in requests:
         if request.answer.set_running_or_notify_cancel():
-            request.answer.set_exception(OverloadError(why))
+            request.answer.set_exception(OverloadError(reason))

@@ -1,28 +1,27 @@
-"""What calls of each stitch take on this machine, for several numbers of images."""
+"""The latencies of each stitch on this machine, for several batch sizes."""
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 import torch
 
 from ...evaluation.profiling import name_of, profile
 from ...families.timm_models.network import SNNet
 from ...plan.frontier import pareto_frontier, with_score
+from ...plan.results import Row
 from ...plan.timings import call_times
-from ..policies import LatencyTable
-from .promise import Promise
+from .config import ServingConfig
 
 _logger = logging.getLogger(__name__)
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-LEVELS = 12  # stitches of the frontier that are measured where none were: more differ by less than noise
+MOST_STITCHES = 12  # of the frontier that are measured: more differ by less than noise
 
 
-def known_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
-    """Rows of the network's table that a policy may choose among, by their accuracies.
+def known_rows(model: SNNet, config: ServingConfig) -> list[Row]:
+    """Find the rows of the network's table that a policy may choose from: those with accuracies.
 
     Raises:
         ValueError: if no accuracy is known.
@@ -30,50 +29,44 @@ def known_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
     model.results.check()
     table = model.stitch_table()
     known = with_score(table)
-    if not known and promise.policy == "fixed":
-        known = [{**row, "top1": row["macs"]} for row in table]  # the dearest is taken for the best
+    if not known and config.policy == "fixed":
+        known = [{**row, "top1": row["macs"]} for row in table]  # the most expensive counts as the best
     if not known:
         raise ValueError(
-            "no stitch of this network has a known accuracy, by which one is chosen: evaluate it, timm-stitch eval "
-            "NET --data-dir … --save, or serve one stitch, --policy fixed --stitch-id K."
+            "no stitch of this network has a known accuracy to choose it by: evaluate it, timm-stitch eval NET "
+            "--data-dir … --save, or serve one stitch, --policy fixed --stitch-id K."
         )
-    if promise.stitch_id is not None:
-        known = [row for row in known if row["stitch_id"] == promise.stitch_id]
+    if config.stitch_id is not None:
+        known = [row for row in known if row["stitch_id"] == config.stitch_id]
         if not known:
-            raise ValueError(f"stitch {promise.stitch_id} is not in the plan, or its accuracy is not known.")
+            raise ValueError(f"stitch {config.stitch_id} is not in the plan, or its accuracy is not known.")
     return [dict(row) for row in known]
 
 
-def latency_rows(model: SNNet, promise: Promise) -> list[dict[str, Any]]:
-    """Rows of the network's table with latencies of this machine for several batch sizes, measured where missing.
+def latency_rows(model: SNNet, config: ServingConfig) -> list[Row]:
+    """Find the rows of the network's table with latencies on this machine, and measure them if there are none.
 
     Raises:
         ValueError: if no accuracy is known.
     """
-    known = known_rows(model, promise)
+    known = known_rows(model, config)
     device = next(model.parameters()).device
     here = name_of(device)
     measured = [row for row in known if row.get("profiled_on") == here and len(call_times(row)) > 1]
     if measured:
         return measured
     wanted = [row["stitch_id"] for row in pareto_frontier(known)]
-    if len(wanted) > LEVELS:
-        wanted = [wanted[round(n * (len(wanted) - 1) / (LEVELS - 1))] for n in range(LEVELS)]
+    if len(wanted) > MOST_STITCHES:
+        wanted = [wanted[round(n * (len(wanted) - 1) / (MOST_STITCHES - 1))] for n in range(MOST_STITCHES)]
     began = time.monotonic()
     first = profile(model, 1, device, stitch_ids=wanted, repeats=3)
     fastest = min(row["latency_ms"] for row in first)
-    sizes = [b for b in BATCHES if b == 1 or b * fastest <= 4 * promise.latency_ms]
-    found = {row["stitch_id"]: row for row in profile(model, batch_sizes=sizes, device=device, stitch_ids=wanted)}
+    sizes = [b for b in BATCHES if b == 1 or b * fastest <= 4 * config.latency_ms]
+    timed = {row["stitch_id"]: row for row in profile(model, batch_sizes=sizes, device=device, stitch_ids=wanted)}
     again = f"--batch-sizes {' '.join(map(str, sizes))} --threads {torch.get_num_threads()} --device {device}"
     _logger.warning(
         "latencies of %d stitches for %d batch sizes were measured in %.0f s; to keep them: timm-stitch profile NET %s "
         "--save",
         len(wanted), len(sizes), time.monotonic() - began, again,
     )  # fmt: skip
-    return [{**row, **found[row["stitch_id"]]} for row in known if row["stitch_id"] in found]
-
-
-def fixed_level(table: LatencyTable, promise: Promise) -> int:
-    """The place in the table of the stitch that the fixed policy runs."""
-    most = (promise.latency_ms - promise.reserve) / 1e3
-    return max((n for n in range(len(table)) if table.seconds(n, 1) <= most), default=0)
+    return [{**row, **timed[row["stitch_id"]]} for row in known if row["stitch_id"] in timed]

@@ -1,4 +1,4 @@
-"""What a server counts: for Prometheus since its start, and for its page second by second of the last two minutes.
+"""The counts of a server: for Prometheus since its start, and for its page by the second for two minutes.
 
 Needs prometheus_client (`pip install 'timm_stitch[serve]'`).
 """
@@ -17,38 +17,39 @@ from prometheus_client import Counter as Total
 
 from .engine import Call
 
-SECONDS = 120  # that the page shows
+SECONDS = 120  # shown on the page
 _LATENCIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass
 class Second:
-    """What happened in one second.
+    """The counts of one second.
 
     Args:
-        at: which, by `time.time`.
-        stitches: images that each stitch answered.
-        met, late: images that were answered in time, and too late.
-        passed: images that were passed over, or refused at once.
-        waiting: images that waited, the most.
-        slowdown: how much slower than profiled the machine was, the last.
+        at: the second, by `time.time`.
+        stitches: the number of images that each stitch answered.
+        met: the number of images answered in time.
+        late: the number of images answered too late.
+        dropped: the number of images dropped, or refused at once.
+        waiting: the largest number of images that waited.
+        slowdown: the last factor over the profiled latencies.
     """
 
     at: int
     stitches: Counter[int] = field(default_factory=Counter)
     met: int = 0
     late: int = 0
-    passed: int = 0
+    dropped: int = 0
     waiting: int = 0
     slowdown: float = 1.0
 
 
 class Metrics:
-    """Counts; any thread may tell it.
+    """The counts of a server; any thread may add to them.
 
     Args:
-        accuracy: gives that of each stitch that is served now, in per cent, where known.
+        accuracy: a function that returns the known accuracies of the stitches, in per cent.
     """
 
     def __init__(self, accuracy: Callable[[], Mapping[int, float | None]]) -> None:
@@ -61,8 +62,8 @@ class Metrics:
             "request_seconds", "From the head of a request to its answer.", buckets=_LATENCIES, **own
         )
         self._batch = Histogram("batch_images", "Images of a call of the network.", buckets=_BATCHES, **own)
-        self._call = Histogram("call_seconds", "Of a call of the network.", buckets=_LATENCIES, **own)
-        self._slowdown = Gauge("slowdown", "How much slower than profiled the machine is, as plans have it.", **own)
+        self._call = Histogram("call_seconds", "Duration of a call of the network.", buckets=_LATENCIES, **own)
+        self._slowdown = Gauge("slowdown", "How much slower than profiled the machine is.", **own)
         self._waiting = Gauge("waiting_images", "Images that wait for their turn.", **own)
         self.lag = Gauge("loop_lag_seconds", "How late the event loop is.", **own)
         self._expected = Gauge("expected_accuracy_percent", "Mean over the answers of the last two minutes.", **own)
@@ -75,25 +76,25 @@ class Metrics:
         for outcome, count in (("met", call.met), ("late", call.late), ("failed", call.failed)):
             if count:
                 self._images.labels(outcome, which).inc(count)
-        if call.passed:
-            self._images.labels("passed", "").inc(call.passed)
+        if call.dropped:
+            self._images.labels("passed", "").inc(call.dropped)
         if call.met + call.late:
             self._batch.observe(call.met + call.late)
-            self._call.observe(call.took)
+            self._call.observe(call.duration_s)
         self._slowdown.set(call.slowdown)
         self._waiting.set(call.waiting)
         with self._lock:
             now = self._now()
             if call.stitch_id is not None:
                 now.stitches[call.stitch_id] += call.met + call.late
-            now.met, now.late, now.passed = now.met + call.met, now.late + call.late, now.passed + call.passed
+            now.met, now.late, now.dropped = now.met + call.met, now.late + call.late, now.dropped + call.dropped
             now.waiting, now.slowdown = max(now.waiting, call.waiting), call.slowdown
 
     def refused(self, count: int) -> None:
-        """Count images that were not let in."""
+        """Count images that were refused."""
         self._images.labels("refused", "").inc(count)
         with self._lock:
-            self._now().passed += count
+            self._now().dropped += count
 
     def answered(self, status: int, seconds: float) -> None:
         """Count an answer to a request."""
@@ -108,13 +109,13 @@ class Metrics:
         return self._seconds[-1]
 
     def _last(self) -> list[Second]:
-        """Copies of what happened in the last seconds."""
+        """Copy the counts of the last seconds."""
         since = time.time() - SECONDS
         with self._lock:
             return [replace(second, stitches=second.stitches.copy()) for second in self._seconds if second.at >= since]
 
     def _mean_accuracy(self, seconds: Iterable[Second]) -> float | None:
-        """Of the answers in some seconds, as far as their stitches' are known."""
+        """Average the known accuracies over the answers of some seconds."""
         accuracy, answers = self.accuracy(), Counter[int]()
         for second in seconds:
             answers.update(second.stitches)
@@ -122,19 +123,19 @@ class Metrics:
         total = sum(count for count, _ in known)
         return sum(count * top1 for count, top1 in known) / total if total else None
 
-    def recent(self) -> list[dict[str, Any]]:
-        """What happened in each of the last seconds, as plain values."""
+    def recent(self) -> list[dict[str, object]]:
+        """Return the counts of each of the last seconds, as plain values."""
         return [
             {
                 "at": s.at, "stitches": {str(k): n for k, n in s.stitches.items()}, "met": s.met, "late": s.late,
-                "passed": s.passed, "waiting": s.waiting, "slowdown": round(s.slowdown, 3),
+                "passed": s.dropped, "waiting": s.waiting, "slowdown": round(s.slowdown, 3),
                 "top1": self._mean_accuracy([s]),
             }
             for s in self._last()
         ]  # fmt: skip
 
     def exposition(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """Write all counts in Prometheus's text format."""
         mean = self._mean_accuracy(self._last())
         self._expected.set(float("nan") if mean is None else mean)
         return bytes(generate_latest(self.registry))

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol (KServe v2) with Triton's binary tensors: bodies read, and answers written.
+"""The Open Inference Protocol (KServe v2) with Triton's binary tensors: reads bodies and writes answers.
 
 Source: the protocol at https://github.com/kserve/open-inference-protocol, and the extension "binary tensor data" of
 Triton Inference Server.
@@ -25,17 +25,17 @@ EXTENSIONS = ("binary_tensor_data",)
 
 @dataclass(frozen=True)
 class Inference:
-    """What a client sent.
+    """A request.
 
     Args:
         images: prepared images, shape (N, C, H, W), or the bytes of N image files.
-        parameters: of the request; plain values.
-        identity: the request's `id`, given back.
-        binary: whether the logits are to be bytes behind the JSON.
+        parameters: the request's parameters, plain values.
+        identity: the request's `id`, which the answer repeats.
+        binary: whether the answer has the logits as bytes behind its JSON.
     """
 
     images: NDArray[np.float32] | list[bytes]
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, str | int | float]
     identity: str | None
     binary: bool
 
@@ -44,13 +44,13 @@ def read_inference(body: bytes, header_length: str | None, shape: Sequence[int],
     """Read the body of an `infer` request.
 
     Args:
-        body: JSON, with bytes of tensors behind it if `header_length` says where it ends.
-        header_length: what the HTTP header of that name says.
-        shape: (C, H, W) of the images that the network takes.
-        most_images: that one request may have.
+        body: JSON, with bytes of tensors behind it if `header_length` is given.
+        header_length: the length of the JSON, from the HTTP header of that name.
+        shape: the shape (C, H, W) of the images that the network takes.
+        most_images: the largest number of images in a request.
 
     Raises:
-        ValueError: naming what is wrong.
+        ValueError: naming the part that is wrong.
     """
     end = len(body)
     if header_length is not None:
@@ -58,38 +58,38 @@ def read_inference(body: bytes, header_length: str | None, shape: Sequence[int],
             raise ValueError(f"{HEADER_LENGTH}={header_length!r:.40} is not the length of the JSON in this body.")
         end = int(header_length)
     try:
-        said = json.loads(body[:end])
+        request = json.loads(body[:end])
     except (ValueError, RecursionError):
         raise ValueError("the body is not JSON: expected a request of the Open Inference Protocol.") from None
-    inputs = said.get("inputs") if isinstance(said, dict) else None
+    inputs = request.get("inputs") if isinstance(request, dict) else None
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise ValueError(f"expected one input, {INPUT!r}: float32 of {['N', *shape]}, or N image files as BYTES.")
-    tensor, wanted = inputs[0], said.get("outputs") or [{}]
-    if tensor.get("name") != INPUT or not isinstance(wanted, list) or not isinstance(wanted[0], dict):
+    tensor, outputs = inputs[0], request.get("outputs") or [{}]
+    if tensor.get("name") != INPUT or not isinstance(outputs, list) or not isinstance(outputs[0], dict):
         raise ValueError(f"expected one input, {INPUT!r}, and one output, {OUTPUT!r}.")
-    if len(wanted) != 1 or wanted[0].get("name", OUTPUT) != OUTPUT:
+    if len(outputs) != 1 or outputs[0].get("name", OUTPUT) != OUTPUT:
         raise ValueError(f"the only output is {OUTPUT!r}.")
-    parameters = _plain(said.get("parameters"))
-    binary = _plain(wanted[0].get("parameters")).get("binary_data", parameters.pop("binary_data_output", False))
-    identity = said.get("id")
+    parameters = _plain(request.get("parameters"))
+    binary = _plain(outputs[0].get("parameters")).get("binary_data", parameters.pop("binary_data_output", False))
+    identity = request.get("id")
     return Inference(
         _images(tensor, body[end:], shape, most_images), parameters,
         identity[:256] if isinstance(identity, str) else None, bool(binary),
     )  # fmt: skip
 
 
-def _plain(parameters: Any) -> dict[str, Any]:
+def _plain(parameters: object) -> dict[str, str | int | float]:
     if parameters is None:
         return {}
     if not isinstance(parameters, dict) or not all(isinstance(v, (str, int, float)) for v in parameters.values()):
-        raise ValueError("parameters are to be an object of plain values.")
+        raise ValueError("parameters must be an object of plain values.")
     return dict(parameters)
 
 
 def _images(
     tensor: Mapping[str, Any], behind: bytes, shape: Sequence[int], most: int
 ) -> NDArray[np.float32] | list[bytes]:
-    """The images of an input tensor, its data in it or behind the JSON."""
+    """Read the images of an input tensor, whose data is in it or behind the JSON."""
     sizes, kind, parameters = tensor.get("shape"), tensor.get("datatype"), _plain(tensor.get("parameters"))
     files = kind == "BYTES"
     expected = [] if files else list(shape)
@@ -106,7 +106,7 @@ def _images(
         )
     count = sizes[0]
     if not 1 <= count <= most:
-        raise ValueError(f"the request has {count} images: 1 to {most} are taken.")
+        raise ValueError(f"the request has {count} images: 1 to {most} are accepted.")
     if "binary_data_size" in parameters:
         if parameters["binary_data_size"] != len(behind):
             raise ValueError(f"binary_data_size={parameters['binary_data_size']!r:.40}, but {len(behind)} bytes came.")
@@ -121,7 +121,7 @@ def _images(
     if files:
         return _decoded(data, count)
     try:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
+        with np.errstate(over="ignore"):  # too large a number becomes infinite, which is refused
             images = np.asarray(data, dtype=np.float32).reshape(count, *shape)
     except (ValueError, TypeError):
         raise ValueError(f"the data of {INPUT!r} are not numbers of shape {sizes}.") from None
@@ -130,25 +130,25 @@ def _images(
 
 def _finite(images: NDArray[np.float32]) -> NDArray[np.float32]:
     if not np.isfinite(images).all():
-        raise ValueError(f"{INPUT!r} holds what is no finite number.")
+        raise ValueError(f"{INPUT!r} must hold finite numbers.")
     return images
 
 
 def _cut(data: bytes, count: int) -> list[bytes]:
-    """Elements that stand behind their lengths, four bytes each."""
-    found: list[bytes] = []
+    """Split elements that stand behind their lengths, four bytes each."""
+    elements: list[bytes] = []
     at = 0
-    while at + 4 <= len(data) and len(found) < count:
+    while at + 4 <= len(data) and len(elements) < count:
         (length,) = struct.unpack_from("<I", data, at)
-        found.append(data[at + 4 : at + 4 + length])
+        elements.append(data[at + 4 : at + 4 + length])
         at += 4 + length
-    if at != len(data) or len(found) != count:
+    if at != len(data) or len(elements) != count:
         raise ValueError(f"the bytes of {INPUT!r} are not {count} elements, each behind its length.")
-    return found
+    return elements
 
 
 def _decoded(data: Sequence[Any], count: int) -> list[bytes]:
-    """Files in JSON, as base64."""
+    """Decode files that stand in JSON as base64."""
     if len(data) != count or not all(isinstance(one, str) for one in data):
         raise ValueError(f"the data of {INPUT!r} are not {count} files as base64.")
     try:
@@ -158,31 +158,31 @@ def _decoded(data: Sequence[Any], count: int) -> list[bytes]:
 
 
 def write_inference(
-    name: str, asked: Inference, logits: NDArray[np.float32], parameters: Mapping[str, Any]
+    name: str, request: Inference, logits: NDArray[np.float32], parameters: Mapping[str, object]
 ) -> tuple[bytes, dict[str, str]]:
-    """The body of an answer, and its headers.
+    """Write the body of an answer, and its headers.
 
     Args:
-        name: of the network.
-        asked: the request.
-        logits: shape (N, classes).
-        parameters: what else the answer says.
+        name: the name of the network.
+        request: the request.
+        logits: the logits, shape (N, classes).
+        parameters: further plain values of the answer.
     """
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
-    said = {"model_name": name, "model_version": "1", "parameters": dict(parameters), "outputs": [output]}
-    if asked.identity is not None:
-        said["id"] = asked.identity
-    if not asked.binary:
+    output: dict[str, object] = {"name": OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
+    answer = {"model_name": name, "model_version": "1", "parameters": dict(parameters), "outputs": [output]}
+    if request.identity is not None:
+        answer["id"] = request.identity
+    if not request.binary:
         output["data"] = logits.ravel().tolist()
-        return json.dumps(said).encode(), {"content-type": "application/json"}
+        return json.dumps(answer).encode(), {"content-type": "application/json"}
     data = logits.astype("<f4").tobytes()
     output["parameters"] = {"binary_data_size": len(data)}
-    head = json.dumps(said).encode()
+    head = json.dumps(answer).encode()
     return head + data, {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
 
 
-def describe(name: str, shape: Sequence[int], classes: int) -> dict[str, Any]:
-    """A network's metadata."""
+def describe(name: str, shape: Sequence[int], classes: int) -> dict[str, object]:
+    """Describe a network, as the protocol's metadata."""
     return {
         "name": name,
         "versions": ["1"],

@@ -1,8 +1,8 @@
 """The same engine and the same application as replicas under Ray Serve, on this machine or a cluster.
 
-A replica takes more requests at once than its engine lets wait, so that what cannot be answered in time is refused by
-the policy, which sees all of it. Between replicas Ray's own router chooses: of two at random, the one with fewer
-requests under way, which it counts itself. How many waits an engine would report were older than the whole queue.
+A replica accepts more requests at once than its engine lets wait, so that the policy sees all of them and drops those
+that cannot be answered in time. Ray's router chooses between replicas: of two at random, the one with fewer ongoing
+requests, which it counts itself. The queue length that an engine could report would be older than the whole queue.
 
 Needs Ray 2.60 (`pip install 'timm_stitch[ray]'`).
 """
@@ -24,26 +24,26 @@ from starlette.types import ASGIApp
 
 from ...families.registry import require
 from ...hub.loading import load
-from .app import Application
-from .promise import Promise
+from .app import HttpApp
+from .config import ServingConfig
 from .scale import DEPLOYMENT
-from .service import Service
+from .service import InferenceService
 
 
 class Replica:
-    """One of several that serve a network; its arguments are plain values, as a file can hold them.
+    """One of several processes that serve a network; its arguments are plain values, as a config file holds them.
 
     Args:
-        model: as `load` takes it; a folder is to be there on each machine.
-        promise: the arguments of `Promise`.
-        name: of the network, for clients.
-        device: where the network runs.
-        num_classes: as `timm.create_model`; default the weights' own.
-        most_bytes: of a body.
-        threads: of the network on a CPU; default the CPUs that Ray gives the replica.
+        model: the names that `load` takes; a folder must exist on each machine.
+        promise: the arguments of `ServingConfig`.
+        name: the name of the network, for clients.
+        device: the device where the network runs.
+        num_classes: the number of classes, as in `timm.create_model`; default that of the weights.
+        most_bytes: the largest size of a request's body.
+        threads: the CPU threads of the network; default the CPUs that Ray gives the replica.
 
     Raises:
-        ValueError: as `Service`.
+        ValueError: as `InferenceService`.
     """
 
     def __init__(
@@ -56,19 +56,20 @@ class Replica:
         most_bytes: int = 16 << 20,
         threads: int | None = None,
     ) -> None:
-        given = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
-        torch.set_num_threads(threads or max(1, int(given)))
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
+        torch.set_num_threads(threads or max(1, int(cpus)))
         more: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        self.service = Service(require(load(model, device=device, **more), "serve"), Promise(**promise), name)
-        self.application = Application(self.service, most_bytes)
+        network = require(load(model, device=device, **more), "serve")
+        self.service = InferenceService(network, ServingConfig(**promise), name)
+        self.application = HttpApp(self.service, most_bytes)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """What Ray runs, with its lifespan."""
+        """Build the application for Ray, which runs it with its lifespan."""
         return self.application.asgi()
 
     def check_health(self) -> None:
-        """Asked by Ray, which ends a replica that raises and starts another."""
-        if self.service.engine.died:
+        """Raise if the engine has died: Ray then replaces the replica."""
+        if self.service.died:
             raise RuntimeError("the engine died: see the replica's log.")
 
 
@@ -76,19 +77,19 @@ NETWORK = serve.deployment(name=DEPLOYMENT)(serve.ingress()(Replica))
 
 
 def build(args: Mapping[str, Any]) -> Any:
-    """The application of a Serve config file, whose `args` are those of `Replica`."""
+    """Build the application of a Serve config file, whose `args` are those of `Replica`."""
     return NETWORK.bind(**args)
 
 
 class RayServer:
-    """A network served by Ray, until a signal.
+    """A network deployment by Ray, until a signal.
 
     Args:
-        config: as `scale.serve_config` makes it.
-        address: of the cluster to join; by default Ray starts here, for this machine alone.
+        config: the config that `scale.serve_config` makes.
+        address: the address of the cluster to join; by default Ray starts here, for this machine alone.
 
     Attributes:
-        address: where it listens, as a URL.
+        address: the URL of the server.
 
     Raises:
         RuntimeError: if no replica starts.
@@ -115,30 +116,30 @@ class RayServer:
         self.address = f"http://{host}:{http['port']}"
 
     def deploy(self) -> None:
-        """Start the replicas, or replace them one after another by such as load the network anew."""
+        """Start the replicas, or replace them one after another by replicas that load the network again."""
         options = {key: value for key, value in self.application["deployments"][0].items() if key != "name"}
         network = NETWORK.options(**options).bind(**self.application["args"])
         serve.run(network, name=self.application["name"], route_prefix=self.application["route_prefix"])
 
     def run(self) -> int:
         """Serve until SIGTERM or Ctrl-C; at SIGHUP replicas are replaced. Returns the exit status."""
-        asked: list[int] = []
+        received: list[int] = []
 
         def note(number: int, frame: FrameType | None) -> None:
-            asked.append(number)
+            received.append(number)
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, note)
-        while not {signal.SIGTERM, signal.SIGINT} & set(asked):
-            if asked:
-                asked.remove(signal.SIGHUP)
+        while not {signal.SIGTERM, signal.SIGINT} & set(received):
+            if received:
+                received.remove(signal.SIGHUP)
                 self.deploy()
             time.sleep(0.2)
         self.close()
         return 0
 
     def close(self) -> None:
-        """Answer what waits, and end what was started."""
+        """Answer waiting requests, and end Ray if it was started here."""
         if self.joined:
             serve.delete(self.application["name"])
         else:
@@ -147,7 +148,7 @@ class RayServer:
 
 
 def _cpus(application: Mapping[str, Any]) -> int:
-    """Of this machine by Ray's count: its own, or as many as all replicas take, which then share them."""
+    """Count the CPUs of this machine for Ray: its own, or as many as all replicas take, which then share them."""
     deployment = application["deployments"][0]
     scaled = deployment.get("autoscaling_config", {})
     replicas: int = deployment.get("num_replicas") or scaled["max_replicas"]

@@ -1,4 +1,4 @@
-"""How a network is spread over replicas: the Serve config file, and how many requests one replica is meant to hold.
+"""Scaling over replicas: the config file of Ray Serve, and the number of requests that a replica should hold.
 
 A config is plain values, as `serve run FILE` and `serve deploy FILE` take them.
 """
@@ -6,34 +6,36 @@ A config is plain values, as `serve run FILE` and `serve deploy FILE` take them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...plan.results import Row
 from ...plan.timings import call_times
 from ..policies import SHARE, LatencyTable
-from .promise import Promise
+from .config import ServingConfig
 
 DEPLOYMENT = "network"  # its name in the config
 BUILD = "timm_stitch.deployment.serving.ray_serve:build"
 
-_CONNECTIONS = 200  # requests that a replica takes beside those whose images wait: they are read, or run
+_CONNECTIONS = 200  # requests of a replica whose images do not wait: they are read, or run
 _UNPLACED = 100  # requests that wait at a proxy while no replica takes any
-_LONGEST = 600.0  # seconds, the longest promise that a request may ask for
-_SOON = 5.0  # seconds: over how long load is averaged, and how long it is to last, before there are more replicas
+_LONGEST = 600.0  # seconds, the longest latency target of a request
+_SOON = 5.0  # seconds over which load is averaged, and must last, before replicas are added
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How many replicas there are, and what each gets.
+    """The number of replicas, and the resources of each.
 
     Args:
-        least, most: replicas; equal for a fixed number.
-        num_cpus: of each, by Ray's count; on a CPU as many threads run its network.
-        num_gpus: of each; a fraction lets several share one.
+        least: the smallest number of replicas.
+        most: the largest; equal to the smallest for a fixed number.
+        num_cpus: the CPUs of a replica, by Ray's count; on a CPU as many threads run its network.
+        num_gpus: the GPUs of a replica; with a fraction several replicas share one.
 
     Raises:
-        ValueError: if one is out of range.
+        ValueError: if a value is out of range.
     """
 
     least: int = 1
@@ -43,40 +45,42 @@ class Scale:
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
-            raise ValueError(f"{self.least} to {self.most} replicas: expected 1 or more, and the least first.")
-        if not (0 < self.num_cpus < math.inf and 0 <= self.num_gpus < math.inf):
             raise ValueError(
-                f"num_cpus={self.num_cpus}, num_gpus={self.num_gpus}: expected CPUs above 0, and no fewer GPUs than 0."
+                f"the numbers of replicas must be 1 or more, the smaller first, got {self.least} to {self.most}."
             )
+        if not 0 < self.num_cpus < math.inf:
+            raise ValueError(f"num_cpus must be positive, got {self.num_cpus}.")
+        if not 0 <= self.num_gpus < math.inf:
+            raise ValueError(f"num_gpus must be 0 or more, got {self.num_gpus}.")
 
 
-def held(rows: Iterable[Mapping[str, Any]], promise: Promise) -> int:
-    """How many requests of one image a replica holds while its dearest stitch still answers them in time, one by one.
+def target_requests_per_replica(rows: Iterable[Row], config: ServingConfig) -> int:
+    """Compute how many requests of one image the most expensive stitch of a replica answers in time, one by one.
 
-    What comes beyond is answered too, in batches and by cheaper stitches; that is when another replica is worth it.
+    Further requests are answered too, in batches and by cheaper stitches; another replica is then worth its cost.
 
     Args:
-        rows: of `stitch_table`, with accuracies and with latencies as on the replicas' machines.
-        promise: what is promised.
+        rows: rows of `stitch_table`, with accuracies, and with latencies on the replicas' machines.
+        config: the latency target and the limits.
 
     Raises:
-        ValueError: if no latencies are kept with the network.
+        ValueError: if the network has no latencies.
     """
     timed = [row for row in rows if call_times(row)]
     if not timed:
         raise ValueError(
-            "how many requests a replica may hold follows from latencies, and none are kept with this network: "
+            "the number of requests that a replica may hold follows from latencies, and this network has none: "
             "timm-stitch profile NET --batch-sizes 1 2 4 8 --save, or give a fixed number of --replicas."
         )
     table = LatencyTable(timed)
-    seconds = (promise.latency_ms - promise.reserve) / 1e3
-    level = max((n for n in range(len(table)) if table.seconds(n, 1) <= SHARE * seconds), default=0)
-    return max(1, min(promise.most_waiting, int(SHARE * seconds / table.seconds(level, 1))))
+    planned = SHARE * config.network_seconds
+    index = table.slowest_within(planned)
+    return max(1, min(config.most_waiting, int(planned / table.seconds(index, 1))))
 
 
 def serve_config(
     model: Sequence[str],
-    promise: Promise,
+    config: ServingConfig,
     scale: Scale,
     target: int | None = None,
     *,
@@ -84,25 +88,27 @@ def serve_config(
     host: str = "127.0.0.1",
     port: int = 8000,
     everywhere: bool = False,
-    **more: Any,
+    **more: object,
 ) -> dict[str, Any]:
-    """The Serve config of a network.
+    """Make the Serve config of a network.
 
     Args:
-        model: as `load` takes it.
-        promise: what each replica promises.
-        scale: how many replicas there are.
-        target: requests that each is to hold, by which their number follows the load; not for a fixed number.
-        name: of the network, for clients.
-        host, port: where Ray's proxies listen.
-        everywhere: a proxy on each machine, not on the head alone.
+        model: the names that `load` takes.
+        config: the latency target and the limits of each replica.
+        scale: the number of replicas, and the resources of each.
+        target: the number of requests that a replica should hold, by which replicas follow the load; not for a fixed
+            number of replicas.
+        name: the name of the network, for clients.
+        host: the address where Ray's proxies listen.
+        port: the port where they listen.
+        everywhere: whether each machine has a proxy, not the head alone.
         more: further arguments of `Replica`.
 
     Returns:
         Plain values, ready for JSON or YAML.
     """
-    most = promise.most_waiting + _CONNECTIONS
-    deployment: dict[str, Any] = {
+    most = config.most_waiting + _CONNECTIONS
+    deployment: dict[str, object] = {
         "name": DEPLOYMENT,
         "max_ongoing_requests": most,
         "max_queued_requests": _UNPLACED,
@@ -116,7 +122,7 @@ def serve_config(
             "min_replicas": scale.least, "max_replicas": scale.most, "target_ongoing_requests": target,
             "metrics_interval_s": 1.0, "look_back_period_s": _SOON, "upscale_delay_s": _SOON,
         }  # fmt: skip
-    args = {"model": list(model), "promise": asdict(promise), "name": name, **more}
+    args = {"model": list(model), "promise": asdict(config), "name": name, **more}
     application = {
         "name": name, "route_prefix": "/", "import_path": BUILD, "args": args, "deployments": [deployment],
     }  # fmt: skip

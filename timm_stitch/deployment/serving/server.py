@@ -1,4 +1,4 @@
-"""One process that serves a network: the application on uvicorn, a signal to load it anew, and an end in order.
+"""One process that serves a network: the application on uvicorn, a signal to reload it, and an orderly end.
 
 Needs uvicorn (`pip install 'timm_stitch[serve]'`).
 """
@@ -17,13 +17,13 @@ from functools import partial
 import uvicorn
 
 from ...families.timm_models.network import SNNet
-from .app import Application
-from .promise import Promise
-from .service import Service
+from .app import HttpApp
+from .config import ServingConfig
+from .service import InferenceService
 
 _logger = logging.getLogger(__name__)
 
-_CONNECTIONS = 200  # beside those whose requests wait
+_CONNECTIONS = 200  # besides those whose requests wait
 
 
 class _Server(uvicorn.Server):
@@ -34,28 +34,29 @@ class _Server(uvicorn.Server):
         yield
 
 
-class NetworkServer:
+class HttpServer:
     """A server of one network.
 
     Args:
-        load: makes the network, at the start and when it is to be loaded anew.
-        promise: what is promised.
-        name: of the network, for clients.
-        host, port: where it listens; port 0 is a free one.
-        most_bytes: of a body.
+        load: a function that loads the network, at the start and for each reload.
+        config: the latency target and the limits.
+        name: the name of the network, for clients.
+        host: the address where the server listens.
+        port: the port where it listens; 0 for a free one.
+        most_bytes: the largest size of a request's body.
 
     Attributes:
-        address: where it listens, as a URL.
+        address: the URL of the server.
 
     Raises:
         OSError: if the port is taken.
-        ValueError: as `Service`.
+        ValueError: as `InferenceService`.
     """
 
     def __init__(
         self,
         load: Callable[[], SNNet],
-        promise: Promise,
+        config: ServingConfig,
         *,
         name: str = "network",
         host: str = "127.0.0.1",
@@ -64,8 +65,8 @@ class NetworkServer:
     ) -> None:
         self.load = load
         self.socket = listen(host, port)
-        self.service = Service(load(), promise, plain_name(name))
-        self.application = Application(self.service, most_bytes)
+        self.service = InferenceService(load(), config, plain_name(name))
+        self.application = HttpApp(self.service, most_bytes)
         port = self.socket.getsockname()[1]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -73,12 +74,12 @@ class NetworkServer:
         """Serve until SIGTERM or Ctrl-C; returns the exit status, 1 if the engine died.
 
         Args:
-            ready: is called when signals are heeded, before the first request is.
+            ready: a function that is called when signals are handled, before the first request is.
         """
         config = uvicorn.Config(
             self.application.asgi(), log_level="warning", access_log=False, lifespan="on", timeout_keep_alive=5,
-            limit_concurrency=self.service.promise.most_waiting + _CONNECTIONS,
-            timeout_graceful_shutdown=max(1, round(self.service.promise.latency_ms / 1e3) + 1),
+            limit_concurrency=self.service.config.most_waiting + _CONNECTIONS,
+            timeout_graceful_shutdown=max(1, round(self.service.config.latency_ms / 1e3) + 1),
         )  # fmt: skip
         serving = self._serve(_Server(config), ready)
         try:
@@ -104,38 +105,39 @@ class NetworkServer:
         died = asyncio.create_task(self._end_with_engine(server))
         await server.serve(sockets=[self.socket])
         died.cancel()
-        return int(self.service.engine.died)
+        return int(self.service.died)
 
     async def _end_with_engine(self, server: uvicorn.Server) -> None:
-        """End where nothing answers any more: whoever watches the process starts another."""
-        while not self.service.engine.died:
+        """End when the engine has died, so that a supervisor of the process starts another."""
+        while not self.service.died:
             await asyncio.sleep(0.2)
         server.should_exit = True
 
     def reload(self) -> None:
-        """Load the network anew and serve it; where that fails, the old one goes on."""
+        """Load the network again and serve it; if that fails, the old one stays."""
         try:
             self.service.replace(self.load())
-            _logger.warning("the network was loaded anew.")
-        except Exception as error:  # whatever is wrong with a file
+            _logger.warning("the network was reloaded.")
+        except Exception as error:  # any fault of a file
             _logger.error("the network was not replaced: %s", " ".join(str(error).split()))
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Open a socket that listens.
 
     Raises:
-        OSError: naming the address that cannot be had.
+        OSError: naming the address that cannot be used.
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise OSError(f"cannot listen at {host}:{port} ({error.strerror}): give another --host or --port.") from None
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else an answer's body waits for a delayed ACK, 40 ms
-    return made
+        listening = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:  # OverflowError: a port above 65535
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen at {host}:{port} ({reason}): give another --host or --port.") from None
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a body waits 40 ms for a delayed ACK
+    return listening
 
 
 def plain_name(name: str) -> str:
-    """A name that may stand in a URL."""
+    """Turn a name into one that fits into a URL."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "network"

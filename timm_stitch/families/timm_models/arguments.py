@@ -8,7 +8,6 @@ has its weights beside it. Nothing is made here.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -18,12 +17,12 @@ from typing import Any
 import timm
 from timm.models import PretrainedCfg
 
-from ...plan.bounds import MOST_ANCHORS, MOST_BLOCKS, MOST_WIDTH
+from ...plan.bounds import MOST_ANCHORS, MOST_BLOCKS, MOST_WIDTH, ValueLimits, count_values
 from ...plan.stitch_plan import StitchPlan
 
 SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
 MOST_CLASSES, MOST_PIXELS = 1 << 20, 4096
-_MOST_TEXT, _MOST_LEVELS, _MOST_VALUES = 256, 8, 20_000
+_MOST_LEVELS, _MOST_VALUES = 8, 20_000
 
 # Arguments that name files, addresses or weights, or that say what to do with a network instead of how to build it.
 _READING = re.compile(
@@ -57,7 +56,7 @@ def check_arguments(args: Any, architecture: str = "snnet") -> None:
     named = _check_network("model_args", args, architecture, 0)
     if named > MOST_ANCHORS:
         raise ValueError(f"model_args in config.json must list at most {MOST_ANCHORS} anchors, at all depths together.")
-    if _count(args) > _MOST_VALUES:
+    if count_values(args, without="plan") > _MOST_VALUES:  # a plan has bounds of its own
         raise ValueError(f"model_args in config.json has more than {_MOST_VALUES:,} values: expected a few.")
     blocks = sum(_blocks(spec) for spec in _all_anchors(args))
     if blocks > MOST_BLOCKS:
@@ -164,7 +163,7 @@ def _check_network(where: str, args: Mapping[str, Any], architecture: str, level
             if value is not None:
                 StitchPlan.from_dict(value)
         elif key != "anchors":
-            _check_value(f"{where}.{key}", value)
+            _LIMITS.check(f"config.json: {where}.{key}", str(key), value)
     return named
 
 
@@ -183,7 +182,7 @@ def _check_anchor(where: str, spec: Any, level: int) -> int:
     own = {} if isinstance(spec, str) else {k: v for k, v in spec.items() if k != "architecture"}
     overlay = own.pop("pretrained_cfg_overlay", None)  # timm's own saving keeps it; sources in it are never followed
     if overlay is not None:
-        _check_value(f"{where}.pretrained_cfg_overlay", overlay)
+        _LIMITS.check(f"config.json: {where}.pretrained_cfg_overlay", "pretrained_cfg_overlay", overlay)
         if set(overlay) - set(PretrainedCfg.__dataclass_fields__):
             raise ValueError(
                 f"{where} in config.json has a pretrained_cfg_overlay that is not one of timm's: remove it."
@@ -192,7 +191,7 @@ def _check_anchor(where: str, spec: Any, level: int) -> int:
         return _check_network(where, own, name, level + 1)
     _check_names(where, own, _COMMON | _taken(name))
     for key, value in own.items():
-        _check_value(f"model_args.anchors.{key}", value)
+        _LIMITS.check(f"config.json: model_args.anchors.{key}", str(key), value)
     return 0
 
 
@@ -227,27 +226,11 @@ def _taken(architecture: str) -> frozenset[str]:
     return frozenset(found - {"self", "cls", "args", "kwargs"})
 
 
-def _check_value(where: str, value: Any, level: int = 0) -> None:
-    name = where.rpartition(".")[2]
-    if isinstance(value, bool) or value is None:
-        return
-    if isinstance(value, (int, float)):
-        most = _most(name)
-        if not math.isfinite(value) or abs(value) > most:
-            raise ValueError(f"{where} in config.json is {value!r:.40}: expected at most {most:,}.")
-    elif isinstance(value, str):
-        if len(value) > _MOST_TEXT:
-            raise ValueError(f"{where} in config.json is a text of {len(value):,} letters: expected a name.")
-    elif level > _MOST_LEVELS or not isinstance(value, (Mapping, list, tuple)):
-        raise ValueError(f"{where} in config.json is a {type(value).__name__} too deep or strange for an argument.")
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            if _READING.fullmatch(str(key)) and not where.endswith("pretrained_cfg_overlay"):
-                raise ValueError(f"{where} in config.json asks timm to read other files ({key:.64}): remove it.")
-            _check_value(f"{where}.{key:.64}", inner, level + 1)
-    else:
-        for inner in value:
-            _check_value(where, inner, level + 1)
+def _check_keys(where: str, values: Mapping[Any, Any]) -> None:
+    """Refuse names of files inside a value; those of a `pretrained_cfg_overlay` are never followed."""
+    reading = [key for key in values if _READING.fullmatch(str(key))]
+    if reading and not where.endswith("pretrained_cfg_overlay"):
+        raise ValueError(f"{where} asks timm to read other files ({reading[0]!s:.64}): remove it.")
 
 
 def _most(name: str) -> int:
@@ -258,11 +241,7 @@ def _most(name: str) -> int:
     return MOST_BLOCKS if _COUNTS.search(name) else MOST_WIDTH
 
 
-def _count(value: Any) -> int:
-    """How many values there are, the plan's aside, which has bounds of its own."""
-    if isinstance(value, Mapping):
-        return sum(_count(inner) for key, inner in value.items() if key != "plan")
-    return sum(map(_count, value)) if isinstance(value, (list, tuple)) else 1
+_LIMITS = ValueLimits(_most, _check_keys, _MOST_LEVELS)
 
 
 def _all_anchors(args: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

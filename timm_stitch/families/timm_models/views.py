@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ...errors import WrongTypeError
 from .block_view import BlockView
 from .staged_views import LevitView, ResNetView, SwinView
 from .traced_view import TracedView
@@ -17,7 +18,7 @@ def view_of(model: nn.Module) -> BlockView:
         TypeError: if the model is not a module, or one that has no view.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(
+        raise WrongTypeError(
             f"an anchor must be a timm model, got {type(model).__name__} {model!r:.60}. "
             "Create it first: timm.create_model('deit_tiny_patch16_224', pretrained=True)."
         )

@@ -8,8 +8,8 @@ by its `config`, `main_input_name` and the lists among its modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...anchors.modules import child
+from ...errors import WrongTypeError
+from ...network.modes import evaluating
 from .inputs import TextInputs
 from .layer_list import PartialForward, running
 from .views import Opening, TransformersView, put_module, takes, without_table
@@ -45,17 +47,17 @@ def open_anchor(model: Any, batch: Mapping[str, Any] | None = None) -> Transform
     """
     name = type(model).__name__
     if any(tensor.is_meta for tensor in model.parameters()):
-        raise TypeError(f"{name} is on the meta device, where it cannot be tried: give it with its weights.")
+        raise WrongTypeError(f"{name} is on the meta device, where it cannot be tried: give it with its weights.")
     if getattr(model.config, "is_encoder_decoder", False):
-        raise TypeError(f"{name} has an encoder and a decoder: expected a model with one row of layers.")
-    with _as_evaluated(model):
+        raise WrongTypeError(f"{name} has an encoder and a decoder: expected a model with one row of layers.")
+    with evaluating(model):
         inputs = TextInputs.of(probe(model) if batch is None else batch)
         try:
             cached = {"use_cache": False} if takes(model, "use_cache") else {}
             inputs = replace(inputs, given={**inputs.given, **cached})
             whole = tensors_of(model(**inputs.given, return_dict=True))
         except Exception as error:
-            raise TypeError(
+            raise WrongTypeError(
                 f"{name} does not run on a small batch of {sorted(inputs.given)}: {_said(error)}"
             ) from error
         opening = _find_row(model, inputs)
@@ -96,7 +98,9 @@ def probe(model: Any, rows: int = 2, length: int = _LENGTH) -> dict[str, Any]:
         shape = (rows, getattr(vision, "num_channels", 3), height, width)
         return {"pixel_values": torch.rand(shape, generator=generator).to(device, next(model.parameters()).dtype)}
     if model.main_input_name != "input_ids":
-        raise TypeError(f"{type(model).__name__} takes {model.main_input_name}: expected input_ids or pixel_values.")
+        raise WrongTypeError(
+            f"{type(model).__name__} takes {model.main_input_name}: expected input_ids or pixel_values."
+        )
     special = {v for k, v in config.to_dict().items() if k.endswith("_token_id") and isinstance(v, int)}
     vocabulary = config.get_text_config().vocab_size
     usual = torch.tensor([i for i in range(min(vocabulary, 1000)) if i not in special])
@@ -113,17 +117,6 @@ def probe(model: Any, rows: int = 2, length: int = _LENGTH) -> dict[str, Any]:
 def _pads_left(model: Any) -> bool:
     """Whether a model reads in one direction, so that its text is padded on the left."""
     return bool(getattr(model, "can_generate", lambda: False)())
-
-
-@contextmanager
-def _as_evaluated(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def tensors_of(out: Any) -> list[Tensor]:
@@ -157,7 +150,7 @@ def _find_row(model: nn.Module, inputs: TextInputs) -> Opening:
             forms = tuple(len(out) if isinstance(out, tuple) else 0 for *_, out in seen)
             found[name] = forms, [entering[0], *leaving]
     if not found:
-        raise TypeError(
+        raise WrongTypeError(
             f"{type(model).__name__} has no single row of layers that run one after another, each on what the one "
             "before gave: it cannot be an anchor."
         )
@@ -186,14 +179,14 @@ def _check_splits(view: TransformersView, inputs: TextInputs, whole: list[Tensor
         for boundary, h in crossing.items():
             again = view.run_to_boundaries(None, 0, (boundary,), inputs)[boundary]
             if not torch.equal(again, h):
-                raise TypeError(f"{name} is not the same twice: what leaves its layer {boundary - 1} differs.")
+                raise WrongTypeError(f"{name} is not the same twice: what leaves its layer {boundary - 1} differs.")
             if not same(tensors_of(view.run_to_output(h, boundary, inputs)), whole):
-                raise TypeError(
+                raise WrongTypeError(
                     f"{name} gives another output when its layers from {boundary} on run alone: they need more of the "
                     "layers before than the activation."
                 )
     except (AttributeError, IndexError, KeyError, RuntimeError, ValueError) as error:
-        raise TypeError(f"{name} does not run in two parts: {_said(error)}") from error
+        raise WrongTypeError(f"{name} does not run in two parts: {_said(error)}") from error
 
 
 def same(some: list[Tensor], others: list[Tensor]) -> bool:

@@ -6,7 +6,6 @@ names files, repositories, code or weights, or has others built or quantised in 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +15,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from ...plan.bounds import MOST_BLOCKS
+from ...plan.bounds import MOST_BLOCKS, ValueLimits, count_values
 from .task_names import MODEL_TYPE
 
 MOST_LABELS, MOST_LETTERS, MOST_VALUES, MOST_LEVELS = 1 << 20, 1 << 22, 200_000, 6
@@ -45,7 +44,7 @@ def check_own(own: Mapping[str, Any]) -> None:
             raise ValueError(f"{where} has {name}={own[name]!r:.40}: expected one of {', '.join(_DTYPES[1:])}.")
     check_count(list(own.values()))
     for name, value in own.items():
-        _check_value(f"{where}: {name!s:.64}", str(name), value)
+        _LIMITS.check(f"{where}: {name!s:.64}", str(name), value)
 
 
 def check_anchor(where: str, anchor: Any) -> None:
@@ -65,7 +64,7 @@ def check_anchor(where: str, anchor: Any) -> None:
             "take: remove it from the model's config."
         )
     for name, value in anchor.items():
-        _check_value(f"{where}: {name:.64}", str(name), value)
+        _LIMITS.check(f"{where}: {name!s:.64}", str(name), value)
 
 
 def is_kept(kind: str, name: str, value: Any) -> bool:
@@ -82,7 +81,7 @@ def check_count(values: Any) -> None:
     Raises:
         ValueError: saying how many.
     """
-    if _count(values) > MOST_VALUES:
+    if count_values(values) > MOST_VALUES:
         raise ValueError(f"config.json has more than {MOST_VALUES:,} values: expected a few.")
 
 
@@ -111,27 +110,6 @@ def _taken(kind: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _check_value(where: str, name: str, value: Any, level: int = 0) -> None:
-    if isinstance(value, bool) or value is None:
-        return
-    if isinstance(value, (int, float)):
-        most = _most(name)
-        if math.isnan(value) or (abs(value) > most and not math.isinf(value)):
-            raise ValueError(f"{where} is {value!r:.40}: expected at most {most:,}.")
-    elif isinstance(value, str):
-        if len(value) > 256:
-            raise ValueError(f"{where} is a text of {len(value):,} letters: expected 256 at most.")
-    elif level > MOST_LEVELS or not isinstance(value, (Mapping, list, tuple)):
-        raise ValueError(f"{where} is a {type(value).__name__} too deep or strange for an argument.")
-    elif isinstance(value, Mapping):
-        _check_reading(where, value)
-        for key, inner in value.items():
-            _check_value(f"{where}.{key!s:.64}", str(key) if not str(key).isdigit() else name, inner, level + 1)
-    else:
-        for inner in value:
-            _check_value(where, name, inner, level + 1)
-
-
 def _most(name: str) -> int:
     if re.search(r"(num|n)_?(hidden_)?layers?$|depth|num_\w*(block|stage|group|layer)", name):
         return MOST_BLOCKS
@@ -140,7 +118,4 @@ def _most(name: str) -> int:
     return 1 << 40 if _LARGE.search(name) and not name.endswith(("hidden_size", "intermediate_size")) else 1 << 20
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, Mapping):
-        return sum(map(_count, value.values()))
-    return sum(map(_count, value)) if isinstance(value, (list, tuple)) else 1
+_LIMITS = ValueLimits(_most, _check_reading, MOST_LEVELS, infinite=True)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import transformers
 from transformers.models.auto import modeling_auto as auto
 
+from ...errors import WrongTypeError
 from .task_names import TASK_NAMES
 
 
@@ -56,7 +57,7 @@ def task_of(model: Any) -> Task:
     for task in ALL:
         if task.fits(model):
             return task
-    raise TypeError(
+    raise WrongTypeError(
         f"{type(model).__name__} has a task that cannot be stitched: expected a model made by one of "
         f"{', '.join(task.auto.__name__ for task in ALL)}."
     )

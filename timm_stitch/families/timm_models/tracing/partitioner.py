@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ....errors import WrongTypeError
 from .layouts import describe, map_layout
 from .leaf_modules import OPENED, is_block, multiplies
 from .partition import Boundary, Partition, Span
@@ -44,7 +45,7 @@ def partition(model: nn.Module, size: tuple[int, int] | None = None) -> Partitio
     if best is None:
         cfg = getattr(model, "pretrained_cfg", None) or {}
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise TypeError(
+        raise WrongTypeError(
             f"{cfg.get('architecture') or type(model).__name__!r} cannot be an anchor: it was not recognised as a "
             f"stem, blocks and a head ({reason:.160}). Use another model of timm."
         ) from problem

@@ -1,0 +1,78 @@
+"""The latency target of a server, its limits, and the options of one request."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+POLICIES = ("drain", "fixed")
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """The latency target of a server, and its limits.
+
+    Args:
+        latency_ms: the latency target of a request that names none, in milliseconds.
+        reserve_ms: the part of it that is kept for work outside the network; default a tenth.
+        policy: `"drain"`, which chooses stitches by the requests that wait, or `"fixed"`.
+        stitch_id: the stitch of the fixed policy; default the most expensive one within the latency target.
+        most_waiting: the largest number of images that may wait at once.
+        most_pixels: the largest number of pixels of an image.
+        most_images: the largest number of images in a request.
+
+    Raises:
+        ValueError: if a value is out of range.
+
+    Example:
+        >>> ServingConfig(latency_ms=50).overhead_ms
+        5.0
+    """
+
+    latency_ms: float
+    reserve_ms: float | None = None
+    policy: str = "drain"
+    stitch_id: int | None = None
+    most_waiting: int = 1000
+    most_pixels: int = 50_000_000
+    most_images: int = 32
+
+    def __post_init__(self) -> None:
+        if not 0 < self.latency_ms < math.inf:
+            raise ValueError(f"latency_ms must be positive and finite, got {self.latency_ms}.")
+        if not 0 <= self.overhead_ms < self.latency_ms:
+            raise ValueError(
+                f"reserve_ms must be at least 0 and below latency_ms={self.latency_ms}, got {self.reserve_ms}."
+            )
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}.")
+        if self.stitch_id is not None and self.policy != "fixed":
+            raise ValueError(f"stitch_id={self.stitch_id} needs policy='fixed': the other policies choose.")
+        for name in ("most_waiting", "most_pixels", "most_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+
+    @property
+    def overhead_ms(self) -> float:
+        """The milliseconds that are kept for work outside the network."""
+        return self.latency_ms / 10 if self.reserve_ms is None else self.reserve_ms
+
+    @property
+    def network_seconds(self) -> float:
+        """The seconds of the latency target that remain for the network."""
+        return (self.latency_ms - self.overhead_ms) / 1e3
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """The options that a request may set.
+
+    Args:
+        latency_ms: its own latency target, in milliseconds.
+        stitch_id: the stitch that must answer.
+        macs: the most multiply-adds per image.
+    """
+
+    latency_ms: float | None = None
+    stitch_id: int | None = None
+    macs: float | None = None

@@ -1,0 +1,37 @@
+"""Errors that a user's input causes, of types that Python and libraries also raise for programming mistakes.
+
+The command line shows these, as any ValueError, in one line; a plain TypeError or RuntimeError shows its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class WrongTypeError(TypeError):
+    """An argument of a type that does not fit."""
+
+
+class OutputInUseError(RuntimeError):
+    """Another run is training into the same output."""
+
+
+@contextmanager
+def library_errors(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors by which a library refuses input into a ValueError that names the input.
+
+    Args:
+        what: the beginning of the message, such as "timm cannot make 'resnet'".
+        kinds: the types that the library raises.
+
+    Raises:
+        ValueError: with the first line of the library's message.
+    """
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, WrongTypeError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{what} ({reason:.240}).") from error
