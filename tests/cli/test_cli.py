@@ -5,8 +5,8 @@ import json
 import pytest
 import timm
 import torch
-from conftest import anchor_specs
 from safetensors.torch import load_file
+from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch.cli.entry import main
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("cli")
     torch.manual_seed(0)
-    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs()), root / "net")
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=deit_specs()), root / "net")
     for split in ("train", "validation"):
         for label in range(10):
             (root / "images" / split / f"class{label}").mkdir(parents=True)
@@ -198,7 +198,7 @@ def test_rows_of_other_images_are_not_resumed(folder, tmp_path, capsys):
 
 
 def test_images_of_more_classes_than_the_network_are_refused(folder, tmp_path, capsys):
-    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs(num_classes=5)), tmp_path / "five")
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=deit_specs(num_classes=5)), tmp_path / "five")
     assert run("eval", tmp_path / "five", "--data-dir", folder / "images") == 1
     error = capsys.readouterr().err
     assert "the images have 10 classes, the network 5: make it with num_classes=10" in error

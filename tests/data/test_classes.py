@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import pytest
 import timm
-from conftest import anchor_specs
 from PIL import Image
+from tiny import deit_specs
 
 from timm_stitch.data.classes import check_split, ordered, positions
 from timm_stitch.data.config import DataConfig
@@ -14,7 +14,7 @@ from timm_stitch.data.dataset import build_dataset, name_classes
 
 
 def network(classes, names=None):
-    model = timm.create_model("snnet", anchors=anchor_specs(depth=2, num_classes=classes))
+    model = timm.create_model("snnet", anchors=deit_specs(depth=2, num_classes=classes))
     if names:
         model.pretrained_cfg["label_names"] = list(names)
     return model

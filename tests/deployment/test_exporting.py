@@ -8,8 +8,8 @@ import onnx
 import pytest
 import timm
 import torch
-from conftest import anchor_specs, small_anchors
-from exports import IDS, block, images, resnets, run_onnx, run_program, size, union_bytes
+from exports import IDS, block, images, run_onnx, run_program, size, union_bytes
+from tiny import deit_specs, deits, resnets
 
 import timm_stitch
 from timm_stitch.cli.entry import main
@@ -17,7 +17,7 @@ from timm_stitch.cli.entry import main
 
 @pytest.fixture(scope="module")
 def net():
-    return timm_stitch.stitch(small_anchors()).eval()
+    return timm_stitch.stitch(deits()).eval()
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_docs_session(exported, net):
 
 
 def test_the_network_is_left_as_it_is(tmp_path):
-    net = timm_stitch.stitch(small_anchors()).to(torch.bfloat16).train()
+    net = timm_stitch.stitch(deits()).to(torch.bfloat16).train()
     net.compile()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     timm_stitch.export(net.extract(5), tmp_path / "part", format="program")
@@ -176,11 +176,11 @@ def test_the_command(tmp_path, capsys):
     from PIL import Image
 
     torch.manual_seed(0)
-    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs()), tmp_path / "net")
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=deit_specs(depth=3)), tmp_path / "net")
     for label in range(10):
         (tmp_path / "images" / f"class{label}").mkdir(parents=True)
         Image.new("RGB", (40, 40), (label * 20, 99, 0)).save(tmp_path / "images" / f"class{label}" / "a.png")
-    command = ["export", str(tmp_path / "net"), "--stitch-ids", "3", "5"]
+    command = ["export", str(tmp_path / "net"), "--stitch-ids", "3", "4"]
     assert main([*command, "--output", str(tmp_path / "deploy")]) == 0
     out = capsys.readouterr().out
     assert "stitch-3.onnx" in out

@@ -14,7 +14,7 @@ import timm_stitch
 
 hf = pytest.importorskip("transformers", minversion="5.20")
 
-import timm_stitch.text  # noqa: E402, F401 registers its classes with transformers' Auto classes
+import timm_stitch.text  # noqa: E402 registers its classes with transformers' Auto classes
 
 FOLDER = Path(__file__).parents[1] / "saved_by_0b88e2d" / "bert"
 

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import anchor_specs
+from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch.data.yaml_text import load_yaml
@@ -24,7 +24,7 @@ from timm_stitch.plan.stitch_plan import StitchPlan
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    net = timm.create_model("snnet", anchors=anchor_specs(depth=2))
+    net = timm.create_model("snnet", anchors=deit_specs(depth=2))
     return timm_stitch.save_pretrained(net, tmp_path_factory.mktemp("saved") / "net")
 
 

@@ -5,7 +5,7 @@ import torch
 
 hf = pytest.importorskip("transformers", minversion="5.20")
 
-from small import bert, gemma3, gpt2, llama, mamba, texts  # noqa: E402
+from tiny import bert, gemma3, gpt2, llama, mamba, texts  # noqa: E402
 
 import timm_stitch  # noqa: E402
 from timm_stitch.families.transformers_models.cache import StitchCache  # noqa: E402

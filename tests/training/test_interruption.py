@@ -108,15 +108,15 @@ def test_readers_of_images_outlive_a_signal_but_not_the_run():
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_on_the_command_line_is_one_line(tmp_path, processes):
-    from conftest import anchor_specs
     from PIL import Image
+    from tiny import deit_specs
 
     for label in range(10):
         (tmp_path / "train" / f"c{label}").mkdir(parents=True)
         for n in range(2):
             Image.new("RGB", (40, 40), (label * 20, n * 30, 0)).save(tmp_path / f"train/c{label}/{n}.png")
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(f"model: snnet\nmodel_args: {{anchors: {anchor_specs(depth=2)}}}\npretrained: false\n")
+    recipe.write_text(f"model: snnet\nmodel_args: {{anchors: {deit_specs(depth=2)}}}\npretrained: false\n")
     command = [sys.executable, "-W", "ignore", "-m", "timm_stitch", "train", recipe, "--data-dir", tmp_path]
     command += ["--output", tmp_path / "out", "--epochs", 10000, "--batch-size", 4, "--workers", 1]
     command += ["--trackers", "null", "--init-images", 0]
