@@ -66,8 +66,8 @@ def resnets(channels=((16, 32, 48, 64), (24, 48, 64, 96))):
 
 
 def swins():
-    sizes = {"img_size": 56, "depths": (2, 2)}
-    tiny = {"architecture": "swin_tiny_patch4_window7_224", "embed_dim": 32, "num_heads": (1, 2), **sizes}
+    sizes = {"img_size": 56, "depths": (2, 2, 2)}
+    tiny = {"architecture": "swin_tiny_patch4_window7_224", "embed_dim": 32, "num_heads": (1, 2, 4), **sizes}
     return models(tiny, tiny | {"architecture": "swin_small_patch4_window7_224", "embed_dim": 48})
 
 

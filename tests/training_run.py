@@ -102,6 +102,6 @@ def write_result(values, path):
 if __name__ == "__main__":
     runs = json.loads(sys.argv[1])
     for values in runs if isinstance(runs, list) else [runs]:
-        write_result(values, values.pop("result", None) or sys.argv[2])
+        write_result(values, values.pop("result", sys.argv[2]))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

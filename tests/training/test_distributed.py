@@ -75,7 +75,7 @@ def trained_sharded(tmp_path_factory):
     values = {name: BASE | more | {"output": str(folder / name), "sharded": True} for name, more in RUNS.items()}
     runs = [run | more for run in values.values() for more in ({"max_steps": 4}, {"resume": True})]
     refused = BASE | {"ema_decay": 0.5, "refused": True, "result": str(folder / "refused.txt")}
-    start_two(RUN, json.dumps([*runs, refused]), **FSDP)
+    start_two(RUN, json.dumps([*runs, refused]), folder / "none.json", **FSDP)
     return folder
 
 
