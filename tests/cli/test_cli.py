@@ -57,7 +57,7 @@ def test_help_has_an_example(capsys):
         assert f"example: timm-stitch {verb}" in capsys.readouterr().out
 
 
-def test_list_and_plan(capsys):
+def test_list_and_plan_print_what_python_gives(capsys):
     assert run("list", "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {"snnet_deit_tsb": 71}.items() <= {row["name"]: row["stitches"] for row in rows}.items()
@@ -205,7 +205,7 @@ def test_images_of_more_classes_than_the_network_are_refused(folder, tmp_path, c
     assert error.count("\n") == 1
 
 
-def test_what_is_text_stays_text(folder, capsys):
+def test_a_path_of_digits_stays_a_path(folder, capsys):
     assert (
         run(
             "train",

@@ -94,7 +94,7 @@ def test_one_program_is_whole(net, tmp_path):
     torch.testing.assert_close(module(images(3)), net(images(3), 9), atol=1e-5, rtol=0)
 
 
-def test_the_docs_session(exported, net):
+def test_the_session_in_the_docs_runs(exported, net):
     names = {"images": images(2)}
     exec(block("onnxruntime").replace("deploy/stitch-24", str(exported[0] / "stitch-5")), names)
     torch.testing.assert_close(torch.from_numpy(names["logits"]), net(images(2), 5), atol=1e-4, rtol=0)
@@ -172,7 +172,7 @@ def test_missing_packages_are_named(net, tmp_path, monkeypatch):
     timm_stitch.export(net, tmp_path / "deploy", 3, format="program")
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_export_command_writes_files_and_refuses_a_full_folder(tmp_path, capsys):
     from PIL import Image
 
     torch.manual_seed(0)

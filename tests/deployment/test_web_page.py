@@ -90,7 +90,7 @@ def test_it_shows_what_the_network_gives(net, pictures):
     assert viewer.images == "acme/squares, test"
 
 
-def test_users_do_not_meet(net, pictures):
+def test_users_of_one_page_do_not_meet(net, pictures):
     viewer = Viewer(net)
     seen = [viewer.prepare(Image.open(picture)) for picture in pictures]
     asked = [(n % 2, n % len(viewer.steps)) for n in range(40)]
@@ -248,7 +248,7 @@ def check(seen, net, picture, row):
 
 
 @pytest.mark.slow
-def test_in_a_browser(net, served, browser, pictures, tmp_path):
+def test_the_page_works_in_a_browser(net, served, browser, pictures, tmp_path):
     steps = Viewer(net).steps
     page, other = browser.new_page(), browser.new_page()
     errors = []

@@ -60,7 +60,7 @@ def test_rows_equal_one_stitch_at_a_time(trained):
         assert row["weights"] == fingerprint(model)
 
 
-def test_evaluation_of_some(trained):
+def test_evaluating_some_stitches_gives_their_rows(trained):
     model, data, _, rows = trained
     some = timm_stitch.evaluate(model, DataLoader(data, batch_size=64), stitch_ids=[20, 3])
     assert [row["stitch_id"] for row in some] == [3, 20]
@@ -174,7 +174,7 @@ def test_training_refuses_what_cannot_be_trained(model):
         )
 
 
-def test_save_and_load(trained, tmp_path):
+def test_a_saved_network_loads_with_its_rows_and_settings(trained, tmp_path):
     model, data, _, rows = trained
     images = data.tensors[0][:4]
     model.set_stitch(9)
@@ -221,7 +221,7 @@ def test_results_of_other_weights_are_refused(trained, anchors, tmp_path):
         timm_stitch.select(other, rows, macs=1e9)
 
 
-def test_select(trained):
+def test_select_gives_the_best_within_each_budget(trained):
     model, _, _, rows = trained
     budget = rows[1]["macs"]
     chosen = timm_stitch.select(model, rows, macs=budget)
@@ -239,7 +239,7 @@ def test_select(trained):
         timm_stitch.select(timm.create_model("snnet", anchors=deit_specs()), macs=1e9)
 
 
-def test_the_frontier():
+def test_the_frontier_has_the_rows_that_no_cheaper_one_beats():
     rows = [
         {"stitch_id": i, "macs": m, "top1": a} for i, (m, a) in enumerate([(1, 50), (2, 60), (3, 55), (4, 60), (5, 70)])
     ]

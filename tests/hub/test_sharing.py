@@ -56,7 +56,7 @@ def edit(file, change):
 # ── folders ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_folder_whole_and_in_part(net, rows, folder):
+def test_a_folder_loads_whole_and_in_part(net, rows, folder):
     whole = timm_stitch.from_hub(folder)
     assert torch.equal(whole(IMAGES), net(IMAGES))
     assert timm_stitch.select(whole, macs=rows[9]["macs"]) == timm_stitch.select(net, rows, macs=rows[9]["macs"])
@@ -145,7 +145,7 @@ def test_damaged_and_exchanged_weights(folder):
     ],
 )
 @pytest.mark.parametrize("extract", [None, 9])
-def test_a_hostile_config(folder, change, message, extract):
+def test_hostile_configs_are_refused_in_one_line(folder, change, message, extract):
     edit(folder / "config.json", change)
     with pytest.raises(ValueError, match=message) as caught:
         timm_stitch.from_hub(folder, extract=extract)
@@ -153,7 +153,7 @@ def test_a_hostile_config(folder, change, message, extract):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"a": NaN}', "[" * 100_000, '{"n": ' + "9" * 5000 + "}"])
-def test_a_config_that_is_none(folder, text):
+def test_a_config_that_is_no_json_object_is_refused(folder, text):
     (folder / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config.json (is not readable JSON|holds a list)"):
         timm_stitch.from_hub(folder)

@@ -37,7 +37,7 @@ def create(**kwargs):
     return timm.create_model("snnet", anchors=deit_specs(), **kwargs).eval()
 
 
-def test_registered():
+def test_timm_lists_and_creates_the_registered_networks():
     names = timm.list_models("snnet*")
     assert {"snnet", "snnet_deit", "snnet_deit_tsb"} <= set(names)
     assert "snnet_deit_tsb.snnet_in1k" in timm.list_pretrained("snnet*")
@@ -149,7 +149,7 @@ def test_set_input_size_and_grad_checkpointing():
     torch.testing.assert_close(model(x, stitch_id=9), before)
 
 
-def test_features_only():
+def test_features_only_gives_the_maps_of_the_stitch():
     model = timm.create_model("snnet", anchors=deit_specs(), features_only=True, stitch_id=9, out_indices=[0, 6])
     assert [f.shape for f in model(torch.randn(2, 3, 32, 32))] == [(2, 32, 4, 4), (2, 64, 4, 4)]
     assert model.feature_info.channels() == [32, 64]
@@ -199,7 +199,7 @@ def test_the_adaptation_to_other_classes_channels_and_sizes(small, tmp_path, cap
     )
 
 
-def test_checkpoint_path(small, images, tmp_path):
+def test_checkpoint_path_takes_our_layout_and_refuses_the_authors(small, images, tmp_path):
     path = tmp_path / "ours.pth"
     torch.save(small.state_dict(), path)
     model = create(checkpoint_path=str(path))

@@ -202,7 +202,7 @@ def test_anchors_of_other_preprocessing_are_warned_of():
         )
 
 
-def test_a_plan_of_ones_own(anchors, images):
+def test_a_network_takes_a_custom_plan(anchors, images):
     from timm_stitch.plan.enumeration import enumerate_stitches
 
     whole = timm_stitch.stitch(anchors).plan

@@ -53,7 +53,7 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(tmp_path, numb
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), alone.parameters(), strict=True))
 
 
-def test_in_memory_ctrl_c_is_as_ever():
+def test_ctrl_c_interrupts_a_run_that_keeps_no_checkpoints():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         with pytest.raises(KeyboardInterrupt) as end:
@@ -174,7 +174,7 @@ def test_max_steps_ends_with_an_evaluation(tmp_path, monkeypatch):
     assert scores == [3, 8, 12]
 
 
-def test_more_epochs_on_wish(tmp_path):
+def test_a_finished_run_can_be_extended(tmp_path):
     go({"epochs": 2, "batch_size": 32, "output": str(tmp_path)})
     more = {"epochs": 4, "batch_size": 32, "output": str(tmp_path)}
     with pytest.raises(ValueError, match=r"other values: epochs=4 \(was 2\)\. .*resume='extend'"):

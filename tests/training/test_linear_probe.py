@@ -82,7 +82,7 @@ def test_other_classifiers_are_left_as_they_are(caplog):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_a_recipe_begins_with_it(tmp_path):
+def test_a_recipe_begins_with_a_linear_probe(tmp_path):
     for split in ("train", "validation"):
         images, labels = coloured(40, len(split))
         for n, (image, label) in enumerate(zip(images, labels, strict=True)):

@@ -92,7 +92,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: serving by replicas needs ray: pip install 'timm_stitch[ray]'.\n"
 
 
-def test_options_that_do_not_go_together(capsys):
+def test_options_that_contradict_each_other_are_refused(capsys):
     pytest.importorskip("ray")
     for given, said in (
         (["--replicas", "2"], "--replicas is for replicas: add --ray"),

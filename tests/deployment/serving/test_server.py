@@ -185,7 +185,7 @@ def test_clients_that_misbehave_and_a_network_that_is_replaced(server, folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_order(ending, number):
+def test_a_signal_ends_the_server_after_its_answers(ending, number):
     """What was sent before it is answered, and its exit is silent."""
     connections = [http.client.HTTPConnection(ending.at, timeout=60) for _ in range(8)]
     for connection in connections:

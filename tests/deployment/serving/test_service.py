@@ -48,7 +48,7 @@ def test_latencies_are_measured_where_none_are_known(model, caplog):
         {"latency_ms": 10.0, "most_waiting": 0},
     ],
 )
-def test_promises_out_of_range(values):
+def test_serving_options_out_of_range_are_refused(values):
     with pytest.raises(ValueError, match=r"expected|choose|to be 1"):
         Promise(**values)
 

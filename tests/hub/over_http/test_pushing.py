@@ -68,7 +68,7 @@ def test_weights_are_written_once_for_a_push(model, repo, monkeypatch):
         written.append(args[1])
         return save_file(*args, **kwargs)
 
-    monkeypatch.setattr("timm_stitch.hub.saving.save_file", counted)
+    monkeypatch.setattr("timm_stitch.families.timm_models.files.save_file", counted)
     assert "README.md" in HfApi().list_repo_files(repo)
     timm_stitch.push_to_hub(model, repo, token=SECRET, commit_message="once")
     assert len(written) == 1
@@ -79,7 +79,7 @@ def test_weights_are_written_once_for_a_push(model, repo, monkeypatch):
 def test_what_cannot_be_saved_makes_no_repository(model, monkeypatch):
     with pytest.raises(ValueError, match="timm would make another network from these anchors' names"):
         timm_stitch.push_to_hub(changed_by_hand(), "acme/never", token=SECRET)
-    monkeypatch.setattr("timm_stitch.hub.saving.save_file", no_room)
+    monkeypatch.setattr("timm_stitch.families.timm_models.files.save_file", no_room)
     with pytest.raises(OSError, match="No space left on device"):
         timm_stitch.push_to_hub(model, "acme/never", token=SECRET)
     assert not HfApi().repo_exists("acme/never")

@@ -34,7 +34,7 @@ def test_an_anchor_generates_what_the_model_does(net):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_with_a_cache_as_without(net, beams):
+def test_generating_with_a_cache_equals_generating_without(net, beams):
     batch = texts(3, left=True)
     for k in net.stitch_ids[2:]:
         found = [

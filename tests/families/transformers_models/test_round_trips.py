@@ -51,7 +51,7 @@ def test_tied_weights_are_tied_again_and_kept_once(tmp_path):
         assert anchor.lm_head.weight is anchor.transformer.wte.weight
 
 
-def test_rows_and_card_lie_beside(folder):
+def test_rows_and_card_are_saved_with_the_weights(folder):
     again = timm_stitch.from_hub(folder)
     assert again.stitch_table()[2]["top1"] == 52
     assert timm_stitch.select(again, params=1e9) == again.stitch_ids[-1]
@@ -170,7 +170,7 @@ def test_no_door_builds_what_a_stranger_may_not_ask_for(folder, door, what):
         DOORS[door](folder)
 
 
-def test_an_adapter_beside_is_not_followed(folder):
+def test_an_adapter_in_the_folder_is_refused(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
     with pytest.raises(ValueError, match=r"has adapter_config\.json, by which transformers would read further files"):
         timm_stitch.from_hub(folder)

@@ -19,7 +19,7 @@ def images():
 
 @pytest.mark.parametrize("family", ON_64_PIXELS)
 @torch.no_grad()
-def test_stem_blocks_norm_and_head_are_the_model(family, images):
+def test_a_views_parts_in_a_row_equal_the_model(family, images):
     (model,) = on_64_pixels(family)
     part = view_of(model)
     h = part.stem(images)
