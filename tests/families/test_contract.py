@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import NETWORKS, first_of, rows_of, run
+from tiny import NETWORKS, TRANSFORMERS_NETWORKS, first_of, rows_of, run
 from torch import nn
 
 import timm_stitch
@@ -41,7 +41,7 @@ class Stitched:
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def stitched(request: pytest.FixtureRequest) -> Stitched:
-    if "transformers" in NETWORKS[request.param].load.__qualname__:
+    if request.param in TRANSFORMERS_NETWORKS:
         pytest.importorskip("transformers", minversion="5.20")
     return Stitched(request.param)
 

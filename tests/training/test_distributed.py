@@ -26,7 +26,7 @@ def trained_by_two(tmp_path_factory):
     """The folder of results of both runs, one after the other on the same two processes."""
     folder = tmp_path_factory.mktemp("two")
     runs = [BASE | RUNS[name] | WITH_MEAN[name] | {"result": str(folder / f"{name}.json")} for name in RUNS]
-    start_two(RUN, json.dumps(runs))
+    start_two(RUN, json.dumps(runs), folder / "none.json")
     return folder
 
 
