@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Files of tests side by side, one thread each: small tensors gain nothing by more.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# Tests side by side, one thread each: small tensors gain nothing by more. Whoever is done takes from the others.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 # With dev,browser the page's tests run too; they also want Debian's chromium.
 EXTRAS ?= dev
 

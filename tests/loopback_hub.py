@@ -2,25 +2,30 @@
 
     python tests/loopback_hub.py PORT [--lfs] [--xet]
 
-With `--xet` it names a storage that it does not have, and commits have names of 64 digits.
+With `--lfs` large files lie in a storage of their own; with `--xet` it names a storage that it does not have, and
+commits have names of 64 digits. For PORT, `fd:N` takes a socket that listens already.
 `POST /_fault` with `{"on": "GET .*safetensors", "do": 500, "times": 2, "after": 1000}` makes the next requests
 that match fail: by a status, with `"drop"` after so many bytes, or with `"lost"`, where only
 the answer is dropped, or with `"whole"`, which ignores ranges. `GET /_log` gives requests and bytes sent,
-`POST /_reset` forgets both. Everything is in memory; standard library and PyYAML only.
+`POST /_reset` forgets both. `POST /_save` with `{"name": "x"}` keeps all repositories as they are;
+`POST /_begin` with `{"storage": "lfs", "saved": "x"}` goes back to them, or to none without that name.
+Everything is in memory; standard library and PyYAML only.
 """
 
 import base64
+import copy
 import hashlib
 import json
 import re
+import socket
 import sys
 import threading
 import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-LFS, XET = "--lfs" in sys.argv, "--xet" in sys.argv
-REPOS, OBJECTS, FAULTS, LOG = {}, {}, [], []
+STORAGES = {name for name in ("lfs", "xet") if f"--{name}" in sys.argv}
+REPOS, OBJECTS, FAULTS, LOG, SAVED = {}, {}, [], [], {}
 LOCK = threading.RLock()
 
 
@@ -102,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         return found
 
     def new_commit(self, repo, branch, files, title):
-        digest = hashlib.sha256 if XET else hashlib.sha1  # git knows both
+        digest = hashlib.sha256 if "xet" in STORAGES else hashlib.sha1  # git knows both
         oid = digest(f"{time.time_ns()}{title}".encode()).hexdigest()
         repo["commits"][oid] = {"oid": oid, "files": files, "title": title, "parent": repo["refs"].get(branch)}
         repo["refs"][branch] = oid
@@ -116,6 +121,17 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/_log":
             return self.send(200, LOG)
         if path == "/_reset":
+            LOG.clear(), FAULTS.clear()
+            return self.send(200, {})
+        if path == "/_save":
+            SAVED[json.loads(body)["name"]] = copy.deepcopy(REPOS), dict(OBJECTS)
+            return self.send(200, {})
+        if path == "/_begin":
+            wanted = json.loads(body)
+            repos, objects = SAVED.get(wanted.get("saved"), ({}, {}))
+            for now, then in ((REPOS, copy.deepcopy(repos)), (OBJECTS, objects)):
+                now.clear(), now.update(then)
+            STORAGES.clear(), STORAGES.add(wanted["storage"])
             LOG.clear(), FAULTS.clear()
             return self.send(200, {})
         if path == "/api/whoami-v2":
@@ -184,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
                 )
             data, sha = commit["files"][name]
             headers["ETag"] = f'"{sha or blob(data)}"'
-            if XET and name.endswith("safetensors"):
+            if "xet" in STORAGES and name.endswith("safetensors"):
                 headers |= {
                     "X-Xet-Hash": "a" * 64,
                     "X-Xet-Refresh-Route": f"{host}/api/models/acme/net/xet-read-token/main",
@@ -235,7 +251,7 @@ class Handler(BaseHTTPRequestHandler):
             commit, out = self.commit_of(repo, argument), []
             for wanted in json.loads(body)["files"]:
                 old = commit["files"].get(wanted["path"])
-                mode = "lfs" if LFS and wanted["path"].endswith((".safetensors", ".png")) else "regular"
+                mode = "lfs" if "lfs" in STORAGES and wanted["path"].endswith((".safetensors", ".png")) else "regular"
                 oid = None if old is None else old[1] or blob(old[0])
                 out.append({"path": wanted["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
             return self.send(200, {"files": out, "commitOid": commit["oid"]})
@@ -296,11 +312,18 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
+    def __init__(self, place):
+        kind, _, number = place.rpartition(":")
+        super().__init__(("127.0.0.1", 0 if kind else int(number)), Handler, bind_and_activate=not kind)
+        if kind:
+            self.socket.close()
+            self.socket = socket.socket(fileno=int(number))
+
     def handle_error(self, request, client_address):
         pass
 
 
 if __name__ == "__main__":
-    server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
-    print(server.server_address[1], flush=True)
+    server = Server(sys.argv[1])
+    print(server.socket.getsockname()[1], flush=True)
     server.serve_forever()

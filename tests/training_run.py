@@ -1,6 +1,7 @@
-"""A small training run in a process of its own: python training_run.py '{"epochs": 2, …}' [result file].
+"""A small training run in a process of its own: python training_run.py '{"epochs": 2, …}' RESULT_FILE.
 
-Fields of `TrainConfig`, and `drop_path`, `seed_weights`, `double`, `images`, `augmented` for the network and the data.
+Fields of `TrainConfig`, and `drop_path`, `seed_weights`, `double`, `images`, `augmented` for the network and the data;
+or a list of such runs, one after the other, each with a `result` file of its own.
 """
 
 import json
@@ -10,10 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from conftest import anchor_specs
+from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch.network.weights import fingerprint
@@ -38,9 +40,9 @@ class Noisy(torch.utils.data.Dataset):
         return (image + 0.1 * torch.randn(image.shape) if self.augmented else image).to(self.dtype), label
 
 
-def network(drop_path=0.0, seed_weights=0):
+def network(drop_path=0.0, seed_weights=0, depth=3):
     torch.manual_seed(seed_weights)
-    return timm.create_model("snnet", anchors=anchor_specs(depth=3), drop_path_rate=drop_path)
+    return timm.create_model("snnet", anchors=deit_specs(depth=depth), drop_path_rate=drop_path)
 
 
 def start_two(*command, **more):
@@ -66,7 +68,7 @@ def start_two(*command, **more):
 
 def go(values):
     values = dict(values)
-    model = network(values.pop("drop_path", 0.0), values.pop("seed_weights", 0))
+    model = network(values.pop("drop_path", 0.0), values.pop("seed_weights", 0), values.pop("depth", 3))
     data = Noisy(values.pop("images", 64), values.pop("augmented", False), values.get("double", False))
     if values.pop("double", False):
         model.double()
@@ -75,22 +77,31 @@ def go(values):
     return model, log
 
 
-if __name__ == "__main__":
-    values = json.loads(sys.argv[1])
-    sharded = values.pop("sharded", False)
-    model, log = go(values)
-    if sharded:  # what is whole is in the output
-        torch.distributed.destroy_process_group()
-        sys.exit()
+def write_result(values, path):
+    """Train, and write what came of it: of a sharded run nothing, for what is whole is in its output."""
     from timm_stitch.data.processes import rank
 
+    sharded, refused = values.pop("sharded", False), values.pop("refused", False)
+    if refused:
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 the test looks at the words
+            go(values)
+        Path(path).write_text(str(caught.value))
+        return
+    model, log = go(values)
+    if sharded:
+        return
     odd = torch.utils.data.DataLoader(Noisy(61, double=values.get("double", False)), batch_size=8)
     rows = timm_stitch.evaluate(model, odd, [0, 1, 2])
     prepared = timm_stitch.evaluate(model, Accelerator().prepare_data_loader(odd), [0, 1, 2])
     if rank() == 0:
         result = {"log": log, "weights": fingerprint(model), "rows": rows, "prepared": prepared}
-        with open(sys.argv[2], "w") as file:
-            json.dump(result, file)
-        torch.save(model.state_dict(), sys.argv[2] + ".pt")
+        Path(path).write_text(json.dumps(result))
+        torch.save(model.state_dict(), f"{path}.pt")
+
+
+if __name__ == "__main__":
+    runs = json.loads(sys.argv[1])
+    for values in runs if isinstance(runs, list) else [runs]:
+        write_result(values, values.pop("result", sys.argv[2]))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -79,7 +79,7 @@ def images(batch: int, side: int) -> torch.Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(batch))
 
 
-def test_the_parts_in_a_row_are_the_model(opened: tuple) -> None:
+def test_stem_blocks_norm_and_head_equal_the_model(opened: tuple) -> None:
     model, part, side, keys = opened
     model.eval()
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_side_inputs_follow_the_size_of_the_image() -> None:
             assert torch.equal(whole(part, x), model(x))
 
 
-def test_a_resized_model_opens_anew() -> None:
+def test_a_view_follows_a_resized_model() -> None:
     model = make("swin_tiny_patch4_window7_224")
     part = view_of(model)
     assert part.image_size == (64, 64)

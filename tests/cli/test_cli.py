@@ -5,8 +5,8 @@ import json
 import pytest
 import timm
 import torch
-from conftest import anchor_specs
 from safetensors.torch import load_file
+from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch.cli.entry import main
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("cli")
     torch.manual_seed(0)
-    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs()), root / "net")
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=deit_specs()), root / "net")
     for split in ("train", "validation"):
         for label in range(10):
             (root / "images" / split / f"class{label}").mkdir(parents=True)
@@ -57,7 +57,7 @@ def test_help_has_an_example(capsys):
         assert f"example: timm-stitch {verb}" in capsys.readouterr().out
 
 
-def test_list_and_plan(capsys):
+def test_list_and_plan_print_what_python_gives(capsys):
     assert run("list", "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {"snnet_deit_tsb": 71}.items() <= {row["name"]: row["stitches"] for row in rows}.items()
@@ -198,14 +198,14 @@ def test_rows_of_other_images_are_not_resumed(folder, tmp_path, capsys):
 
 
 def test_images_of_more_classes_than_the_network_are_refused(folder, tmp_path, capsys):
-    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs(num_classes=5)), tmp_path / "five")
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=deit_specs(num_classes=5)), tmp_path / "five")
     assert run("eval", tmp_path / "five", "--data-dir", folder / "images") == 1
     error = capsys.readouterr().err
     assert "the images have 10 classes, the network 5: create it with num_classes=10" in error
     assert error.count("\n") == 1
 
 
-def test_what_is_text_stays_text(folder, capsys):
+def test_a_path_of_digits_stays_a_path(folder, capsys):
     assert (
         run(
             "train",

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import timm
 import torch
-from conftest import anchor_specs
 from PIL import Image
+from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch.cli.entry import main
@@ -20,8 +20,8 @@ from timm_stitch.data.look import inspect_split, summary
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("figures")
     torch.manual_seed(0)
-    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs(depth=2, num_classes=3)), root / "net")
-    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs(depth=2, num_classes=3)), root / "two")
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=deit_specs(depth=2, num_classes=3)), root / "net")
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=deit_specs(depth=2, num_classes=3)), root / "two")
     for split in ("train", "validation"):
         for label in "abc":
             (root / "images" / split / label).mkdir(parents=True)
@@ -97,7 +97,7 @@ def test_check_tells_what_is_wrong_with_images(folder, tmp_path, capsys):
 
 
 def test_anchors_of_ones_own(folder, tmp_path, capsys):
-    for spec in anchor_specs(depth=2, num_classes=3)[:2]:
+    for spec in deit_specs(depth=2, num_classes=3)[:2]:
         anchor = timm.create_model(spec["architecture"], **{k: v for k, v in spec.items() if k != "architecture"})
         kept = {k: v for k, v in spec.items() if k not in ("architecture", "num_classes")}
         timm.models.save_for_hf(anchor, tmp_path / spec["architecture"], model_args=kept)

@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import pytest
 import timm
-from conftest import anchor_specs
 from PIL import Image
+from tiny import deit_specs
 
 from timm_stitch.data.classes import check_split, ordered, positions
 from timm_stitch.data.config import DataConfig
@@ -14,7 +14,7 @@ from timm_stitch.data.dataset import build_dataset, name_classes
 
 
 def network(classes, names=None):
-    model = timm.create_model("snnet", anchors=anchor_specs(depth=2, num_classes=classes))
+    model = timm.create_model("snnet", anchors=deit_specs(depth=2, num_classes=classes))
     if names:
         model.pretrained_cfg["label_names"] = list(names)
     return model
@@ -64,7 +64,7 @@ def test_numbers_are_in_their_order_and_alike_names_in_one(tmp_path):
     assert ordered(["a", "10", "A", "2"]) == ["2", "10", "A", "a"]
 
 
-def test_a_split_that_is_not_there(tmp_path):
+def test_a_missing_split_is_named_with_those_that_exist(tmp_path):
     images(tmp_path, train="ab", validation="ab")
     with pytest.raises(ValueError, match=r"there is no split 'nosuch' in .*: there are train, validation\. Set"):
         labels(tmp_path, network(2), val_split="nosuch")
@@ -86,7 +86,7 @@ def test_images_beside_the_class_folders_are_no_class(tmp_path):
         labels(tmp_path, network(3), training=True)
 
 
-def test_positions_by_name():
+def test_classes_are_matched_by_their_names():
     assert positions("bc", "abc", "x") == [1, 2]
     assert positions("xyz", "abc", "x") is None
 

@@ -76,7 +76,7 @@ def test_a_field_is_declared_once():
         read(Small, {"note": "x"})
 
 
-def test_text_of_the_command_line():
+def test_words_of_the_command_line_become_values_of_the_fields_type():
     assert read_text("2012", 2012, str | None) == "2012"
     assert read_text("null", None, str | None) is None
     assert read_text("1e-4", "1e-4", float) == 1e-4

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import anchor_specs
 from PIL import Image, ImageOps
 from timm.data import ImageDataset, auto_augment
+from tiny import deit_specs
 from torch.utils.data import DataLoader
 
 from timm_stitch.data import dataset as datasets
@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def two_classes():
-    return timm.create_model("snnet", anchors=anchor_specs(depth=2, num_classes=2))
+    return timm.create_model("snnet", anchors=deit_specs(depth=2, num_classes=2))
 
 
 def built(folder, model, **values):

@@ -7,8 +7,8 @@ import tarfile
 
 import pytest
 import yaml
-from conftest import anchor_specs
 from PIL import Image
+from tiny import deit_specs
 from training_run import start_two
 
 from timm_stitch.cli.entry import main
@@ -42,7 +42,7 @@ def shards(tmp_path):
 @pytest.fixture
 def recipe(shards):
     values = {
-        "model": "snnet", "model_args": {"anchors": anchor_specs(depth=2)}, "pretrained": False, "init_images": 8,
+        "model": "snnet", "model_args": {"anchors": deit_specs(depth=2)}, "pretrained": False, "init_images": 8,
         "dataset": "wds/x", "data_dir": str(shards), "epochs": 2, "batch_size": 10, "workers": 0, "mixup": 0,
         "cutmix": 0, "output": str(shards / "out"),
     }  # fmt: skip

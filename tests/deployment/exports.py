@@ -4,28 +4,11 @@ import re
 from pathlib import Path
 
 import onnxruntime
-import timm
 import torch
 
 IDS = [3, 5, 20]  # two share most of their weights with each other, one some with them
 OLD = "torch 2.6 does not convert BatchNorm" if torch.__version__ < "2.7" else ""
 DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
-
-
-def resnets():
-    channels = [(16, 32, 48, 64), (24, 48, 64, 96)]
-    return [timm.create_model("resnet18", channels=c, num_classes=10).eval() for c in channels]
-
-
-def convnexts():
-    sizes = [(16, 32, 48, 64), (24, 48, 64, 96)]
-    return [timm.create_model("convnext_atto", dims=d, depths=(2, 2, 2, 2), num_classes=10).eval() for d in sizes]
-
-
-def swins():
-    args = {"img_size": 56, "depths": (2, 2, 2), "num_classes": 10}
-    heads = {"swin_tiny_patch4_window7_224": (32, (1, 2, 4)), "swin_small_patch4_window7_224": (48, (1, 2, 4))}
-    return [timm.create_model(n, embed_dim=w, num_heads=h, **args).eval() for n, (w, h) in heads.items()]
 
 
 def images(n, size=32):

@@ -6,8 +6,8 @@ from importlib import import_module
 
 import pytest
 import torch
-from conftest import small_anchors
 from exports import IDS, images, union_bytes
+from tiny import deits
 
 import timm_stitch
 
@@ -30,7 +30,7 @@ devices = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
-    return timm_stitch.stitch(small_anchors()).eval()
+    return timm_stitch.stitch(deits()).eval()
 
 
 def runner(folder, row):

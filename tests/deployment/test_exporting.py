@@ -8,8 +8,8 @@ import onnx
 import pytest
 import timm
 import torch
-from conftest import anchor_specs, small_anchors
-from exports import IDS, block, images, resnets, run_onnx, run_program, size, union_bytes
+from exports import IDS, block, images, run_onnx, run_program, size, union_bytes
+from tiny import deit_specs, deits, resnets
 
 import timm_stitch
 from timm_stitch.cli.entry import main
@@ -17,7 +17,7 @@ from timm_stitch.cli.entry import main
 
 @pytest.fixture(scope="module")
 def net():
-    return timm_stitch.stitch(small_anchors()).eval()
+    return timm_stitch.stitch(deits()).eval()
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +94,14 @@ def test_one_program_is_whole(net, tmp_path):
     torch.testing.assert_close(module(images(3)), net(images(3), 9), atol=1e-5, rtol=0)
 
 
-def test_the_docs_session(exported, net):
+def test_the_session_in_the_docs_runs(exported, net):
     names = {"images": images(2)}
     exec(block("onnxruntime").replace("deploy/stitch-24", str(exported[0] / "stitch-5")), names)
     torch.testing.assert_close(torch.from_numpy(names["logits"]), net(images(2), 5), atol=1e-4, rtol=0)
 
 
 def test_the_network_is_left_as_it_is(tmp_path):
-    net = timm_stitch.stitch(small_anchors()).to(torch.bfloat16).train()
+    net = timm_stitch.stitch(deits()).to(torch.bfloat16).train()
     net.compile()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     timm_stitch.export(net.extract(5), tmp_path / "part", format="program")
@@ -172,15 +172,15 @@ def test_missing_packages_are_named(net, tmp_path, monkeypatch):
     timm_stitch.export(net, tmp_path / "deploy", 3, format="program")
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_export_command_writes_files_and_refuses_a_full_folder(tmp_path, capsys):
     from PIL import Image
 
     torch.manual_seed(0)
-    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs()), tmp_path / "net")
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=deit_specs(depth=3)), tmp_path / "net")
     for label in range(10):
         (tmp_path / "images" / f"class{label}").mkdir(parents=True)
         Image.new("RGB", (40, 40), (label * 20, 99, 0)).save(tmp_path / "images" / f"class{label}" / "a.png")
-    command = ["export", str(tmp_path / "net"), "--stitch-ids", "3", "5"]
+    command = ["export", str(tmp_path / "net"), "--stitch-ids", "3", "4"]
     assert main([*command, "--output", str(tmp_path / "deploy")]) == 0
     out = capsys.readouterr().out
     assert "stitch-3.onnx" in out

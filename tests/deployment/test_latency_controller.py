@@ -81,7 +81,7 @@ def test_under_recorded_load_no_fixed_stitch_does_better():
         assert within > 0.85 * len(load)
 
 
-def test_it_does_not_flutter():
+def test_small_changes_of_speed_do_not_change_the_stitch():
     controller = LatencyController(Clockless(), target_ms=20.5)
     ran, _ = drive(controller, [1.0 + 0.02 * (-1) ** i for i in range(300)])
     changes = sum(a != b for a, b in pairwise(ran))
@@ -193,7 +193,7 @@ def test_what_cannot_be_observed_is_refused():
     assert controller.observe(0.0, dropped=3) == 3  # also where thousands would be answered in time
 
 
-def test_what_is_not_known_is_said():
+def test_rows_without_accuracy_or_latency_are_refused():
     with pytest.raises(ValueError, match=r"no top1"):
         LatencyController(Clockless(), 20, rows=[{"stitch_id": 0, "latency_ms": 3.0}])
     with pytest.raises(ValueError, match=r"no latency_ms .*timm_stitch\.profile"):

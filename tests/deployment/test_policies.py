@@ -107,7 +107,7 @@ def test_drain_passes_over_what_cannot_be_met_and_always_runs_something(table):
     assert policy.choose(0.0, [10.0], slow).table_index == len(table) - 1
 
 
-def test_a_reserve_is_kept_of_every_promise(table):
+def test_reserved_time_is_taken_from_every_deadline(table):
     tight = table.seconds(len(table) - 1, 1) * 1.01
     assert DrainPolicy(table, share=1.0).choose(0.0, [tight], Slowdown()).table_index == len(table) - 1
     assert DrainPolicy(table).choose(0.0, [tight], Slowdown()).table_index < len(table) - 1
@@ -227,7 +227,7 @@ def test_many_replicas_share_the_requests(table):
     assert play(2).attainment > 96
 
 
-def test_arrivals(tmp_path):
+def test_arrivals_have_the_rate_and_burstiness_they_were_drawn_for(tmp_path):
     even, bursty = gamma_arrivals(100, 50, cv2=0.01), gamma_arrivals(100, 50, cv2=8.0)
     assert len(even) == pytest.approx(5000, rel=0.02)
     assert len(bursty) == pytest.approx(5000, rel=0.2)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import small_anchors
 from in_browser import chromium, drop
 from PIL import Image
+from tiny import deits
 
 import timm_stitch
 from timm_stitch.data.dataset import image_config
@@ -22,7 +22,7 @@ from timm_stitch.deployment.formats import web_folder
 def network():
     """A network whose stitches 3, 5 and 20 are on its frontier, and whose labels are markup."""
     torch.manual_seed(0)
-    net = timm_stitch.stitch(small_anchors()).eval()
+    net = timm_stitch.stitch(deits()).eval()
     for anchor in net.anchors:
         torch.nn.init.normal_(anchor.head.weight, std=0.5)  # so that stitches differ visibly
     cost = {row["stitch_id"]: row["macs"] for row in net.stitch_table()}
@@ -173,7 +173,7 @@ def test_what_the_page_cannot_do_is_said(runtime, tmp_path):
     ):
         timm_stitch.export(net, tmp_path / "page", format="web")
     with pytest.raises(ValueError, match="the accuracy of no stitch is known, so there is no frontier"):
-        timm_stitch.export(timm_stitch.stitch(small_anchors()), tmp_path / "page", format="web")
+        timm_stitch.export(timm_stitch.stitch(deits()), tmp_path / "page", format="web")
     assert not list(tmp_path.iterdir())
 
 

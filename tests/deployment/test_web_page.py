@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import anchor_specs
 from in_browser import chromium, drop
 from PIL import Image
+from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch import cli
@@ -37,7 +37,7 @@ def rows_of(model):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     torch.manual_seed(0)
-    model = timm.create_model("snnet", anchors=anchor_specs()).eval()
+    model = timm.create_model("snnet", anchors=deit_specs()).eval()
     for head in (anchor.head for anchor in model.anchors):
         torch.nn.init.normal_(head.weight, std=0.5)  # so that stitches differ visibly
     path = tmp_path_factory.mktemp("saved") / "net"
@@ -90,7 +90,7 @@ def test_it_shows_what_the_network_gives(net, pictures):
     assert viewer.images == "acme/squares, test"
 
 
-def test_users_do_not_meet(net, pictures):
+def test_users_of_one_page_do_not_meet(net, pictures):
     viewer = Viewer(net)
     seen = [viewer.prepare(Image.open(picture)) for picture in pictures]
     asked = [(n % 2, n % len(viewer.steps)) for n in range(40)]
@@ -136,18 +136,18 @@ def test_accuracy_of_other_weights_is_refused(net):
 
 
 def test_grey_images_sizes_and_names():
-    grey = timm.create_model("snnet", anchors=anchor_specs(in_chans=1)).eval()
+    grey = timm.create_model("snnet", anchors=deit_specs(in_chans=1)).eval()
     viewer = Viewer(grey)
     x = viewer.prepare(Image.new("RGBA", (50, 40), (200, 30, 90, 255)))
     assert x.shape == (1, 1, 32, 32)
     assert next(iter(viewer.predict(x, 0).top)).startswith("class ")
     assert viewer.prepare(None) is None
     assert Viewer(grey, ["a"] * 10).labels == [f"a ({i})" for i in range(10)]
-    big = timm.create_model("snnet", anchors=anchor_specs(num_classes=1000)).eval()
+    big = timm.create_model("snnet", anchors=deit_specs(num_classes=1000)).eval()
     labels = Viewer(big).labels
     assert len(set(labels)) == 1000
     assert labels[0].startswith("tench")
-    two = timm.create_model("snnet", anchors=anchor_specs(num_classes=2)).eval()
+    two = timm.create_model("snnet", anchors=deit_specs(num_classes=2)).eval()
     assert len(Viewer(two, ["no", "yes"]).predict(torch.zeros(1, 3, 32, 32), 0).top) == 2
     with pytest.raises(ValueError, match="labels must be one for each of 2 classes, got 3"):
         Viewer(two, ["a", "b", "c"])
@@ -248,7 +248,7 @@ def check(seen, net, picture, row):
 
 
 @pytest.mark.slow
-def test_in_a_browser(net, deployment, browser, pictures, tmp_path):
+def test_the_page_works_in_a_browser(net, deployment, browser, pictures, tmp_path):
     steps = Viewer(net).steps
     page, other = browser.new_page(), browser.new_page()
     errors = []

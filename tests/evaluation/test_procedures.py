@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from conftest import anchor_specs
+from tiny import deit_specs
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_stitch
@@ -29,7 +29,7 @@ def squares(count=64):
 @pytest.fixture(scope="module")
 def trained():
     torch.manual_seed(0)
-    model = timm.create_model("snnet", anchors=anchor_specs())
+    model = timm.create_model("snnet", anchors=deit_specs())
     data = squares()
     timm_stitch.least_squares_init(model, data.tensors[0])
     config = timm_stitch.TrainConfig(epochs=80, batch_size=32, lr=3e-3, **QUIET)
@@ -60,7 +60,7 @@ def test_rows_equal_one_stitch_at_a_time(trained):
         assert row["weights"] == fingerprint(model)
 
 
-def test_evaluation_of_some(trained):
+def test_evaluating_some_stitches_gives_their_rows(trained):
     model, data, _, rows = trained
     some = timm_stitch.evaluate(model, DataLoader(data, batch_size=64), stitch_ids=[20, 3])
     assert [row["stitch_id"] for row in some] == [3, 20]
@@ -74,7 +74,7 @@ def test_evaluation_of_some(trained):
 def test_a_seed_gives_the_same_weights():
     def run(seed):
         torch.manual_seed(0)
-        model = timm.create_model("snnet", anchors=anchor_specs(), drop_path_rate=0.1)
+        model = timm.create_model("snnet", anchors=deit_specs(), drop_path_rate=0.1)
         config = timm_stitch.TrainConfig(epochs=1, batch_size=32, seed=seed, **QUIET)
         timm_stitch.train(model, config, train_data=squares(), progress=False)
         return fingerprint(model)
@@ -86,7 +86,7 @@ def test_a_seed_gives_the_same_weights():
 @pytest.mark.parametrize("distillation", ["soft", "hard"])
 def test_distillation_learns_from_the_teacher_alone(distillation):
     torch.manual_seed(0)
-    model = timm.create_model("snnet", anchors=anchor_specs())
+    model = timm.create_model("snnet", anchors=deit_specs())
     data = squares()
 
     class Teacher(torch.nn.Module):
@@ -103,7 +103,7 @@ def test_distillation_learns_from_the_teacher_alone(distillation):
 
 def test_a_parameter_that_no_step_used_is_left_alone():
     torch.manual_seed(0)
-    model = timm.create_model("snnet", anchors=anchor_specs())
+    model = timm.create_model("snnet", anchors=deit_specs())
     before = {k: v.clone() for k, v in model.named_parameters()}
     config = timm_stitch.TrainConfig(epochs=1, batch_size=64, lr=1e-2, **QUIET)
     timm_stitch.train(model, config, train_data=squares(), progress=False)
@@ -121,7 +121,7 @@ def test_images_from_a_folder(tmp_path):
             folder.mkdir(parents=True)
             for n in range(2):
                 Image.new("RGB", (40, 40), (label * 20, n, 0)).save(folder / f"{n}.png")
-    model = timm.create_model("snnet", anchors=anchor_specs())
+    model = timm.create_model("snnet", anchors=deit_specs())
     config = timm_stitch.TrainConfig(
         epochs=1, batch_size=10, data_dir=str(tmp_path), workers=0, output=str(tmp_path / "out")
     )
@@ -174,7 +174,7 @@ def test_training_refuses_what_cannot_be_trained(model):
         )
 
 
-def test_save_and_load(trained, tmp_path):
+def test_a_saved_network_loads_with_its_rows_and_settings(trained, tmp_path):
     model, data, _, rows = trained
     images = data.tensors[0][:4]
     model.set_stitch(9)
@@ -221,7 +221,7 @@ def test_results_of_other_weights_are_refused(trained, anchors, tmp_path):
         timm_stitch.select(other, rows, macs=1e9)
 
 
-def test_select(trained):
+def test_select_gives_the_best_within_each_budget(trained):
     model, _, _, rows = trained
     budget = rows[1]["macs"]
     chosen = timm_stitch.select(model, rows, macs=budget)
@@ -236,10 +236,10 @@ def test_select(trained):
     with pytest.raises(ValueError, match=r"has no latency_ms .*timm_stitch.profile"):
         timm_stitch.select(model, rows, latency_ms=3)
     with pytest.raises(ValueError, match="no stitch of this network has a known top1"):
-        timm_stitch.select(timm.create_model("snnet", anchors=anchor_specs()), macs=1e9)
+        timm_stitch.select(timm.create_model("snnet", anchors=deit_specs()), macs=1e9)
 
 
-def test_the_frontier():
+def test_the_frontier_has_the_rows_that_no_cheaper_one_beats():
     rows = [
         {"stitch_id": i, "macs": m, "top1": a} for i, (m, a) in enumerate([(1, 50), (2, 60), (3, 55), (4, 60), (5, 70)])
     ]

@@ -5,7 +5,7 @@ import time
 import pytest
 import timm
 import torch
-from conftest import anchor_specs, small_anchors
+from tiny import deit_specs, deits
 
 import timm_stitch
 from timm_stitch import cli
@@ -19,7 +19,7 @@ SOME = [0, 2, 9, 24]
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return timm.create_model("snnet", anchors=anchor_specs()).train()
+    return timm.create_model("snnet", anchors=deit_specs()).train()
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -86,7 +86,7 @@ def test_a_latency_budget_chooses_the_most_accurate_within(model):
     model.eval()
     results = timm_stitch.evaluate(model, [(IMAGES, torch.arange(8))])
     with pytest.raises(ValueError, match=r"has no latency_ms .*timm_stitch\.profile"):
-        timm_stitch.select(timm_stitch.stitch(small_anchors()), [{"stitch_id": 0, "top1": 9.0}], latency_ms=1)
+        timm_stitch.select(timm_stitch.stitch(deits()), [{"stitch_id": 0, "top1": 9.0}], latency_ms=1)
     for row in results:
         row["latency_ms"], row["top1"] = 1.0 + row["stitch_id"], 50.0 + row["stitch_id"] % 7
     assert timm_stitch.select(model, results, latency_ms=20) == 6

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from conftest import anchor_specs
+from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch.hub.loading import load
@@ -11,7 +11,7 @@ from timm_stitch.network.weights import fingerprint
 
 
 def test_a_folder_a_registered_name_and_several_anchors(tmp_path):
-    model = timm.create_model("snnet", anchors=anchor_specs(depth=2))
+    model = timm.create_model("snnet", anchors=deit_specs(depth=2))
     timm_stitch.save_pretrained(model, tmp_path / "net")
     for name in (tmp_path / "net", str(tmp_path / "net"), [str(tmp_path / "net")]):
         assert fingerprint(load(name)) == fingerprint(model)
@@ -20,7 +20,7 @@ def test_a_folder_a_registered_name_and_several_anchors(tmp_path):
     assert {p.device for p in registered.parameters()} == {torch.device("meta")}
     anchors = ["deit_tiny_patch16_224", "deit_small_patch16_224"]
     assert list(load(anchors, pretrained=False, device="meta").plan.anchor_names) == anchors
-    assert load("snnet", pretrained=False, anchors=anchor_specs(depth=2)).num_stitches == model.num_stitches
+    assert load("snnet", pretrained=False, anchors=deit_specs(depth=2)).num_stitches == model.num_stitches
 
 
 def test_anchors_of_ones_own_by_the_name_snnet(tmp_path):

@@ -54,7 +54,7 @@ def load_as_timm_does(folder):
 
 
 @pytest.mark.parametrize("load", [load_whole, load_as_timm_does])
-def test_whole(folder, expected, load):
+def test_the_whole_network_gives_the_logits_it_gave_when_saved(folder, expected, load):
     images, logits = expected
     model = load(folder)
     assert set(model.stitch_ids) == set(logits)
@@ -63,7 +63,7 @@ def test_whole(folder, expected, load):
             torch.testing.assert_close(model(images, stitch_id=stitch_id), before)
 
 
-def test_one_stitch(folder, expected):
+def test_each_stitch_alone_gives_the_logits_it_gave_when_saved(folder, expected):
     images, logits = expected
     for stitch_id, before in logits.items():
         with torch.no_grad():
@@ -84,7 +84,7 @@ def test_the_final_norm_is_as_it_was_saved(expected, folder):
             assert stitch.is_anchor == torch.allclose(after, logits[stitch.stitch_id], atol=1e-3)
 
 
-def test_rows_are_believed(folder):
+def test_the_saved_rows_belong_to_the_loaded_weights(folder):
     rows = rows_of(folder)
     model = load_whole(folder)
     assert {row["stitch_id"]: row["top1"] for row in model.stitch_table()} == {

@@ -1,74 +1,33 @@
-"""Networks that are kept and shared: over HTTP on loopback, from damaged and hostile folders, their cards."""
+"""Networks that are kept in folders: damaged and hostile ones, their cards, and transformers."""
 
 import json
 import logging
-import os
 import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from conftest import anchor_specs
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import deit_specs
 from torch.utils.data import TensorDataset
 
 import timm_stitch
 from timm_stitch.training.sampling import uniform
 
-HERE = Path(__file__).parents[1]
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize(
-    ("files", "which"),
-    [
-        ("lfs", "not as_a_space and not without_xet"),
-        ("regular", "round_trip or by_ranges"),
-        ("regular", "as_a_space"),
-        ("xet", "without_xet"),
-    ],
-    ids=["lfs", "regular", "space", "xet"],
-)
-def test_over_http(files, which, tmp_path):
-    if which == "as_a_space":
-        pytest.importorskip("gradio", reason="a Space needs gradio: pip install 'timm_stitch[demo]'")
-    arguments = [] if files == "regular" else [f"--{files}"]
-    server = subprocess.Popen(
-        [sys.executable, HERE / "loopback_hub.py", "0", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        port = server.stdout.readline().strip()
-        env = os.environ | {
-            "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path),
-            "HF_HUB_DISABLE_XET": "0" if files == "xet" else "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        }  # fmt: skip
-        env.pop("HF_TOKEN", None)
-        run = subprocess.run(
-            # huggingface_hub hands httpx its uploads in a way that warns.
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-Wignore::DeprecationWarning",
-             "over_http.py", "-k", which],
-            cwd=HERE, env=env, capture_output=True, text=True,
-        )  # fmt: skip
-    finally:
-        server.kill()
-        server.communicate()
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert "hf_this_must_not_be_shown" not in run.stdout
 
 
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
-    return timm.create_model("snnet", anchors=anchor_specs(), stitched_norm=False, stitch_id=9).eval()
+    return timm.create_model("snnet", anchors=deit_specs(), stitched_norm=False, stitch_id=9).eval()
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +56,7 @@ def edit(file, change):
 # ── folders ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_folder_whole_and_in_part(net, rows, folder):
+def test_a_folder_loads_whole_and_in_part(net, rows, folder):
     whole = timm_stitch.from_hub(folder)
     assert torch.equal(whole(IMAGES), net(IMAGES))
     assert timm_stitch.select(whole, macs=rows[9]["macs"]) == timm_stitch.select(net, rows, macs=rows[9]["macs"])
@@ -122,7 +81,7 @@ def test_loading_keeps_one_copy_and_nothing_unloaded(folder, net, monkeypatch):
     weights = load_file(folder / "model.safetensors")
     monkeypatch.setattr("timm.models._builder.load_state_dict", lambda *args, **kwargs: dict(weights))
     overlay = {"file": "any.safetensors"}
-    model = timm.create_model("snnet", anchors=anchor_specs(), pretrained=True, pretrained_cfg_overlay=overlay)
+    model = timm.create_model("snnet", anchors=deit_specs(), pretrained=True, pretrained_cfg_overlay=overlay)
     own = dict(model.named_parameters())
     assert all(own[name].data_ptr() == weights[name].data_ptr() for name in own)
     again = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=4, in_chans=1)
@@ -189,7 +148,7 @@ def test_damaged_and_exchanged_weights(folder):
     ],
 )
 @pytest.mark.parametrize("extract", [None, 9])
-def test_a_hostile_config(folder, change, message, extract):
+def test_hostile_configs_are_refused_in_one_line(folder, change, message, extract):
     edit(folder / "config.json", change)
     with pytest.raises(ValueError, match=message) as caught:
         timm_stitch.from_hub(folder, extract=extract)
@@ -197,7 +156,7 @@ def test_a_hostile_config(folder, change, message, extract):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"a": NaN}', "[" * 100_000, '{"n": ' + "9" * 5000 + "}"])
-def test_a_config_that_is_none(folder, text):
+def test_a_config_that_is_no_json_object_is_refused(folder, text):
     (folder / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config.json (is not readable JSON|holds a list)"):
         timm_stitch.from_hub(folder)

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import anchor_specs
+from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch.data.yaml_text import load_yaml
@@ -24,7 +24,7 @@ from timm_stitch.plan.stitch_plan import StitchPlan
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    net = timm.create_model("snnet", anchors=anchor_specs(depth=2))
+    net = timm.create_model("snnet", anchors=deit_specs(depth=2))
     return timm_stitch.save_pretrained(net, tmp_path_factory.mktemp("saved") / "net")
 
 
@@ -73,7 +73,7 @@ def test_no_door_builds_what_reads_or_has_no_end(folder, door, args, message):
 
 
 @pytest.mark.parametrize("door", ["from_hub", "extract", "timm"])
-def test_strange_names_are_told_in_one_line(folder, door):
+def test_strange_names_are_reported_in_one_line(folder, door):
     edit(folder / "config.json", lambda c: c["pretrained_cfg"].update({"x\ny": 1}))
     with pytest.raises(
         ValueError, match=r"^the pretrained_cfg in config\.json is not one of timm's \(\['x\\ny'\]\)[^\n]*$"
@@ -82,7 +82,7 @@ def test_strange_names_are_told_in_one_line(folder, door):
 
 
 @pytest.mark.parametrize("door", ["from_hub", "extract"])
-def test_a_header_that_is_none_is_told_in_one_line(folder, door):
+def test_a_broken_header_is_reported_in_one_line(folder, door):
     header = json.dumps({"a": {"dtype": "a\nb", "shape": [1], "data_offsets": [0, 4]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(ValueError, match=r"^'[^\n]*model\.safetensors' is not a readable weights file \([^\n]*$"):
@@ -90,7 +90,7 @@ def test_a_header_that_is_none_is_told_in_one_line(folder, door):
 
 
 @pytest.mark.parametrize("pickled", [b"\x80\x02.", b"\x80\x02]K\x01a0a.", b"\x80\x02]}}u."])
-def test_a_pickle_that_breaks_off_is_told_as_a_damaged_file(tmp_path, pickled):
+def test_a_truncated_pickle_is_reported_as_a_damaged_file(tmp_path, pickled):
     (tmp_path / "theirs.pth").write_bytes(pickled)
     with pytest.raises(ValueError, match=r"^'[^\n]*theirs\.pth' is not a readable weights file \([^\n]*$"):
         timm_stitch.convert_checkpoint(tmp_path / "theirs.pth", "snnet_levit_192_256")

@@ -8,8 +8,8 @@ import sys
 import pytest
 import timm
 import torch
-from conftest import anchor_specs, small_anchors
 from timm.optim import create_optimizer_v2
+from tiny import deit_specs, deits
 
 import timm_stitch
 
@@ -30,14 +30,14 @@ def authors_layout(model):
 @pytest.fixture(scope="module")
 def small():
     torch.manual_seed(0)
-    return timm_stitch.stitch(small_anchors(), stitched_norm=False).eval()
+    return timm_stitch.stitch(deits(), stitched_norm=False).eval()
 
 
 def create(**kwargs):
-    return timm.create_model("snnet", anchors=anchor_specs(), **kwargs).eval()
+    return timm.create_model("snnet", anchors=deit_specs(), **kwargs).eval()
 
 
-def test_registered():
+def test_timm_lists_and_creates_the_registered_networks():
     names = timm.list_models("snnet*")
     assert {"snnet", "snnet_deit", "snnet_deit_tsb"} <= set(names)
     assert "snnet_deit_tsb.snnet_in1k" in timm.list_pretrained("snnet*")
@@ -113,7 +113,7 @@ def test_stitch_arguments_pass_through():
 
 
 def test_head_features_and_groups(small):
-    model = timm.create_model("snnet", anchors=anchor_specs()).eval()
+    model = timm.create_model("snnet", anchors=deit_specs()).eval()
     x = torch.randn(2, 3, 32, 32)
     model.set_stitch(9)
     assert (model.num_features, model.embed_dim, model.head_hidden_size, model.num_prefix_tokens) == (64, 64, 64, 1)
@@ -149,8 +149,8 @@ def test_set_input_size_and_grad_checkpointing():
     torch.testing.assert_close(model(x, stitch_id=9), before)
 
 
-def test_features_only():
-    model = timm.create_model("snnet", anchors=anchor_specs(), features_only=True, stitch_id=9, out_indices=[0, 6])
+def test_features_only_gives_the_maps_of_the_stitch():
+    model = timm.create_model("snnet", anchors=deit_specs(), features_only=True, stitch_id=9, out_indices=[0, 6])
     assert [f.shape for f in model(torch.randn(2, 3, 32, 32))] == [(2, 32, 4, 4), (2, 64, 4, 4)]
     assert model.feature_info.channels() == [32, 64]
 
@@ -199,7 +199,7 @@ def test_the_adaptation_to_other_classes_channels_and_sizes(small, tmp_path, cap
     )
 
 
-def test_checkpoint_path(small, images, tmp_path):
+def test_checkpoint_path_takes_our_layout_and_refuses_the_authors(small, images, tmp_path):
     path = tmp_path / "ours.pth"
     torch.save(small.state_dict(), path)
     model = create(checkpoint_path=str(path))
@@ -260,11 +260,11 @@ def test_pretrained_anchors_with_untrained_stitches(small, images, tmp_path, cap
     """`pretrained=True` without weights of its own loads each anchor's, from where timm has them."""
     torch.manual_seed(1)
     files = {}
-    for spec, anchor in zip(anchor_specs(), small.anchors, strict=True):
+    for spec, anchor in zip(deit_specs(), small.anchors, strict=True):
         files[spec["architecture"]] = str(tmp_path / f"{spec['architecture']}.pth")
         torch.save(anchor.state_dict(), files[spec["architecture"]])
     specs = [
-        s | {"pretrained_cfg_overlay": {"file": files[s["architecture"]], "num_classes": 10}} for s in anchor_specs()
+        s | {"pretrained_cfg_overlay": {"file": files[s["architecture"]], "num_classes": 10}} for s in deit_specs()
     ]
     with caplog.at_level(logging.WARNING, "timm_stitch"):
         model = timm.create_model("snnet", anchors=specs, pretrained=True).eval()

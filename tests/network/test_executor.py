@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import small_anchors
+from tiny import deits
 
 import timm_stitch
 from timm_stitch.families.timm_models.features import STEM, run_to_points
@@ -11,8 +11,8 @@ from timm_stitch.network.stitchable import logits_of
 from timm_stitch.plan.prefix_sharing import schedule
 
 
-def deits():
-    return timm_stitch.stitch(small_anchors(), direction="two_way").eval(), torch.randn(3, 3, 32, 32)
+def two_way_deits():
+    return timm_stitch.stitch(deits(), direction="two_way").eval(), torch.randn(3, 3, 32, 32)
 
 
 def berts():
@@ -24,7 +24,7 @@ def berts():
     return timm_stitch.stitch(anchors, direction="two_way").eval(), {"input_ids": words}
 
 
-@pytest.fixture(params=[deits, berts])
+@pytest.fixture(params=[two_way_deits, berts])
 def network_and_inputs(request):
     return request.param()
 
@@ -64,7 +64,7 @@ def test_a_stitch_run_in_parts_equals_the_reference(network_and_inputs):
 
 
 def test_features_lead_to_the_reference():
-    network, x = deits()
+    network, x = two_way_deits()
     for stitch in network.plan:
         inputs, end = network.prepare_inputs(x, [stitch]), len(stitch.places)
         h, kept = run_to_points(network.executor, stitch, inputs, [STEM, end], end)

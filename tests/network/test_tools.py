@@ -10,6 +10,7 @@ import accelerate
 import pytest
 import timm
 import torch
+from tiny import convnexts, convnexts_of_one_block, vits, vits_of_two_kinds
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointWrapper,
@@ -21,21 +22,6 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 import timm_stitch
 from timm_stitch.families.timm_models.views import view_of
 
-VIT = {"num_heads": 2, "depth": 4, "img_size": 32, "patch_size": 8, "num_classes": 10}
-
-
-def vits() -> list[nn.Module]:
-    return [timm.create_model("vit_tiny_patch16_224", embed_dim=w, **VIT).eval() for w in (32, 64)]
-
-
-def convnexts() -> list[nn.Module]:
-    return [timm.create_model(n, num_classes=10).eval() for n in ("test_convnext", "test_convnext2")]
-
-
-def of_two_kinds() -> list[nn.Module]:
-    return [timm.create_model(n, num_classes=10, img_size=64).eval() for n in ("test_vit", "test_vit2")]
-
-
 STAGED = [
     ("convnext_atto", "convnext_femto"),
     ("resnet10t", "resnet14t"),
@@ -44,16 +30,11 @@ STAGED = [
 ]
 
 
-def convnext_blocks() -> list[nn.Module]:
-    sizes = [(16, 24, 32, 48), (24, 32, 48, 64)]
-    return [timm.create_model("convnext_atto", dims=d, depths=(2, 2, 2, 2), num_classes=10).eval() for d in sizes]
-
-
 KINDS = {
     "vit": (vits, 32),
-    "blocks": (convnext_blocks, 64),
-    "convnext": (convnexts, 64),
-    "other_vit": (of_two_kinds, 64),
+    "blocks": (convnexts, 64),
+    "convnext": (convnexts_of_one_block, 64),
+    "other_vit": (vits_of_two_kinds, 64),
 }
 
 
@@ -87,29 +68,6 @@ def ran(net: nn.Module, kind: type[nn.Module]) -> list[int]:
         if isinstance(module, kind):
             module.register_forward_pre_hook(lambda *_: found.append(1))
     return found
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@torch.no_grad()
-def test_stitching_layers_are_called_as_linear_layers(kind: str) -> None:
-    class Adapted(nn.Module):  # what peft puts in the place of a linear layer
-        def __init__(self, base: nn.Linear) -> None:
-            super().__init__()
-            self.base, self.extra = base, nn.Linear(base.in_features, base.out_features)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            assert x.shape[-1] == self.base.in_features
-            y: torch.Tensor = self.base(x) + self.extra(x)
-            return y
-
-    make, size = KINDS[kind]
-    net, x = timm_stitch.stitch(make()), torch.randn(2, 3, size, size)
-    stitched = [s.stitch_id for s in net.plan if not s.is_anchor]
-    before = [net(x, stitch_id=k) for k in stitched]
-    for number, layer in enumerate(net.stitching_layers):
-        assert isinstance(layer, nn.Linear)
-        net.stitching_layers[number] = Adapted(layer)
-    assert not any(torch.equal(net(x, stitch_id=k), y) for k, y in zip(stitched, before, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["vit", "convnext"])
@@ -279,24 +237,6 @@ def test_anchors_of_varying_sizes_take_them_as_the_plain_ones_do() -> None:
             assert torch.equal(net(x, stitch_id=2), alone(x))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_hooks_on_an_anchor_fire(kind: str) -> None:
-    make, size = KINDS[kind]
-    net, x = timm_stitch.stitch(make()).eval(), torch.randn(2, 3, size, size)
-    expected = {k: net(x, stitch_id=k) for k in net.stitch_ids}
-    seen: list[Any] = []
-    for anchor in net.anchors:
-        anchor.register_forward_pre_hook(lambda module, args: seen.append((type(module).__name__, args[0].shape[1:])))
-        anchor.register_forward_hook(lambda module, args, out: seen.append(out))
-    for k, y in expected.items():
-        seen.clear()
-        assert torch.equal(net(x, stitch_id=k), y)
-        assert len(seen) == 2 * len(net.plan[k].segments)
-        assert seen[0][0] == type(net.anchors[0]).__name__
-        assert seen[0][1] == x.shape[1:]
-        assert torch.equal(seen[-1], y)
-
-
 def test_anchors_of_any_size_take_the_size_that_is_set() -> None:
     net = timm_stitch.stitch([timm.create_model(name, num_classes=5) for name in ("resnet18", "resnet34")])
     before = net.stitch_table()[0]["macs"]
@@ -310,9 +250,7 @@ def test_anchors_of_any_size_take_the_size_that_is_set() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @torch.no_grad()
 def test_scripted_vits_take_every_size_that_the_plain_ones_take() -> None:
-    models = [
-        timm.create_model("vit_tiny_patch16_224", embed_dim=w, **VIT, dynamic_img_size=True).eval() for w in (32, 64)
-    ]
+    models = vits(dynamic_img_size=True)
     net = timm_stitch.stitch(models, stitch_id=2).eval()
     scripted, plain = torch.jit.script(net), torch.jit.script(models[1])
     for size in ((32, 32), (48, 40)):
@@ -376,8 +314,7 @@ def test_averaged_weights_take_buffers_too(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore:The following device_map keys")  # parameters, which are no modules
 def test_a_device_map_may_offload_to_the_disk(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    anchors = [{"architecture": "vit_tiny_patch16_224", "embed_dim": w, **VIT} for w in (32, 64)]
-    net = timm.create_model("snnet", anchors=anchors)
+    net = timm_stitch.stitch(vits())
     timm_stitch.save_pretrained(net.eval(), tmp_path / "net")
     memory = {"cpu": sum(p.numel() * 4 for p in net.parameters()) // 2}
     loaded = transformers.AutoModelForImageClassification.from_pretrained(

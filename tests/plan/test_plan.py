@@ -43,7 +43,7 @@ def test_windows_have_the_published_counts(kernel_size, stride, count):
     assert len(enumerate_stitches(DEIT, kernel_size=kernel_size, stride=stride)) == count
 
 
-def test_all_combinations():
+def test_stitching_any_block_to_any_gives_732_stitches():
     assert len(enumerate_stitches(DEIT, nearest=False)) == 732
 
 
@@ -54,7 +54,7 @@ def test_eleven_layers_for_each_pair_shared_within_windows():
     assert plan.pairs(1) == [(2, 2), (3, 1), (3, 2)]
 
 
-def test_published_order():
+def test_ids_are_in_the_published_order():
     plan = enumerate_stitches(DEIT)
     assert plan[24].segments == (Segment(0, 0, 8), Segment(1, 7, 12))
     assert plan[24].layers == (6,)
@@ -95,7 +95,7 @@ def test_routes_run_every_anchor():
 
 
 @pytest.mark.parametrize("arguments", [{}, {"nearest": False}, {"direction": "slow_to_fast", "kernel_size": 3}])
-def test_json_round_trip(arguments):
+def test_a_plan_read_from_its_json_is_equal(arguments):
     plan = enumerate_stitches(DEIT, **arguments)
     again = StitchPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert again == plan

@@ -53,7 +53,7 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(tmp_path, numb
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), alone.parameters(), strict=True))
 
 
-def test_in_memory_ctrl_c_is_as_ever():
+def test_ctrl_c_interrupts_a_run_that_keeps_no_checkpoints():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         with pytest.raises(KeyboardInterrupt) as end:
@@ -108,15 +108,15 @@ def test_readers_of_images_outlive_a_signal_but_not_the_run():
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_on_the_command_line_is_one_line(tmp_path, processes):
-    from conftest import anchor_specs
     from PIL import Image
+    from tiny import deit_specs
 
     for label in range(10):
         (tmp_path / "train" / f"c{label}").mkdir(parents=True)
         for n in range(2):
             Image.new("RGB", (40, 40), (label * 20, n * 30, 0)).save(tmp_path / f"train/c{label}/{n}.png")
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(f"model: snnet\nmodel_args: {{anchors: {anchor_specs(depth=2)}}}\npretrained: false\n")
+    recipe.write_text(f"model: snnet\nmodel_args: {{anchors: {deit_specs(depth=2)}}}\npretrained: false\n")
     command = [sys.executable, "-W", "ignore", "-m", "timm_stitch", "train", recipe, "--data-dir", tmp_path]
     command += ["--output", tmp_path / "out", "--epochs", 10000, "--batch-size", 4, "--workers", 1]
     command += ["--trackers", "null", "--init-images", 0]
@@ -174,7 +174,7 @@ def test_max_steps_ends_with_an_evaluation(tmp_path, monkeypatch):
     assert scores == [3, 8, 12]
 
 
-def test_more_epochs_on_wish(tmp_path):
+def test_a_finished_run_can_be_extended(tmp_path):
     go({"epochs": 2, "batch_size": 32, "output": str(tmp_path)})
     more = {"epochs": 4, "batch_size": 32, "output": str(tmp_path)}
     with pytest.raises(ValueError, match=r"other values: epochs=4 \(was 2\)\. .*resume='extend'"):

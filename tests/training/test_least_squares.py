@@ -56,7 +56,7 @@ def test_average_is_the_mean_of_separate_solutions(model):
     torch.testing.assert_close(model.stitching_layers[0].bias.double(), expected[-1], rtol=1e-4, atol=1e-5)
 
 
-def test_recovers_a_map_it_was_given():
+def test_least_squares_recovers_an_exact_map():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 12, generator=generator, dtype=torch.float64) + 1000
     weight, bias = torch.randn(7, 12, generator=generator).double(), torch.randn(7, generator=generator).double()

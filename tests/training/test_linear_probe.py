@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from conftest import anchor_specs
 from PIL import Image
+from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch.training import linear_probe as probes
@@ -52,7 +52,7 @@ def test_a_fit_is_ridge_regression_and_rated_by_images_left_out(monkeypatch):
 
 def test_classifiers_are_fitted_to_labelled_images():
     torch.manual_seed(0)
-    net = timm.create_model("snnet", anchors=anchor_specs(depth=2, num_classes=5)).eval()
+    net = timm.create_model("snnet", anchors=deit_specs(depth=2, num_classes=5)).eval()
     test = coloured(200, 1)
     before = rates(net, *test)
     body = net.anchors[0].blocks[0].attn.qkv.weight.clone()
@@ -82,14 +82,14 @@ def test_other_classifiers_are_left_as_they_are(caplog):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_a_recipe_begins_with_it(tmp_path):
+def test_a_recipe_begins_with_a_linear_probe(tmp_path):
     for split in ("train", "validation"):
         images, labels = coloured(40, len(split))
         for n, (image, label) in enumerate(zip(images, labels, strict=True)):
             (tmp_path / split / f"c{label}").mkdir(parents=True, exist_ok=True)
             pixels = (image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(tmp_path / split / f"c{label}" / f"{n}.png")
-    args = {"anchors": anchor_specs(depth=2, num_classes=5), "num_classes": 5}
+    args = {"anchors": deit_specs(depth=2, num_classes=5), "num_classes": 5}
     values = {
         "model_args": args, "pretrained": False, "data_dir": str(tmp_path), "max_steps": 1, "batch_size": 4,
         "lr": 1e-6, "min_lr": 1e-6, "workers": 0, "auto_augment": None, "warmup_epochs": 0,

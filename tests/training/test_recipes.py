@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import anchor_specs
 from PIL import Image
+from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch.cli.entry import main
@@ -64,7 +64,7 @@ def test_shipped_values_are_those_of_the_papers():
 def test_every_recipe_runs_two_steps(name, folder, tmp_path, capsys):
     recipe = read_recipe(name)
     rate = recipe.model_args.get("drop_path_rate", 0.0)
-    anchors = anchor_specs(depth=2, in_chans=3)
+    anchors = deit_specs(depth=2, in_chans=3)
     anchors = anchors[: len(rate)] if isinstance(rate, list) else anchors
     overrides = {
         "model": "snnet", "model-args": json.dumps({"anchors": anchors, "drop_path_rate": rate}), "pretrained": "false",
@@ -80,7 +80,7 @@ def test_every_recipe_runs_two_steps(name, folder, tmp_path, capsys):
 def small(tmp_path, folder):
     """A recipe for a small network on a few images."""
     values = {
-        "model": "snnet", "model_args": {"anchors": anchor_specs(depth=2)}, "pretrained": False, "init_images": 8,
+        "model": "snnet", "model_args": {"anchors": deit_specs(depth=2)}, "pretrained": False, "init_images": 8,
         "data_dir": str(folder), "epochs": 1, "batch_size": 10, "warmup_epochs": 0, "workers": 0, "trackers": None,
         "output": str(tmp_path / "out"),
     }  # fmt: skip
@@ -115,7 +115,7 @@ def test_a_run_that_is_resumed_is_not_initialised_again(small, tmp_path, monkeyp
 
 
 def test_another_model_leaves_out_what_made_the_recipes_own(small, tmp_path):
-    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs(depth=2)), tmp_path / "net")
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=deit_specs(depth=2)), tmp_path / "net")
     recipe = read_recipe("folder", {"model": str(tmp_path / "net")})
     assert (recipe.model_args, recipe.init_images) == ({}, 0)  # its trained stitching layers stay
     assert read_recipe("folder", {"model": "snnet"}).model_args["num_classes"] == 10
@@ -136,8 +136,8 @@ def test_a_paper_recipe_distils_from_a_timm_teacher(folder, monkeypatch):
             "vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=16, embed_dim=16, depth=1, num_heads=1
         )
 
-    model = create("snnet", anchors=anchor_specs(depth=2))
-    other = create("snnet", anchors=anchor_specs(depth=2, num_classes=12))
+    model = create("snnet", anchors=deit_specs(depth=2))
+    other = create("snnet", anchors=deit_specs(depth=2, num_classes=12))
     monkeypatch.setattr("timm_stitch.training.distillation.timm.create_model", stand_in)
     config = timm_stitch.TrainConfig.from_dict({**vars(config), "data_dir": str(folder)})
     log = timm_stitch.train(model, config, progress=False)

@@ -33,7 +33,7 @@ def test_killed_and_resumed_equals_left_alone(tmp_path):
             [sys.executable, "-W", "ignore", str(RUN), arguments, str(tmp_path / "result.json")],
             env=env, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-        if kills < 3:  # once it has gone a few steps further, at a random moment
+        if kills < 2:  # once it has gone a few steps further, at a random moment
             before = Checkpoints(folder).last
             while process.poll() is None and Checkpoints(folder).last == before:
                 time.sleep(0.01)
@@ -47,12 +47,8 @@ def test_killed_and_resumed_equals_left_alone(tmp_path):
         assert process.returncode == 0
         break
     assert len(seen) > 1  # it was killed at different steps
-    arguments = json.dumps(values | {"workers": 0, "checkpoint_steps": None})
-    subprocess.run(
-        [sys.executable, "-W", "ignore", str(RUN), arguments, str(tmp_path / "alone.json")], env=env, check=True
-    )
-    resumed, alone = (json.loads((tmp_path / f"{name}.json").read_text())["weights"] for name in ("result", "alone"))
-    assert resumed == alone
+    alone, _ = go(values | {"workers": 0, "checkpoint_steps": None})
+    assert json.loads((tmp_path / "result.json").read_text())["weights"] == fingerprint(alone)
     assert sorted(path.suffix for path in folder.iterdir()) == [".pt", ".pt"]  # the last two, and nothing half
 
 

@@ -15,7 +15,7 @@ def share(draw, steps=6000):
     return {i: drawn.count(i) / steps for i in sorted(set(drawn))}
 
 
-def test_groups_hold_like_macs():
+def test_groups_hold_stitches_of_similar_macs():
     # up to 100, from 150 to 250, from 310 to 410, from 900 to 1000
     assert groups_by_macs(MACS, width=100) == ((0,), (1, 2), (3,), (4, 5))
     assert groups_by_macs(MACS, width=1e9) == ((0, 1, 2, 3, 4, 5),)

@@ -167,14 +167,14 @@ def test_the_average_of_the_weights_is_what_the_run_gives():
 
 
 @pytest.mark.parametrize("values", [{"clip_grad": 1.0}, {"clip_grad": 0.01, "clip_mode": "agc"}, {"precision": "bf16"}])
-def test_clipping_and_precision(values):
+def test_clipping_and_precision_change_the_weights_and_train(values):
     plain, _ = go(ONE | {"opt": "sgd"})
     other, log = go(ONE | {"opt": "sgd"} | values)
     assert log["loss"] == pytest.approx(2.4, abs=0.5)
     assert fingerprint(plain) != fingerprint(other)
 
 
-def test_the_order_of_images():
+def test_each_epoch_reads_every_image_once_in_an_order_of_its_seed():
     data = Noisy(64)
     batches = EpochBatches(data, 16, 2, seed=5)
     first = list(batches)
@@ -314,7 +314,7 @@ def test_shared_statistics_and_networks_without():
 @pytest.mark.parametrize(
     ("values", "kept"), [({}, False), ({"freeze_statistics": True}, True), ({"tune": "stitches"}, True)]
 )
-def test_statistics_are_kept_if_so_asked(values, kept):
+def test_batch_norm_statistics_are_kept_or_measured_as_configured(values, kept):
     model = batch_normed()
     before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
     weight = model.anchors[0].blocks[0].norm1.weight.clone()

@@ -29,7 +29,7 @@ def test_stitches_that_are_all_beaten():
     assert line.startswith("all 2 stitches between anchors are beaten")
 
 
-def test_a_run_says_it_at_its_end(caplog, tmp_path, monkeypatch):
+def test_a_run_reports_fallen_anchors_at_its_end(caplog, tmp_path, monkeypatch):
     def evaluate(model, loader, stitch_ids):
         top1 = 90.0 if stitch_ids else 80.0  # the anchors alone are evaluated before the first step
         rows = model.stitch_table()

@@ -70,7 +70,7 @@ def test_a_file_is_classified_as_by_the_network(client):
 @pytest.mark.parametrize(
     ("kind", "mode"), [("JPEG", "L"), ("WEBP", "RGB"), ("GIF", "P"), ("BMP", "1"), ("PNG", "RGBA")]
 )
-def test_formats_and_modes(client, kind, mode):
+def test_images_of_all_formats_and_modes_are_read(client, kind, mode):
     assert client.post("/predict", content=file(kind=kind, mode=mode)).status_code == 200
 
 
@@ -97,7 +97,7 @@ def test_a_request_may_say_how_it_is_answered(client):
         ("top=21", "top must be 1 to 20, got 21"),
     ],
 )
-def test_wishes_that_cannot_be_met_are_said(client, query, message):
+def test_request_options_that_cannot_be_met_are_refused(client, query, message):
     said = client.post(f"/predict?{query}", content=file())
     assert said.status_code == 400
     assert message in said.json()["error"]
@@ -152,7 +152,7 @@ def test_overload_is_503_at_once(client):
     assert 'images_total{outcome="refused",stitch_id=""} 1.0' in client.get("/metrics").text
 
 
-def test_a_late_event_loop_is_overload(client):
+def test_a_late_event_loop_answers_503(client):
     client.application.lag = 1e9
     said = client.post("/predict", content=file())
     assert (said.status_code, "ms behind" in said.json()["error"]) == (503, True)
@@ -212,7 +212,7 @@ def test_inference_in_json(client):
     assert (bad.status_code, "expected one input" in bad.json()["error"]) == (400, True)
 
 
-def test_what_was_counted(client):
+def test_metrics_count_images_and_errors(client):
     for _ in range(3):
         client.post("/predict", content=file())
     client.post("/predict", content=b"")

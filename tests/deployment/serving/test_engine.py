@@ -103,7 +103,7 @@ def test_images_of_one_request_are_answered_by_one_stitch(engine):
     assert [values for _, values in network.calls[1:]] == [[1] * 5, [2] * 6, [3] * 20, [4] * 2]
 
 
-def test_wishes_for_stitches(engine):
+def test_requests_run_by_a_stitch_they_allow(engine):
     network = Network(held=True)
     wanted = [request(1, 10, allowed=[3]), request(2, 11), request(3, 12, allowed=[3, 5]), request(4, 13, allowed=[7])]
     found = [answer.result(LONG) for answer in held(engine(network), network, *wanted)]
@@ -133,7 +133,7 @@ def test_what_cannot_be_met_is_given_up_at_once_and_something_runs(engine):
     assert calls[-1].late == 1
 
 
-def test_a_request_is_passed_over_whole(engine):
+def test_a_request_of_several_images_is_dropped_whole(engine):
     class PassesFive:
         def choose(self, now, deadlines, slowdown):
             return Decision(0, 1, 5 if len(deadlines) > 5 else 0)
@@ -232,7 +232,7 @@ def test_another_network_from_the_next_call_on(engine):
     assert new.calls == [(3, [2])]
 
 
-def test_who_no_longer_waits_costs_nothing(engine):
+def test_a_cancelled_request_is_not_run(engine):
     network = Network(held=True)
     running = engine(network)
     first = running.submit(request(0))

@@ -23,7 +23,7 @@ def read(data, length=None, most=8):
 
 
 @pytest.mark.parametrize("data", [IMAGES.tolist(), IMAGES.ravel().tolist()])
-def test_numbers_in_json(data):
+def test_images_may_be_numbers_in_json(data):
     asked = read(body({"data": data}, id="seven", parameters={"stitch_id": 3, "timeout": 5000})[0])
     assert np.array_equal(asked.images, IMAGES)
     assert asked.images.dtype == np.float32
@@ -32,7 +32,7 @@ def test_numbers_in_json(data):
     assert not asked.binary
 
 
-def test_bytes_behind_the_json():
+def test_images_may_be_bytes_after_the_json():
     sent = IMAGES.tobytes()
     tensor = {"parameters": {"binary_data_size": len(sent)}}
     wanted = [{"name": "logits", "parameters": {"binary_data": True}}]
@@ -43,7 +43,7 @@ def test_bytes_behind_the_json():
     assert read(*body(tensor, sent, parameters={"binary_data_output": True})).binary
 
 
-def test_files_in_both_ways():
+def test_image_files_come_as_bytes_or_base64():
     files = [b"one", b"another"]
     sent = b"".join(struct.pack("<I", len(f)) + f for f in files)
     tensor = {"datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(sent)}}
@@ -102,7 +102,7 @@ def test_what_is_wrong_is_said_in_one_line(data, length, message):
     assert len(str(error.value)) < 300
 
 
-def test_answers():
+def test_answers_carry_logits_as_numbers_or_bytes():
     logits = np.array([[0.5, 1.5], [2.5, 3.5]], dtype=np.float32)
     plain, binary = (
         read(body({"data": IMAGES.tolist()}, id="7")[0]),

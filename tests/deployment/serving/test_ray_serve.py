@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import small_anchors
 from PIL import Image
+from tiny import deits
 
 import timm_stitch
 from timm_stitch.cli.entry import main
@@ -36,7 +36,7 @@ def rows(times=TIMES):
 
 def save(folder, **known):
     torch.manual_seed(0)
-    model = timm_stitch.stitch(small_anchors()).eval()
+    model = timm_stitch.stitch(deits()).eval()
     model.results.add([{"stitch_id": k, "top1": top1, **known} for k, (top1, _) in TIMES.items()])
     return model, lambda: timm_stitch.save_pretrained(model, folder)
 
@@ -94,7 +94,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: serving by replicas needs ray: pip install 'timm_stitch[ray]'.\n"
 
 
-def test_options_that_do_not_go_together(capsys):
+def test_options_that_contradict_each_other_are_refused(capsys):
     pytest.importorskip("ray")
     for given, said in (
         (["--replicas", "2"], "--replicas needs --ray"),

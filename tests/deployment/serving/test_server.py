@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import small_anchors
 from PIL import Image
+from tiny import deits
 
 import timm_stitch
 from timm_stitch.cli.entry import main
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 
 def save(folder, seed=0):
     torch.manual_seed(seed)
-    model = timm_stitch.stitch(small_anchors()).eval()
+    model = timm_stitch.stitch(deits()).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -185,7 +185,7 @@ def test_clients_that_misbehave_and_a_network_that_is_replaced(server, folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_order(ending, number):
+def test_a_signal_ends_the_server_after_its_answers(ending, number):
     """What was sent before it is answered, and its exit is silent."""
     connections = [http.client.HTTPConnection(ending.at, timeout=60) for _ in range(8)]
     for connection in connections:
@@ -218,7 +218,7 @@ def test_what_cannot_be_served_is_one_line(folder, capsys, tmp_path):
         assert f"cannot listen at 127.0.0.1:{port} (" in capsys.readouterr().err
     assert main(["serve", str(folder), "--latency-ms", "-5", "--port", "0"]) == 1
     assert "latency_ms must be positive and finite, got -5.0" in capsys.readouterr().err
-    model = timm_stitch.stitch(small_anchors())
+    model = timm_stitch.stitch(deits())
     timm_stitch.save_pretrained(model, tmp_path / "unknown")
     assert main(["serve", str(tmp_path / "unknown"), "--latency-ms", "50", "--port", "0"]) == 1
     assert "no stitch of this network has a known accuracy" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_latencies_are_measured_where_none_are_known(model, caplog):
         {"latency_ms": 10.0, "most_waiting": 0},
     ],
 )
-def test_promises_out_of_range(values):
+def test_serving_options_out_of_range_are_refused(values):
     with pytest.raises(ValueError, match=r"must be|needs policy='fixed'"):
         ServingConfig(**values)
 
@@ -58,7 +58,8 @@ def test_times_that_profile_kept_are_those_that_count(model, tmp_path, caplog):
     try:
         model.results.add({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
         timm_stitch.save_pretrained(model, tmp_path / "net")
-        command = ["profile", str(tmp_path / "net"), "--batch-sizes", "1", "4", "--repeats", "1", "--save", "--json"]
+        command = ["profile", str(tmp_path / "net"), "--batch-sizes", "1", "4", "--repeats", "1", "--save"]
+        command += ["--json", "--stitch-ids", *map(str, SERVED)]
         assert main([*command, "--threads", str(before + 1)]) == 0
         kept = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True)
         InferenceService(kept, ServingConfig(1000.0)).close()

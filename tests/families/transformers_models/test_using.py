@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 hf = pytest.importorskip("transformers", minversion="5.20")
 
-from small import bert, llama, texts, vit  # noqa: E402
+from tiny import bert, hf_vit, llama, texts  # noqa: E402
 
 import timm_stitch  # noqa: E402
 
@@ -63,7 +63,7 @@ def test_evaluate_of_tokens_questions_and_images():
     places["end_positions"][0] = (places["end_positions"][0] + 1) % 10
     (row,) = timm_stitch.evaluate(questions, [texts() | places], stitch_ids=[2])
     assert row["top1"] == 75
-    images = timm_stitch.stitch([vit(32), vit(48)], kernel_size=1)
+    images = timm_stitch.stitch([hf_vit(32), hf_vit(48)], kernel_size=1)
     batch = {"pixel_values": torch.rand(4, 3, 32, 32), "labels": torch.tensor([0, 1, 2, 0])}
     assert timm_stitch.evaluate(images, [batch], stitch_ids=[2])[0]["images"] == 4
 

@@ -5,7 +5,7 @@ import torch
 
 hf = pytest.importorskip("transformers", minversion="5.20")
 
-from small import bert, gemma3, gpt2, llama, mamba, texts  # noqa: E402
+from tiny import bert, gemma3, gpt2, llama, mamba, texts  # noqa: E402
 
 import timm_stitch  # noqa: E402
 from timm_stitch.families.transformers_models.cache import StitchCache  # noqa: E402
@@ -34,7 +34,7 @@ def test_an_anchor_generates_what_the_model_does(net):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_with_a_cache_as_without(net, beams):
+def test_generating_with_a_cache_equals_generating_without(net, beams):
     batch = texts(3, left=True)
     for k in net.stitch_ids[2:]:
         found = [

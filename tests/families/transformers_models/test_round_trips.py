@@ -9,48 +9,11 @@ import torch
 hf = pytest.importorskip("transformers", minversion="5.20")
 
 from safetensors.torch import load_file  # noqa: E402
-from small import bert, gemma3, gpt2, llama, mamba, mpt, rows_of, texts, vit  # noqa: E402
-from test_stitching import IMAGES, first  # noqa: E402
+from tiny import TRANSFORMERS_NETWORKS, bert, gpt2, rows_of, run, texts  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 
 import timm_stitch  # noqa: E402
 import timm_stitch.text  # noqa: E402
-
-KINDS = {
-    "bert": (lambda: [bert(w, 3, seed=w) for w in (32, 48)], texts(), hf.AutoModelForSequenceClassification),
-    "tokens": (
-        lambda: [bert(w, 3, hf.BertForTokenClassification) for w in (32, 48)],
-        texts(),
-        hf.AutoModelForTokenClassification,
-    ),
-    "answers": (
-        lambda: [bert(w, 3, hf.BertForQuestionAnswering, num_labels=2) for w in (32, 48)],
-        texts(),
-        hf.AutoModelForQuestionAnswering,
-    ),
-    "masked": (lambda: [bert(w, 3, hf.BertForMaskedLM) for w in (32, 48)], texts(), hf.AutoModelForMaskedLM),
-    "base": (lambda: [bert(w, 3, hf.BertModel) for w in (32, 48)], texts(), hf.AutoModel),
-    "llama": (lambda: [llama(w, 3) for w in (32, 48)], texts(left=True), hf.AutoModelForCausalLM),
-    "tied llama": (
-        lambda: [llama(w, 3, tie_word_embeddings=True) for w in (32, 48)],
-        texts(left=True),
-        hf.AutoModelForCausalLM,
-    ),
-    "gpt2": (lambda: [gpt2(w, 3) for w in (32, 48)], texts(left=True), hf.AutoModelForCausalLM),
-    "gemma3": (lambda: [gemma3(w) for w in (32, 48)], texts(left=True), hf.AutoModelForCausalLM),
-    "mamba": (lambda: [mamba(w) for w in (32, 48)], texts(left=True), hf.AutoModelForCausalLM),
-    "mpt": (lambda: [mpt(w) for w in (32, 48)], texts(left=True), hf.AutoModelForCausalLM),  # a configuration inside
-    "vit": (lambda: [vit(w) for w in (32, 48)], IMAGES, hf.AutoModelForImageClassification),
-}
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def kept(request, tmp_path_factory):
-    make, batch, auto = KINDS[request.param]
-    torch.manual_seed(0)
-    net = timm_stitch.stitch(make(), stitch_id=3)
-    folder = timm_stitch.save_pretrained(net, tmp_path_factory.mktemp("kept") / "net")
-    return net, folder, batch, auto
 
 
 @pytest.fixture(scope="module")
@@ -66,36 +29,15 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "net")
 
 
-def test_every_door_gives_the_same_network(kept):
-    net, folder, batch, auto = kept
-    for again in (timm_stitch.from_hub(folder), auto.from_pretrained(folder)):
-        assert type(again) is type(net)
-        assert again.plan == net.plan
-        assert again.stitch_id == 3
-        assert list(again.state_dict()) == list(net.state_dict())
-        for k in net.stitch_ids:
-            assert torch.equal(first(again(**batch, stitch_id=k)), first(net(**batch, stitch_id=k)))
-
-
-def test_one_stitch_alone_reads_what_it_uses(kept):
-    net, folder, batch, _ = kept
-    file = load_file(folder / "model.safetensors")
-    for k in (0, 3, net.stitch_ids[-1]):
-        small = timm_stitch.from_hub(folder, extract=k)
-        assert torch.equal(first(small(**batch)), first(net(**batch, stitch_id=k)))
-        assert small.stitch_ids == (k,)
-        assert set(small.kept_state()) < set(file)
-        whole = net.extract(k)
-        assert sorted(small.kept_state()) == sorted(whole.kept_state())
-        assert not any(p.is_meta for p in (*small.parameters(), *small.buffers()))
-
-
-def test_a_stitch_that_was_extracted_is_kept_by_transformers_own_saving(kept, tmp_path):
-    net, _, batch, auto = kept
+@pytest.mark.parametrize("name", TRANSFORMERS_NETWORKS)
+@torch.no_grad()
+def test_an_extracted_stitch_is_saved_by_transformers_own_method(name, tmp_path):
+    kind = TRANSFORMERS_NETWORKS[name]
+    net, batch = timm_stitch.stitch(kind.anchors()), kind.batch()
     net.extract(3).save_pretrained(tmp_path)
-    again = auto.from_pretrained(tmp_path)
+    again = kind.load(tmp_path)
     assert again.stitch_ids == (3,)
-    assert torch.equal(first(again(**batch)), first(net(**batch, stitch_id=3)))
+    assert torch.equal(run(again, batch), run(net, batch, stitch_id=3))
     with pytest.raises(ValueError, match="this is a part of a larger network"):
         timm_stitch.save_pretrained(again, tmp_path / "more")
 
@@ -109,7 +51,7 @@ def test_tied_weights_are_tied_again_and_kept_once(tmp_path):
         assert anchor.lm_head.weight is anchor.transformer.wte.weight
 
 
-def test_rows_and_card_lie_beside(folder):
+def test_rows_and_card_are_saved_with_the_weights(folder):
     again = timm_stitch.from_hub(folder)
     assert again.stitch_table()[2]["top1"] == 52
     assert timm_stitch.select(again, params=1e9) == again.stitch_ids[-1]
@@ -228,7 +170,7 @@ def test_no_door_builds_what_a_stranger_may_not_ask_for(folder, door, what):
         DOORS[door](folder)
 
 
-def test_an_adapter_beside_is_not_followed(folder):
+def test_an_adapter_in_the_folder_is_refused(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
     with pytest.raises(ValueError, match=r"has adapter_config\.json, by which transformers would read further files"):
         timm_stitch.from_hub(folder)

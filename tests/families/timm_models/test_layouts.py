@@ -1,10 +1,9 @@
 """What every family of anchors must do: views, crossings between layouts, low-rank layers, two-way plans."""
 
-import copy
-
 import pytest
 import timm
 import torch
+from tiny import ON_64_PIXELS, on_64_pixels
 
 import timm_stitch
 from timm_stitch.anchors.view import ImageInputs
@@ -12,40 +11,16 @@ from timm_stitch.families.timm_models.views import view_of
 from timm_stitch.network.layers import LowRankStitchingLayer, StitchingLayer
 from timm_stitch.plan.stitch_plan import Anchor
 
-BUILD = {
-    "swin": (
-        "swin_tiny_patch4_window7_224",
-        {"img_size": 64, "window_size": 2, "embed_dim": 16, "num_heads": (1, 2, 2, 2)},
-    ),
-    "resnet": ("resnet18", {"channels": (8, 16, 24, 32)}),
-    "levit": ("levit_128s", {"img_size": 64, "embed_dim": (32, 48, 64), "depth": (2, 2, 2), "num_heads": (2, 2, 2)}),
-    "vit": ("deit_tiny_patch16_224", {"img_size": 64, "embed_dim": 32, "num_heads": 2, "depth": 4}),
-    "plain": (
-        "deit_tiny_patch16_224",
-        {"img_size": 64, "embed_dim": 24, "num_heads": 2, "depth": 4, "class_token": False, "global_pool": "avg"},
-    ),
-    "registers": (
-        "deit_tiny_patch16_224",
-        {"img_size": 64, "embed_dim": 32, "num_heads": 2, "depth": 4, "reg_tokens": 2, "no_embed_class": True},
-    ),
-}
-
-
-def build(family):
-    name, kwargs = BUILD[family]
-    torch.manual_seed(0)
-    return timm.create_model(name, num_classes=5, **kwargs).eval()
-
 
 @pytest.fixture
 def images():
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("family", BUILD)
+@pytest.mark.parametrize("family", ON_64_PIXELS)
 @torch.no_grad()
-def test_stem_blocks_norm_and_head_are_the_model(family, images):
-    model = build(family)
+def test_a_views_parts_in_a_row_equal_the_model(family, images):
+    (model,) = on_64_pixels(family)
     part = view_of(model)
     h = part.stem(images)
     for block in range(part.depth):
@@ -56,37 +31,20 @@ def test_stem_blocks_norm_and_head_are_the_model(family, images):
     assert torch.equal(part.head(part.norm(h)), model(images))
 
 
-@pytest.mark.parametrize(
-    ("front", "back"),
-    [
-        ("resnet", "swin"), ("swin", "vit"), ("plain", "vit"), ("vit", "plain"), ("levit", "vit"),
-        ("plain", "registers"),
-    ],
-)  # fmt: skip
-@torch.no_grad()
-def test_anchors_of_any_layout_meet(front, back, images):
-    model = timm_stitch.stitch([build(front), build(back)]).eval()
-    table = {row["stitch_id"]: row for row in model.stitch_table()}
-    stitched = model.stitch_ids[2:]
-    for stitch_id in (stitched[0], stitched[-1]):
-        part = model.extract(stitch_id)
-        assert torch.equal(part(images), model(images, stitch_id=stitch_id))
-        assert sum(p.numel() for p in part.parameters()) == table[stitch_id]["params"]
-    assert torch.equal(dict(model.forward_each(images))[stitched[-1]], model(images, stitch_id=stitched[-1]))
-
-
 @torch.no_grad()
 def test_a_back_with_a_class_token_brings_its_own(images):
-    model = timm_stitch.stitch([build("plain"), build("vit")]).eval()
+    model = timm_stitch.stitch(on_64_pixels("vit without class token", "vit")).eval()
     before = model(images, stitch_id=2)
     model.anchors[1].cls_token += 1
     assert not torch.equal(model(images, stitch_id=2), before)
 
 
-@pytest.mark.parametrize(("front", "back"), [("resnet", "swin"), ("plain", "vit"), ("levit", "levit")])
+@pytest.mark.parametrize(
+    ("front", "back"), [("resnet", "swin"), ("vit without class token", "vit"), ("levit", "levit")]
+)
 def test_least_squares_recovers_a_map_between_any_layouts(front, back):
     images = torch.randn(80, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    model = timm_stitch.stitch([build(front), build(back)], kernel_size=1).eval()
+    model = timm_stitch.stitch(on_64_pixels(front, back), kernel_size=1).eval()
     residuals = timm_stitch.least_squares_init(model, images)
     assert set(residuals) == set(range(len(model.stitching_layers)))
     assert all(residual <= 1 for residual in residuals.values())
@@ -95,9 +53,8 @@ def test_least_squares_recovers_a_map_between_any_layouts(front, back):
 
 
 def test_features_of_staged_networks_are_one_a_level(images):
-    args = {"anchors": [{"architecture": n, **BUILD[f][1], "num_classes": 5} for f, n in
-                        (("resnet", "resnet18"), ("swin", "swin_tiny_patch4_window7_224"))]}  # fmt: skip
-    whole = timm.create_model("snnet", stitch_id=4, num_classes=5, **{"anchors": args["anchors"]})
+    args = {"anchors": [{**ON_64_PIXELS[name], "num_classes": 5} for name in ("resnet", "swin")]}
+    whole = timm.create_model("snnet", stitch_id=4, num_classes=5, **args)
     features = timm.create_model("snnet", features_only=True, stitch_id=4, **args).eval()
     assert features.feature_info.reduction() == [2, 4, 8, 16, 32]
     widths = [info["num_chs"] for info in whole.feature_info]
@@ -121,7 +78,9 @@ def test_low_rank_layer_computes_the_merged_map():
 
 @torch.no_grad()
 def test_merging_changes_no_logits_and_saves_parameters(images):
-    model = timm_stitch.stitch([build("plain"), build("plain")], direction="two_way", rank=4).eval()
+    model = timm_stitch.stitch(
+        on_64_pixels("vit without class token", "vit without class token"), direction="two_way", rank=4
+    ).eval()
     for layer in model.stitching_layers:
         layer.lora_B.normal_()
     before, params = dict(model.forward_each(images)), [row["params"] for row in model.stitch_table()]
@@ -157,9 +116,9 @@ def test_a_rank_that_does_not_fit_is_refused(rank):
 
 
 def test_an_extract_leaves_the_whole_as_it_was_when_its_head_changes(images):
-    model = timm_stitch.stitch([build("swin"), copy.deepcopy(build("swin"))]).eval()
+    model = timm_stitch.stitch(on_64_pixels("swin", "swin")).eval()
     model.extract(0).reset_classifier(3)
-    assert model(images, stitch_id=0).shape == (2, 5)
+    assert model(images, stitch_id=0).shape == (2, 10)
 
 
 def test_a_layer_that_enters_blocks_of_different_layouts():
