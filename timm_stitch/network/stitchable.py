@@ -9,7 +9,7 @@ The file is long because people call most of its methods: the greater part of it
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,14 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from ..anchors.meta_device import cast_like, is_on_meta
-from ..anchors.view import CallInputs, View
+from ..anchors.view import CallInputs, ImageInputs, View
 from ..plan.costs import PlanCosts, PublishedCount
 from ..plan.frontier import best_known
 from ..plan.prefix_sharing import ScheduledRun, schedule
 from ..plan.results import Results, Row
 from ..plan.stitch_plan import Stitch, StitchPlan
 from .compatibility import check_anchors
+from .counting import measure_steps
 from .crossing import uses_back_prefix_tokens
 from .executor import Executor
 from .extraction import extract
@@ -86,7 +87,9 @@ class StitchableNetwork(nn.Module):
         Raises:
             TypeError, ValueError: if they do not take these inputs.
         """
-        raise NotImplementedError
+        for stitch in stitches:
+            self.executor.check_anchors(stitch, self._modules["anchors"])
+        return ImageInputs(x)
 
     def call(self, x: Any, stitch_id: Any = None) -> Any:
         """Call the network with inputs as `forward_each` takes them."""
@@ -104,11 +107,15 @@ class StitchableNetwork(nn.Module):
             num_labels: the number of labels that counted.
             loss: the mean cross-entropy.
         """
-        raise NotImplementedError
+        return {"images": num_labels}
 
     def costs(self) -> PlanCosts:
-        """What every part costs."""
-        raise NotImplementedError
+        """The costs of every part; measured when first asked for, then kept."""
+        plan, costs = self.__dict__.get("_costs", (None, None))
+        if plan is not self.plan:
+            costs = measure_steps(self)
+            self.__dict__["_costs"] = self.plan, costs
+        return cast("PlanCosts", costs)
 
     def no_weight_decay(self) -> set[str]:
         """The parameters that the anchors themselves exempt from weight decay."""
