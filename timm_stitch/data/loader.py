@@ -244,12 +244,12 @@ def first_images(loader: Iterable[Any], count: int) -> Iterator[Tensor]:
             return
 
 
-def make_mixup(config: DataConfig, classes: int, batch: int) -> Mixup | None:
+def make_mixup(config: DataConfig, model: Any, batch: int) -> Mixup | None:
     """Make timm's Mixup, which pairs the images of a process's batch; None if a configuration has none.
 
     Args:
         config: the configuration, with its strength.
-        classes: the number of classes.
+        model: the network, with its `num_classes`.
         batch: the batch size of one process.
 
     Raises:
@@ -262,4 +262,4 @@ def make_mixup(config: DataConfig, classes: int, batch: int) -> Mixup | None:
             f"batch_size / accumulate / processes must be even for mixup={config.mixup} and cutmix={config.cutmix}, "
             f"which pair images, got {batch}: change it, or set both to 0."
         )
-    return Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=classes)
+    return Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=model.num_classes)

@@ -184,16 +184,18 @@ class Family(ABC):
 
         Args:
             saved: its files; `config` is checked.
-            **arguments: `device`, `stitch_id`, and what else the family's own loader takes.
+            **arguments: `device`, `stitch_id`, `pretrained` (False leaves the weights random), and what else the
+                family's own loader takes.
 
         Raises:
             ValueError: if the files ask for more than a network, or do not hold its weights.
         """
         device, stitch_id = arguments.pop("device", None), arguments.pop("stitch_id", None)
+        pretrained = arguments.pop("pretrained", True)
         _refuse_arguments(self.name, arguments)
         with torch.device("cpu" if device is None else device):
             network = self.build(saved.config)
-        if str(device) != "meta":
+        if pretrained:
             tensors = load_file(saved.folder / WEIGHTS_FILE)
             check_keys(tensors, kept_state(network), "this network")
             network.load_state_dict(tensors, strict=False)

@@ -1,4 +1,4 @@
-"""What each part of a network costs, measured once without arithmetic: the way of families that bring none of their own.
+"""What each part of a network costs, measured once without arithmetic, for families that have no count of their own.
 
 Every step of the plan runs once on the meta device, under a counter of multiply-adds.
 """

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from ..anchors.meta_device import cast_like, is_on_meta
-from ..anchors.view import CallInputs, ImageInputs, View
+from ..anchors.view import CallInputs, View
 from ..plan.costs import PlanCosts, PublishedCount
 from ..plan.frontier import best_known
 from ..plan.prefix_sharing import ScheduledRun, schedule
@@ -87,9 +87,7 @@ class StitchableNetwork(nn.Module):
         Raises:
             TypeError, ValueError: if they do not take these inputs.
         """
-        for stitch in stitches:
-            self.executor.check_anchors(stitch, self._modules["anchors"])
-        return ImageInputs(x)
+        raise NotImplementedError
 
     def call(self, x: Any, stitch_id: Any = None) -> Any:
         """Call the network with inputs as `forward_each` takes them."""

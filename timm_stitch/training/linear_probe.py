@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..anchors.block_view import BlockView
 from ..anchors.view import ImageInputs
-from ..families.timm_models.block_view import BlockView
 from ..families.timm_models.network import SNNet
 from ..network.modes import evaluating
 

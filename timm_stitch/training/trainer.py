@@ -166,7 +166,7 @@ class TrainingRun:
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or math.inf)
         self.mixup = None
         if "named_data" not in model.unsupported:
-            self.mixup = make_mixup(config, images_model.num_classes, config.micro_batch(processes))
+            self.mixup = make_mixup(config, model, config.micro_batch(processes))
         frozen, costs = find_teacher(config, teacher, model), model.costs()
         self.loss = StitchLoss(config, frozen.to(self.device) if frozen is not None else None)
         self.macs = {stitch.stitch_id: costs.cost(stitch).macs for stitch in model.plan}

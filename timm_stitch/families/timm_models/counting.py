@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ...anchors.block_view import BlockView
 from ...anchors.macs import NORMS, Macs
 from ...anchors.meta_device import meta_copy
 from ...anchors.view import ImageInputs
 from ...plan.costs import AnchorCosts, Cost, PlanCosts
 from ...plan.steps import Block, Head, Stem, Step
-from .block_view import BlockView
 
 
 class _Pooling(TorchFunctionMode):

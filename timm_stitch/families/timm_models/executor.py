@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from ...anchors.block_view import BlockView
 from ...anchors.modules import call_with_hooks
 from ...anchors.view import ImageInputs
 from ...network.crossing import cross
 from ...network.executor import Executor
 from ...plan.stitch_plan import Stitch
-from .block_view import BlockView
 
 
 class ImageExecutor(Executor):

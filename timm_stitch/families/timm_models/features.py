@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ...anchors.block_view import BlockView, StemOnly
 from ...anchors.view import ImageInputs
 from ...network.extraction import Network, blocks_of, empty_twin, with_gaps
 from ...plan.steps import Block
 from ...plan.stitch_plan import Segment, Stitch, StitchPlan
-from .block_view import BlockView, StemOnly
 from .executor import ImageExecutor
 from .timm_compat import FeatureGetterNet
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ...anchors.block_view import BlockView
 from ...anchors.view import ImageInputs
 from ...network.extraction import single_stitch_graph
 from ...network.layers import give_zero_gradients
@@ -19,7 +20,6 @@ from ...network.stitchable import StitchIds, is_sequence_of_ids
 from ...network.weights import EXTRA_STATE, NORM_FLAG
 from ...plan.costs import PlanCosts, PublishedCount
 from ...plan.stitch_plan import Stitch, StitchPlan
-from .block_view import BlockView
 from .counting import image_size_of, measure
 from .executor import ImageExecutor
 from .timm_api import TimmModel

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...anchors.block_view import BlockView, ParameterGroups
 from ...anchors.modules import child, find_submodule
-from .block_view import BlockView, ParameterGroups
 
 
 class StagedView(BlockView):

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor, fx, nn
 from typing_extensions import Self
 
+from ...anchors.block_view import BlockView
 from ...anchors.modules import anchor_name
 from ...anchors.view import ImageInputs
 from ...network.extraction import extract
 from ...network.stitchable import StitchableNetwork
 from ...plan.steps import Block
 from ...plan.stitch_plan import Stitch, StitchPlan
-from .block_view import BlockView
 from .classifiers import Classifiers
 from .executor import ImageExecutor
 from .features import (

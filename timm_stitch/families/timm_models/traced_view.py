@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, fx, nn
 from typing_extensions import Self
 
+from ...anchors.block_view import BlockView, ParameterGroups, recompute
 from ...anchors.meta_device import meta_copy
 from ...anchors.modules import anchor_name, child, partial_copy
 from ...anchors.view import ImageInputs
-from .block_view import BlockView, ParameterGroups, recompute
 from .slices import Slice, Slices
 from .tracing.partition import Partition
 from .tracing.partitioner import partition

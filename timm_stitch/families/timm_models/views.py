@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from ...anchors.block_view import BlockView
 from ...errors import WrongTypeError
-from .block_view import BlockView
 from .staged_views import LevitView, ResNetView, SwinView
 from .traced_view import TracedView
 from .vit_view import TransformerView

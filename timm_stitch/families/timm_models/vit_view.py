@@ -8,8 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, fx, nn
 
+from ...anchors.block_view import BlockView, ParameterGroups
 from ...anchors.modules import anchor_name, partial_copy, with_hook
-from .block_view import BlockView, ParameterGroups
 
 
 class TransformerView(BlockView):

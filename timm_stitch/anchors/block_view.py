@@ -1,6 +1,6 @@
-"""What the views of timm's models have in common: stem, blocks, norm and head, called one after another.
+"""Views of models that are a stem, blocks in a row, a norm and a head, called one after another.
 
-A view calls the model's own modules and methods in the model's own order. Families differ in these points, each of
+A view calls the model's own modules and methods in the model's own order. Models differ in these points, each of
 which a view reconciles:
 
 - what the stem is made of, and what comes before the first block besides a patch embedding;
@@ -21,8 +21,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...anchors.modules import copy_structure, partial_copy, with_hook
-from ...anchors.view import ImageInputs, View
+from .modules import copy_structure, partial_copy, with_hook
+from .view import ImageInputs, View
 
 recompute = partial(checkpoint, use_reentrant=False)  # calls a module that keeps no activations for the backward pass
 
@@ -42,9 +42,10 @@ class ParameterGroups:
 
 
 class BlockView(View):
-    """A timm model as stem, blocks, norm and head.
+    """A model as stem, blocks, norm and head.
 
-    A model's view implements the abstract methods here and `block_name`, `as_map` and `from_map`.
+    A model's view implements the abstract methods here and `block_name`, `as_map` and `from_map`. The head is the
+    model's `forward_head`, as timm names it, where a view has none of its own.
 
     Attributes:
         early: name, channels and reduction of a map (B, C, H, W) inside the stem, of a resolution that no block has.
@@ -64,9 +65,9 @@ class BlockView(View):
     def stem(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the activation at boundary 0."""
 
-    @abstractmethod
     def _norm(self, h: Tensor) -> Tensor:
-        """The final norm."""
+        """The final norm; none by default."""
+        return h
 
     @abstractmethod
     def parameter_groups(self) -> ParameterGroups:
@@ -205,9 +206,6 @@ class StemOnly(BlockView):
 
     def block_name(self, index: int) -> str:
         return self._name
-
-    def _norm(self, h: Tensor) -> Tensor:
-        return h
 
     def parameter_groups(self) -> ParameterGroups:
         return replace(self._whole.parameter_groups(), norm=())

@@ -1,0 +1,66 @@
+"""A stitchable network of models that turn images into one tensor, for families that need no more than that."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..anchors.view import ImageInputs, View
+from ..plan.stitch_plan import Stitch, StitchPlan
+from .modes import evaluating
+from .stitchable import StitchableNetwork, StitchIds, is_sequence_of_ids
+
+
+class ImageNetwork(StitchableNetwork):
+    """A stitchable network from images to logits.
+
+    Args:
+        views: the anchors, opened, in the order of the plan.
+        plan: the stitches between them.
+        stitch_id: the stitch of every call that names none; default the largest anchor alone.
+
+    Raises:
+        ValueError: if the anchors do not fit each other or the plan.
+    """
+
+    example_size = (64, 64)  # of images that are made up, where no anchor insists on a size
+
+    def __init__(self, views: Sequence[View], plan: StitchPlan, stitch_id: int | None = None) -> None:
+        super().__init__()
+        self._assemble(views, plan, True, stitch_id)
+
+    def forward(self, x: Tensor, stitch_id: StitchIds | None = None) -> Tensor:
+        """Classify images through one stitch, or each image through its own.
+
+        Args:
+            x: images, shape (B, C, H, W).
+            stitch_id: an id for this call only, or one id per image; default the stitch that was set.
+
+        Raises:
+            ValueError: if an id is not in the plan, or there is not one per image.
+        """
+        several = stitch_id is not None and is_sequence_of_ids(stitch_id)
+        stitches = self._stitch_per_sample(stitch_id, len(x), "images") if several else [self._stitch(stitch_id)]
+        inputs, distinct = self.prepare_inputs(x, stitches), set(stitches)
+        if len(distinct) > 1:
+            out: Tensor = self.executor.mixed(stitches, inputs, self._notify)
+            return out
+        self._notify(stitches[0], len(x))
+        out = self.executor.run(stitches[0], inputs)
+        return out
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, as the network's output shows it."""
+        with torch.no_grad(), evaluating(self):
+            return int(self.forward(self.example(1)).shape[-1])
+
+    def prepare_inputs(self, x: Tensor, stitches: Iterable[Stitch]) -> ImageInputs:
+        for stitch in stitches:
+            self.executor.check_anchors(stitch, self._modules["anchors"])
+        return ImageInputs(x)
+
+    def example(self, count: int) -> Tensor:
+        sizes = [view.image_size for view in self.views if view.image_size]
+        like = next(self.parameters())
+        return torch.randn(count, 3, *(sizes[0] if sizes else self.example_size), device=like.device, dtype=like.dtype)
