@@ -58,7 +58,7 @@ class ImageNetwork(StitchableNetwork):
     def prepare_inputs(self, x: Tensor, stitches: Iterable[Stitch]) -> ImageInputs:
         for stitch in stitches:
             self.executor.check_anchors(stitch, self._modules["anchors"])
-        return ImageInputs(x)
+        return ImageInputs(x, self.grad_checkpointing)
 
     def example(self, count: int) -> Tensor:
         sizes = [view.image_size for view in self.views if view.image_size]

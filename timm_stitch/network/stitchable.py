@@ -46,7 +46,7 @@ class StitchableNetwork(nn.Module):
     executor: Executor
     _executor_class: type[Executor] = Executor
     stitch_id: int
-    grad_checkpointing: bool
+    grad_checkpointing: bool = False
     _measured: Results
     published: PublishedCount | None
     published_top1: dict[int, float]
