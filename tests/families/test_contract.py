@@ -8,17 +8,30 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import NETWORKS, TRANSFORMERS_NETWORKS, first_of, rows_of, run
+from tiny import NETWORKS, TRANSFORMERS_NETWORKS, Network, first_of, images, rows_of, run
 from torch import nn
+from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock
+from torchvision_family import TorchvisionFamily
 
 import timm_stitch
+from timm_stitch.families import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:the anchors were trained on images normalised differently")
+
+
+def _torchvision_resnets() -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [ResNet(BasicBlock, depths, num_classes=5).eval() for depths in ([1, 1, 1, 1], [1, 2, 1, 2])]
+
+
+NETWORKS = NETWORKS | {"a third family": Network(_torchvision_resnets, lambda: images(4, 64), timm_stitch.from_hub)}
 
 
 class Stitched:
@@ -40,10 +53,14 @@ class Stitched:
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
-def stitched(request: pytest.FixtureRequest) -> Stitched:
+def stitched(request: pytest.FixtureRequest) -> Iterator[Stitched]:
     if request.param in TRANSFORMERS_NETWORKS:
         pytest.importorskip("transformers", minversion="5.20")
-    return Stitched(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_FAMILIES", list(registry._FAMILIES))
+        if request.param == "a third family":
+            registry.register_family(TorchvisionFamily())
+        yield Stitched(request.param)
 
 
 @pytest.fixture

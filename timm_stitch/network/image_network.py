@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..anchors.view import ImageInputs, View
+from ..anchors.block_view import BlockView
+from ..anchors.view import ImageInputs
 from ..plan.stitch_plan import Stitch, StitchPlan
+from .image_executor import ImageExecutor
 from .modes import evaluating
 from .stitchable import StitchableNetwork, StitchIds, is_sequence_of_ids
 
@@ -23,9 +25,11 @@ class ImageNetwork(StitchableNetwork):
         ValueError: if the anchors do not fit each other or the plan.
     """
 
+    executor: ImageExecutor
+    _executor_class = ImageExecutor
     example_size = (64, 64)  # of images that are made up, where no anchor insists on a size
 
-    def __init__(self, views: Sequence[View], plan: StitchPlan, stitch_id: int | None = None) -> None:
+    def __init__(self, views: Sequence[BlockView], plan: StitchPlan, stitch_id: int | None = None) -> None:
         super().__init__()
         self._assemble(views, plan, True, stitch_id)
 
@@ -45,8 +49,10 @@ class ImageNetwork(StitchableNetwork):
         if len(distinct) > 1:
             out: Tensor = self.executor.mixed(stitches, inputs, self._notify)
             return out
-        self._notify(stitches[0], len(x))
-        out = self.executor.run(stitches[0], inputs)
+        stitch = stitches[0]
+        self._notify(stitch, len(x))
+        hooks, _ = self.executor.check_anchors(stitch, self._modules["anchors"])
+        out = self.executor.hooked(stitch, inputs) if hooks else self.executor.run(stitch, inputs)
         return out
 
     @property

@@ -10,9 +10,9 @@ from torch import Tensor
 from ...anchors.block_view import BlockView, StemOnly
 from ...anchors.view import ImageInputs
 from ...network.extraction import Network, blocks_of, empty_twin, with_gaps
+from ...network.image_executor import ImageExecutor
 from ...plan.steps import Block
 from ...plan.stitch_plan import Segment, Stitch, StitchPlan
-from .executor import ImageExecutor
 from .timm_compat import FeatureGetterNet
 
 INSIDE_STEM, STEM = 0, 1  # the first places where features are taken, as numbers of steps

@@ -15,13 +15,13 @@ from typing_extensions import Self
 from ...anchors.block_view import BlockView
 from ...anchors.view import ImageInputs
 from ...network.extraction import single_stitch_graph
+from ...network.image_executor import ImageExecutor
 from ...network.layers import give_zero_gradients
 from ...network.stitchable import StitchIds, is_sequence_of_ids
 from ...network.weights import EXTRA_STATE, NORM_FLAG
 from ...plan.costs import PlanCosts, PublishedCount
 from ...plan.stitch_plan import Stitch, StitchPlan
 from .counting import image_size_of, measure
-from .executor import ImageExecutor
 from .timm_api import TimmModel
 from .timm_compat import update_model_args
 from .views import view_of

@@ -14,11 +14,11 @@ from ...anchors.block_view import BlockView
 from ...anchors.modules import anchor_name
 from ...anchors.view import ImageInputs
 from ...network.extraction import extract
+from ...network.image_executor import ImageExecutor
 from ...network.stitchable import StitchableNetwork
 from ...plan.steps import Block
 from ...plan.stitch_plan import Stitch, StitchPlan
 from .classifiers import Classifiers
-from .executor import ImageExecutor
 from .features import (
     INSIDE_STEM,
     STEM,

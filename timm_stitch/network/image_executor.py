@@ -1,4 +1,4 @@
-"""How a stitch of timm's models runs in one call: from images to what enters the head, and on to logits."""
+"""How a stitch of models that take images runs in one call: to what enters the head, and on to logits."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ...anchors.block_view import BlockView
-from ...anchors.modules import call_with_hooks
-from ...anchors.view import ImageInputs
-from ...network.crossing import cross
-from ...network.executor import Executor
-from ...plan.stitch_plan import Stitch
+from ..anchors.block_view import BlockView
+from ..anchors.modules import call_with_hooks
+from ..anchors.view import ImageInputs
+from ..plan.stitch_plan import Stitch
+from .crossing import cross
+from .executor import Executor
 
 
 class ImageExecutor(Executor):
