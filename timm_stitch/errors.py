@@ -19,14 +19,14 @@ class OutputInUseError(RuntimeError):
 
 @contextmanager
 def library_errors(what: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn errors by which a library refuses input into a ValueError that names the input.
+    """Turn errors by which a library refuses input into one that names the input.
 
     Args:
         what: the beginning of the message, such as "timm cannot make 'resnet'".
         kinds: the types that the library raises.
 
     Raises:
-        ValueError: with the first line of the library's message.
+        WrongTypeError, ValueError: with the first line of the library's message; the first for a TypeError.
     """
     try:
         yield
@@ -34,4 +34,5 @@ def library_errors(what: str, *kinds: type[Exception]) -> Iterator[None]:
         if isinstance(error, WrongTypeError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{what} ({reason:.240}).") from error
+        kind = WrongTypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{what} ({reason:.240}).") from error

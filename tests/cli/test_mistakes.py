@@ -5,8 +5,8 @@ import shutil
 import pytest
 import timm
 import torch
-from conftest import anchor_specs
 from PIL import Image
+from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch.cli.entry import main
@@ -17,7 +17,7 @@ def root(tmp_path_factory):
     """A saved network in `net`, the same without weights in `bare`, images in `images`, no images in `empty`."""
     root = tmp_path_factory.mktemp("mistakes")
     torch.manual_seed(0)
-    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=anchor_specs(depth=2, num_classes=2)), root / "net")
+    timm_stitch.save_pretrained(timm.create_model("snnet", anchors=deit_specs(depth=2, num_classes=2)), root / "net")
     shutil.copytree(root / "net", root / "bare")
     (root / "bare" / "model.safetensors").unlink()
     for split in ("train", "validation"):

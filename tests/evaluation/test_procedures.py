@@ -142,10 +142,10 @@ def test_uniform_sampling_is_a_function_of_seed_and_step():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epochs": 0}, "epochs=0 is out of range"),
+        ({"epochs": 0}, "epochs must be 1 or more, got 0"),
         ({"smoothing": 2}, "smoothing must be 0 to 1, got 2"),
-        ({"distillation": "warm"}, "distillation='warm' is unknown"),
-        ({"precision": "int4"}, "precision='int4' is unknown"),
+        ({"distillation": "warm"}, "distillation must be one of none, soft, hard, got 'warm'"),
+        ({"precision": "int4"}, "precision must be one of no, bf16, fp16, got 'int4'"),
         ({"teacher": "resnet18"}, "teacher='resnet18' has no effect: set distillation"),
     ],
 )
