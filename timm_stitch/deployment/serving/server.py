@@ -89,22 +89,22 @@ class HttpServer:
         return uvloop.run(serving)
 
     async def _serve(self, server: uvicorn.Server, ready: Callable[[], None]) -> int:
-        loop, loading = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        loop, asked = asyncio.get_running_loop(), asyncio.Event()
 
-        def reload() -> None:
-            if loading:
-                return
-            task = asyncio.create_task(asyncio.to_thread(self.reload))
-            loading.add(task)
-            task.add_done_callback(loading.discard)
+        async def reload_when_asked() -> None:
+            while await asked.wait():
+                asked.clear()  # a signal that comes while a network loads has it loaded once more
+                await asyncio.to_thread(self.reload)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, partial(server.handle_exit, number, None))
-        loop.add_signal_handler(signal.SIGHUP, reload)
+        loop.add_signal_handler(signal.SIGHUP, asked.set)
+        reloading = asyncio.create_task(reload_when_asked())
         ready()
         died = asyncio.create_task(self._end_with_engine(server))
         await server.serve(sockets=[self.socket])
         died.cancel()
+        reloading.cancel()
         return int(self.service.died)
 
     async def _end_with_engine(self, server: uvicorn.Server) -> None:
