@@ -21,3 +21,6 @@ def model(anchors):
 @pytest.fixture
 def images():
     return tiny.images(6)
+
+
+small_anchors, anchor_specs = tiny.deits, tiny.deit_specs  # the names that scripts outside the tests know them by

@@ -293,3 +293,6 @@ def _error(status: int, message: str, headers: Mapping[str, str] | None = None) 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _error(error.status_code, error.detail, error.headers)
+
+
+Application = HttpApp  # the earlier name

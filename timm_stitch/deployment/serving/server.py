@@ -141,3 +141,6 @@ def listen(host: str, port: int) -> socket.socket:
 def plain_name(name: str) -> str:
     """Turn a name into one that fits into a URL."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "network"
+
+
+NetworkServer = HttpServer  # the earlier name

@@ -198,3 +198,6 @@ def _runner(model: SNNet) -> Callable[[Tensor, int], Tensor]:
         return logits.float().cpu()
 
     return run
+
+
+Service = InferenceService  # the earlier name
