@@ -32,7 +32,7 @@ class DataConfig:
         TypeError: if a value has the wrong type.
         ValueError: if a value is out of range.
 
-    Example:
+    Examples:
         >>> DataConfig(data_dir="imagenet", batch_size=64, accumulate=2).micro_batch(processes=4)
         8
     """

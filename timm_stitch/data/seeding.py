@@ -8,7 +8,7 @@ import hashlib
 def derive(seed: int, *purpose: int | str) -> int:
     """Derive a seed below 2**32 for one purpose from the run's seed and the purpose's name.
 
-    Example:
+    Examples:
         >>> derive(0, "image", 3) == derive(0, "image", 3) != derive(1, "image", 3)
         True
     """

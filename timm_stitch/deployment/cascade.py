@@ -87,7 +87,7 @@ def find_cascade(
     Raises:
         ValueError: if no stitch is within `macs`, or there are no images.
 
-    Example:
+    Examples:
         >>> import timm, torch, timm_stitch
         >>> anchors = [timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=heads,
         ...                              embed_dim=32 * heads, num_classes=4) for heads in (1, 2)]

@@ -172,7 +172,7 @@ def make_page(
         ImportError: if gradio or matplotlib is missing.
         ValueError: as `Viewer`.
 
-    Example:
+    Examples:
         `make_page(model, examples=["cat.jpg"]).launch()`
     """
     try:

@@ -91,7 +91,7 @@ def export(
         OSError: if the folder is not empty or cannot be written.
         ImportError: if packages of the format are missing, naming them.
 
-    Example:
+    Examples:
         >>> import tempfile, timm, timm_stitch
         >>> anchors = [timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=heads,
         ...                              embed_dim=32 * heads, num_classes=4) for heads in (1, 2)]

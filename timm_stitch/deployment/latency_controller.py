@@ -47,7 +47,7 @@ class LatencyController:
         ValueError: if accuracy or latency is not known, the rows belong to other weights, or an argument is out of
             range.
 
-    Example:
+    Examples:
         >>> rows = [
         ...     {"stitch_id": 0, "top1": 70.0, "latency_ms": 10.0},
         ...     {"stitch_id": 7, "top1": 80.0, "latency_ms": 40.0},

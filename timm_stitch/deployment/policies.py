@@ -57,7 +57,7 @@ class LatencyTable:
     Raises:
         ValueError: if no row has all of these, or a latency is not positive.
 
-    Example:
+    Examples:
         >>> rows = [
         ...     {"stitch_id": 0, "top1": 70.0, "latency_ms": 10.0},
         ...     {"stitch_id": 1, "top1": 80.0, "latency_ms": 20.0},

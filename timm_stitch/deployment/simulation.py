@@ -28,7 +28,7 @@ def gamma_arrivals(rate: float, seconds: float, cv2: float = 1.0, seed: int = 0)
         cv2: the squared coefficient of variation of the intervals: 1 for a Poisson process, more for bursts.
         seed: the seed of the random numbers.
 
-    Example:
+    Examples:
         >>> [round(at, 2) for at in gamma_arrivals(rate=2.0, seconds=2.0)]
         [0.93, 1.64, 1.91]
     """
@@ -185,7 +185,7 @@ def simulate(
         choices: the number of replicas drawn at random for a request, which goes to the one with the least work.
         seed: the seed of the random numbers.
 
-    Example:
+    Examples:
         >>> from timm_stitch.deployment.policies import DrainPolicy
         >>> table = LatencyTable([{"stitch_id": 0, "top1": 70.0, "latency_ms": 10.0}])
         >>> outcome = simulate([0.0, 0.001, 1.0], [Replica(table, DrainPolicy(table))], target_ms=15)

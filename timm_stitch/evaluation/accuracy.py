@@ -65,7 +65,7 @@ def evaluate(
     Raises:
         ValueError: if an id is not in the plan, there are no images, or passes is not positive.
 
-    Example:
+    Examples:
         >>> import timm, torch, timm_stitch
         >>> anchors = [timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=heads,
         ...                              embed_dim=32 * heads, num_classes=4) for heads in (1, 2)]

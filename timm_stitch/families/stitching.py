@@ -90,7 +90,7 @@ def stitch(
         TypeError: if a model cannot be opened as an anchor.
         ValueError: if the models cannot meet, or there is no such plan.
 
-    Example:
+    Examples:
         >>> from timm.models.vision_transformer import VisionTransformer
         >>> small, large = (VisionTransformer(img_size=32, embed_dim=d, depth=4, num_heads=2) for d in (16, 32))
         >>> network = timm_stitch.stitch([small, large])

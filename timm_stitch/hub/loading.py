@@ -46,7 +46,7 @@ def load(
         ValueError: if there is no such network, or it is not a stitchable one.
         OSError: if its files cannot be fetched or read.
 
-    Example:
+    Examples:
         >>> network = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
         >>> network.num_stitches
         8

@@ -35,7 +35,7 @@ class TrainConfig(DataConfig):
         TypeError: if a value has the wrong type.
         ValueError: if a value is out of range, or two contradict each other.
 
-    Example:
+    Examples:
         >>> config = TrainConfig(data_dir="imagenet", epochs=15, sampling="resource")
         >>> config.batch_size, config.warmup
         (1024, 1.5)

@@ -182,7 +182,7 @@ def least_squares(front: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if n < d_front + 1, where the solution is not unique; or a value is not finite.
 
-    Example:
+    Examples:
         >>> x = torch.randn(100, 8)
         >>> weight, bias = least_squares(x, 2 * x + 1)
         >>> torch.allclose(weight, 2 * torch.eye(8), atol=1e-4)
@@ -224,7 +224,7 @@ def least_squares_init(
     Raises:
         ValueError: if there are too few images, or activations are not finite; no layer is changed then.
 
-    Example:
+    Examples:
         >>> import timm, torch, timm_stitch
         >>> anchors = [timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=heads,
         ...                              embed_dim=32 * heads, num_classes=4) for heads in (1, 2)]

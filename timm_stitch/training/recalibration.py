@@ -43,7 +43,7 @@ def recalibrate(
     Raises:
         ValueError: if the plan has no such id, or there are no images.
 
-    Example:
+    Examples:
         >>> import timm, torch, timm_stitch
         >>> anchors = [timm.create_model("resnet18", channels=(width,) * 4, num_classes=4) for width in (8, 16)]
         >>> model = timm_stitch.stitch(anchors)

@@ -43,7 +43,7 @@ def groups_by_macs(
     Raises:
         ValueError: if there are no stitches, neither or both are given, or one is not positive.
 
-    Example:
+    Examples:
         >>> groups_by_macs({0: 10, 1: 12, 2: 30}, count=2)
         ((0, 1), (2,))
     """
@@ -132,7 +132,7 @@ def make_rule(
     Raises:
         ValueError: if the rule is unknown, or scores are missing, negative or all zero.
 
-    Example:
+    Examples:
         >>> rule = make_rule("sandwich", {0: 10, 1: 30, 2: 20}, seed=0, anchors=[1, 0])
         >>> rule(0)
         (1, 0, 2)

@@ -102,7 +102,7 @@ def train(
         RunInterrupted: a KeyboardInterrupt, after SIGTERM or Ctrl-C in a run with an `output`: the current step was
             finished, and a checkpoint written.
 
-    Example:
+    Examples:
         >>> import timm, torch, timm_stitch
         >>> anchors = [timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=heads,
         ...                              embed_dim=32 * heads, num_classes=4) for heads in (1, 2)]

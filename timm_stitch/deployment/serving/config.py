@@ -24,7 +24,7 @@ class ServingConfig:
     Raises:
         ValueError: if a value is out of range.
 
-    Example:
+    Examples:
         >>> ServingConfig(latency_ms=50).overhead_ms
         5.0
     """
