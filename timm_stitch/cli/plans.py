@@ -70,6 +70,8 @@ def run_plan(options: argparse.Namespace) -> None:
         print_rows(meeting_points(*map(family_of_models(models).open, models)), options.json)
         return
     model = load_model(options, weights=False)
+    if not options.json and "plan_without_weights" in model.unsupported:
+        model = load_model(options)
     if options.json:
         print(json.dumps(model.plan.to_dict()))
     else:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data.dataset import image_config
 from ..evaluation.plotting import curve_svg
+from ..families.registry import require
 from ..families.timm_models.network import SNNet
 from ..hub.model_card import plain_text
 from ..plan.costs import short
@@ -175,6 +176,7 @@ def make_page(
     Examples:
         `make_page(model, examples=["cat.jpg"]).launch()`
     """
+    require(model, "demo")
     try:
         import gradio as gr
         import matplotlib  # noqa: F401

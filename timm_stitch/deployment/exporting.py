@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.dataset import image_config
+from ..families.registry import require
 from ..families.timm_models.network import SNNet
 from ..files import whole_folder
 from ..plan.frontier import pareto_frontier
@@ -101,6 +102,7 @@ def export(
         >>> [row["file"] for row in manifest["stitches"]]
         ['stitch-0.pt2', 'stitch-1.pt2']
     """
+    require(model, "export")
     _check_arguments(format, quantize, images)
     batch, ids = _batch(format, batch_size), _ids(model, stitch_ids, format)
     whole = _prepared(model, image_size)

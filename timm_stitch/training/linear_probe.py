@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..anchors.block_view import BlockView
 from ..anchors.view import ImageInputs
+from ..families.registry import require
 from ..families.timm_models.network import SNNet
 from ..network.modes import evaluating
 
@@ -44,6 +45,7 @@ def linear_probe(model: SNNet, loader: Iterable[Any], images: int = 1000) -> lis
     Raises:
         ValueError: if there are no images.
     """
+    require(model, "linear_probe")
     probed = {n: head for n, view in enumerate(model.views) if (head := _linear_head(view)) is not None}
     features: dict[int, list[Tensor]] = {n: [] for n in probed}
     labels: list[Tensor] = []

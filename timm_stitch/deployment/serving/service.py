@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...data.dataset import image_config
 from ...data.images import open_image
+from ...families.registry import require
 from ...families.timm_models.network import SNNet
 from ..class_names import class_names, pillow_mode
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
@@ -51,6 +52,7 @@ class InferenceService:
 
     def _deploy(self, model: SNNet) -> Deployment:
         """Prepare a network to run; if that fails, the service is unchanged."""
+        require(model, "serve")
         mode, labels = pillow_mode(model, "the server takes"), class_names(model)
         table, run = LatencyTable(latency_rows(model.eval(), self.config)), _runner(model)
         policy: Policy = DrainPolicy(table, self.config.overhead_ms)
