@@ -95,10 +95,10 @@ def inputs(model: Any, rows: int, length: int) -> dict[str, Any]:
     """Make a batch with padding."""
     import torch
 
-    from timm_stitch.families.transformers_models.opening import probe
+    from timm_stitch.families.transformers_models.opening import make_batch
 
     torch.manual_seed(length)
-    return probe(model, rows, length)
+    return make_batch(model, rows, length)
 
 
 def cacheless(model: Any) -> dict[str, Any]:

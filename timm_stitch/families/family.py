@@ -1,8 +1,8 @@
-"""What a family of models is: the one place that knows which library its models come from.
+"""A family of models: the one place that knows which library its models come from.
 
-Nothing outside a family's folder asks what a network is made of; it asks the family. The base class has the general
-way to save and load, so a new family answers five questions: which models are its own, how one is opened, how several
-become a network, which plain values describe that network, and how those values build it again.
+Code outside a family's folder asks the family, never what a network is made of. The base class saves and loads, so a
+new family answers five questions: which models are its own, how one is opened, how several become a network, which
+plain values describe that network, and how those values build it again.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from ..anchors.view import View
 from ..network.stitchable import StitchableNetwork
@@ -26,38 +27,41 @@ from ..plan.results import SavedResults
 
 CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE = "config.json", "stitches.json", "model.safetensors"
 
+Config = Mapping[str, Any]  # the contents of a config.json
+Options = Mapping[str, Any]  # arguments of a library's own constructors and loaders
 ReadTensors = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+Network = TypeVar("Network", bound=StitchableNetwork, default=Any)
 
 
 @dataclass(frozen=True)
 class SavedNetwork:
-    """What stands next to the weights of a saved network, read and checked once.
+    """The files next to the weights of a saved network, read and checked once.
 
     Args:
         folder: the folder of its files.
         config: the contents of `config.json`.
-        fingerprint: that of the weights, by `stitches.json`; None where there is none.
-        results: the contents of `stitches.json`; None where there is none, or none that can be read.
+        fingerprint: the fingerprint of the weights in `stitches.json`, if it has one.
+        results: the contents of `stitches.json`; None if it is missing or cannot be read.
     """
 
     folder: Path
-    config: Mapping[str, Any]
-    fingerprint: Any = None
+    config: Config
+    fingerprint: str | None = None
     results: SavedResults | None = None
 
 
 @dataclass(frozen=True)
 class CardFields:
-    """What the model card says of a family's network.
+    """The fields of the model card that depend on a network's family.
 
     Args:
-        library: the library that loads it, by the Hub's name.
-        pipeline: the task, by the Hub's name.
-        score: what its accuracy is.
-        inputs: what it takes: "images" or "texts".
+        library: the Hub's name of the library that loads the network.
+        pipeline: the Hub's name of the task.
+        score: the name of its accuracy.
+        inputs: the kind of its inputs, "images" or "texts".
         input_shape: the shape of its inputs.
         auto_class: transformers' class that loads it.
-        package: what to import before that.
+        package: the package to import before that.
         license: the license of the weights, where the configuration names one.
         stitched_norm: whether stitched paths end in the back anchor's final norm.
     """
@@ -73,12 +77,12 @@ class CardFields:
     stitched_norm: bool = True
 
 
-class Family(ABC):
+class Family(ABC, Generic[Network]):
     """One family of models that can be stitched, and the networks made of them.
 
     Attributes:
-        name: the family's name; the class attribute `family` of its networks is the same.
-        extra_files: files of a saved network that are fetched with it where they exist.
+        name: the family's name, which its networks have as their class attribute `family`.
+        extra_files: the names of further files of a saved network, which are fetched with it where they exist.
     """
 
     name: str
@@ -104,7 +108,7 @@ class Family(ABC):
 
         Args:
             models: the anchors, taken as they are.
-            options: which stitches to make.
+            options: the choice of stitches.
             **arguments: `stitch_id`, `stitched_norm` and `tokenizers`, where the caller gave them.
 
         Raises:
@@ -114,7 +118,7 @@ class Family(ABC):
 
     # ── names ─────────────────────────────────────────────────────────────────────────────────────
 
-    def names_anchor(self, name: str, config: Mapping[str, Any] | None) -> bool:
+    def names_anchor(self, name: str, config: Config | None) -> bool:
         """Whether a name is that of a model of this family.
 
         Args:
@@ -134,14 +138,14 @@ class Family(ABC):
     # ── saved networks ────────────────────────────────────────────────────────────────────────────
 
     @abstractmethod
-    def describe(self, network: Any) -> dict[str, Any]:
+    def describe(self, network: Network) -> Config:
         """Describe a network by JSON-serialisable values from which `build` makes it again, without its weights."""
 
     @abstractmethod
-    def build(self, config: Mapping[str, Any]) -> StitchableNetwork:
+    def build(self, config: Config) -> StitchableNetwork:
         """Build the network that `describe` described, with random weights, on the default device."""
 
-    def check_savable(self, network: Any, label_names: Sequence[str] | None = None) -> None:
+    def check_savable(self, network: Network, label_names: Sequence[str] | None = None) -> None:
         """Refuse, before anything is written, a network that could not be loaded again.
 
         Raises:
@@ -153,8 +157,8 @@ class Family(ABC):
                 "from_hub(folder, extract=…) loads this stitch alone."
             )
 
-    def write(self, network: Any, folder: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
-        """Write `config.json` and the weights into a folder; returns what is in `config.json`."""
+    def write(self, network: Network, folder: Path, label_names: Sequence[str] | None) -> Config:
+        """Write `config.json` and the weights into a folder; returns the contents of `config.json`."""
         config = {"family": self.name, **self.describe(network)}
         if label_names is not None:
             config["label_names"] = list(label_names)
@@ -163,11 +167,11 @@ class Family(ABC):
         save_file(state, folder / WEIGHTS_FILE)
         return config
 
-    def reads(self, config: Mapping[str, Any]) -> bool:
+    def reads(self, config: Config) -> bool:
         """Whether a `config.json` is that of a network of this family."""
         return config.get("family") == self.name
 
-    def check_config(self, config: Mapping[str, Any]) -> None:
+    def check_config(self, config: Config) -> None:
         """Refuse a `config.json` that asks for more than building a network; it may be a stranger's.
 
         Raises:
@@ -175,7 +179,7 @@ class Family(ABC):
         """
         return None
 
-    def stitched_norm(self, config: Mapping[str, Any]) -> bool | None:
+    def stitched_norm(self, config: Config) -> bool | None:
         """Whether stitched paths run the final norm; None where a network of this family always does."""
         return None
 
@@ -184,8 +188,8 @@ class Family(ABC):
 
         Args:
             saved: its files; `config` is checked.
-            **arguments: `device`, `stitch_id`, `pretrained` (False leaves the weights random), and what else the
-                family's own loader takes.
+            **arguments: `device`, `stitch_id`, `pretrained` (False leaves the weights random), and other
+                arguments of the family's own loader.
 
         Raises:
             ValueError: if the files ask for more than a network, or do not hold its weights.
@@ -210,7 +214,7 @@ class Family(ABC):
             saved: the files of the network; those of a repository hold no weights.
             stitch_id: the stitch to load.
             read_tensors: reads tensors by the names of some that are on the meta device.
-            **arguments: what else the family's own loader takes.
+            **arguments: other arguments of the family's own loader.
 
         Raises:
             ValueError: if there is no such stitch, or the files do not hold it.
@@ -224,15 +228,15 @@ class Family(ABC):
         small.load_state_dict(tensors)
         return small.set_stitch(stitch_id)
 
-    def keeps_rows(self, network: Any, saved: SavedNetwork) -> bool:
+    def keeps_rows(self, network: Network, saved: SavedNetwork) -> bool:
         """Whether a loaded network is the one that was measured, not one of other classes or image size."""
         return True
 
-    def card(self, config: Mapping[str, Any]) -> CardFields:
-        """What the model card says of a network of this family."""
+    def card(self, config: Config) -> CardFields:
+        """The fields of the model card of a network of this family."""
         return CardFields()
 
 
-def _refuse_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+def _refuse_arguments(name: str, arguments: Options) -> None:
     if arguments:
         raise ValueError(f"networks of {name} load as they were saved, and take no {', '.join(sorted(arguments))}.")

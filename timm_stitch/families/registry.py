@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 from torch import nn
 
 from ..errors import WrongTypeError
 from ..network.stitchable import StitchableNetwork
-from .family import Family
+from .family import Config, Family
 from .timm_models.family import TimmFamily
 from .transformers_models.family import TransformersFamily
 
-# Asked in this order; timm's, the last, takes any module, and any configuration that no other family reads.
+# Tried in this order. timm's is the last: it takes any module, and any configuration that no other family reads.
 _FAMILIES: list[Family] = [TransformersFamily(), TimmFamily()]
 
 
 def families() -> tuple[Family, ...]:
-    """Every family, in the order in which they are asked."""
+    """List every family, in the order in which they are tried."""
     return tuple(_FAMILIES)
 
 
 def register_family(family: Family) -> None:
-    """Add a family, which is asked before those that are there; one of the same name is replaced."""
+    """Add a family, which is tried before the others; it replaces one of the same name."""
     _FAMILIES[:] = [family, *(other for other in _FAMILIES if other.name != family.name)]
 
 
@@ -33,7 +33,7 @@ def is_stitchable(model: object) -> TypeGuard[StitchableNetwork]:
 
 
 def family_of(network: StitchableNetwork) -> Family:
-    """The family of a network.
+    """Find the family of a network.
 
     Raises:
         TypeError: if it is not a stitchable network.
@@ -48,7 +48,7 @@ def family_of(network: StitchableNetwork) -> Family:
 
 
 def family_of_models(models: Sequence[nn.Module]) -> Family:
-    """The one family of several models.
+    """Find the one family of several models.
 
     Raises:
         TypeError: if they belong to several.
@@ -60,16 +60,16 @@ def family_of_models(models: Sequence[nn.Module]) -> Family:
     return chosen[0]
 
 
-def family_of_config(config: Mapping[str, Any]) -> Family:
-    """The family of a saved network, by its `config.json`."""
+def family_of_config(config: Config) -> Family:
+    """Find the family of a saved network, by its `config.json`."""
     return next(family for family in _FAMILIES if family.reads(config))
 
 
 def require(network: StitchableNetwork, feature: str) -> Any:
-    """Refuse what the networks of a family do not do, in the sentence that says what to do instead.
+    """Refuse a feature that the networks of a family lack, in the sentence that says what to do instead.
 
     Returns:
-        The network, as one that has what the feature needs.
+        The network, as one of the class that has the feature.
 
     Raises:
         ValueError: that sentence.

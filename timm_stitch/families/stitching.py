@@ -1,9 +1,9 @@
-"""From models at hand to a stitchable network, of whichever family they are."""
+"""From models at hand to a stitchable network, whatever their family."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from torch import nn
 
@@ -16,9 +16,10 @@ from .timm_models.network import SNNet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .transformers_models.checks import Tokenizer
     from .transformers_models.network import StitchedModel
 
-GivenPlan = StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None
+OwnPlan = StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None
 
 
 @overload
@@ -30,10 +31,10 @@ def stitch(  # type: ignore[overload-overlap] # a model of transformers is a mod
     stride: int = ...,
     *,
     rank: int = ...,
-    plan: GivenPlan = ...,
+    plan: OwnPlan = ...,
     stitched_norm: bool = ...,
     stitch_id: int | None = ...,
-    tokenizers: Sequence[Any] = ...,
+    tokenizers: Sequence[Tokenizer] = ...,
 ) -> StitchedModel: ...
 
 
@@ -46,10 +47,10 @@ def stitch(
     stride: int = ...,
     *,
     rank: int = ...,
-    plan: GivenPlan = ...,
+    plan: OwnPlan = ...,
     stitched_norm: bool = ...,
     stitch_id: int | None = ...,
-    tokenizers: Sequence[Any] = ...,
+    tokenizers: Sequence[Tokenizer] = ...,
 ) -> SNNet: ...
 
 
@@ -61,10 +62,10 @@ def stitch(
     stride: int = 1,
     *,
     rank: int = 0,
-    plan: GivenPlan = None,
+    plan: OwnPlan = None,
     stitched_norm: bool = True,
     stitch_id: int | None = None,
-    tokenizers: Sequence[Any] = (),
+    tokenizers: Sequence[Tokenizer] = (),
 ) -> StitchableNetwork:
     """Stitch models into one network (SN-Net, arXiv:2302.06586).
 
@@ -72,12 +73,12 @@ def stitch(
 
     Args:
         models: timm models, or models of transformers of one task and one tokenizer, from the fastest to the slowest;
-            taken as they are, not copied, not changed (the list of layers of transformers' models is put into one
-            that can leave some of them out, under the same names).
+            taken as they are, not copied, not changed (a list of layers of transformers' models becomes one
+            that can skip some of them, under the same names).
         direction, nearest, kernel_size, stride, rank: the arguments of `enumerate_stitches`.
         plan: a plan of your own for these models instead of these five, or a function that makes one from the
             anchors' descriptions.
-        stitched_norm: run the back anchor's final norm on stitched paths; transformers' models always do.
+        stitched_norm: whether stitched paths run the back anchor's final norm; transformers' models always do.
         stitch_id: the stitch to begin with; default the largest anchor alone.
         tokenizers: the anchors' tokenizers, for transformers' models; they must agree, and the last is saved with
             the network.

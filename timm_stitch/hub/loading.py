@@ -149,7 +149,7 @@ def _load_whole(saved: SavedNetwork, verify: bool, arguments: Mapping[str, Any])
     network = family.load(saved, **arguments)
     load_results(network, saved)
     if compared and not arguments:
-        note_fingerprint(network, saved.fingerprint)
+        note_fingerprint(network, fingerprint)
     return network
 
 

@@ -1,13 +1,13 @@
 """What each part of a stitched network of transformers' models costs.
 
-Every anchor runs once on one text or image, where its weights are, with an eye on what is counted when a boundary is
-crossed: on the meta device a quarter of transformers' models do not run.
+Every anchor runs once on one text or image, on the device of its weights: a quarter of transformers' models do not run
+on the meta device. The operations between two boundaries are counted as their layer's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,126 +16,128 @@ from ...anchors.macs import NORMS, Macs
 from ...network.modes import evaluating
 from ...plan.costs import AnchorCosts, Cost, PlanCosts
 from ...plan.steps import Block, Cross, Head, Stem, Step
-from ...plan.stitch_plan import Stitch
+from ...plan.stitch_plan import Segment, Stitch
 from .inputs import TextInputs
 from .layer_list import PartialForward, running
-from .opening import probe
+from .task_names import UNSUPPORTED
 from .views import TransformersView
 
-_aten = torch.ops.aten
+if TYPE_CHECKING:
+    from .network import StitchedModel
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> int:
-    """Flops of attention by a fused kernel of the CPU, which torch's registry does not know."""
+def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> int:
+    """Count the flops of attention by a fused kernel of the CPU, which torch's registry does not know."""
     rows = query.shape[0] * query.shape[1]
     return 2 * rows * query.shape[2] * key.shape[2] * (query.shape[3] + value.shape[3])
 
 
-_COUNTED = {**NORMS, _aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+_COUNTED = {**NORMS, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
-class _Marks(dict[int, Tensor]):
-    """Activations by their boundary, and what was counted when each was crossed."""
+class _CountedActivations(dict[int, Tensor]):
+    """Activations by their boundary, and the multiply-adds counted until each boundary."""
 
     def __init__(self, counter: Macs) -> None:
         super().__init__()
-        self.counter, self.at = counter, dict[int, int]()
+        self.counter, self.macs = counter, dict[int, int]()
 
     def __setitem__(self, boundary: int, h: Tensor) -> None:
-        self.at[boundary] = self.counter.total
+        self.macs[boundary] = self.counter.total
         super().__setitem__(boundary, h)
 
 
 @torch.no_grad()
-def measure(network: Any, length: int) -> PlanCosts:
-    """The costs of every part that a network holds, for one text of so many tokens or one image.
+def measure(network: StitchedModel, inputs: TextInputs) -> PlanCosts:
+    """Measure the costs of every part that a network holds.
 
     Args:
-        network: a stitched network of transformers' models; this file is below its class.
-        length: in tokens.
+        network: the network.
+        inputs: one text or image.
 
     Returns:
-        Multiply-adds and parameters by part; what the network does not hold (after `extract`) is None.
+        Multiply-adds and parameters by part; None for parts that the network does not hold (after `extract`).
 
     Raises:
-        ValueError: if its weights are not here.
+        ValueError: if it is on the meta device.
     """
     if any(p.is_meta for p in network.parameters()):
-        raise ValueError("costs of transformers' models are counted by running them: load the weights first.")
-    used = {segment.anchor for stitch in network.plan for segment in stitch.segments}
-    first: Any = network.views[min(used)].anchor
-    given = probe(first, rows=1, length=length)
-    given = {k: v[:1] for k, v in given.items()}
-    inputs = TextInputs.of(given, network.shifts_labels)
-    found: dict[Step, int] = {}
-    positions: dict[tuple[int, int], int] = {}
+        raise ValueError(UNSUPPORTED["plan_without_weights"])
+    macs: dict[Step, int] = {}
+    positions: dict[tuple[int, int], int] = {}  # by anchor and boundary
     with evaluating(network):
         for stitch in sorted(network.plan, key=lambda s: len(s.segments)):
-            if not found.keys() >= {step for step in stitch.steps if not isinstance(step, Cross)}:
-                _walk(network, stitch, inputs, found, positions)
-    anchors = tuple(_anchor(view, found) if view.number in used else None for view in network.views)
+            if not macs.keys() >= {step for step in stitch.steps if not isinstance(step, Cross)}:
+                _count_stitch(network, stitch, inputs, macs, positions)
+    used = {segment.anchor for stitch in network.plan for segment in stitch.segments}
+    anchors = tuple(_anchor_costs(view, macs) if view.number in used else None for view in network.views)
+    fronts: dict[int, Segment] = {}  # the segment before each stitching layer
+    for stitch in network.plan:
+        for number, front, _ in stitch.joints:
+            fronts.setdefault(number, front)
     layers: list[Cost | None] = []
     for number, layer in enumerate(network.stitching_layers):
-        if layer is None or not network.plan.pairs(number):
+        if layer is None or number not in fronts:
             layers.append(None)
             continue
-        spec = network.plan.layers[number]
-        before = next(a for stitch in network.plan for n, a, _ in stitch.joints if n == number)
-        macs = positions[before.anchor, before.stop] * spec.in_width * spec.out_width
-        layers.append(Cost(macs, sum(p.numel() for p in layer.parameters())))
+        spec, front = network.plan.layers[number], fronts[number]
+        count = positions[front.anchor, front.stop] * spec.in_width * spec.out_width
+        layers.append(Cost(count, sum(p.numel() for p in layer.parameters())))
     return PlanCosts(anchors, tuple(layers))
 
 
-def _walk(network: Any, stitch: Stitch, inputs: TextInputs, found: Any, positions: Any) -> None:
-    """Run a stitch, and note what each of its steps costs."""
+def _count_stitch(
+    network: StitchedModel,
+    stitch: Stitch,
+    inputs: TextInputs,
+    macs: dict[Step, int],
+    positions: dict[tuple[int, int], int],
+) -> None:
+    """Run a stitch, and add the multiply-adds of its steps and the positions at its boundaries."""
     h: Tensor | None = None
     for i, segment in enumerate(stitch.segments):
-        view, last = network.views[segment.anchor], i + 1 == len(stitch.segments)
-        if i:
-            number, before, after = stitch.joints[i - 1]
-            leave, enter = (before.anchor, before.stop), (after.anchor, after.start)
-            h = network.executor.cross(number, h, leave, enter, inputs)
+        view, is_last = network.views[segment.anchor], segment is stitch.segments[-1]
+        if h is not None:
+            number, front, back = stitch.joints[i - 1]
+            h = network.executor.cross(number, h, (front.anchor, front.stop), (back.anchor, back.start), inputs)
         counter = Macs(_COUNTED)
-        marks = _Marks(counter)
-        boundaries = range(segment.start, segment.stop + 1)
-        partial = PartialForward(
-            view.row_of_layers, segment.start, None if last else segment.stop, h, boundaries, marks
-        )
-        with running(partial), counter:
-            view.call(inputs, h, ends=not last)
+        activations = _CountedActivations(counter)
+        boundaries, stop = range(segment.start, segment.stop + 1), None if is_last else segment.stop
+        with running(PartialForward(view.layers, segment.start, stop, h, boundaries, activations)), counter:
+            view.call(inputs, h, ends=not is_last)
         for boundary in boundaries:
-            h = marks[boundary]
+            h = activations[boundary]
             positions[segment.anchor, boundary] = h.numel() // view.widths[boundary]
             if boundary > segment.start:
-                found[Block(segment.anchor, boundary - 1)] = marks.at[boundary] - marks.at[boundary - 1]
-        found[Stem(segment.anchor)] = marks.at[segment.start]
-        if last:
+                count = activations.macs[boundary] - activations.macs[boundary - 1]
+                macs[Block(segment.anchor, boundary - 1)] = count
+        macs[Stem(segment.anchor)] = activations.macs[segment.start]
+        if is_last:
             for is_stitched in (False, True):
-                found[Head(segment.anchor, is_stitched)] = counter.total - marks.at[segment.stop]
+                macs[Head(segment.anchor, is_stitched)] = counter.total - activations.macs[segment.stop]
 
 
-def _anchor(view: TransformersView, found: Mapping[Step, int]) -> AnchorCosts:
-    """What the parts of one anchor cost."""
+def _anchor_costs(view: TransformersView, macs: dict[Step, int]) -> AnchorCosts:
+    """The costs of the parts of one anchor."""
     own = dict(view.anchor.named_parameters())
-    opening, number = view.opening, view.number
-    before, after = set(opening.before), set(opening.after)
-    row = opening.row + "."
-    others = {n for n in own if not n.startswith(row)} - before
-    tables = {f"{table}.weight" for table in opening.tables} - after
+    spec, number = view.spec, view.number
+    before, layers = set(spec.before), spec.layers_path + "."
+    embeddings = {f"{name}.weight" for name in spec.droppable_embeddings} - set(spec.after)
 
     def params(names: Iterable[str]) -> int:
         return sum(own[name].numel() for name in names if name in own)
 
-    macs = found.get(Stem(number), 0)
-    blocks = tuple(
-        Cost(found.get(Block(number, i), 0), params(n for n in own if n.startswith(f"{row}{i}.")))
+    stem = macs.get(Stem(number), 0)
+    blocks = (
+        Cost(macs.get(Block(number, i), 0), params(name for name in own if name.startswith(f"{layers}{i}.")))
         for i in range(view.depth)
     )
+    behind = params(name for name in own if not name.startswith(layers) and name not in before)
     return AnchorCosts(
-        stem=Cost(macs, params(before)),
+        stem=Cost(stem, params(before)),
         embeddings=0,
-        blocks=blocks,
+        blocks=tuple(blocks),
         norm=Cost(),
-        head=Cost(found.get(Head(number, False), 0), params(others)),
-        entered=Cost(macs, params(before - tables)),
+        head=Cost(macs.get(Head(number, False), 0), behind),
+        entered=Cost(stem, params(before - embeddings)),
     )

@@ -1,34 +1,36 @@
-"""Models of transformers as a family. It imports transformers only when a model or a network of its own comes."""
+"""Models of transformers as a family. It imports transformers only when such a model or network comes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from ...plan.enumeration import PlanOptions
-from ..family import CardFields, Family, ReadTensors, SavedNetwork
-from .opening import is_of_transformers, open_anchor
-from .task_names import MODEL_TYPE, names_of
+from ..family import CardFields, Config, Family, ReadTensors, SavedNetwork
+from .opening import is_transformers_model, open_anchor
+from .task_names import MODEL_TYPE, read_task
 
 if TYPE_CHECKING:
-    from ...anchors.view import View
+    from transformers import PreTrainedModel
+
     from .network import StitchedModel
+    from .views import TransformersView
 
 
-class TransformersFamily(Family):
-    """Models of transformers, of one task and one tokenizer a network."""
+class TransformersFamily(Family["StitchedModel"]):
+    """Models of transformers; those of a network have one task and one tokenizer."""
 
     name = "transformers"
     extra_files = ("generation_config.json",)
 
     def accepts(self, model: object) -> bool:
-        return is_of_transformers(model)
+        return is_transformers_model(model)
 
-    def open(self, model: nn.Module) -> View:
-        return open_anchor(model)
+    def open(self, model: nn.Module) -> TransformersView:
+        return open_anchor(cast("PreTrainedModel", model))
 
     def stitch(self, models: Sequence[nn.Module], options: PlanOptions, **arguments: Any) -> StitchedModel:
         from .stitching import stitch_transformers
@@ -37,9 +39,10 @@ class TransformersFamily(Family):
             raise ValueError(
                 "stitched_norm=False is for timm's models: those of transformers always run their final norm."
             )
-        return stitch_transformers(models, options, arguments.get("stitch_id"), arguments.get("tokenizers", ()))
+        anchors = cast("Sequence[PreTrainedModel]", models)
+        return stitch_transformers(anchors, options, arguments.get("stitch_id"), arguments.get("tokenizers", ()))
 
-    def names_anchor(self, name: str, config: Mapping[str, Any] | None) -> bool:
+    def names_anchor(self, name: str, config: Config | None) -> bool:
         return config is not None and isinstance(config.get("model_type"), str)
 
     def make(self, names: Sequence[str], pretrained: bool, device: str, **arguments: Any) -> StitchedModel:
@@ -47,11 +50,10 @@ class TransformersFamily(Family):
 
         return make_network(names, device, arguments)
 
-    def describe(self, network: StitchedModel) -> dict[str, Any]:
-        config: dict[str, Any] = network.config.to_dict()
-        return config
+    def describe(self, network: StitchedModel) -> Config:
+        return network.config.to_dict()
 
-    def build(self, config: Mapping[str, Any]) -> StitchedModel:
+    def build(self, config: Config) -> StitchedModel:
         from .files import build_network
 
         return build_network(config)
@@ -61,16 +63,16 @@ class TransformersFamily(Family):
 
         check_whole(network)
 
-    def write(self, network: StitchedModel, folder: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
+    def write(self, network: StitchedModel, folder: Path, label_names: Sequence[str] | None) -> Config:
         from .files import write_network
 
         return write_network(network, folder, label_names)
 
-    def reads(self, config: Mapping[str, Any]) -> bool:
+    def reads(self, config: Config) -> bool:
         return config.get("model_type") == MODEL_TYPE
 
-    def check_config(self, config: Mapping[str, Any]) -> None:
-        names_of(config)  # what else may stand in it is checked where it is read: `configuration`
+    def check_config(self, config: Config) -> None:
+        read_task(config)  # `configuration` checks the rest when it reads it
 
     def load(self, saved: SavedNetwork, **arguments: Any) -> StitchedModel:
         from .files import build_network, read_network
@@ -90,8 +92,8 @@ class TransformersFamily(Family):
             )
         return read_stitch(saved.config, stitch_id, read_tensors)
 
-    def card(self, config: Mapping[str, Any]) -> CardFields:
-        _, names = names_of(config)
+    def card(self, config: Config) -> CardFields:
+        _, names = read_task(config)
         return CardFields(
             library="transformers",
             pipeline=names.pipeline,

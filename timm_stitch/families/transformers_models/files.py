@@ -1,39 +1,39 @@
 """Networks of transformers' models as files: written for transformers and for us, read whole or one stitch alone.
 
-What is read may be a stranger's: `configuration` says what may stand in it. Weights are read from safetensors alone.
+Files may be a stranger's: `configuration` checks what they hold. Weights are read from safetensors alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from ...network.weights import check_keys
-from ..family import WEIGHTS_FILE, SavedNetwork
+from ..family import WEIGHTS_FILE, Config, Options, ReadTensors, SavedNetwork
 from .configuration import SNNetConfig, check_config
 from .network import StitchedModel
 from .networks import TASKS
-from .task_names import names_of
+from .task_names import read_task
 
 _ADAPTER = "adapter_config.json"
 
 
-def write_network(model: Any, folder: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
+def write_network(model: StitchedModel, folder: Path, label_names: Sequence[str] | None) -> Config:
     """Write the configuration, weights and tokenizer of a network into a folder.
 
     Args:
-        model: the network, a `StitchedModel`.
+        model: the network.
         folder: the folder to write into.
         label_names: one name for each class, instead of those that the network has.
 
     Returns:
-        What is in `config.json`.
+        The contents of `config.json`.
 
     Raises:
         ValueError: if the network is one stitch of a larger one, or could not be made again.
@@ -49,15 +49,13 @@ def write_network(model: Any, folder: Path, label_names: Sequence[str] | None) -
         model.generation_config.save_pretrained(folder)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.kept_state().items()}
     save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
-    tokenizer: Any = getattr(model, "tokenizer", None)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    written: dict[str, Any] = model.config.to_dict()
-    return written
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(str(folder))
+    return model.config.to_dict()
 
 
-def check_whole(model: Any) -> None:
-    """Refuse to keep one stitch of a larger network, a `StitchedModel`, as a whole one.
+def check_whole(model: StitchedModel) -> None:
+    """Refuse to keep one stitch of a larger network as a whole one.
 
     Raises:
         ValueError: saying what to keep instead.
@@ -84,85 +82,82 @@ def name_labels(model: StitchedModel, names: Sequence[str]) -> None:
         config.id2label, config.label2id = labels, {name: i for i, name in labels.items()}
 
 
-def build_network(config: Mapping[str, Any], device: Any = None) -> StitchedModel:
+def build_network(config: Config, device: str | torch.device | None = None) -> StitchedModel:
     """Build the network of a `config.json` without its weights.
 
     Raises:
         ValueError: if the configuration asks for more than a network.
     """
     with torch.device("cpu" if device is None else device):
-        return _class_of(config)(SNNetConfig.from_dict(dict(config)))
+        return _network_class(config)(SNNetConfig.from_dict(dict(config)))
 
 
-def read_network(saved: SavedNetwork, arguments: Mapping[str, Any]) -> StitchedModel:
+def read_network(saved: SavedNetwork, arguments: Options) -> StitchedModel:
     """Load a whole network from a folder.
 
     Args:
         saved: the files of the network.
-        arguments: `stitch_id`, and others of transformers' `from_pretrained`.
+        arguments: `stitch_id`, `device`, and others of transformers' `from_pretrained`.
 
     Raises:
         ValueError: if the files ask for more than a network, or do not hold its weights.
     """
-    folder, config, kwargs = saved.folder, saved.config, dict(arguments)
+    folder, kwargs = saved.folder, dict(arguments)
     if (folder / _ADAPTER).exists():
         raise ValueError(
             f"{str(folder)!r} has {_ADAPTER}, by which transformers would read further files into the network: load "
             "it from a folder without, and then call its load_adapter."
         )
-    stitch_id = kwargs.pop("stitch_id", None)
-    device = kwargs.pop("device", None)
-    cls: Any = _class_of(config)
+    stitch_id, device = kwargs.pop("stitch_id", None), kwargs.pop("device", None)
+    cls: Any = _network_class(saved.config)
     safe = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
-    with _quiet():
-        model, told = cls.from_pretrained(folder, output_loading_info=True, **safe, **kwargs)
-    lacking = sorted(told["missing_keys"])
-    if lacking:
+    with _quiet_transformers():
+        model, report = cls.from_pretrained(folder, output_loading_info=True, **safe, **kwargs)
+    missing = sorted(report["missing_keys"])
+    if missing:
         raise ValueError(
-            f"the weights in {str(folder)!r} lack {len(lacking)} tensors (e.g. {lacking[0]!r}): save the network again."
+            f"the weights in {str(folder)!r} lack {len(missing)} tensors (e.g. {missing[0]!r}): save the network again."
         )
-    loaded: StitchedModel = model if stitch_id is None else model.set_stitch(stitch_id)
-    return loaded if device is None else loaded.to(device)
+    network: StitchedModel = model if stitch_id is None else model.set_stitch(stitch_id)
+    return network if device is None else network.to(device)
 
 
-def read_stitch(
-    config: Mapping[str, Any], stitch_id: int, tensors_of: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-) -> StitchedModel:
+def read_stitch(config: Config, stitch_id: int, read_tensors: ReadTensors) -> StitchedModel:
     """Load one stitch of a network, and nothing that it does not use.
 
     Args:
-        config: what is in `config.json`.
-        stitch_id: which.
-        tensors_of: gives the tensors of these names; those that it gets are without memory.
+        config: the contents of `config.json`.
+        stitch_id: the stitch to load.
+        read_tensors: reads tensors by the names of some that are on the meta device.
 
     Raises:
         ValueError: if the configuration asks for more than a network, or there is no such stitch.
     """
-    cls, own = _class_of(config), SNNetConfig.from_dict(dict(config))
+    cls, own = _network_class(config), SNNetConfig.from_dict(dict(config))
     own.only, own.stitch_id = stitch_id, stitch_id
     with torch.device("meta"):
-        wanted = cls(SNNetConfig.from_dict(own.to_dict())).kept_state()
-    tensors = tensors_of(wanted)
-    check_keys(tensors, wanted, f"stitch {stitch_id} of this network")
-    with _quiet():
+        expected = cls(SNNetConfig.from_dict(own.to_dict())).kept_state()
+    tensors = read_tensors(expected)
+    check_keys(tensors, expected, f"stitch {stitch_id} of this network")
+    with _quiet_transformers():
         model: StitchedModel = cls.from_pretrained(None, config=own, state_dict=tensors)
     return model
 
 
-def _class_of(config: Mapping[str, Any]) -> type[StitchedModel]:
-    name, _ = names_of(dict(config))
-    return TASKS[name.removeprefix("SNNet")]
+def _network_class(config: Config) -> type[StitchedModel]:
+    task, _ = read_task(config)
+    return TASKS[task]
 
 
-class _quiet:  # noqa: N801
-    """Keeps transformers from its bars and reports, whose place is a program's own."""
-
-    def __enter__(self) -> None:
-        self.level, self.bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        transformers_logging.set_verbosity(self.level)
-        if self.bars:
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers from showing bars and reports inside the block."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
             transformers_logging.enable_progress_bar()

@@ -1,17 +1,21 @@
-"""One call of models of transformers: what they are given by name, as rows that can be taken apart and put together."""
+"""The inputs of one call of models of transformers: arguments by name, of which rows can be taken and joined again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...errors import WrongTypeError
+
 LABEL_KEYS = ("labels", "start_positions", "end_positions", "next_sentence_label")
 MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
-IGNORED = -100  # a label that counts for nothing
+IGNORED = -100  # a label that does not count in the loss
+
+Arguments = Mapping[str, Any]  # of a model's forward, which each architecture has its own of
 
 
 @dataclass(frozen=True)
@@ -19,40 +23,49 @@ class TextInputs:
     """The keyword arguments of one call, as `ImageInputs` for images.
 
     Args:
-        given: tensors of B rows, and all other arguments but the labels.
-        labels: the arguments from which the end of a stitch makes a loss.
-        caches: by segment, as (anchor, first layer), the arguments that bring its cache; empty for none.
+        arguments: tensors of B rows, and all other arguments but the labels.
+        labels: the arguments from which a stitch computes its loss.
+        caches: the arguments that bring a segment its cache, by (anchor, first layer); empty for none.
         shifts_labels: whether a position predicts the next one, as in causal language models.
     """
 
-    given: Mapping[str, Any]
-    labels: Mapping[str, Any] = field(default_factory=dict)
-    caches: Mapping[tuple[int, int], Any] = field(default_factory=dict)
+    arguments: Arguments
+    labels: Arguments = field(default_factory=dict)
+    caches: Mapping[tuple[int, int], Arguments] = field(default_factory=dict)
     shifts_labels: bool = False
 
     @classmethod
-    def of(cls, batch: Mapping[str, Any], shifts_labels: bool = False) -> TextInputs:
-        """From a mapping of tensors, as tokenizers and collators give it."""
-        given = {k: v for k, v in batch.items() if v is not None}
-        labels = {k: given.pop(k) for k in LABEL_KEYS if k in given}
-        return cls(given, labels, shifts_labels=shifts_labels)
+    def of(cls, batch: object, shifts_labels: bool = False) -> TextInputs:
+        """Read a mapping of tensors, as tokenizers and collators give it.
+
+        Raises:
+            TypeError: if it is not a mapping.
+        """
+        if not isinstance(batch, Mapping):
+            raise WrongTypeError(
+                f"networks of transformers' models take mappings of tensors, got {type(batch).__name__}: give batches "
+                "as a tokenizer or an image processor makes them."
+            )
+        arguments = {k: v for k, v in batch.items() if v is not None}
+        labels = {k: arguments.pop(k) for k in LABEL_KEYS if k in arguments}
+        return cls(arguments, labels, shifts_labels=shifts_labels)
 
     @property
     def main(self) -> Tensor:
-        """The tensor that the rows are rows of."""
+        """The tensor whose first dimension counts the rows."""
         for name in MAIN_INPUTS:
-            if isinstance(self.given.get(name), Tensor):
-                found: Tensor = self.given[name]
-                return found
+            tensor = self.arguments.get(name)
+            if isinstance(tensor, Tensor):
+                return tensor
         raise ValueError(
-            f"the inputs {sorted(self.given)} have none of {', '.join(MAIN_INPUTS)}: give what the tokenizer or the "
-            "image processor of the anchors gives, as keyword arguments."
+            f"the inputs {sorted(self.arguments)} have none of {', '.join(MAIN_INPUTS)}: give what the tokenizer or "
+            "the image processor of the anchors gives, as keyword arguments."
         )
 
     @property
     def batch_size(self) -> int:
         """The number of rows."""
-        return int(self.main.shape[0])
+        return self.main.shape[0]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -66,51 +79,52 @@ class TextInputs:
 
     @property
     def real(self) -> Tensor | None:
-        """Which positions are no padding, a (B, L) of bool; None where all are."""
-        mask = self.given.get("attention_mask")
+        """Which positions are no padding, a bool tensor (B, L); None where all are."""
+        mask = self.arguments.get("attention_mask")
         return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     def rows(self, start: int, stop: int) -> TextInputs:
         """Take some of the rows."""
-        return self._each(lambda tensor: tensor[start:stop])
+        return self._map_rows(lambda tensor: tensor[start:stop])
 
     def pick(self, index: Tensor) -> TextInputs:
         """Take the rows of these numbers, in their order."""
-        return self._each(lambda tensor: tensor.index_select(0, index))
+        return self._map_rows(lambda tensor: tensor.index_select(0, index))
 
-    def _each(self, take: Any) -> TextInputs:
+    def _map_rows(self, take: Callable[[Tensor], Tensor]) -> TextInputs:
         count = self.batch_size
 
-        def part(values: Mapping[str, Any]) -> dict[str, Any]:
-            of_rows = {k for k, v in values.items() if isinstance(v, Tensor) and v.ndim and v.shape[0] == count}
-            return {k: take(v) if k in of_rows else v for k, v in values.items()}
+        def map_rows(values: Arguments) -> dict[str, object]:
+            return {
+                k: take(v) if isinstance(v, Tensor) and v.ndim and v.shape[0] == count else v for k, v in values.items()
+            }
 
-        return replace(self, given=part(self.given), labels=part(self.labels))
+        return replace(self, arguments=map_rows(self.arguments), labels=map_rows(self.labels))
 
     def num_labels(self) -> int:
         """Count the labels that count in the loss."""
         labels = self.labels.get("labels")
-        if not isinstance(labels, Tensor):
+        if not isinstance(labels, Tensor) or labels.is_floating_point():
             return self.batch_size
         labels = labels[:, 1:] if self.shifts_labels and labels.ndim > 1 else labels
-        return int((labels != IGNORED).sum()) if not labels.is_floating_point() else self.batch_size
+        return int((labels != IGNORED).sum())
 
     def join(self, outputs: Sequence[Any], num_labels: Sequence[int], order: Tensor) -> Any:
-        """Make one output of the outputs for parts of the rows.
+        """Join the outputs for parts of the rows.
 
         Args:
             outputs: the outputs, mappings of tensors.
             num_labels: the number of labels that counted in the loss of each.
             order: the place of each row in the outputs, one after another.
         """
-        joined: dict[str, Any] = {}
+        joined: dict[str, Tensor] = {}
         for name in outputs[0]:
-            parts = [out.get(name) for out in outputs]
+            parts = [output.get(name) for output in outputs]
             if not all(isinstance(part, Tensor) for part in parts):
                 continue
             if name == "loss":
-                weighted = sum(part * n for part, n in zip(parts, num_labels, strict=True))
-                joined[name] = weighted / max(sum(num_labels), 1)
+                total = sum(part * n for part, n in zip(parts, num_labels, strict=True))
+                joined[name] = total / max(sum(num_labels), 1)
             elif len({part.shape[1:] for part in parts}) == 1:
                 joined[name] = torch.cat(parts).index_select(0, order)
         return type(outputs[0])(**joined)

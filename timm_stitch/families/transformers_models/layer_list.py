@@ -1,12 +1,12 @@
-"""A row of layers that can leave some of them out while the model's own forward goes through it.
+"""A list of layers that can skip some of them while the model's own forward goes through it.
 
-An anchor of transformers has its layers in one list, and a loop that is its own: with masks, rotary embeddings, caches
-and whatever else its layers are given. `LayerRow` takes the list's place, with the same state-dict keys. Idle it is the
-list. In a `PartialForward` it hands the model's loop a `SkippedLayer` for each that does not run: it looks like its
-layer and passes its input on; the last one before the first layer that runs passes on the activation that was put in.
-So one mechanism serves all architectures, and nothing of a model's forward is written again here.
+An anchor of transformers has its layers in one list, and a loop of its own over them: with masks, rotary embeddings,
+caches and whatever else its layers take. `LayerList` takes the list's place, with the same state-dict keys. When idle
+it is the list. In a `PartialForward` it hands the model's loop a `SkippedLayer` for each layer that does not run, which
+has the layer's attributes and passes its input on. The last one before the first layer that runs passes on the inserted
+activation. So one mechanism serves all architectures, and repeats nothing of a model's forward.
 
-A partial forward is held in a `ContextVar`, so that calls of several threads do not meet.
+A partial forward lives in a `ContextVar`, so that calls of several threads do not meet.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ class PartialForward:
     """A model's forward of which only some layers run.
 
     Args:
-        row: the row of layers; rows of other models are idle meanwhile.
+        layers: the list of layers; lists of other models are idle meanwhile.
         start: the first layer that runs.
         stop: the layer before which the forward ends; None runs all layers that follow, and what comes after them.
-        entering: the activation to put in before layer `start`; None leaves the one that is there.
-        wanted: the boundaries whose activations are noted.
+        inserted: the activation to insert before layer `start`; None leaves the one that is there.
+        wanted: the boundaries whose activations are recorded.
 
     Attributes:
         activations: the activations at these boundaries.
-        entered: whether the activation was put in.
-        handed: what the model's loop gets, made when it asks.
+        entered: whether the activation was inserted.
+        sequence: what the model's loop runs over, made at its first access.
     """
 
-    row: LayerRow
+    layers: LayerList
     start: int = 0
     stop: int | None = None
-    entering: Tensor | None = None
+    inserted: Tensor | None = None
     wanted: Collection[int] = ()
     activations: dict[int, Tensor] = field(default_factory=dict)
     entered: bool = False
-    handed: list[Any] | None = None
+    sequence: list[Layer] | None = None
 
     def cross(self, boundary: int, h: Tensor) -> Tensor:
-        """Note what crosses a boundary, put in what is to be put in there, and end where the pass ends."""
-        if boundary == self.start and self.entering is not None:
-            h, self.entered = self.entering, True
+        """Record the activation at a boundary, insert the one that starts here, and end where the forward ends."""
+        if boundary == self.start and self.inserted is not None:
+            h, self.entered = self.inserted, True
         if boundary in self.wanted:
             self.activations[boundary] = h
         if boundary == self.stop:
@@ -63,124 +63,127 @@ class PartialForward:
         return h
 
 
-class LayerRow(nn.ModuleList):
+class LayerList(nn.ModuleList):
     """The layers of an anchor, in the place of their list.
 
     Args:
-        layers: the list's modules by name; of an extracted network None for those that it lacks.
-        forms: of each layer what it returns: 0 for a tensor, n for a tuple of n that begins with it.
-        placeholders: for each layer that is not here, a module that looks like it.
+        layers: the list's modules by name; in an extracted network None for those that it lacks.
+        output_arity: for each layer the length of the tuple that it returns; 0 if it returns a tensor.
+        placeholders: for each layer that is not here, a module with its attributes.
     """
 
     def __init__(
         self,
         layers: dict[str, nn.Module | None],
-        forms: Sequence[int],
+        output_arity: Sequence[int],
         placeholders: dict[int, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
-        self.forms = tuple(forms)
+        self.output_arity = tuple(output_arity)
         self.__dict__["placeholders"] = placeholders or {}  # no modules of this one
 
-    def layer(self, index: int) -> Any:
-        """A layer, or what looks like it."""
-        return list(self._modules.values())[index] or self.__dict__["placeholders"][index]
+    def layer(self, index: int) -> nn.Module:
+        """Get a layer, or its placeholder."""
+        layer: nn.Module = list(self._modules.values())[index] or self.__dict__["placeholders"][index]
+        return layer
 
-    def _handed(self, partial: PartialForward) -> list[Any]:
-        """What a model's loop gets in a partial forward."""
+    def _make_sequence(self, partial: PartialForward) -> list[Layer]:
+        """Make what a model's loop runs over in a partial forward."""
         depth = len(self._modules)
         stop = depth if partial.stop is None else partial.stop
-        begins = partial.entering is not None or 0 in (stop, *partial.wanted)
+        enters = partial.inserted is not None or 0 in (stop, *partial.wanted)
         watched = {partial.start, stop, *partial.wanted}
-        handed: list[Any] = []
-        for index, module in enumerate(self._modules.values()):
-            runs = partial.start <= index < stop
-            before = 0 if index == partial.start == 0 and begins else None
+        sequence: list[Layer] = []
+        for index in range(depth):
+            runs, layer = partial.start <= index < stop, self.layer(index)
+            before = 0 if index == partial.start == 0 and enters else None
             after = index + 1 if index + 1 in watched and (runs or index + 1 == partial.start) else None
             if not runs:
-                handed.append(SkippedLayer(self.layer(index), self.forms[index], partial, before, after))
+                sequence.append(SkippedLayer(layer, partial, before, after, self.output_arity[index]))
             elif before is not None or after is not None:
-                handed.append(RecordedLayer(module, partial, before, after))
+                sequence.append(RecordedLayer(layer, partial, before, after))
             else:
-                handed.append(module)
-        return handed
+                sequence.append(layer)
+        return sequence
 
-    def _now(self) -> list[Any] | None:
+    def _current_sequence(self) -> list[Layer] | None:
         partial = _current.get()
-        if partial is None or partial.row is not self:
+        if partial is None or partial.layers is not self:
             return None
-        if partial.handed is None:
-            partial.handed = self._handed(partial)
-        return partial.handed
+        if partial.sequence is None:
+            partial.sequence = self._make_sequence(partial)
+        return partial.sequence
 
     def __iter__(self) -> Iterator[Any]:
-        handed = self._now()
-        return super().__iter__() if handed is None else iter(handed)
+        sequence = self._current_sequence()
+        return super().__iter__() if sequence is None else iter(sequence)
 
-    def __getitem__(self, index: Any) -> Any:
-        handed = self._now()
-        if handed is not None:
-            return handed[index]
+    def __getitem__(self, index: int | slice) -> Any:
+        sequence = self._current_sequence()
+        if sequence is not None:
+            return sequence[index]
         return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
 
-class SkippedLayer:
-    """Looks like a layer that does not run, and passes its input on in the form that the layer returns.
-
-    Args:
-        layer: the layer, or what looks like it.
-        form: what it returns, as of `LayerRow`.
-        partial: the partial forward.
-        before, after: the boundaries around it, as far as they are of interest.
-    """
-
-    def __init__(self, layer: Any, form: int, partial: PartialForward, before: int | None, after: int | None) -> None:
-        self._layer, self._form, self._partial, self._crossed = layer, form, partial, (before, after)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        h = args[0] if args else kwargs["hidden_states"]
-        for boundary in self._crossed:
-            h = h if boundary is None else self._partial.cross(boundary, h)
-        return (h, *[None] * (self._form - 1)) if self._form else h
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
-
-
 class RecordedLayer:
-    """A layer that runs, with an eye on what enters and leaves it.
+    """A layer that runs, and records what enters and leaves it.
 
     Args:
         layer: the layer.
         partial: the partial forward.
-        before, after: the boundaries around it, as far as they are of interest.
+        before, after: the boundaries around it, each None where nothing is to be done.
     """
 
-    def __init__(self, layer: Any, partial: PartialForward, before: int | None, after: int | None) -> None:
+    def __init__(self, layer: nn.Module, partial: PartialForward, before: int | None, after: int | None) -> None:
         self._layer, self._partial, self._before, self._after = layer, partial, before, after
 
+    def _cross(self, boundary: int | None, h: Tensor) -> Tensor:
+        return h if boundary is None else self._partial.cross(boundary, h)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._before is not None:
-            if args:
-                args = self._partial.cross(self._before, args[0]), *args[1:]
-            else:
-                kwargs["hidden_states"] = self._partial.cross(self._before, kwargs["hidden_states"])
-        out = self._layer(*args, **kwargs)
-        if self._after is None:
-            return out
-        if isinstance(out, tuple):
-            return (self._partial.cross(self._after, out[0]), *out[1:])
-        return self._partial.cross(self._after, out)
+        if args:
+            args = self._cross(self._before, args[0]), *args[1:]
+        else:
+            kwargs["hidden_states"] = self._cross(self._before, kwargs["hidden_states"])
+        output = self._layer(*args, **kwargs)
+        if isinstance(output, tuple):
+            return (self._cross(self._after, output[0]), *output[1:])
+        return self._cross(self._after, output)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 
 
+class SkippedLayer(RecordedLayer):
+    """A layer that does not run, and passes its input on in the form that the layer returns.
+
+    Args:
+        layer: the layer, or its placeholder.
+        partial: the partial forward.
+        before, after: the boundaries around it, each None where nothing is to be done.
+        arity: the length of the tuple that the layer returns; 0 for a tensor.
+    """
+
+    def __init__(
+        self, layer: nn.Module, partial: PartialForward, before: int | None, after: int | None, arity: int
+    ) -> None:
+        super().__init__(layer, partial, before, after)
+        self._arity = arity
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        h = args[0] if args else kwargs["hidden_states"]
+        h = self._cross(self._after, self._cross(self._before, h))
+        return (h, *[None] * (self._arity - 1)) if self._arity else h
+
+
+Layer = nn.Module | RecordedLayer
+
+
 @contextmanager
 def running(partial: PartialForward) -> Iterator[PartialForward]:
-    """Let a row leave layers out inside the block, which may end early where the turn does."""
+    """Let a list of layers skip some of them inside the block, which may end before the model's forward does."""
     token = _current.set(partial)
     try:
         yield partial

@@ -1,41 +1,43 @@
-"""What stitched networks of transformers' models are, whatever their task: models of transformers themselves.
+"""Stitched networks of transformers' models, whatever their task: models of transformers themselves.
 
-They are loaded, saved, trained, asked and generated with as any model of transformers; what is stitched in them is that
-of `network.stitchable`. An anchor's own forward says what comes out: a stitch gives what its back anchor gives.
+They are loaded, saved, trained and called, and generate text, as any model of transformers; `network.stitchable` has
+what is stitched in them. A stitch ends with its back anchor's own forward, and gives what that gives.
 """
 
 from __future__ import annotations
 
 import copy as copying
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from typing_extensions import Self
 
 from ...anchors.budget import bounded
-from ...network.stitchable import StitchableNetwork, is_sequence_of_ids
+from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_ids
 from ...plan.costs import PlanCosts
 from ...plan.stitch_plan import Stitch, StitchPlan
 from .cache import NAMES
-from .checks import check_inputs
+from .checks import Tokenizer, check_inputs
 from .configuration import SNNetConfig, check_config
 from .counting import measure
-from .inputs import TextInputs
-from .opening import probe, reopened
-from .task_names import UNSUPPORTED
-from .tasks import Task, class_of
+from .inputs import Arguments, TextInputs
+from .opening import make_batch, reopened
+from .task_names import LANGUAGE_TASKS, TOKEN_TASKS, UNSUPPORTED
+from .tasks import Task, find_class
 from .views import TransformersView
 
-_OF_LANGUAGE = ("ForCausalLM", "ForMaskedLM")
-_OF_TOKENS = (*_OF_LANGUAGE, "ForTokenClassification")
-LENGTH = 128  # tokens for which costs are counted, where nobody says
+if TYPE_CHECKING:
+    from transformers.utils import ModelOutput
 
-# What an anchor tells its network, which transformers looks for in direct children alone.
-_TOLD = (
+LENGTH = 128  # tokens of the texts for which costs are counted, by default
+
+# Attributes that transformers reads from direct children alone; the list of anchors forwards theirs.
+_FORWARDED = (
     "all_tied_weights_keys", "_no_split_modules", "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict",
     "_skip_keys_device_placement", "_keys_to_ignore_on_load_unexpected", "_keys_to_ignore_on_load_missing",
     "_keys_to_ignore_on_save",
@@ -43,11 +45,11 @@ _TOLD = (
 
 
 class StitchedModel(StitchableNetwork, PreTrainedModel):
-    """What the networks of all tasks have.
+    """The base of the networks of all tasks.
 
     Args:
-        config: the anchors, their openings and the plan.
-        views: the anchors, opened; default built as the configuration says, without weights of their own.
+        config: the anchors, their specs and the plan.
+        views: the anchors, opened; default built as the configuration says, with random weights.
 
     Raises:
         ValueError: if the configuration asks for more than a network, or the anchors do not fit the plan.
@@ -56,20 +58,22 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     family = "transformers"
     unsupported: ClassVar[Mapping[str, str]] = UNSUPPORTED
     config_class = SNNetConfig
+    config: SNNetConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     task: Task
-    shifts_labels = False  # whether what a position gives is about the next one
+    shifts_labels = False  # whether a position predicts the next one
     length = LENGTH
+    tokenizer: Tokenizer | None = None
 
     def __init__(self, config: SNNetConfig, views: Sequence[TransformersView] | None = None) -> None:
-        asked = getattr(config, "_attn_implementation_internal", None)
+        attention = getattr(config, "_attn_implementation_internal", None)
         super().__init__(config)
-        self._at_hand = views is not None
+        self._has_own_weights = views is not None
         if views is None:
-            views, plan = self._build(config, asked)
+            views, plan = self._build(config, attention)
         else:
             plan = StitchPlan.from_dict(config.plan or {})
         for number, view in enumerate(views):
@@ -77,48 +81,52 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         self._assemble(views, plan, True, config.stitch_id)
         if config.only is not None:
             self.__dict__.update(self.extract(config.only).__dict__)
-        self._tell()
+        self._forward_attributes()
         self.post_init()
 
-    def _build(self, config: SNNetConfig, asked: Any) -> tuple[list[TransformersView], StitchPlan]:
-        """The anchors that a configuration asks for."""
-        configs, openings, plan = check_config(config)
-        views = []
-        classes: list[Any] = config.classes or []
-        kinds = [class_of(self.task, c.model_type, name) for c, name in zip(configs, classes, strict=True)]
+    def _build(self, config: SNNetConfig, attention: str | None) -> tuple[list[TransformersView], StitchPlan]:
+        """Build the anchors of a configuration."""
+        configs, specs, plan = check_config(config)
+        classes = [
+            find_class(self.task, c.model_type, name) for c, name in zip(configs, config.classes or (), strict=True)
+        ]
         if str(torch.get_default_device()) != "meta":
             with bounded(), torch.device("meta"):  # without memory, before there is any
-                for kind, own in zip(kinds, configs, strict=True):
-                    kind(copying.deepcopy(own))
+                for cls, own in zip(classes, configs, strict=True):
+                    cls(copying.deepcopy(own))
+        views, options = [], {} if attention is None else {"attn_implementation": attention}
         with bounded():
-            for kind, own, opening in zip(kinds, configs, openings, strict=True):
+            for cls, own, spec in zip(classes, configs, specs, strict=True):
                 own.dtype = None
-                attention = {} if asked is None else {"attn_implementation": asked}
-                views.append(reopened(kind._from_config(own, **attention), opening))
+                views.append(reopened(cls._from_config(own, **options), spec))
         return views, plan
 
-    def _tell(self) -> None:
-        """Let transformers know of the anchors in the list what it looks for in children."""
-        for name in _TOLD:
-            keyed = name in ("all_tied_weights_keys", "_keys_to_ignore_on_save")
-            found: Any = {} if name == "all_tied_weights_keys" else set()
-            for number, anchor in ((n, a) for n, a in enumerate(self.anchors) if a is not None):
-                own = getattr(anchor, name, None) or ()
-                if isinstance(found, dict):
-                    there = {k for k, _ in anchor.named_parameters(remove_duplicate=False)}
-                    tied = {k: v for k, v in dict(own).items() if {k, v} <= there}
-                    found.update({f"{number}.{k}": f"{number}.{v}" for k, v in tied.items()})
-                else:
-                    found.update(f"{number}.{k}" if keyed else k for k in own)
-            object.__setattr__(self.anchors, name, found)
+    def _forward_attributes(self) -> None:
+        """Give the list of anchors the attributes that transformers reads from direct children alone."""
+        anchors = {number: anchor for number, anchor in enumerate(self.anchors) if anchor is not None}
+        for name in _FORWARDED:
+            values = {number: getattr(anchor, name, None) or () for number, anchor in anchors.items()}
+            merged: object
+            if name == "all_tied_weights_keys":
+                merged = {
+                    f"{number}.{k}": f"{number}.{v}"
+                    for number, own in values.items()
+                    for names in [{k for k, _ in anchors[number].named_parameters(remove_duplicate=False)}]
+                    for k, v in dict(own).items()
+                    if {k, v} <= names
+                }
+            elif name == "_keys_to_ignore_on_save":
+                merged = {f"{number}.{k}" for number, own in values.items() for k in own}
+            else:
+                merged = set().union(*values.values())
+            object.__setattr__(self.anchors, name, merged)
 
     def init_weights(self) -> None:
-        """As transformers', but anchors at hand keep the weights that they have."""
-        if not self._at_hand:
+        """Initialise weights as transformers does, unless the anchors were given with theirs."""
+        if not self._has_own_weights:
             super().init_weights()
 
     def record(self, **args: Any) -> None:
-        """Note arguments with which this network would be made again."""
         for name, value in args.items():
             setattr(self.config, name, value)
 
@@ -126,8 +134,13 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         self.record(plan=self.plan.to_dict())
 
     @property
+    def views(self) -> Sequence[TransformersView]:
+        """The anchors, opened."""
+        return cast("Sequence[TransformersView]", self.executor.views)
+
+    @property
     def grad_checkpointing(self) -> bool:
-        """Whether activations are computed again in the backward pass, as timm calls it."""
+        """Whether the backward pass computes activations again, under timm's name."""
         return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     @grad_checkpointing.setter
@@ -136,45 +149,55 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             word = "activation" if hasattr(self, "activation_checkpointing_enable") else "gradient"  # before 5.24
             getattr(self, f"{word}_checkpointing_{'enable' if enable else 'disable'}")()
 
-    def get_input_embeddings(self) -> Any:
-        """Those of the first anchor."""
-        front: Any = self.views[self.plan.stitches[0].front].anchor
-        return front.get_input_embeddings()
+    def get_input_embeddings(self) -> nn.Module:
+        """Get the input embeddings of the first anchor."""
+        return self._first_anchor.get_input_embeddings()
+
+    @property
+    def _first_anchor(self) -> PreTrainedModel:
+        return self.views[self.plan.stitches[0].front].anchor
+
+    def backbone(self, *_: object, **__: object) -> NoReturn:
+        """Refuse: only networks of timm's models give feature maps.
+
+        Raises:
+            ValueError: saying what to do instead.
+        """
+        raise ValueError(UNSUPPORTED["backbone"])
 
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────
 
-    def prepare_inputs(self, x: Mapping[str, Any], stitches: Iterable[Stitch]) -> TextInputs:
+    def prepare_inputs(self, x: object, stitches: Iterable[Stitch]) -> TextInputs:
         inputs = TextInputs.of(x, self.shifts_labels)
         for stitch in stitches:
             self.executor.check_anchors(stitch, self._modules["anchors"])
         check_inputs(self, inputs)
         return inputs
 
-    def call(self, x: Any, stitch_id: Any = None) -> Any:
+    def call(self, x: Arguments, stitch_id: StitchIds | None = None) -> Any:
         return self(**x, stitch_id=stitch_id)
 
-    def _forward(self, given: Mapping[str, Any], stitch_id: Any, return_dict: bool | None) -> Any:
-        """What a stitch gives, or each row its own."""
+    def _forward(self, arguments: Arguments, stitch_id: StitchIds | None, return_dict: bool | None) -> Any:
+        """Run one stitch, or each row its own."""
         if is_sequence_of_ids(stitch_id):
-            stitches = self._stitch_per_sample(stitch_id, TextInputs.of(given).batch_size, "rows")
+            stitches = self._stitch_per_sample(stitch_id, TextInputs.of(arguments).batch_size, "rows")
             distinct = list(dict.fromkeys(stitches))
         else:
             stitches = distinct = [self._stitch(stitch_id)]
-        inputs = self.prepare_inputs(given, distinct)
+        inputs = self.prepare_inputs(arguments, distinct)
         if len(distinct) > 1:
             self._check_widths(distinct)
-            of_one = (*NAMES, "use_cache")  # a cache is of one stitch
-            given = {name: value for name, value in inputs.given.items() if name not in of_one}
-            inputs = dataclasses.replace(inputs, given=given)
-            out = self.executor.mixed(stitches, inputs, self._notify)
+            caching = (*NAMES, "use_cache")  # a cache belongs to one stitch
+            inputs = replace(inputs, arguments={k: v for k, v in inputs.arguments.items() if k not in caching})
+            output = self.executor.mixed(stitches, inputs, self._notify)
         else:
             self._notify(stitches[0], inputs.batch_size)
-            out = self._run(stitches[0], inputs)
-        wanted = self.config.return_dict if return_dict is None else return_dict
-        return out if wanted else out.to_tuple()
+            output = self._run(stitches[0], inputs)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
-    def _run(self, stitch: Stitch, inputs: TextInputs) -> Any:
-        return self.executor.run(stitch, inputs)
+    def _run(self, stitch: Stitch, inputs: TextInputs) -> ModelOutput:
+        return cast("ModelOutput", self.executor.run(stitch, inputs))
 
     def _check_widths(self, stitches: Iterable[Stitch]) -> None:
         widths = {self.views[stitch.back].widths[-1] for stitch in stitches}
@@ -185,40 +208,41 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             )
 
     def kept_state(self) -> dict[str, Tensor]:
-        """The weights by name, each once: without the other names of those that are tied."""
+        """The weights by name, each once: a tied weight under its first name."""
         tied = self.__dict__.get("all_tied_weights_keys", {})
         return {name: tensor for name, tensor in self.state_dict().items() if name not in tied}
 
     # ── one stitch alone, and costs ───────────────────────────────────────────────────────────────
 
-    def extract(self, stitch_id: int | None = None, copy: bool = False) -> Any:
+    def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self:
         alone = super().extract(stitch_id, copy)
         alone.config = copying.deepcopy(self.config)
         alone.record(only=alone.stitch_id, stitch_id=alone.stitch_id)
-        alone._tell()
+        alone._forward_attributes()
         own = dict(alone.named_parameters(remove_duplicate=False))
-        tied = self.__dict__.get("all_tied_weights_keys", {})
+        tied: Mapping[str, str] = self.__dict__.get("all_tied_weights_keys", {})
         alone.all_tied_weights_keys = {name: of for name, of in tied.items() if name in own and of in own}
         return alone
 
     def costs(self, length: int | None = None) -> PlanCosts:
-        """What every part costs for one text of so many tokens, or one image; measured once a length, then kept.
+        """The costs of every part for one text or image; measured once for each length, then kept.
 
         Args:
-            length: in tokens; default `length` of the network, or as many as the anchors take if that is less.
+            length: the tokens of the text; default the network's `length`, or as many as the anchors take if fewer.
         """
-        length = self._length(length)
-        kept: dict[Any, PlanCosts] = self.__dict__.setdefault("_costs", {})
-        key = self.plan, length
-        if key not in kept:
-            kept[key] = measure(self, length)
-        return kept[key]
+        key = self.plan, self._length(length)
+        costs: dict[tuple[StitchPlan, int], PlanCosts] = self.__dict__.setdefault("_costs", {})
+        if key not in costs:
+            used = min(segment.anchor for stitch in self.plan for segment in stitch.segments)
+            batch = make_batch(self.views[used].anchor, rows=1, length=key[1])
+            costs[key] = measure(self, TextInputs.of({k: v[:1] for k, v in batch.items()}, self.shifts_labels))
+        return costs[key]
 
     def stitch_table(self, length: int | None = None) -> list[dict[str, Any]]:
-        """One row a stitch, in id order, as of `StitchableNetwork`, with costs for texts of so many tokens.
+        """One row per stitch, as `StitchableNetwork.stitch_table`, with costs for texts of some length.
 
         Args:
-            length: in tokens; default `length` of the network, or as many as the anchors take if that is less.
+            length: the tokens of the text; default the network's `length`, or as many as the anchors take if fewer.
         """
         before = self.length
         self.length = self._length(length)
@@ -228,31 +252,29 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             self.length = before
 
     def _length(self, length: int | None) -> int:
-        most = self.most_positions
-        wanted = self.length if length is None else length
-        if length is not None and not (1 <= length <= (most or length)):
-            raise ValueError(f"length={length} is out of range: the anchors take 1 to {most} tokens.")
-        return min(wanted, most) if most else wanted
+        limit = self.max_positions
+        if length is not None and not 1 <= length <= (limit or length):
+            raise ValueError(f"length={length} is out of range: the anchors take 1 to {limit} tokens.")
+        length = self.length if length is None else length
+        return min(length, limit) if limit else length
 
     def extra_metrics(self, num_samples: int, num_labels: int, loss: float) -> dict[str, Any]:
         if self.main_input_name == "pixel_values":
             return {"images": num_samples}
-        of_tokens = {"tokens": num_labels} if self.task.name in _OF_TOKENS else {}
-        of_language = {"perplexity": math.exp(min(loss, 700))} if self.task.name in _OF_LANGUAGE else {}
-        return {"texts": num_samples, **of_tokens, **of_language, "length": self.counted_length}
+        tokens = {"tokens": num_labels} if self.task.name in TOKEN_TASKS else {}
+        perplexity = {"perplexity": math.exp(min(loss, 700))} if self.task.name in LANGUAGE_TASKS else {}
+        return {"texts": num_samples, **tokens, **perplexity, "length": self.counted_length}
 
     def example(self, count: int) -> dict[str, Tensor]:
-        front: Any = self.views[self.plan.stitches[0].front].anchor
-        given = {k: v[:1] for k, v in probe(front, rows=1, length=self.counted_length).items()}
-        return {k: v.expand(count, *v.shape[1:]).contiguous() for k, v in given.items()}
+        batch = make_batch(self._first_anchor, rows=1, length=self.counted_length)
+        return {k: v[:1].expand(count, *v.shape[1:]).contiguous() for k, v in batch.items()}
 
     @property
     def counted_length(self) -> int:
-        """For texts of how many tokens costs are counted."""
+        """The tokens of the texts for which costs are counted."""
         return self._length(None)
 
     @property
-    def most_positions(self) -> int | None:
-        """How many tokens the anchors take at most; None where they say nothing of it."""
-        views: Sequence[Any] = self.views
-        return min((view.most_positions for view in views if view.most_positions), default=None)
+    def max_positions(self) -> int | None:
+        """The largest number of tokens that the anchors take; None where their configurations have none."""
+        return min((view.max_positions for view in self.views if view.max_positions), default=None)

@@ -1,21 +1,21 @@
-"""The networks by their task: models of transformers, of classes that its Auto classes are told of."""
+"""The networks by their task: models of transformers, registered with its Auto classes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, GenerationMixin
+from transformers import AutoConfig
 
 from ...network.stitchable import StitchIds
 from .configuration import SNNetConfig
-from .generating import Generates
+from .generating import GeneratingModel
 from .network import StitchedModel
 from .tasks import ALL
 
 
-class _OfText(StitchedModel):
-    """Networks that are given the ids of tokens."""
+class TextModel(StitchedModel):
+    """A network that takes the ids of tokens."""
 
     def forward(
         self,
@@ -32,38 +32,38 @@ class _OfText(StitchedModel):
         """Run one stitch, or each row its own.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, labels, return_dict: as of any model
-                of transformers; (B, L), of `labels` also (B,).
-            stitch_id: for this call only; an int, or one id a row (a list or 1-D tensor of length B; rows whose
-                stitches begin alike run together that far). Default: the stitch that was set.
-            **kwargs: for the anchors' own forward.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, labels, return_dict: the usual
+                arguments of models of transformers; shape (B, L), for `labels` also (B,).
+            stitch_id: the stitch of this call: an int, or one id per row (a list or 1-D tensor of length B; rows whose
+                stitches begin alike run together that far). Default: the stitch that is set.
+            **kwargs: further arguments of the anchors' own forward.
 
         Returns:
-            What the stitch's back anchor gives: an output with `logits`, and `loss` if there are labels.
+            The output of the stitch's back anchor, with `logits`, and `loss` if there are labels.
 
         Raises:
-            ValueError: if an id is not in the plan, there is not one a row, or the anchors do not take these inputs.
+            ValueError: if an id is not in the plan, there is not one per row, or the anchors do not take these inputs.
         """
-        given = {
+        arguments = {
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
             "position_ids": position_ids, "inputs_embeds": inputs_embeds, "labels": labels, **kwargs,
         }  # fmt: skip
-        return self._forward(given, stitch_id, return_dict)
+        return self._forward(arguments, stitch_id, return_dict)
 
 
-class SNNetModel(_OfText):
-    """A stitched network of base models, for embeddings; a stitch gives what the back anchor's layers end in."""
+class SNNetModel(TextModel):
+    """A stitched network of base models, for embeddings: the output of the back anchor's last layer."""
 
 
-class SNNetForSequenceClassification(_OfText):
+class SNNetForSequenceClassification(TextModel):
     """A stitched classifier of texts."""
 
 
-class SNNetForTokenClassification(_OfText):
+class SNNetForTokenClassification(TextModel):
     """A stitched classifier of tokens."""
 
 
-class SNNetForMaskedLM(_OfText):
+class SNNetForMaskedLM(TextModel):
     """A stitched masked language model."""
 
 
@@ -83,13 +83,13 @@ class SNNetForQuestionAnswering(StitchedModel):
         stitch_id: StitchIds | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run one stitch, or each row its own; as of the other networks, with `start_logits` and `end_logits`."""
-        given = {
+        """Run one stitch, or each row its own, as the other networks; gives `start_logits` and `end_logits`."""
+        arguments = {
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
             "position_ids": position_ids, "inputs_embeds": inputs_embeds, "start_positions": start_positions,
             "end_positions": end_positions, **kwargs,
         }  # fmt: skip
-        return self._forward(given, stitch_id, return_dict)
+        return self._forward(arguments, stitch_id, return_dict)
 
 
 class SNNetForImageClassification(StitchedModel):
@@ -109,13 +109,13 @@ class SNNetForImageClassification(StitchedModel):
         return self._forward({"pixel_values": pixel_values, "labels": labels, **kwargs}, stitch_id, return_dict)
 
 
-class SNNetForCausalLM(Generates, _OfText, GenerationMixin):
+class SNNetForCausalLM(GeneratingModel, TextModel):
     """A stitched causal language model."""
 
     shifts_labels = True
 
 
-TASKS = {
+TASKS: dict[str, type[StitchedModel]] = {
     "ForSequenceClassification": SNNetForSequenceClassification,
     "ForTokenClassification": SNNetForTokenClassification,
     "ForQuestionAnswering": SNNetForQuestionAnswering,
@@ -124,15 +124,7 @@ TASKS = {
     "ForImageClassification": SNNetForImageClassification,
     "Model": SNNetModel,
 }
+AutoConfig.register(SNNetConfig.model_type, SNNetConfig, exist_ok=True)
 for _task in ALL:
     TASKS[_task.name].task = _task
-
-
-def register() -> None:
-    """Let `AutoConfig` and each task's Auto class know the networks; may be called twice."""
-    AutoConfig.register(SNNetConfig.model_type, SNNetConfig, exist_ok=True)
-    for kind in TASKS.values():
-        kind.task.auto.register(SNNetConfig, kind, exist_ok=True)
-
-
-register()
+    _task.auto.register(SNNetConfig, TASKS[_task.name], exist_ok=True)

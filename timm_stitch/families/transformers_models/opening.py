@@ -1,17 +1,16 @@
-"""A model of transformers opened as an anchor: its row of layers found, all splits of it compared with the whole.
+"""A model of transformers opened as an anchor: its list of layers, and proof that every split of it equals the whole.
 
-Nothing is taken on trust: what a layer returns, which tensors a model uses before and behind its layers, and whether
-its layers need anything of layers that a stitch leaves out, is seen on a small padded batch of random inputs. A model
-of which one split gives another output than the whole is refused. Nothing here imports transformers; a model is known
-by its `config`, `main_input_name` and the lists among its modules.
+What a layer returns, which parameters a model uses before and behind its layers, and whether its layers need anything
+of the layers before them, is measured on a small padded batch of random inputs. A model is refused if one of its splits
+gives another output than the whole. Nothing here imports transformers: a model is recognised by its attributes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +21,15 @@ from ...errors import WrongTypeError
 from ...network.modes import evaluating
 from .inputs import TextInputs
 from .layer_list import PartialForward, running
-from .views import Opening, TransformersView, put_module, takes, without_table
+from .views import AnchorSpec, TransformersView, make_zero_embedding, replace_module, takes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _LENGTH, _PADDED = 9, 3  # tokens of the batch, and how many of its first row are padding
 
 
-def is_of_transformers(model: Any) -> bool:
+def is_transformers_model(model: object) -> TypeGuard[PreTrainedModel]:
     """Whether a model is one of transformers."""
     return isinstance(model, nn.Module) and all(
         hasattr(model, name) for name in ("config", "main_input_name", "base_model_prefix", "post_init")
@@ -35,12 +37,11 @@ def is_of_transformers(model: Any) -> bool:
 
 
 @torch.no_grad()
-def open_anchor(model: Any, batch: Mapping[str, Any] | None = None) -> TransformersView:
+def open_anchor(model: PreTrainedModel) -> TransformersView:
     """Open a model of transformers.
 
     Args:
-        model: in any mode, on any device but meta; its list of layers becomes a `LayerRow`.
-        batch: to open it with; default a small one of random inputs, with padding.
+        model: the model, in any mode, on any device but meta; its list of layers becomes a `LayerList`.
 
     Raises:
         TypeError: if it cannot be opened, saying why.
@@ -51,120 +52,135 @@ def open_anchor(model: Any, batch: Mapping[str, Any] | None = None) -> Transform
     if getattr(model.config, "is_encoder_decoder", False):
         raise WrongTypeError(f"{name} has an encoder and a decoder: expected a model with one row of layers.")
     with evaluating(model):
-        inputs = TextInputs.of(probe(model) if batch is None else batch)
+        inputs = TextInputs.of(make_batch(model))
         try:
-            cached = {"use_cache": False} if takes(model, "use_cache") else {}
-            inputs = replace(inputs, given={**inputs.given, **cached})
-            whole = tensors_of(model(**inputs.given, return_dict=True))
+            if takes(model, "use_cache"):
+                inputs = replace(inputs, arguments={**inputs.arguments, "use_cache": False})
+            whole = tensors_of(model(**inputs.arguments, return_dict=True))
         except Exception as error:
             raise WrongTypeError(
-                f"{name} does not run on a small batch of {sorted(inputs.given)}: {_said(error)}"
+                f"{name} does not run on a small batch of {sorted(inputs.arguments)}: {_describe_error(error)}"
             ) from error
-        opening = _find_row(model, inputs)
-        before = child(model, opening.row)
+        spec = _find_layers(model, inputs)
+        layers = child(model, spec.layers_path)
         try:
-            view = TransformersView(model, opening)
+            view = TransformersView(model, spec)
             _check_splits(view, inputs, whole)
-            view.opening = _uses(view, inputs)
+            view.spec = _find_used_parameters(view, inputs)
         except BaseException:
-            put_module(model, opening.row, before)
+            replace_module(model, spec.layers_path, layers)
             raise
     return view
 
 
-def reopened(model: Any, opening: Opening) -> TransformersView:
-    """A model that was opened before, by what is known of it; it may be on the meta device.
+def reopened(model: PreTrainedModel, spec: AnchorSpec) -> TransformersView:
+    """Open a model as it was opened before; it may be on the meta device.
 
     Raises:
         ValueError: if it is not the model that was opened.
     """
     try:
-        layers = child(model, opening.row)
+        layers = child(model, spec.layers_path)
     except ValueError as error:
-        raise ValueError(f"{type(model).__name__} has no row of layers {opening.row!r:.80}.") from error
-    if not isinstance(layers, nn.ModuleList) or len(layers) != len(opening.forms):
-        raise ValueError(f"{type(model).__name__}.{opening.row:.80} is no list of {len(opening.forms)} layers.")
-    return TransformersView(model, opening)
+        raise ValueError(f"{type(model).__name__} has no row of layers {spec.layers_path!r:.80}.") from error
+    depth = len(spec.output_arity)
+    if not isinstance(layers, nn.ModuleList) or len(layers) != depth:
+        raise ValueError(f"{type(model).__name__}.{spec.layers_path:.80} is no list of {depth} layers.")
+    return TransformersView(model, spec)
 
 
-def probe(model: Any, rows: int = 2, length: int = _LENGTH) -> dict[str, Any]:
-    """A small batch of random inputs for a model; its first row is padded where the model takes padding."""
-    config, device = model.config, next(model.parameters()).device
+def make_batch(model: PreTrainedModel, rows: int = 2, length: int = _LENGTH) -> dict[str, Tensor]:
+    """Make a small batch of random inputs for a model; its first row is padded if the model takes padding."""
+    config, reference = model.config, next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     if model.main_input_name == "pixel_values":
         vision = config if hasattr(config, "image_size") else getattr(config, "vision_config", config)
         size = getattr(vision, "image_size", 32)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         shape = (rows, getattr(vision, "num_channels", 3), height, width)
-        return {"pixel_values": torch.rand(shape, generator=generator).to(device, next(model.parameters()).dtype)}
+        return {"pixel_values": torch.rand(shape, generator=generator).to(reference)}
     if model.main_input_name != "input_ids":
         raise WrongTypeError(
             f"{type(model).__name__} takes {model.main_input_name}: expected input_ids or pixel_values."
         )
     special = {v for k, v in config.to_dict().items() if k.endswith("_token_id") and isinstance(v, int)}
-    vocabulary = config.get_text_config().vocab_size
-    usual = torch.tensor([i for i in range(min(vocabulary, 1000)) if i not in special])
-    ids = usual[torch.randint(len(usual), (rows, length), generator=generator)]
+    vocab_size = config.get_text_config().vocab_size
+    ordinary = torch.tensor([i for i in range(min(vocab_size, 1000)) if i not in special])
+    ids = ordinary[torch.randint(len(ordinary), (rows, length), generator=generator)]
     pad = getattr(config, "pad_token_id", None)
     if pad is None or rows == 1:
-        return {"input_ids": (ids if "CausalLM" in type(model).__name__ else ids[:1]).to(device)}
+        return {"input_ids": (ids if "CausalLM" in type(model).__name__ else ids[:1]).to(reference.device)}
     mask = torch.ones_like(ids)
-    padded = slice(0, _PADDED) if _pads_left(model) else slice(-_PADDED, None)
+    reads_in_one_direction = bool(getattr(model, "can_generate", lambda: False)())  # and is padded on the left
+    padded = slice(0, _PADDED) if reads_in_one_direction else slice(-_PADDED, None)
     ids[0, padded], mask[0, padded] = pad, 0
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    return {"input_ids": ids.to(reference.device), "attention_mask": mask.to(reference.device)}
 
 
-def _pads_left(model: Any) -> bool:
-    """Whether a model reads in one direction, so that its text is padded on the left."""
-    return bool(getattr(model, "can_generate", lambda: False)())
+def tensors_of(output: object) -> list[Tensor]:
+    """List the tensors of a model's output, in order, without its cache."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        return [t for name, v in output.items() if "cache" not in name and "past" not in name for t in tensors_of(v)]
+    return [t for v in output for t in tensors_of(v)] if isinstance(output, (tuple, list)) else []
 
 
-def tensors_of(out: Any) -> list[Tensor]:
-    """The tensors of a model's output, in order, without its cache."""
-    if isinstance(out, Tensor):
-        return [out]
-    if isinstance(out, Mapping):
-        return [t for name, v in out.items() if "cache" not in name and "past" not in name for t in tensors_of(v)]
-    return [t for v in out for t in tensors_of(v)] if isinstance(out, (tuple, list)) else []
+@dataclass
+class _Calls:
+    """The calls of the layers of one list: which layers, what entered and what left them."""
+
+    order: list[int] = field(default_factory=list)
+    entering: list[object] = field(default_factory=list)
+    outputs: list[object] = field(default_factory=list)
+
+    def activations(self) -> list[Tensor]:
+        """List what crossed each boundary; empty if the calls do not make a row of layers."""
+        leaving = [out[0] if isinstance(out, tuple) and out else out for out in self.outputs]
+        crossing = [h for h in (*self.entering, *leaving) if isinstance(h, Tensor) and h.ndim >= 3]
+        depth = len(self.order)
+        return [crossing[0], *crossing[depth:]] if depth > 1 and len(crossing) == 2 * depth else []
 
 
-def _find_row(model: nn.Module, inputs: TextInputs) -> Opening:
-    """The list of layers that a model runs one after another, and what crosses their boundaries."""
+def _find_layers(model: PreTrainedModel, inputs: TextInputs) -> AnchorSpec:
+    """Find the list of layers that a model runs one after another, and what crosses their boundaries."""
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    calls: dict[str, list[tuple[int, Any, Any]]] = {name: [] for name in lists}
+    calls = {name: _Calls() for name in lists}
+    # 1. Run the model once, and record the calls of all layers of all lists.
     with ExitStack() as stack:
         for name, modules in lists.items():
             for index, layer in enumerate(modules):
 
-                def note(_: Any, args: Any, kwargs: Any, out: Any, at: tuple[str, int] = (name, index)) -> None:
-                    calls[at[0]].append((at[1], args[0] if args else kwargs.get("hidden_states"), out))
+                def record(
+                    _: nn.Module, args: Any, kwargs: Any, out: object, index: int = index, to: _Calls = calls[name]
+                ) -> None:
+                    to.order.append(index)
+                    to.entering.append(args[0] if args else kwargs.get("hidden_states"))
+                    to.outputs.append(out)
 
-                stack.callback(layer.register_forward_hook(note, with_kwargs=True).remove)
-        model(**inputs.given, return_dict=True)
-    found = {}
-    for name, seen in calls.items():
-        leaving = [out[0] if isinstance(out, tuple) and out else out for _, _, out in seen]
-        entering = [h for _, h, _ in seen]
-        in_order = [index for index, _, _ in seen] == list(range(len(lists[name])))
-        if in_order and len(seen) > 1 and all(isinstance(h, Tensor) and h.ndim >= 3 for h in (*entering, *leaving)):
-            forms = tuple(len(out) if isinstance(out, tuple) else 0 for *_, out in seen)
-            found[name] = forms, [entering[0], *leaving]
-    if not found:
+                stack.callback(layer.register_forward_hook(record, with_kwargs=True).remove)
+        model(**inputs.arguments, return_dict=True)
+    # 2. Of the lists that ran in order, each on what the layer before gave, take the one with most parameters.
+    crossing = {
+        name: h for name, c in calls.items() if c.order == list(range(len(lists[name]))) and (h := c.activations())
+    }
+    if not crossing:
         raise WrongTypeError(
             f"{type(model).__name__} has no single row of layers that run one after another, each on what the one "
             "before gave: it cannot be an anchor."
         )
-    name = max(found, key=lambda n: (sum(p.numel() for p in lists[n].parameters()), -len(n)))
-    forms, crossing = found[name]
-    layouts = tuple(_layout(model, h) for h in crossing)
-    widths = tuple(int(h.shape[1 if layout == "NCHW" else -1]) for h, layout in zip(crossing, layouts, strict=True))
-    positions = tuple(h.numel() // width for h, width in zip(crossing, widths, strict=True))
-    most = max(positions)
-    return Opening(name, forms, widths, tuple(most // n for n in positions), layouts, positions, (), (), ())
+    path = max(crossing, key=lambda name: (sum(p.numel() for p in lists[name].parameters()), -len(name)))
+    activations = crossing[path]
+    layouts = tuple(_layout(model, h) for h in activations)
+    widths = tuple(h.shape[1 if layout == "NCHW" else -1] for h, layout in zip(activations, layouts, strict=True))
+    positions = tuple(h.numel() // width for h, width in zip(activations, widths, strict=True))
+    reductions = tuple(max(positions) // count for count in positions)
+    arity = tuple(len(out) if isinstance(out, tuple) else 0 for out in calls[path].outputs)
+    return AnchorSpec(path, arity, widths, reductions, layouts, positions)
 
 
-def _layout(model: Any, h: Tensor) -> str:
-    """How an activation is laid out: of maps, the side that a model's configuration names has the channels."""
+def _layout(model: PreTrainedModel, h: Tensor) -> str:
+    """Tell the layout of an activation: the dimension of a map whose size the configuration names has the channels."""
     if model.main_input_name != "pixel_values" or h.ndim != 4:
         return "NLC"
     values = [v for value in model.config.to_dict().values() for v in (value if isinstance(value, list) else [value])]
@@ -172,11 +188,11 @@ def _layout(model: Any, h: Tensor) -> str:
 
 
 def _check_splits(view: TransformersView, inputs: TextInputs, whole: list[Tensor]) -> None:
-    """Refuse a model that is another one when its layers run in two parts."""
+    """Refuse a model whose output changes when its layers run in two parts."""
     name = type(view.anchor).__name__
     try:
-        crossing = view.run_to_boundaries(None, 0, range(view.depth + 1), inputs)
-        for boundary, h in crossing.items():
+        activations = view.run_to_boundaries(None, 0, range(view.depth + 1), inputs)
+        for boundary, h in activations.items():
             again = view.run_to_boundaries(None, 0, (boundary,), inputs)[boundary]
             if not torch.equal(again, h):
                 raise WrongTypeError(f"{name} is not the same twice: what leaves its layer {boundary - 1} differs.")
@@ -186,18 +202,19 @@ def _check_splits(view: TransformersView, inputs: TextInputs, whole: list[Tensor
                     "layers before than the activation."
                 )
     except (AttributeError, IndexError, KeyError, RuntimeError, ValueError) as error:
-        raise WrongTypeError(f"{name} does not run in two parts: {_said(error)}") from error
+        raise WrongTypeError(f"{name} does not run in two parts: {_describe_error(error)}") from error
 
 
-def same(some: list[Tensor], others: list[Tensor]) -> bool:
+def same(tensors: list[Tensor], others: list[Tensor]) -> bool:
     """Whether tensors are equal, bit for bit."""
-    return len(some) == len(others) and all(
-        a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in zip(some, others, strict=True)
+    return len(tensors) == len(others) and all(
+        a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+        for a, b in zip(tensors, others, strict=True)
     )
 
 
-class _Used(TorchFunctionMode):
-    """Notes which of some tensors are used, before and after an activation was put into a row."""
+class _ParameterUse(TorchFunctionMode):
+    """Records the names of the parameters that are used before and after an activation is inserted."""
 
     def __init__(self, names: Mapping[int, set[str]], partial: PartialForward) -> None:
         super().__init__()
@@ -206,52 +223,53 @@ class _Used(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for value in (*args, *kwargs.values()):
-            for one in value if isinstance(value, (tuple, list)) else (value,):
-                if id(one) in self.names:
-                    (self.after if self.partial.entered else self.before).update(self.names[id(one)])
+            for item in value if isinstance(value, (tuple, list)) else (value,):
+                if id(item) in self.names:
+                    (self.after if self.partial.entered else self.before).update(self.names[id(item)])
         return func(*args, **kwargs)
 
 
-def _uses(view: TransformersView, inputs: TextInputs) -> Opening:
-    """Which parameters a model uses before its layers and behind them, and which tables a back does without."""
-    opening, model = view.opening, view.anchor
+def _find_used_parameters(view: TransformersView, inputs: TextInputs) -> AnchorSpec:
+    """Find the parameters that a model uses before and behind its layers, and the embeddings that a back can drop."""
+    spec, model = view.spec, view.anchor
     names: dict[int, set[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):  # one that is tied has several
+    for name, parameter in model.named_parameters(remove_duplicate=False):  # a tied one has several names
         names.setdefault(id(parameter), set()).add(name)
     h = view.run_to_boundaries(None, 0, (view.depth,), inputs)[view.depth]
-    with running(PartialForward(view.row_of_layers, view.depth, None, h)) as partial, _Used(names, partial) as used:
-        model(**inputs.given, return_dict=True)
-    every = {name for some in names.values() for name in some}
-    in_row = {name for name in every if name.startswith(opening.row + ".")}
-    unused = every - in_row - used.before  # with these inputs; they belong to what comes behind
-    known = opening.to_dict() | {"before": sorted(used.before), "after": sorted(used.after | unused)}
+    with running(PartialForward(view.layers, view.depth, None, h)) as partial, _ParameterUse(names, partial) as used:
+        model(**inputs.arguments, return_dict=True)
+    in_layers = {n for own in names.values() for n in own if n.startswith(spec.layers_path + ".")}
+    unused = set[str]().union(*names.values()) - in_layers - used.before  # with these inputs; they count as behind
     only_before = used.before - used.after
-    tables = [
+    embeddings = tuple(
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and f"{name}.weight" in only_before
-    ]
-    if tables and _does_without(view, inputs, tables):
-        known["tables"] = tables
-    return Opening.from_dict(known)
+    )
+    return replace(
+        spec,
+        before=tuple(sorted(used.before)),
+        after=tuple(sorted(used.after | unused)),
+        droppable_embeddings=embeddings if embeddings and _works_without(view, inputs, embeddings) else (),
+    )
 
 
-def _does_without(view: TransformersView, inputs: TextInputs, tables: list[str]) -> bool:
+def _works_without(view: TransformersView, inputs: TextInputs, embeddings: tuple[str, ...]) -> bool:
     """Whether the layers give the same where these embeddings give zeros."""
     middle = max(1, view.depth // 2)
     h = view.run_to_boundaries(None, 0, (middle,), inputs)[middle]
     expected = tensors_of(view.run_to_output(h, middle, inputs))
-    kept = {name: child(view.anchor, name) for name in tables}
+    modules = {name: child(view.anchor, name) for name in embeddings}
     try:
-        for name, table in kept.items():
-            put_module(view.anchor, name, without_table(table))
+        for name, module in modules.items():
+            replace_module(view.anchor, name, make_zero_embedding(module))
         return same(tensors_of(view.run_to_output(h, middle, inputs)), expected)
     except Exception:
         return False
     finally:
-        for name, table in kept.items():
-            put_module(view.anchor, name, table)
+        for name, module in modules.items():
+            replace_module(view.anchor, name, module)
 
 
-def _said(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {error!s:.120}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from ...network.compatibility import number_duplicates
 from ...plan.enumeration import PlanOptions
-from .checks import check_fit, check_tokenizers
+from .checks import Tokenizer, check_fit, check_tokenizers
 from .configuration import make_config
 from .network import StitchedModel
 from .networks import TASKS
@@ -17,7 +16,7 @@ from .opening import open_anchor
 
 
 def stitch_transformers(
-    models: Sequence[nn.Module], options: PlanOptions, stitch_id: int | None, tokenizers: Sequence[Any]
+    models: Sequence[PreTrainedModel], options: PlanOptions, stitch_id: int | None, tokenizers: Sequence[Tokenizer]
 ) -> StitchedModel:
     """Stitch models of transformers; the arguments are those of `timm_stitch.stitch`.
 
@@ -29,21 +28,19 @@ def stitch_transformers(
     views = [open_anchor(model) for model in models]
     task = check_fit(views)
     anchors = number_duplicates([view.describe(_name(view.anchor)) for view in views])
-    plan = options.make(anchors)
-    config = make_config(views, plan, stitch_id)
-    network: StitchedModel = TASKS[task.name](config, views)
+    network = TASKS[task.name](make_config(views, options.make(anchors), stitch_id), views)
     network.train(models[-1].training)
     if tokenizers:
         network.tokenizer = tokenizers[-1]
     return network
 
 
-def _name(model: Any) -> str:
+def _name(model: PreTrainedModel) -> str:
     """What people call a model: the last part of where it came from, or else its type and size."""
     config = model.config
-    came_from = str(getattr(config, "_name_or_path", "") or "").rstrip("/").rpartition("/")[2]
-    if came_from:
-        return came_from[:100]
+    origin = str(getattr(config, "_name_or_path", "") or "").rstrip("/").rpartition("/")[2]
+    if origin:
+        return origin[:100]
     text = config.get_text_config()
     depth, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
-    return f"{config.model_type}_{depth}x{width}" if depth and width else str(config.model_type)
+    return f"{config.model_type}_{depth}x{width}" if depth and width else config.model_type

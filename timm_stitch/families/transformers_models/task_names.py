@@ -1,20 +1,22 @@
-"""What the Hub and transformers call the tasks of networks of transformers models. It does not import transformers."""
+"""The names of tasks, and what networks of transformers' models do not do. It does not import transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 MODEL_TYPE = "snnet"  # in the config.json of a network of transformers' models
+LANGUAGE_TASKS = ("ForCausalLM", "ForMaskedLM")
+TOKEN_TASKS = (*LANGUAGE_TASKS, "ForTokenClassification")
 
 
 class TaskNames(NamedTuple):
     """The names of a task.
 
     Args:
-        pipeline: the Hub's.
-        auto: of transformers' class that loads it.
-        score: what the accuracy of its networks is.
+        pipeline: the Hub's name.
+        auto: the name of transformers' class that loads its networks.
+        score: the name of the accuracy of its networks.
     """
 
     pipeline: str
@@ -33,24 +35,25 @@ TASK_NAMES = {
 }
 
 
-def names_of(config: Mapping[str, Any]) -> tuple[str, TaskNames]:
-    """The class of the network of a `config.json`, and the names of its task.
+def read_task(config: Mapping[str, object]) -> tuple[str, TaskNames]:
+    """Read the task of the network of a `config.json`: the end of its class's name, and the task's names.
 
     Raises:
-        ValueError: if it is none of ours.
+        ValueError: if the class is none of ours.
     """
     classes = config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
-    found = TASK_NAMES.get(str(name).removeprefix("SNNet")) if str(name).startswith("SNNet") else None
-    if found is None:
+    task = str(name).removeprefix("SNNet")
+    if f"SNNet{task}" != name or task not in TASK_NAMES:
         known = ", ".join(f"SNNet{task}" for task in TASK_NAMES)
         raise ValueError(f"config.json names the class {name!r:.80}: expected one of {known}.")
-    return str(name), found
+    return task, TASK_NAMES[task]
 
 
 # What networks of transformers' models do not do, and what to do instead.
 UNSUPPORTED = {
     "quick_profile": "quick=True adds up parts, and models of transformers run as wholes: leave it out.",
+    "plan_without_weights": "costs of transformers' models are counted by running them: load the weights first.",
     "named_data": (
         "networks of transformers' models take data at hand, not images by name: call timm_stitch.train, evaluate or "
         "least_squares_init in Python with a dataset of mappings, as a tokenizer makes them."
@@ -66,6 +69,10 @@ UNSUPPORTED = {
     "demo": (
         "the demo shows images classified by timm's models: try a network of transformers' models by "
         "transformers.pipeline, whose model takes stitch_id."
+    ),
+    "backbone": (
+        "backbone() gives the feature maps of timm's models: call a network of transformers' models with "
+        "output_hidden_states=True."
     ),
     "linear_probe": (
         "linear_probe fits the classifiers of timm's models: load transformers' anchors with the same num_labels and "

@@ -2,60 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 import transformers
-from transformers.models.auto import modeling_auto as auto
+from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from ...errors import WrongTypeError
 from .task_names import TASK_NAMES
+
+_CLASSES: dict[str, Mapping[str, str | Sequence[str]]] = {
+    "ForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "ForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "ForQuestionAnswering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "ForMaskedLM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "ForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "ForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    "Model": modeling_auto.MODEL_MAPPING_NAMES,
+}
 
 
 class Task(NamedTuple):
     """A task that anchors may have.
 
     Args:
-        name: of the network's class, behind `SNNet`.
+        name: the name of the network's class, behind `SNNet`.
         auto: transformers' class that makes models of this task.
-        classes: transformers' classes by type of model.
     """
 
     name: str
-    auto: Any
-    classes: Any
+    auto: type[_BaseAutoModelClass]
 
-    def fits(self, model: Any) -> bool:
-        """Whether a model has this task."""
-        return type(model).__name__ in self.names(model.config.model_type)
-
-    def names(self, model_type: str) -> tuple[str, ...]:
+    def class_names(self, model_type: str) -> tuple[str, ...]:
         """The names of the classes of a type of model that have this task."""
-        found = self.classes.get(model_type, ())
-        return (found,) if isinstance(found, str) else tuple(found)
+        names = _CLASSES[self.name].get(model_type, ())
+        return (names,) if isinstance(names, str) else tuple(names)
 
 
-_CLASSES = {
-    "ForSequenceClassification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    "ForTokenClassification": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    "ForQuestionAnswering": auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-    "ForMaskedLM": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    "ForCausalLM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    "ForImageClassification": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    "Model": auto.MODEL_MAPPING_NAMES,
-}
-
-# The first that fits is a model's task.
-ALL = tuple(Task(name, getattr(auto, names.auto), _CLASSES[name]) for name, names in TASK_NAMES.items())
+# The first whose classes include a model's is its task.
+ALL = tuple(Task(name, getattr(modeling_auto, names.auto)) for name, names in TASK_NAMES.items())
 
 
-def task_of(model: Any) -> Task:
-    """The task of a model.
+def find_task(model: PreTrainedModel) -> Task:
+    """Find the task of a model.
 
     Raises:
         TypeError: if it is none that can be stitched.
     """
     for task in ALL:
-        if task.fits(model):
+        if type(model).__name__ in task.class_names(model.config.model_type):
             return task
     raise WrongTypeError(
         f"{type(model).__name__} has a task that cannot be stitched: expected a model made by one of "
@@ -63,16 +60,16 @@ def task_of(model: Any) -> Task:
     )
 
 
-def class_of(task: Task, model_type: str, name: Any) -> Any:
-    """transformers' class of that name, if it is one of the task's for that type of model.
+def find_class(task: Task, model_type: str, name: object) -> type[PreTrainedModel]:
+    """Find transformers' class of a name, if it is one of the task's for that type of model.
 
     Raises:
         ValueError: if it is not.
     """
-    names = task.names(model_type)
+    names = task.class_names(model_type)
     if name not in names:
         raise ValueError(
             f"config.json has an anchor of class {name!r:.80}: expected {' or '.join(names) or 'none'} for "
             f"model_type={model_type!r:.80}."
         )
-    return getattr(transformers, name)
+    return cast("type[PreTrainedModel]", getattr(transformers, str(name)))
