@@ -14,9 +14,8 @@ from .registry import family_of_models
 from .timm_models.network import SNNet
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .transformers_models.checks import Tokenizer
     from .transformers_models.network import StitchedModel
 
 OwnPlan = StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None
@@ -34,7 +33,7 @@ def stitch(  # type: ignore[overload-overlap] # a model of transformers is a mod
     plan: OwnPlan = ...,
     stitched_norm: bool = ...,
     stitch_id: int | None = ...,
-    tokenizers: Sequence[Tokenizer] = ...,
+    tokenizers: Sequence[PreTrainedTokenizerBase] = ...,
 ) -> StitchedModel: ...
 
 
@@ -50,7 +49,7 @@ def stitch(
     plan: OwnPlan = ...,
     stitched_norm: bool = ...,
     stitch_id: int | None = ...,
-    tokenizers: Sequence[Tokenizer] = ...,
+    tokenizers: Sequence[PreTrainedTokenizerBase] = ...,
 ) -> SNNet: ...
 
 
@@ -65,7 +64,7 @@ def stitch(
     plan: OwnPlan = None,
     stitched_norm: bool = True,
     stitch_id: int | None = None,
-    tokenizers: Sequence[Tokenizer] = (),
+    tokenizers: Sequence[PreTrainedTokenizerBase] = (),
 ) -> StitchableNetwork:
     """Stitch models into one network (SN-Net, arXiv:2302.06586).
 

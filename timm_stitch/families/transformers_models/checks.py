@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
@@ -14,23 +14,16 @@ from .tasks import Task, find_task
 from .views import TransformersView
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from .network import StitchedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Tokenizer(Protocol):
-    """What is used of a tokenizer of transformers."""
-
-    def get_vocab(self) -> Mapping[str, int]:
-        """The ids of the tokens."""
-
-    def save_pretrained(self, save_directory: str) -> object:
-        """Write it into a folder."""
-
-
-def check_inputs(network: StitchedModel, inputs: TextInputs) -> None:
+def check_inputs(inputs: TextInputs, config: PreTrainedConfig, task: Task, limit: int | None) -> None:
     """Refuse inputs that the anchors do not take.
+
+    Args:
+        inputs: the inputs of the call.
+        config, task: the network's configuration and task.
+        limit: the largest number of tokens that the anchors take.
 
     Raises:
         ValueError: naming what does not fit.
@@ -44,7 +37,7 @@ def check_inputs(network: StitchedModel, inputs: TextInputs) -> None:
             f"input_ids of shape {tuple(main.shape)} and {main.dtype} do not fit: expected whole numbers of shape "
             "(B, L), as the tokenizer gives with return_tensors='pt'."
         )
-    limit, length = network.max_positions, ids.shape[1]
+    length = ids.shape[1]
     if limit and length > limit:
         raise ValueError(
             f"texts of {length} tokens do not fit: the anchors take {limit}; tokenize with truncation=True."
@@ -58,20 +51,20 @@ def check_inputs(network: StitchedModel, inputs: TextInputs) -> None:
         )
     if ids.device.type != "cpu" or not ids.numel():
         return  # reading values would wait for the device
-    vocab_size = network.config.vocab_size
+    vocab_size = config.vocab_size
     if int(ids.max()) >= vocab_size or int(ids.min()) < 0:
         raise ValueError(
             f"input_ids has {int(ids.max())}, and the anchors know tokens 0 to {vocab_size - 1}: use their tokenizer."
         )
-    _check_labels(network, inputs)
+    _check_labels(inputs, config, task)
 
 
-def _check_labels(network: StitchedModel, inputs: TextInputs) -> None:
+def _check_labels(inputs: TextInputs, config: PreTrainedConfig, task: Task) -> None:
     labels = inputs.labels.get("labels")
     if not isinstance(labels, Tensor) or labels.is_floating_point() or not labels.numel():
         return
-    is_language_model = network.task.name in LANGUAGE_TASKS
-    classes = cast("int", network.config.vocab_size if is_language_model else network.config.num_labels)
+    is_language_model = task.name in LANGUAGE_TASKS
+    classes = cast("int", config.vocab_size if is_language_model else config.num_labels)
     if classes == 1 and not is_language_model:
         return  # a regression
     counted = labels[labels != IGNORED]
@@ -109,7 +102,7 @@ def _check_equal(what: str, models: Sequence[PreTrainedModel], values: Sequence[
         raise ValueError(f"cannot stitch anchors whose {what} differ ({differing}): {advice}.")
 
 
-def check_tokenizers(tokenizers: Sequence[Tokenizer]) -> None:
+def check_tokenizers(tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
     """Refuse tokenizers with different vocabularies.
 
     Raises:

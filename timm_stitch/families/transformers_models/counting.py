@@ -6,14 +6,15 @@ on the meta device. The operations between two boundaries are counted as their l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ...anchors.macs import NORMS, Macs
 from ...network.modes import evaluating
+from ...network.stitchable import StitchableNetwork
 from ...plan.costs import AnchorCosts, Cost, PlanCosts
 from ...plan.steps import Block, Cross, Head, Stem, Step
 from ...plan.stitch_plan import Segment, Stitch
@@ -21,9 +22,6 @@ from .inputs import TextInputs
 from .layer_list import PartialForward, running
 from .task_names import UNSUPPORTED
 from .views import TransformersView
-
-if TYPE_CHECKING:
-    from .network import StitchedModel
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> int:
@@ -48,7 +46,7 @@ class _CountedActivations(dict[int, Tensor]):
 
 
 @torch.no_grad()
-def measure(network: StitchedModel, inputs: TextInputs) -> PlanCosts:
+def measure(network: StitchableNetwork, inputs: TextInputs) -> PlanCosts:
     """Measure the costs of every part that a network holds.
 
     Args:
@@ -70,7 +68,8 @@ def measure(network: StitchedModel, inputs: TextInputs) -> PlanCosts:
             if not macs.keys() >= {step for step in stitch.steps if not isinstance(step, Cross)}:
                 _count_stitch(network, stitch, inputs, macs, positions)
     used = {segment.anchor for stitch in network.plan for segment in stitch.segments}
-    anchors = tuple(_anchor_costs(view, macs) if view.number in used else None for view in network.views)
+    views = cast("Sequence[TransformersView]", network.views)
+    anchors = tuple(_anchor_costs(view, macs) if view.number in used else None for view in views)
     fronts: dict[int, Segment] = {}  # the segment before each stitching layer
     for stitch in network.plan:
         for number, front, _ in stitch.joints:
@@ -87,7 +86,7 @@ def measure(network: StitchedModel, inputs: TextInputs) -> PlanCosts:
 
 
 def _count_stitch(
-    network: StitchedModel,
+    network: StitchableNetwork,
     stitch: Stitch,
     inputs: TextInputs,
     macs: dict[Step, int],
@@ -96,7 +95,7 @@ def _count_stitch(
     """Run a stitch, and add the multiply-adds of its steps and the positions at its boundaries."""
     h: Tensor | None = None
     for i, segment in enumerate(stitch.segments):
-        view, is_last = network.views[segment.anchor], segment is stitch.segments[-1]
+        view, is_last = cast("TransformersView", network.views[segment.anchor]), segment is stitch.segments[-1]
         if h is not None:
             number, front, back = stitch.joints[i - 1]
             h = network.executor.cross(number, h, (front.anchor, front.stop), (back.anchor, back.start), inputs)

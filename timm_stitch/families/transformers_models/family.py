@@ -59,13 +59,17 @@ class TransformersFamily(Family["StitchedModel"]):
         return build_network(config)
 
     def check_savable(self, network: StitchedModel, label_names: Sequence[str] | None = None) -> None:
-        from .files import check_whole
-
-        check_whole(network)
+        if network.config.only is not None:
+            raise ValueError(
+                f"this is a part of a larger network (stitch {network.stitch_id}): save the larger one, from which "
+                "from_hub(folder, extract=…) loads this stitch alone; or keep this one by its own "
+                "save_pretrained(folder)."
+            )
 
     def write(self, network: StitchedModel, folder: Path, label_names: Sequence[str] | None) -> Config:
         from .files import write_network
 
+        self.check_savable(network)
         return write_network(network, folder, label_names)
 
     def reads(self, config: Config) -> bool:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
+from ...errors import library_errors
 from ...network.weights import check_keys
 from ..family import WEIGHTS_FILE, Config, Options, ReadTensors, SavedNetwork
 from .configuration import SNNetConfig, check_config
@@ -25,20 +26,11 @@ _ADAPTER = "adapter_config.json"
 
 
 def write_network(model: StitchedModel, folder: Path, label_names: Sequence[str] | None) -> Config:
-    """Write the configuration, weights and tokenizer of a network into a folder.
-
-    Args:
-        model: the network.
-        folder: the folder to write into.
-        label_names: one name for each class, instead of those that the network has.
-
-    Returns:
-        The contents of `config.json`.
+    """Write the configuration, weights and tokenizer of a network into a folder; returns the contents of `config.json`.
 
     Raises:
-        ValueError: if the network is one stitch of a larger one, or could not be made again.
+        ValueError: if there is not one name for each class, or the network could not be made again.
     """
-    check_whole(model)
     if label_names is not None:
         name_labels(model, label_names)
     model.record(plan=model.plan.to_dict(), stitch_id=model.stitch_id, architectures=[type(model).__name__])
@@ -52,19 +44,6 @@ def write_network(model: StitchedModel, folder: Path, label_names: Sequence[str]
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(str(folder))
     return model.config.to_dict()
-
-
-def check_whole(model: StitchedModel) -> None:
-    """Refuse to keep one stitch of a larger network as a whole one.
-
-    Raises:
-        ValueError: saying what to keep instead.
-    """
-    if model.config.only is not None:
-        raise ValueError(
-            f"this is a part of a larger network (stitch {model.stitch_id}): save the larger one, from which "
-            "from_hub(folder, extract=…) loads this stitch alone; or keep this one by its own save_pretrained(folder)."
-        )
 
 
 def name_labels(model: StitchedModel, names: Sequence[str]) -> None:
@@ -93,11 +72,7 @@ def build_network(config: Config, device: str | torch.device | None = None) -> S
 
 
 def read_network(saved: SavedNetwork, arguments: Options) -> StitchedModel:
-    """Load a whole network from a folder.
-
-    Args:
-        saved: the files of the network.
-        arguments: `stitch_id`, `device`, and others of transformers' `from_pretrained`.
+    """Load a whole network; the arguments are those of `Family.load`, and of transformers' `from_pretrained`.
 
     Raises:
         ValueError: if the files ask for more than a network, or do not hold its weights.
@@ -111,7 +86,8 @@ def read_network(saved: SavedNetwork, arguments: Options) -> StitchedModel:
     stitch_id, device = kwargs.pop("stitch_id", None), kwargs.pop("device", None)
     cls: Any = _network_class(saved.config)
     safe = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
-    with _quiet_transformers():
+    refusal = f"leave out {', '.join(sorted(kwargs))}: networks of transformers' models do not load with it"
+    with _quiet_transformers(), library_errors(refusal, *([TypeError] if kwargs else [])):
         model, report = cls.from_pretrained(folder, output_loading_info=True, **safe, **kwargs)
     missing = sorted(report["missing_keys"])
     if missing:
@@ -123,12 +99,7 @@ def read_network(saved: SavedNetwork, arguments: Options) -> StitchedModel:
 
 
 def read_stitch(config: Config, stitch_id: int, read_tensors: ReadTensors) -> StitchedModel:
-    """Load one stitch of a network, and nothing that it does not use.
-
-    Args:
-        config: the contents of `config.json`.
-        stitch_id: the stitch to load.
-        read_tensors: reads tensors by the names of some that are on the meta device.
+    """Load one stitch of a network, as `Family.load_stitch`.
 
     Raises:
         ValueError: if the configuration asks for more than a network, or there is no such stitch.

@@ -157,14 +157,7 @@ class RecordedLayer:
 
 
 class SkippedLayer(RecordedLayer):
-    """A layer that does not run, and passes its input on in the form that the layer returns.
-
-    Args:
-        layer: the layer, or its placeholder.
-        partial: the partial forward.
-        before, after: the boundaries around it, each None where nothing is to be done.
-        arity: the length of the tuple that the layer returns; 0 for a tensor.
-    """
+    """A layer that does not run: it passes its input on, as a tensor (`arity` 0) or the first of a tuple."""
 
     def __init__(
         self, layer: nn.Module, partial: PartialForward, before: int | None, after: int | None, arity: int

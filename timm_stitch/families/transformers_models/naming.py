@@ -17,12 +17,7 @@ from .stitching import stitch_transformers
 
 
 def make_network(names: Sequence[str], device: str, arguments: Options) -> StitchedModel:
-    """Stitch models that lie in folders or on the Hub; each is of the class that its configuration names.
-
-    Args:
-        names: the folders and repositories, with `local-dir:` or `hf-hub:` before them, fastest first.
-        device: the device of the network.
-        arguments: the fields of `PlanOptions`, and `stitch_id`.
+    """Stitch models that lie in folders or on the Hub, as `Family.make`; each is of the class that its config names.
 
     Raises:
         ValueError: if an argument is unknown, or a model names no class of transformers.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from ...anchors.budget import bounded
@@ -22,7 +22,7 @@ from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_i
 from ...plan.costs import PlanCosts
 from ...plan.stitch_plan import Stitch, StitchPlan
 from .cache import NAMES
-from .checks import Tokenizer, check_inputs
+from .checks import check_inputs
 from .configuration import SNNetConfig, check_config
 from .counting import measure
 from .inputs import Arguments, TextInputs
@@ -66,7 +66,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     task: Task
     shifts_labels = False  # whether a position predicts the next one
     length = LENGTH
-    tokenizer: Tokenizer | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     def __init__(self, config: SNNetConfig, views: Sequence[TransformersView] | None = None) -> None:
         attention = getattr(config, "_attn_implementation_internal", None)
@@ -103,22 +103,15 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
     def _forward_attributes(self) -> None:
         """Give the list of anchors the attributes that transformers reads from direct children alone."""
-        anchors = {number: anchor for number, anchor in enumerate(self.anchors) if anchor is not None}
         for name in _FORWARDED:
-            values = {number: getattr(anchor, name, None) or () for number, anchor in anchors.items()}
-            merged: object
-            if name == "all_tied_weights_keys":
-                merged = {
-                    f"{number}.{k}": f"{number}.{v}"
-                    for number, own in values.items()
-                    for names in [{k for k, _ in anchors[number].named_parameters(remove_duplicate=False)}]
-                    for k, v in dict(own).items()
-                    if {k, v} <= names
-                }
-            elif name == "_keys_to_ignore_on_save":
-                merged = {f"{number}.{k}" for number, own in values.items() for k in own}
-            else:
-                merged = set().union(*values.values())
+            merged: dict[str, str] | set[str] = {} if name == "all_tied_weights_keys" else set()
+            for number, anchor in ((n, a) for n, a in enumerate(self.anchors) if a is not None):
+                own = getattr(anchor, name, None) or ()
+                if isinstance(merged, dict):
+                    names = {k for k, _ in anchor.named_parameters(remove_duplicate=False)}
+                    merged |= {f"{number}.{k}": f"{number}.{v}" for k, v in dict(own).items() if {k, v} <= names}
+                else:
+                    merged.update(f"{number}.{k}" if name == "_keys_to_ignore_on_save" else k for k in own)
             object.__setattr__(self.anchors, name, merged)
 
     def init_weights(self) -> None:
@@ -171,7 +164,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         inputs = TextInputs.of(x, self.shifts_labels)
         for stitch in stitches:
             self.executor.check_anchors(stitch, self._modules["anchors"])
-        check_inputs(self, inputs)
+        check_inputs(inputs, self.config, self.task, self.max_positions)
         return inputs
 
     def call(self, x: Arguments, stitch_id: StitchIds | None = None) -> Any:
@@ -251,7 +244,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         finally:
             self.length = before
 
-    def _length(self, length: int | None) -> int:
+    def _length(self, length: int | None = None) -> int:
         limit = self.max_positions
         if length is not None and not 1 <= length <= (limit or length):
             raise ValueError(f"length={length} is out of range: the anchors take 1 to {limit} tokens.")
@@ -263,16 +256,11 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             return {"images": num_samples}
         tokens = {"tokens": num_labels} if self.task.name in TOKEN_TASKS else {}
         perplexity = {"perplexity": math.exp(min(loss, 700))} if self.task.name in LANGUAGE_TASKS else {}
-        return {"texts": num_samples, **tokens, **perplexity, "length": self.counted_length}
+        return {"texts": num_samples, **tokens, **perplexity, "length": self._length()}
 
     def example(self, count: int) -> dict[str, Tensor]:
-        batch = make_batch(self._first_anchor, rows=1, length=self.counted_length)
+        batch = make_batch(self._first_anchor, rows=1, length=self._length())
         return {k: v[:1].expand(count, *v.shape[1:]).contiguous() for k, v in batch.items()}
-
-    @property
-    def counted_length(self) -> int:
-        """The tokens of the texts for which costs are counted."""
-        return self._length(None)
 
     @property
     def max_positions(self) -> int | None:

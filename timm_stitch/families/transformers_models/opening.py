@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -126,56 +126,40 @@ def tensors_of(output: object) -> list[Tensor]:
     return [t for v in output for t in tensors_of(v)] if isinstance(output, (tuple, list)) else []
 
 
-@dataclass
-class _Calls:
-    """The calls of the layers of one list: which layers, what entered and what left them."""
-
-    order: list[int] = field(default_factory=list)
-    entering: list[object] = field(default_factory=list)
-    outputs: list[object] = field(default_factory=list)
-
-    def activations(self) -> list[Tensor]:
-        """List what crossed each boundary; empty if the calls do not make a row of layers."""
-        leaving = [out[0] if isinstance(out, tuple) and out else out for out in self.outputs]
-        crossing = [h for h in (*self.entering, *leaving) if isinstance(h, Tensor) and h.ndim >= 3]
-        depth = len(self.order)
-        return [crossing[0], *crossing[depth:]] if depth > 1 and len(crossing) == 2 * depth else []
-
-
 def _find_layers(model: PreTrainedModel, inputs: TextInputs) -> AnchorSpec:
     """Find the list of layers that a model runs one after another, and what crosses their boundaries."""
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    calls = {name: _Calls() for name in lists}
-    # 1. Run the model once, and record the calls of all layers of all lists.
+    calls: dict[str, list[tuple[int, object, object]]] = {name: [] for name in lists}
+    # 1. Run the model once, and record the number, input and output of each layer of each list.
     with ExitStack() as stack:
         for name, modules in lists.items():
             for index, layer in enumerate(modules):
 
                 def record(
-                    _: nn.Module, args: Any, kwargs: Any, out: object, index: int = index, to: _Calls = calls[name]
+                    _: nn.Module, args: Any, kwargs: Any, output: object, n: int = index, to: str = name
                 ) -> None:
-                    to.order.append(index)
-                    to.entering.append(args[0] if args else kwargs.get("hidden_states"))
-                    to.outputs.append(out)
+                    calls[to].append((n, args[0] if args else kwargs.get("hidden_states"), output))
 
                 stack.callback(layer.register_forward_hook(record, with_kwargs=True).remove)
         model(**inputs.arguments, return_dict=True)
-    # 2. Of the lists that ran in order, each on what the layer before gave, take the one with most parameters.
-    crossing = {
-        name: h for name, c in calls.items() if c.order == list(range(len(lists[name]))) and (h := c.activations())
-    }
+    # 2. Of the lists that ran in order, each layer on an activation, take the one with most parameters.
+    crossing: dict[str, list[Tensor]] = {}
+    for name, own in calls.items():
+        leaving = [output[0] if isinstance(output, tuple) and output else output for *_, output in own]
+        hs = [h for h in (*(h for _, h, _ in own), *leaving) if isinstance(h, Tensor) and h.ndim >= 3]
+        if [n for n, *_ in own] == list(range(len(lists[name]))) and 1 < len(own) == len(hs) / 2:
+            crossing[name] = [hs[0], *hs[len(own) :]]
     if not crossing:
         raise WrongTypeError(
             f"{type(model).__name__} has no single row of layers that run one after another, each on what the one "
             "before gave: it cannot be an anchor."
         )
     path = max(crossing, key=lambda name: (sum(p.numel() for p in lists[name].parameters()), -len(name)))
-    activations = crossing[path]
-    layouts = tuple(_layout(model, h) for h in activations)
-    widths = tuple(h.shape[1 if layout == "NCHW" else -1] for h, layout in zip(activations, layouts, strict=True))
-    positions = tuple(h.numel() // width for h, width in zip(activations, widths, strict=True))
+    layouts = tuple(_layout(model, h) for h in crossing[path])
+    widths = tuple(h.shape[1 if layout == "NCHW" else -1] for h, layout in zip(crossing[path], layouts, strict=True))
+    positions = tuple(h.numel() // width for h, width in zip(crossing[path], widths, strict=True))
     reductions = tuple(max(positions) // count for count in positions)
-    arity = tuple(len(out) if isinstance(out, tuple) else 0 for out in calls[path].outputs)
+    arity = tuple(len(output) if isinstance(output, tuple) else 0 for *_, output in calls[path])
     return AnchorSpec(path, arity, widths, reductions, layouts, positions)
 
 

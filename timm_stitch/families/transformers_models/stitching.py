@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...network.compatibility import number_duplicates
 from ...plan.enumeration import PlanOptions
-from .checks import Tokenizer, check_fit, check_tokenizers
+from .checks import check_fit, check_tokenizers
 from .configuration import make_config
 from .network import StitchedModel
 from .networks import TASKS
@@ -16,7 +16,10 @@ from .opening import open_anchor
 
 
 def stitch_transformers(
-    models: Sequence[PreTrainedModel], options: PlanOptions, stitch_id: int | None, tokenizers: Sequence[Tokenizer]
+    models: Sequence[PreTrainedModel],
+    options: PlanOptions,
+    stitch_id: int | None,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
 ) -> StitchedModel:
     """Stitch models of transformers; the arguments are those of `timm_stitch.stitch`.
 
