@@ -159,6 +159,7 @@ class Family(ABC, Generic[Network]):
 
     def write(self, network: Network, folder: Path, label_names: Sequence[str] | None) -> Config:
         """Write `config.json` and the weights into a folder; returns the contents of `config.json`."""
+        self.check_savable(network, label_names)
         config = {"family": self.name, **self.describe(network)}
         if label_names is not None:
             config["label_names"] = list(label_names)

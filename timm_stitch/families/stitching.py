@@ -95,7 +95,7 @@ def stitch(
         >>> small, large = (VisionTransformer(img_size=32, embed_dim=d, depth=4, num_heads=2) for d in (16, 32))
         >>> network = timm_stitch.stitch([small, large])
         >>> network.num_stitches
-        5
+        12
     """
     models = list(models)
     options = PlanOptions(direction, nearest, kernel_size, stride, rank, plan)

@@ -33,7 +33,7 @@ class SNNetConfig(PreTrainedConfig):
     Args:
         anchors: the configuration of each anchor, a dict with its `model_type`.
         classes: the class of each anchor.
-        openings: how each anchor is opened (`AnchorSpec.to_dict()`).
+        openings: the specs of the anchors (`AnchorSpec.to_dict()`).
         plan: the stitches (`StitchPlan.to_dict()`).
         stitch_id: the stitch of calls that name none.
         only: the one stitch that an extracted network has; None for a whole one.

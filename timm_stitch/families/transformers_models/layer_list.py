@@ -68,8 +68,8 @@ class LayerList(nn.ModuleList):
 
     Args:
         layers: the list's modules by name; in an extracted network None for those that it lacks.
-        output_arity: for each layer the length of the tuple that it returns; 0 if it returns a tensor.
-        placeholders: for each layer that is not here, a module with its attributes.
+        output_arity: the length of the tuple that each layer returns; 0 if it returns a tensor.
+        placeholders: modules with the attributes of the layers that are not here, by their number.
     """
 
     def __init__(

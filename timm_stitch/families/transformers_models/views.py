@@ -37,9 +37,9 @@ class AnchorSpec:
 
     Args:
         layers_path: the name of its list of layers.
-        output_arity: for each layer the length of the tuple that it returns; 0 if it returns a tensor.
-        widths, reductions: at each boundary, as in `plan.Anchor`.
-        layouts: at each boundary, `"NCHW"` for maps, else `"NLC"`: channels last, whatever comes before.
+        output_arity: the length of the tuple that each layer returns; 0 if it returns a tensor.
+        widths, reductions: the values of `plan.Anchor` at each boundary.
+        layouts: the layout at each boundary: `"NCHW"` for maps, else `"NLC"` (channels last).
         positions: the positions that cross each boundary, for the batch that it was opened with.
         before, after: the parameters that it uses before its first layer, and behind its last.
         droppable_embeddings: the embeddings that no stitch needs which enters the model at a later layer.
@@ -78,7 +78,7 @@ class TransformersView(View):
 
     Args:
         anchor: the model; the list of its layers becomes a `LayerList`, which behaves as the list when idle.
-        spec: how the model is opened.
+        spec: the names and sizes of its parts.
 
     Attributes:
         number: the anchor's number in its network, by which it finds its cache.
