@@ -96,8 +96,8 @@ class LayerList(nn.ModuleList):
         enters = partial.inserted is not None or 0 in (stop, *partial.wanted)
         watched = {partial.start, stop, *partial.wanted}
         sequence: list[Layer] = []
-        for index in range(depth):
-            runs, layer = partial.start <= index < stop, self.layer(index)
+        for index, module in enumerate(self._modules.values()):
+            runs, layer = partial.start <= index < stop, module or self.__dict__["placeholders"][index]
             before = 0 if index == partial.start == 0 and enters else None
             after = index + 1 if index + 1 in watched and (runs or index + 1 == partial.start) else None
             if not runs:
