@@ -1,5 +1,6 @@
 """Counting multiply-adds: what came before with the same shapes is answered from memory, and nothing else is."""
 
+import pytest
 import timm
 import torch
 from torch.nn import functional as F
@@ -33,6 +34,7 @@ def test_numbers_of_other_kinds_are_other_arguments():
         assert [(x * by).dtype for by in (1, 1.0, True, 1)] == [torch.int64, torch.float32, torch.int64, torch.int64]
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="an older torch's dropout copies when it is taken apart")
 def test_values_that_pass_through_stay_themselves():
     x = torch.zeros(2, 3, device="meta")
     with torch.inference_mode(), Macs():

@@ -20,7 +20,7 @@ def test_int8_reports_what_it_changes(net, tmp_path):
     x = images(48)
     manifest = timm_stitch.export(net, tmp_path / "deploy", IDS, quantize="int8", images=x)
     assert manifest["precision"] == "int8"
-    assert manifest["bytes"] == size(tmp_path / "deploy") < 0.4 * union_bytes(net, IDS)
+    assert manifest["bytes"] == size(tmp_path / "deploy") < 0.42 * union_bytes(net, IDS)
     for row in manifest["stitches"]:
         theirs = torch.cat([run_onnx(tmp_path / "deploy" / row["file"], part) for part in x.split(32)])
         with torch.inference_mode():

@@ -16,7 +16,7 @@ def two_way_deits():
 
 
 def berts():
-    hf = pytest.importorskip("transformers")
+    hf = pytest.importorskip("transformers", minversion="5.20")
     torch.manual_seed(0)
     sizes = {"vocab_size": 99, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
     anchors = [hf.BertForSequenceClassification(hf.BertConfig(hidden_size=width, **sizes)).eval() for width in (16, 32)]

@@ -38,6 +38,7 @@ def test_a_compiled_run_computes_the_same_and_leaves_a_plain_network():
         torch.testing.assert_close(fast.state_dict()[name], tensor, rtol=0, atol=1e-9)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="an older torch makes drop-path's rates inputs of its graphs")
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_compiled_graphs_do_not_depend_on_which_stitch_came_first(monkeypatch):
     """An interrupted run ends with the weights of one that was not: `benchmarks/robustness/resume.py --compile`."""
@@ -57,7 +58,7 @@ def test_compiled_graphs_do_not_depend_on_which_stitch_came_first(monkeypatch):
 
 def test_activations_are_recomputed_where_that_is_asked(monkeypatch):
     calls = []
-    recompute = "timm_stitch.families.timm_models.block_view.recompute"
+    recompute = "timm_stitch.anchors.block_view.recompute"
     monkeypatch.setattr(recompute, lambda module, h: calls.append(module) or module(h))
     go(RUN | {"grad_checkpointing": True, "max_steps": 1})
     assert calls
