@@ -229,7 +229,7 @@ def test_select_gives_the_best_within_each_budget(trained):
     assert rows[chosen]["top1"] == best
     few = timm_stitch.select(model, rows, macs=budget, params=rows[0]["params"] + 1)
     assert rows[few]["params"] <= rows[0]["params"]
-    with pytest.raises(ValueError, match=r"no stitch fits \{'macs': 3\}: the least that there is"):
+    with pytest.raises(ValueError, match=r"no stitch fits \{'macs': 3\}: the smallest values"):
         timm_stitch.select(model, rows, macs=3)
     with pytest.raises(ValueError, match="give at least one budget"):
         timm_stitch.select(model, rows)

@@ -121,13 +121,11 @@ def test_ids_are_ids_not_positions():
 
 
 def test_layers_above_three_and_kernel_sizes_are_refused():
-    with pytest.raises(
-        ValueError, match=r"kernel_size=13 does not fit anchors of depth 12: expected 1 <= kernel_size <= 12"
-    ):
+    with pytest.raises(ValueError, match="kernel_size must be from 1 to the anchors' depth 12, got 13"):
         enumerate_stitches(DEIT, kernel_size=13)
-    with pytest.raises(ValueError, match="stride=3 does not fit kernel_size=2"):
+    with pytest.raises(ValueError, match=r"stride must be from 1 to kernel_size=2, .* got 3"):
         enumerate_stitches(DEIT, stride=3)
-    with pytest.raises(ValueError, match="direction='upwards' is unknown: expected one of 'fast_to_slow'"):
+    with pytest.raises(ValueError, match=r"direction must be one of 'fast_to_slow', .* got 'upwards'"):
         enumerate_stitches(DEIT, "upwards")
     with pytest.raises(ValueError, match="two or more anchors, got 1"):
         enumerate_stitches(DEIT[:1])

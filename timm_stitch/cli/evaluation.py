@@ -22,7 +22,7 @@ from ..hub.saving import save_pretrained
 from ..models.published import published_table
 from ..network.weights import fingerprint
 from ..plan.frontier import pareto_frontier
-from ..plan.results import check_kept, check_one_network, read_rows, write_rows
+from ..plan.results import Rows, check_one_network, check_overwrite, read_rows, write_rows
 from ..plan.timings import call_times, latency_key
 from .options import (
     add_images,
@@ -109,7 +109,7 @@ def run_eval(options: argparse.Namespace) -> None:
         model.to(Accelerator().device)
     data, ids = images_fingerprint(options, model), options.stitch_ids or model.stitch_ids
     if options.output:
-        check_kept(options.output, fingerprint(model), ids, options.resume)
+        check_overwrite(options.output, fingerprint(model), ids, options.resume)
     rows = evaluate(
         model, load_images(options, model), options.stitch_ids, passes=options.passes, progress=not options.json,
         results=options.output if options.resume else None, data=data,

@@ -1,7 +1,7 @@
-"""How large a plan and the fields of a saved configuration may be, checked before anything is built from them.
+"""Limits on the size of a plan and of a saved configuration, checked before anything is built from them.
 
-A plan is enumerated from a few words, or read from a file that may be a stranger's: either could ask for more stitches
-than memory holds. Both are counted first, in time that grows with the input.
+A few arguments, or a file from a stranger, could ask for more stitches than memory holds. Both are counted first, in
+time that grows with the input.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ MOST_ANCHORS, MOST_BLOCKS, MOST_WIDTH, MOST_NAME = 16, 512, 1 << 16, 128
 MOST_LAYERS, MOST_SEGMENTS, MOST_STEPS, MOST_WEIGHTS = 10_000, 60_000, 1_000_000, 1 << 30
 MOST_LETTERS = 256  # in a text of a saved configuration
 
+JsonObject = Mapping[str, Any]  # an object as JSON has it, perhaps a stranger's
 
-def too_many(count: int | str, advice: str = "give fewer anchors, nearest=True or a smaller kernel_size") -> ValueError:
-    """What to raise for a plan of so many stitches."""
-    given = f"{count:,}" if isinstance(count, int) else count
-    return ValueError(f"this plan would have {given} stitches: expected at most {MOST_STITCHES:,}; {advice}.")
+
+def too_many(count: int | None = None, advice: str = "nearest=True or a smaller kernel_size") -> ValueError:
+    """Make the error for a plan with too many stitches; None for more than were counted."""
+    number = f"more than {MOST_STITCHES:,}" if count is None else f"{count:,}"
+    return ValueError(
+        f"a plan must have at most {MOST_STITCHES:,} stitches, got {number}: give fewer anchors, {advice}."
+    )
 
 
 def check_routes(
@@ -29,14 +33,15 @@ def check_routes(
     """Refuse a plan of all routes that would have too many stitches; nothing is enumerated.
 
     Args:
-        order: the anchors as they may follow each other.
-        starts: the number of blocks of each.
-        joints: of a front and a back, where they meet: (last block in front, first block behind).
+        order: the numbers of the anchors, in the order in which they may follow each other.
+        starts: the number of blocks of each anchor.
+        joints: the joints of each (front, back): (last block of the front, first block of the back).
 
     Raises:
-        ValueError: naming how many there would be.
+        ValueError: naming the number of stitches.
     """
-    ways: dict[int, list[int]] = {}  # of each anchor, by the block where it is entered: how it can go on, or end
+    # Count backwards: for each anchor and each block where it is entered, the ways to go on or end there.
+    ways: dict[int, list[int]] = {}
     for at in range(len(order) - 1, -1, -1):
         anchor = order[at]
         leaving = [0] * (starts[anchor] + 1)
@@ -51,44 +56,44 @@ def check_routes(
         raise too_many(total)
 
 
-def check_saved(data: Mapping[str, Any]) -> None:
-    """Refuse a plan as JSON has it that is larger than any network needs, before it is made.
+def check_saved_plan(data: JsonObject) -> None:
+    """Refuse a plan in JSON that is larger than any network needs, before it is built.
 
     Args:
-        data: what `StitchPlan.to_dict()` writes, or anything else.
+        data: the dict that `StitchPlan.to_dict()` returns, or anything else.
 
     Raises:
-        ValueError: naming what there is too much of.
+        ValueError: naming the part that is too large.
         TypeError, KeyError: if it is not a plan.
     """
     anchors, layers, stitches = data["anchors"], data["layers"], data["stitches"]
     lists = (("anchors", anchors, MOST_ANCHORS), ("layers", layers, MOST_LAYERS), ("stitches", stitches, MOST_STITCHES))
-    for what, given, most in lists:
-        if not isinstance(given, (list, tuple)):
-            raise TypeError(f"{what} is a {type(given).__name__}")
-        _at_most(what, len(given), most)
+    for name, values, limit in lists:
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f"{name} is a {type(values).__name__}")
+        _check_count(name, len(values), limit)
     for anchor in anchors:
         if not isinstance(anchor["name"], str):
             raise TypeError("a name is not a text")
-        _at_most("letters in an anchor's name", len(anchor["name"]), MOST_NAME)
-        _at_most("blocks", max(len(anchor["widths"]), len(anchor["reductions"])) - 1, MOST_BLOCKS)
-        _at_most("channels", max([0, *anchor["widths"], *anchor["reductions"]]), MOST_WIDTH)
-    _at_most("channels", max([0, *(v for layer in layers for v in layer.values())]), MOST_WIDTH)
-    _at_most("weights of stitching layers", sum(_weights(layer) for layer in layers), MOST_WEIGHTS)
-    _at_most("segments", sum(len(stitch["segments"]) for stitch in stitches), MOST_SEGMENTS)
-    _at_most("ids", max([0, *(stitch["stitch_id"] for stitch in stitches)]), 10 * MOST_STITCHES)
+        _check_count("letters in an anchor's name", len(anchor["name"]), MOST_NAME)
+        _check_count("blocks", max(len(anchor["widths"]), len(anchor["reductions"])) - 1, MOST_BLOCKS)
+        _check_count("channels", max([0, *anchor["widths"], *anchor["reductions"]]), MOST_WIDTH)
+    _check_count("channels", max([0, *(v for layer in layers for v in layer.values())]), MOST_WIDTH)
+    _check_count("weights of stitching layers", sum(_num_weights(layer) for layer in layers), MOST_WEIGHTS)
+    _check_count("segments", sum(len(stitch["segments"]) for stitch in stitches), MOST_SEGMENTS)
+    _check_count("ids", max([0, *(stitch["stitch_id"] for stitch in stitches)]), 10 * MOST_STITCHES)
     steps = sum(max(0, stop - start) for stitch in stitches for _, start, stop in stitch["segments"])
-    _at_most("blocks in its stitches", steps, MOST_STEPS)
+    _check_count("blocks in its stitches", steps, MOST_STEPS)
 
 
-def _weights(layer: Mapping[str, int]) -> int:
-    wide = layer["in_width"] + layer["out_width"]
-    return layer["in_width"] * layer["out_width"] + layer.get("rank", 0) * wide
+def _num_weights(layer: Mapping[str, int]) -> int:
+    widths = layer["in_width"] + layer["out_width"]
+    return layer["in_width"] * layer["out_width"] + layer.get("rank", 0) * widths
 
 
-def _at_most(what: str, count: int, most: int) -> None:
-    if count > most:
-        raise ValueError(f"this stitch plan has {count:,} {what}: expected at most {most:,}, so it was not read.")
+def _check_count(what: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise ValueError(f"this stitch plan has {count:,} {what}: expected at most {limit:,}, so it was not read.")
 
 
 @dataclass(frozen=True)
@@ -96,14 +101,14 @@ class ValueLimits:
     """Limits of the plain values in a saved configuration, which may be a stranger's.
 
     Args:
-        largest: gives the largest number that a field of some name may hold.
-        check_names: called with the place and the mapping, raises ValueError for names that may not stand in it.
+        largest: a function from the name of a field to the largest number it may hold.
+        check_names: a function of a place and the mapping there, which raises ValueError for forbidden names.
         depth: the number of levels that values may be nested.
         infinite: whether a number may be infinite.
     """
 
     largest: Callable[[str], int]
-    check_names: Callable[[str, Mapping[Any, Any]], None]
+    check_names: Callable[[str, Mapping[Any, object]], None]
     depth: int
     infinite: bool = False
 
@@ -140,7 +145,7 @@ class ValueLimits:
 
 
 def count_values(value: object, without: str | None = None) -> int:
-    """Count the plain values in nested lists and mappings, but for those under the key `without`."""
+    """Count the plain values in nested lists and mappings, except those under the key `without`."""
     if isinstance(value, Mapping):
         return sum(count_values(item, without) for key, item in value.items() if key != without)
     return sum(count_values(item, without) for item in value) if isinstance(value, (list, tuple)) else 1

@@ -1,12 +1,10 @@
-"""What a stitch costs: multiply-adds and parameters, summed from what is known of its parts.
+"""Costs of stitches: multiply-adds and parameters, summed over their parts.
 
-Costs are additive. They are measured once per stem, block, norm, head and stitching layer (see
-`counting`), and everything here is a sum. "macs" are multiply-adds as fvcore counts them; the papers
-print the same number as FLOPs.
+Each family measures a stem, block, norm, head or stitching layer once (see its `counting`); everything here is a sum.
+"macs" are multiply-adds as fvcore counts them; the papers print the same number as FLOPs.
 
-Two counts are kept apart. The honest count is everything the stitch really runs and holds. The
-published count is that of the authors' result files, for comparing with their tables; what they left out
-or counted besides is in `PublishedCount`.
+There are two counts. `cost` is everything that the stitch runs and holds. `published` follows the authors' result
+files, for comparison with their tables; `PublishedCount` holds the differences.
 """
 
 from __future__ import annotations
@@ -30,14 +28,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class AnchorCosts:
-    """The parts of one anchor.
+    """The costs of one anchor, part by part.
 
     Args:
-        stem, blocks, norm, head: what they cost; a downsampling belongs to the block that follows it.
-        embeddings: the part of the stem's parameters that no layer holds.
-        own_prefix: the part that the anchor's own class and register tokens need.
-        transitions: the part of each block's parameters that a downsampling before it holds.
-        entered: what runs and is held before the blocks also where a stitch enters the anchor at a later one.
+        stem, blocks, norm, head: the costs of these parts; a downsampling belongs to the block that follows it.
+        embeddings: the stem's parameters outside its layers.
+        own_prefix: the stem's parameters that the anchor's own class and register tokens need.
+        transitions: the parameters of the downsampling in each block.
+        entered: the cost of what runs before the blocks even where a stitch enters the anchor at a later one.
     """
 
     stem: Cost
@@ -52,13 +50,13 @@ class AnchorCosts:
 
 @dataclass(frozen=True)
 class PublishedCount:
-    """How the authors' result files count a stitch, where that is not all it runs and holds.
+    """How the authors' result files count a stitch.
 
     Args:
-        stitched_norm: whether stitched paths run the final norm. The released DeiT weights were
-            trained, evaluated and counted without; their parameters include it all the same.
-        params: whether they report parameters. Class and position embeddings of stitched rows are
-            not among them, nor are the front's patch-merging layers.
+        stitched_norm: whether stitched paths run the final norm. The released DeiT weights were trained, evaluated
+            and counted without it; the reported parameters include it.
+        params: whether they report parameters. For stitched rows, those leave out class and position embeddings and
+            the front's patch-merging layers.
     """
 
     stitched_norm: bool = True
@@ -67,12 +65,12 @@ class PublishedCount:
 
 @dataclass(frozen=True)
 class PlanCosts:
-    """The parts of all anchors and stitching layers of a plan; None for a part that is not there.
+    """The costs of all anchors and stitching layers of a plan.
 
     Args:
-        anchors, layers: by their numbers in the plan.
+        anchors, layers: the costs, by numbers in the plan; None for a part that this network lacks.
         stitched_norm: whether stitched paths run the final norm.
-        back_prefix_layers: the stitching layers after which the back anchor's own prefix tokens join.
+        back_prefix_layers: the stitching layers after which the back anchor adds its own prefix tokens.
     """
 
     anchors: tuple[AnchorCosts | None, ...]
@@ -87,15 +85,16 @@ class PlanCosts:
         return costs
 
     def _body(self, stitch: Stitch) -> Cost:
-        """Stem, blocks, stitching layers and head: all but the final norm."""
+        """The cost of stem, blocks, stitching layers and head: all but the final norm."""
         total = self._anchor(stitch.front).stem + self._anchor(stitch.back).head
+        # A block or layer that runs twice costs multiply-adds twice, parameters once.
         seen: set[tuple[int, int]] = set()
         for segment in stitch.segments:
             blocks = self._anchor(segment.anchor).blocks
             for i in range(segment.start, segment.stop):
-                fresh = (segment.anchor, i) not in seen
+                is_first = (segment.anchor, i) not in seen
                 seen.add((segment.anchor, i))
-                total += blocks[i] if fresh else Cost(blocks[i].macs)
+                total += blocks[i] if is_first else Cost(blocks[i].macs)
         for number in dict.fromkeys(segment.anchor for segment in stitch.segments[1:]):
             entered = self._anchor(number).entered
             total += entered if number != stitch.front else Cost(entered.macs)
@@ -109,12 +108,12 @@ class PlanCosts:
         return total + Cost(0, sum(prefixes))
 
     def cost(self, stitch: Stitch) -> Cost:
-        """Everything that the stitch runs, and every parameter that this needs."""
+        """The cost of all that the stitch runs and holds."""
         body = self._body(stitch)
         return body + self._anchor(stitch.back).norm if stitch.is_anchor or self.stitched_norm else body
 
     def published(self, stitch: Stitch, count: PublishedCount) -> Cost:
-        """The same in the count of the authors' result files."""
+        """The cost as the authors' result files count it."""
         front, back = self._anchor(stitch.front), self._anchor(stitch.back)
         body, norm = self._body(stitch), back.norm
         macs = body.macs + (norm.macs if stitch.is_anchor or count.stitched_norm else 0)
@@ -124,7 +123,7 @@ class PlanCosts:
         return Cost(macs, params)
 
     def step(self, step: Step) -> int:
-        """The macs of one of `Stitch.steps`."""
+        """The multiply-adds of one of `Stitch.steps`."""
         if isinstance(step, Cross):
             layer = self.layers[step.layer]
             return layer.macs if layer else 0
@@ -137,7 +136,7 @@ class PlanCosts:
 
 
 def short(count: float) -> str:
-    """A count for people: 4608338304 as 4.61 G."""
+    """Format a count for people: 4608338304 as "4.61 G"."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"

@@ -1,8 +1,7 @@
-"""How stitches are enumerated: fast-to-slow, slow-to-fast, two-way, windows, nearest and all routes.
+"""Enumeration of stitches: fast-to-slow, slow-to-fast, two-way, windows, nearest and all routes.
 
-Read beside Figure 3 of SN-Net (arXiv:2302.06586) and of SN-Netv2 (arXiv:2307.00154). A joint `(j, k)`
-means: the front runs its blocks 0 … j, the back its blocks k … last. Joints that lie in one sliding
-window share one stitching layer.
+Follows Figure 3 of SN-Net (arXiv:2302.06586) and of SN-Netv2 (arXiv:2307.00154). A joint `(j, k)` means: the front
+runs its blocks 0 … j, the back its blocks k … last. Joints in one sliding window share one stitching layer.
 """
 
 from __future__ import annotations
@@ -17,11 +16,13 @@ from .stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
 DIRECTIONS = ("fast_to_slow", "slow_to_fast", "two_way")
 
 Joint = tuple[int, int]
+Joints = dict[tuple[int, int], list[tuple[Joint, int]]]  # by (front, back): joints with the numbers of their layers
+Route = tuple[tuple[Segment, ...], tuple[int, ...]]  # segments, and the layers between them
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Which stitches to make between anchors.
+    """The choice of stitches between anchors.
 
     Args:
         direction, nearest, kernel_size, stride, rank: the arguments of `enumerate_stitches`.
@@ -36,10 +37,10 @@ class PlanOptions:
     plan: StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None = None
 
     def make(self, anchors: Sequence[Anchor]) -> StitchPlan:
-        """Make the plan of these anchors, given from the fastest to the slowest.
+        """Make the plan of these anchors, from the fastest to the slowest.
 
         Raises:
-            ValueError: as `enumerate_stitches` raises it.
+            ValueError: for the reasons of `enumerate_stitches`.
         """
         if self.plan is None:
             return enumerate_stitches(anchors, self.direction, self.nearest, self.kernel_size, self.stride, self.rank)
@@ -57,24 +58,33 @@ def enumerate_stitches(
     """Make the plan of SN-Net or SN-Netv2: every anchor alone, then every stitch between neighbours.
 
     Args:
-        anchors: from the fastest to the slowest, two or more.
-        direction: `"fast_to_slow"` puts the faster anchor in front (the paper's choice),
-            `"slow_to_fast"` the slower. `"two_way"` is SN-Netv2: two anchors meet at equal shares of
-            their depth, in either direction, and a stitch may also come back to its first anchor.
-        nearest: join only neighbours in size (the paper's choice). False also joins the others, and
-            makes the routes through three and more anchors.
-        kernel_size, stride: of the sliding window over blocks of anchors of equal depth; the paper
-            uses 2 and 1. Where depths differ, each block of the deeper anchor is joined to the
-            nearest block of the other, and these have no effect; nor do they on `"two_way"`.
-        rank: of the stitching layers' low-rank updates (SN-Netv2 uses 64); 0 for plain layers.
+        anchors: two or more anchors, from the fastest to the slowest.
+        direction: `"fast_to_slow"` puts the faster anchor in front (the paper's choice), `"slow_to_fast"` the slower.
+            `"two_way"` is SN-Netv2: two anchors meet at equal shares of their depth, in either direction, and a
+            stitch may return to its first anchor.
+        nearest: whether to join only neighbours in size (the paper's choice). False joins all pairs, and adds the
+            routes through three or more anchors.
+        kernel_size, stride: the size and step of the sliding window over blocks of anchors of equal depth; the paper
+            uses 2 and 1. They have no effect on `"two_way"`, or where depths differ: there each block of the deeper
+            anchor is joined to the nearest block of the other.
+        rank: the rank of the stitching layers' low-rank updates (SN-Netv2 uses 64); 0 for plain layers.
 
     Returns:
-        Ids ascend from 0: the anchors first, then pair by pair in the order of the authors' tables.
-        In `"two_way"` one id a pair stays unused, as in theirs (13): a stitch after the faster anchor's
-        last block would only swap the head.
+        A plan whose ids ascend from 0: the anchors first, then pair by pair in the order of the authors' tables.
+        With `"two_way"` one id per pair stays unused, as in those tables (13): a stitch after the faster anchor's last
+        block would only swap the head.
 
     Raises:
         ValueError: if there is nothing to join, the window does not fit, or there would be too many stitches.
+
+    Example:
+        >>> from timm_stitch import Anchor
+        >>> from timm_stitch.plan.enumeration import enumerate_stitches
+        >>> anchors = [Anchor(f"deit_{size}", (width,) * 13, (16,) * 13)
+        ...            for size, width in [("tiny", 192), ("small", 384), ("base", 768)]]
+        >>> plan = enumerate_stitches(anchors)
+        >>> len(plan), plan[24].name
+        (71, 'deit_tiny[0:8] + deit_small[7:12]')
     """
     anchors = tuple(anchors)
     _check_arguments(anchors, direction, kernel_size, stride, rank)
@@ -86,49 +96,50 @@ def enumerate_stitches(
         routes: list[tuple[int, ...]] = sorted(pairwise(order), key=min)
     else:
         if 2 ** len(anchors) > MOST_STITCHES:
-            raise too_many(f"more than {MOST_STITCHES:,}")
+            raise too_many()
         routes = [route for n in range(2, len(anchors) + 1) for route in combinations(order, n)]
 
+    # 1. The joints of every pair of anchors on a route, and their stitching layers.
     layers: list[LayerSpec] = []
-    joints: dict[tuple[int, int], list[tuple[Joint, int]]] = {}
+    joints: Joints = {}
     for front, back in sorted({pair for route in routes for pair in pairwise(route)}, key=lambda p: (min(p), max(p))):
         joints[front, back] = _join(anchors, front, back, kernel_size, stride, layers, rank)
         if not joints[front, back]:
             raise _meet_nowhere(anchors[front], anchors[back])
         if len(anchors) + sum(map(len, joints.values())) > MOST_STITCHES:
-            raise too_many(f"more than {MOST_STITCHES:,}")
+            raise too_many()
     if not nearest:
         depths = {i: anchor.depth for i, anchor in enumerate(anchors)}
-        check_routes(order, depths, {pair: [joint for joint, _ in found] for pair, found in joints.items()})
+        check_routes(order, depths, {pair: [joint for joint, _ in numbered] for pair, numbered in joints.items()})
 
-    alone = [((Segment(i, 0, anchor.depth),), ()) for i, anchor in enumerate(anchors)]
-    joined = [found for route in routes for found in _routes(anchors, route, joints)]
-    numbered = enumerate([*alone, *joined])
-    found = tuple(Stitch(i, segments, used) for i, (segments, used) in numbered)
-    return StitchPlan(anchors, tuple(layers), found)
+    # 2. The stitches: every anchor alone, then every choice of joints along every route.
+    alone: list[Route] = [((Segment(i, 0, anchor.depth),), ()) for i, anchor in enumerate(anchors)]
+    joined = [walk for route in routes for walk in _routes(anchors, route, joints)]
+    stitches = (Stitch(i, segments, used) for i, (segments, used) in enumerate([*alone, *joined]))
+    return StitchPlan(anchors, tuple(layers), tuple(stitches))
 
 
 def _check_arguments(anchors: tuple[Anchor, ...], direction: str, kernel_size: int, stride: int, rank: int) -> None:
     if len(anchors) < 2:
         raise ValueError(f"stitching needs two or more anchors, got {len(anchors)}.")
     if direction not in DIRECTIONS:
-        raise ValueError(f"direction={direction!r} is unknown: expected one of {', '.join(map(repr, DIRECTIONS))}.")
+        raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}.")
     depth = max(len(level) for anchor in anchors for level in anchor.levels().values())
     if not 1 <= kernel_size <= depth:
         raise ValueError(
-            f"kernel_size={kernel_size} does not fit anchors of depth {depth}: "
-            f"expected 1 <= kernel_size <= {depth}. SN-Net uses kernel_size=2, stride=1."
+            f"kernel_size must be from 1 to the anchors' depth {depth}, got {kernel_size}. SN-Net uses kernel_size=2, "
+            "stride=1."
         )
     if not 1 <= stride <= kernel_size:
         raise ValueError(
-            f"stride={stride} does not fit kernel_size={kernel_size}: expected 1 <= stride <= kernel_size, "
-            "so that no block is skipped. SN-Net uses kernel_size=2, stride=1."
+            f"stride must be from 1 to kernel_size={kernel_size}, so that no block is skipped, got {stride}. SN-Net "
+            "uses kernel_size=2, stride=1."
         )
     narrowest = min(min(anchor.widths) for anchor in anchors)
     if not 0 <= rank <= narrowest:
         raise ValueError(
-            f"rank={rank} does not fit anchors of {narrowest} channels: expected 0 (plain layers) to {narrowest}. "
-            "SN-Netv2 uses rank=64."
+            f"rank must be from 0 (plain layers) to the anchors' smallest width {narrowest}, got {rank}. SN-Netv2 "
+            "uses rank=64."
         )
 
 
@@ -140,10 +151,10 @@ def _meet_nowhere(front: Anchor, back: Anchor) -> ValueError:
 
 
 def windows(depth: int, kernel_size: int, stride: int) -> Iterator[list[Joint]]:
-    """The joints that each position of the window adds, for two anchors of one depth.
+    """Yield the joints that each position of the window adds, for two anchors of one depth.
 
-    All ordered pairs of blocks inside the window count, also those with `j > k`. Windows that reach
-    past the last block are cut off there; a position that adds nothing new gives nothing.
+    All ordered pairs of blocks inside the window count, also those with `j > k`. Windows that reach past the last
+    block are cut off there; a position without a new joint is skipped.
     """
     seen: set[Joint] = set()
     for first in range(0, depth, stride):
@@ -155,10 +166,10 @@ def windows(depth: int, kernel_size: int, stride: int) -> Iterator[list[Joint]]:
 
 
 def nearest_blocks(front_depth: int, back_depth: int) -> Iterator[list[Joint]]:
-    """The joints of anchors of unequal depth: each block of the deeper one meets its nearest.
+    """Yield the joints of anchors of unequal depth: each block of the deeper one meets its nearest.
 
-    Joints with one and the same block of the shallower anchor share a stitching layer. The joint of
-    the two first blocks is left out, as the authors do.
+    Joints with the same block of the shallower anchor share a stitching layer. The joint of the two first blocks is
+    left out, as the authors do.
     """
     shallow, deep = sorted((front_depth, back_depth))
     for block in range(shallow):
@@ -177,12 +188,12 @@ def _join(
     layers: list[LayerSpec],
     rank: int,
 ) -> list[tuple[Joint, int]]:
-    """All joints of a front and a back, level by level, with the number of each one's layer.
+    """List all joints of a front and a back, level by level, with the numbers of their layers.
 
-    New layers are appended to `layers`. One window needs more than one layer where the channels
-    change inside it; joints at which the spatial sizes differ are no joints.
+    New layers are appended to `layers`. A window needs several layers where the channels change inside it. Blocks of
+    different spatial sizes are not joined.
     """
-    found: list[tuple[Joint, int]] = []
+    joints: list[tuple[Joint, int]] = []
     a, b = anchors[front], anchors[back]
     b_levels = b.levels()
     for reduction, a_blocks in a.levels().items():
@@ -200,18 +211,16 @@ def _join(
                 if widths not in shared:
                     shared[widths] = len(layers)
                     layers.append(LayerSpec(front, back, *widths, rank))
-                found.append(((j, k), shared[widths]))
-            if len(found) > MOST_STITCHES:
-                raise too_many(f"more than {MOST_STITCHES:,}")
-    return found
+                joints.append(((j, k), shared[widths]))
+            if len(joints) > MOST_STITCHES:
+                raise too_many()
+    return joints
 
 
-def _routes(
-    anchors: tuple[Anchor, ...], route: tuple[int, ...], joints: dict[tuple[int, int], list[tuple[Joint, int]]]
-) -> Iterator[tuple[tuple[Segment, ...], tuple[int, ...]]]:
-    """Every way through the anchors of `route` in which each runs at least one block."""
+def _routes(anchors: tuple[Anchor, ...], route: tuple[int, ...], joints: Joints) -> Iterator[Route]:
+    """Yield every way through the anchors of `route` in which each runs at least one block."""
 
-    def walk(position: int, start: int) -> Iterator[tuple[tuple[Segment, ...], tuple[int, ...]]]:
+    def walk(position: int, start: int) -> Iterator[Route]:
         anchor = route[position]
         if position == len(route) - 1:
             yield (Segment(anchor, start, anchors[anchor].depth),), ()
@@ -225,23 +234,23 @@ def _routes(
 
 
 def shared_boundaries(a: Anchor, b: Anchor) -> list[tuple[int, int]]:
-    """Boundaries at equal shares of the depth of each level, from the first to the last.
+    """List the boundaries at equal shares of the depth of each level, from the first to the last.
 
-    A boundary of the shallower anchor after n blocks meets that of the deeper one after the same share
-    of its blocks (rounded down): after 1, 2, 3 … of 12 and after 2, 4, 6 … of 24.
+    A boundary of the shallower anchor after n blocks meets that of the deeper one after the same share of its blocks
+    (rounded down): after 1, 2, 3 … of 12 and after 2, 4, 6 … of 24.
     """
-    found = []
+    pairs = []
     b_levels = b.levels()
     for reduction, a_blocks in a.levels().items():
         b_blocks = b_levels.get(reduction, range(0))
         shallow = min(len(a_blocks), len(b_blocks))
         for n in range(1, shallow + 1):
-            found.append((a_blocks.start + n * len(a_blocks) // shallow, b_blocks.start + n * len(b_blocks) // shallow))
-    return found
+            pairs.append((a_blocks.start + n * len(a_blocks) // shallow, b_blocks.start + n * len(b_blocks) // shallow))
+    return pairs
 
 
 def _two_way(anchors: tuple[Anchor, ...], pairs: Sequence[tuple[int, int]], rank: int) -> StitchPlan:
-    """SN-Netv2's plan: out of and into each anchor of a pair, once each way, or there and back.
+    """Make SN-Netv2's plan: stitches between each two anchors, in either direction, or there and back.
 
     Order for a faster `a` and a slower `b`: the anchors, a→b, one unused id, b→a, b→a→b, a→b→a.
     """
@@ -250,19 +259,21 @@ def _two_way(anchors: tuple[Anchor, ...], pairs: Sequence[tuple[int, int]], rank
     next_id = len(anchors)
     meet = [min(anchors[a].depth, anchors[b].depth) for a, b in pairs]
     if sum(n * (n + 1) for n in meet) > MOST_STITCHES:  # n once each way, and n (n - 1) / 2 there and back
-        raise too_many(f"more than {MOST_STITCHES:,}", "give fewer or shallower anchors, or nearest=True")
+        raise too_many(advice="shallower ones, or nearest=True")
     for a, b in pairs:
         first, second = anchors[a], anchors[b]
         meeting = shared_boundaries(first, second)
         meeting = [(p, q) for p, q in meeting if p < first.depth and q < second.depth]
         if not meeting:
             raise _meet_nowhere(first, second)
+        # One layer for each direction and meeting point.
         layer: dict[tuple[int, int], int] = {}
         for front, back in ((a, b), (b, a)):
             for n, at in enumerate(meeting):
                 p, q = at if front == a else at[::-1]
                 layer[front, n] = len(layers)
                 layers.append(LayerSpec(front, back, anchors[front].widths[p], anchors[back].widths[q], rank))
+        # Crossings of a stitch as (front, meeting point): one, or two of which the second leads back.
         once = [[(front, n)] for front in (a, b) for n in range(len(meeting))]
         twice = [[(f, n), (a + b - f, m)] for f in (b, a) for n, m in combinations(range(len(meeting)), 2)]
         for crossings in once + twice:

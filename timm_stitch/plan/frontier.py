@@ -1,34 +1,37 @@
-"""The Pareto frontier of evaluated stitches, and the best of them within budgets.
-
-Rows are plain dicts as `evaluate` and `stitch_table` give them.
-"""
+"""The Pareto frontier of evaluated stitches, and the best of them within budgets."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 
-from .results import Row
-from .timings import at_batch_size
+from .timings import Row, at_batch_size
 
 
 def pareto_frontier(rows: Iterable[Row], cost: str = "macs", score: str = "top1") -> list[Row]:
-    """The rows that no other row beats at its cost.
+    """Select the rows that no other row beats at its cost.
 
     Args:
-        rows: dicts that hold `cost` (less is better) and `score` (more is better).
-        cost, score: the names of the two.
+        rows: dicts that hold `cost` (less is better) and `score` (more is better), from `evaluate` or `stitch_table`.
+        cost: the key of the cost.
+        score: the key of the score.
 
     Returns:
-        Those rows for which no other is at least as good in both and better in one, cheapest first; of
-        rows equal in both, the first.
+        The rows for which no other is at least as good in both and better in one, cheapest first. Of rows that are
+        equal in both, the first.
 
     Raises:
         ValueError: if a row lacks either.
+
+    Example:
+        >>> rows = [{"macs": macs, "top1": top1} for macs, top1 in [(4, 81.0), (2, 75.0), (3, 74.0)]]
+        >>> timm_stitch.pareto_frontier(rows)
+        [{'macs': 2, 'top1': 75.0}, {'macs': 4, 'top1': 81.0}]
     """
     rows = list(rows)
     for row in rows:
-        _number(row, cost), _number(row, score)
+        _check_number(row, cost)
+        _check_number(row, score)
     best = -math.inf
     frontier = []
     for row in sorted(rows, key=lambda row: (row[cost], -row[score])):
@@ -41,42 +44,42 @@ def pareto_frontier(rows: Iterable[Row], cost: str = "macs", score: str = "top1"
 def best_within(
     rows: Iterable[Row], budgets: Mapping[str, float], score: str = "top1", batch_size: int | None = None
 ) -> Row:
-    """The row of highest score among those within all budgets; of equals the cheapest.
+    """Find the row of highest score within all budgets; of equal scores the cheapest.
 
     Args:
         rows: dicts that hold `score` and every budgeted quantity.
-        budgets: the most that is allowed of each, e.g. `{"macs": 3e9}`; at least one.
-        score: what to maximise.
-        batch_size: of how many images the call is that may take `latency_ms`; default what a row's `latency_ms` is of.
+        budgets: the limits by quantity, e.g. `{"macs": 3e9}`; at least one.
+        score: the key of the score.
+        batch_size: the number of images in the call that `latency_ms` limits; default that of each row's own figure.
 
     Raises:
-        ValueError: if no budget is given, a row lacks a quantity, or nothing fits.
+        ValueError: if there is no budget, a row lacks a quantity, or no row fits.
     """
     rows = list(rows)
     if not budgets:
         raise ValueError("give at least one budget: macs=, params=, latency_ms= or memory_mb=.")
     if batch_size is not None:
         if "latency_ms" not in budgets:
-            raise ValueError(f"batch_size={batch_size} is that of a budget in time: give latency_ms= with it.")
+            raise ValueError(f"batch_size={batch_size} applies only to a latency: give latency_ms= with it.")
         rows = [at_batch_size(row, batch_size) for row in rows]
-    for name, most in budgets.items():
-        if not (isinstance(most, (int, float)) and most > 0):
-            raise ValueError(f"{name}={most!r} is no budget: expected a positive number.")
+    for name, limit in budgets.items():
+        if not (isinstance(limit, (int, float)) and limit > 0):
+            raise ValueError(f"{name} must be positive, got {limit!r}.")
         for row in rows:
-            _number(row, name)
+            _check_number(row, name)
     for row in rows:
-        _number(row, score)
-    fitting = [row for row in rows if all(row[name] <= most for name, most in budgets.items())]
+        _check_number(row, score)
+    fitting = [row for row in rows if all(row[name] <= limit for name, limit in budgets.items())]
     if not fitting:
         least = {name: min(row[name] for row in rows) for name in budgets}
-        raise ValueError(f"no stitch fits {dict(budgets)}: the least that there is, one by one, is {least}.")
+        raise ValueError(f"no stitch fits {dict(budgets)}: the smallest values, each by itself, are {least}.")
     return max(fitting, key=lambda row: (row[score], *(-row[name] for name in budgets)))
 
 
 def with_score(rows: Iterable[Row], score: str = "top1") -> list[Row]:
-    """The rows whose score is known.
+    """Select the rows whose score is known.
 
-    Where none has a `top1`, what the authors published for their weights (`published_top1`) stands in for it.
+    If no row has a `top1`, the accuracy that the authors published (`published_top1`) takes its place.
     """
     rows = list(rows)
     known = [row for row in rows if row.get(score) is not None]
@@ -88,41 +91,39 @@ def with_score(rows: Iterable[Row], score: str = "top1") -> list[Row]:
 def best_known(
     rows: Iterable[Row], budgets: Mapping[str, float | None], score: str = "top1", batch_size: int | None = None
 ) -> Row:
-    """The best row within budgets, of those `with_score`.
+    """Find the best row within budgets among those whose score is known.
 
     Args:
-        rows: of `stitch_table`.
-        budgets: the most that is allowed of each; None for what is not limited.
-        score: what to maximise.
-        batch_size: as of `best_within`.
+        rows: the rows of `stitch_table`.
+        budgets: the limits by quantity; None for no limit.
+        score, batch_size: the arguments of `best_within`.
 
     Raises:
-        ValueError: if no budget is given, nothing fits, or the score or a quantity is not known.
+        ValueError: if there is no budget, no row fits, or a score or quantity is unknown.
     """
     known = with_score(rows, score)
     if not known:
         raise ValueError(
-            f"no stitch of this network has a known {score}, so none can be called the best: evaluate it, "
+            f"no stitch of this network has a known {score}: evaluate it, "
             "select(model, timm_stitch.evaluate(model, loader), macs=...)."
         )
-    given = {name: most for name, most in budgets.items() if most is not None}
-    return best_within(known, given, score, batch_size)
+    limits = {name: limit for name, limit in budgets.items() if limit is not None}
+    return best_within(known, limits, score, batch_size)
 
 
 def frontier_area(rows: Iterable[Row], low: float, high: float, cost: str = "macs", score: str = "top1") -> float:
-    """One figure for a curve: the best score at or below a cost, averaged over the log of the cost.
+    """Summarise a curve by one figure: the best score at or below a cost, averaged over the log of the cost.
 
     Args:
-        rows: as for `pareto_frontier`.
-        low, high: the costs between which to average, in the unit of `cost`.
-        cost, score: the names of the two.
+        rows, cost, score: the arguments of `pareto_frontier`.
+        low, high: the ends of the range of costs, in the unit of `cost`.
 
     Raises:
         ValueError: if no row is as cheap as `low`, or the range is empty.
     """
     frontier = pareto_frontier(rows, cost, score)
     if not 0 < low < high or not frontier or frontier[0][cost] > low:
-        raise ValueError(f"no row costs {low} or less, or {low} to {high} is no range: nothing to average from.")
+        raise ValueError(f"low must be positive, below high and the {cost} of a row at least, got {low} and {high}.")
     area, at, value = 0.0, math.log(low), -math.inf
     for row in frontier:
         if row[cost] > high:
@@ -134,11 +135,10 @@ def frontier_area(rows: Iterable[Row], low: float, high: float, cost: str = "mac
     return (area + value * (math.log(high) - at)) / (math.log(high) - math.log(low))
 
 
-def _number(row: Row, name: str) -> float:
+def _check_number(row: Row, name: str) -> None:
     value = row.get(name)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
         raise ValueError(
             f"stitch {row.get('stitch_id', '?')} has no {name} ({value!r}): it was neither measured nor published. "
             "Accuracy comes from timm_stitch.evaluate, latency and memory from timm_stitch.profile."
         )
-    return value

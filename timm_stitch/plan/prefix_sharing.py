@@ -1,8 +1,7 @@
-"""Which work stitches share: the order in which many of them run so that no step runs twice.
+"""The order in which many stitches run so that no step runs twice.
 
-Stitches with the same front run the same first steps. Sorted by their steps, each one continues from
-an activation that an earlier one left behind, and an activation is dropped as soon as no later stitch
-needs it.
+Stitches with the same front run the same first steps. Sorted by their steps, each one continues from an activation
+that an earlier one kept. An activation is dropped as soon as no later stitch needs it.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ def schedule(stitches: Iterable[Stitch]) -> list[ScheduledRun]:
     shared = [common_steps(a, b) for a, b in itertools.pairwise(stitches)] + [0]
     runs, resume = [], 0
     for i, stitch in enumerate(stitches):
+        # A later run resumes where its steps part from those of all runs between: at the lowest of what they share.
         keep, lowest = set(), len(stitch.steps)
         for common in shared[i:]:
             lowest = min(lowest, common)
@@ -56,10 +56,6 @@ def shared_macs(stitches: Iterable[Stitch], costs: PlanCosts) -> int:
 
 
 def common_steps(a: Stitch, b: Stitch) -> int:
-    """How many first steps two stitches share."""
-    n = 0
-    for x, y in zip(a.steps, b.steps, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
+    """Count the first steps that two stitches share."""
+    pairs = zip(a.steps, b.steps, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,4 +1,4 @@
-"""The steps of a stitch: the parts of a network that run one after another, as values that stitches can share."""
+"""The steps of a stitch: the parts of a network that run one after another, as comparable values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Cross:
 
 @dataclass(frozen=True, order=True)
 class Head:
-    """The final norm and the head of an anchor; after stitching the norm may be left out, so the two are told apart."""
+    """The final norm and the head of an anchor; on stitched paths the norm may be left out."""
 
     anchor: int
     is_stitched: bool
@@ -41,5 +41,5 @@ Step = Stem | Block | Cross | Head
 
 
 def sort_key(steps: tuple[Step, ...]) -> list[tuple[str, Step]]:
-    """A key that sorts sequences of steps so that those with equal first steps lie side by side."""
+    """Make a key that sorts sequences of steps so that those with equal first steps are neighbours."""
     return [(type(step).__name__, step) for step in steps]

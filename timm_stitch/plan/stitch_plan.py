@@ -1,22 +1,21 @@
 """The stitch plan: anchors, stitching layers and every stitch between them, as plain frozen values.
 
-A plan says all that can be said of a stitchable network without a tensor. It is written to and read
-from JSON, and it is the only thing that decides what the network runs. How plans are enumerated is in
-`enumeration`; this file holds the values themselves and refuses the ones that cannot be: they are one format, which
-is why they are in one file. How much of one is read is bounded by `bounds`.
+A plan describes a stitchable network without a tensor. It decides alone what the network runs, and it is saved as
+JSON. The values of that one format are in this file, with their checks; `enumeration` makes plans, and `bounds` limits
+their size.
 
 Source: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from operator import index
 from typing import Any
 
-from .bounds import check_saved
+from .bounds import JsonObject, check_saved_plan
 from .steps import Block, Cross, Head, Stem, Step
 
 _FORMAT_VERSION = 1
@@ -24,19 +23,22 @@ _FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Anchor:
-    """A pretrained network as the plan sees it: a row of blocks with `depth + 1` boundaries.
+    """The plan's description of a pretrained network: a sequence of blocks with `depth + 1` boundaries.
 
-    Boundary 0 lies between the stem and the first block, boundary `depth` between the last block and
-    the head.
+    Boundary 0 lies between the stem and the first block, boundary `depth` between the last block and the head.
 
     Args:
-        name: what people call it, e.g. `"deit_tiny_patch16_224"`.
-        widths: channels that cross each boundary; length `depth + 1`.
-        reductions: input pixels to one spatial position at each boundary; length `depth + 1`. Two
-            anchors can be joined only where these are equal.
+        name: the name for people, e.g. `"deit_tiny_patch16_224"`.
+        widths: the number of channels at each boundary; length `depth + 1`.
+        reductions: the input pixels per spatial position, in each direction, at each boundary; length `depth + 1`.
+            Two anchors can be joined only where these are equal.
 
     Raises:
-        ValueError: if there are no blocks, or the two rows differ in length.
+        ValueError: if there are no blocks, or the two sequences differ in length.
+
+    Example:
+        >>> timm_stitch.Anchor("deit_tiny_patch16_224", widths=(192,) * 13, reductions=(16,) * 13).depth
+        12
     """
 
     name: str
@@ -56,7 +58,7 @@ class Anchor:
         return len(self.widths) - 1
 
     def levels(self) -> dict[int, range]:
-        """The blocks that give each reduction, from fine to coarse: `{reduction: range of blocks}`."""
+        """Group the blocks by their output's reduction, from fine to coarse: `{reduction: range of blocks}`."""
         levels: dict[int, range] = {}
         for block, reduction in enumerate(self.reductions[1:]):
             start = levels[reduction].start if reduction in levels else block
@@ -75,12 +77,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A linear map from what leaves a front anchor to what enters a back anchor.
+    """A stitching layer: a linear map from the channels of a front anchor to those of a back anchor.
 
     Args:
         front, back: the numbers of the two anchors.
-        in_width, out_width: channels on either side.
-        rank: of the low-rank update beside a frozen matrix (SN-Netv2's LoSA); 0 for a plain layer.
+        in_width, out_width: the numbers of channels before and after the map.
+        rank: the rank of the update to a frozen matrix (SN-Netv2's LoSA); 0 for a plain layer.
     """
 
     front: int
@@ -95,11 +97,17 @@ class Stitch:
     """One network in the plan: segments of anchors, joined by stitching layers.
 
     Args:
-        stitch_id: its number, stable across releases and equal to the published one.
-        segments: what runs, in order; an anchor alone is one whole segment.
-        layers: the stitching layer between each two segments, as numbers into the plan's layers.
-        name: for people, e.g. `"deit_tiny_patch16_224[0:8] + deit_small_patch16_224[7:12]"`, which a plan gives to
-            those that have none. Another name is not saved.
+        stitch_id: the id, stable across releases and equal to the published one.
+        segments: the segments that run, in order; an anchor alone is one whole segment.
+        layers: the stitching layer between each two segments, by its number in the plan.
+        name: a name for people; default the plan's, e.g. `"deit_tiny_patch16_224[0:8] +
+            deit_small_patch16_224[7:12]"`. Other names are not saved.
+
+    Example:
+        >>> from timm_stitch import Segment, Stitch
+        >>> stitch = Stitch(2, segments=(Segment(0, 0, 8), Segment(1, 7, 12)), layers=(0,))
+        >>> stitch.front, stitch.back, len(stitch.steps)
+        (0, 1, 16)
     """
 
     stitch_id: int
@@ -119,7 +127,7 @@ class Stitch:
 
     @cached_property
     def anchors(self) -> tuple[int, ...]:
-        """The numbers of the anchors that run, each once."""
+        """The numbers of the anchors that run, without repetition."""
         return tuple(dict.fromkeys(segment.anchor for segment in self.segments))
 
     @cached_property
@@ -134,7 +142,7 @@ class Stitch:
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """The parts that run, one after another; stitches with equal first steps can share that work."""
+        """The parts that run, in order; stitches with equal first steps can share that work."""
         steps: list[Step] = [Stem(self.front)]
         for i, segment in enumerate(self.segments):
             if i:
@@ -152,28 +160,30 @@ class Stitch:
         return tuple(places)
 
 
-def stitch_name(anchors: tuple[Anchor, ...], segments: tuple[Segment, ...]) -> str:
-    """The name of a stitch: its anchors, with the blocks that run where it is not a whole anchor."""
-    if len(segments) == 1:
-        return anchors[segments[0].anchor].name
-    return " + ".join(f"{anchors[s.anchor].name}[{s.start}:{s.stop}]" for s in segments)
-
-
 @dataclass(frozen=True)
 class StitchPlan:
     """The anchors and all stitches between them, in the published order.
 
-    `len(plan)` counts the stitches, iteration goes through them in id order, and `plan[24]` is the
-    stitch whose id is 24 (an id, not a position). Plans are equal when all they say is equal.
+    `len(plan)` is the number of stitches, iteration is in id order, and `plan[24]` is the stitch whose id is 24 (an
+    id, not a position).
 
     Args:
-        anchors: from the fastest to the slowest.
+        anchors: the anchors, from the fastest to the slowest.
         layers: the stitching layers; a layer may serve several stitches (a window).
-        stitches: in ascending order of `stitch_id`.
+        stitches: the stitches, in ascending order of `stitch_id`.
 
     Raises:
-        ValueError: if a stitch names blocks, anchors or layers that are not there, crosses where
-            widths or spatial sizes differ, or an id appears twice.
+        ValueError: if a stitch names blocks, anchors or layers that do not exist, crosses where widths or spatial
+            sizes differ, or an id appears twice.
+
+    Example:
+        >>> from timm_stitch import Anchor
+        >>> from timm_stitch.plan.enumeration import enumerate_stitches
+        >>> plan = enumerate_stitches([Anchor(name, (width,) * 4, (16,) * 4) for name, width in [("s", 8), ("m", 16)]])
+        >>> len(plan), plan[3].name
+        (9, 's[0:1] + m[1:3]')
+        >>> timm_stitch.StitchPlan.from_dict(plan.to_dict()) == plan
+        True
     """
 
     anchors: tuple[Anchor, ...]
@@ -189,11 +199,17 @@ class StitchPlan:
             raise ValueError(f"stitch ids must ascend without repetition, and there must be one; got {ids[:12]} ….")
         for stitch in self.stitches:
             self._check(stitch)
-        named = (s if s.name else replace(s, name=stitch_name(self.anchors, s.segments)) for s in self.stitches)
+        named = (s if s.name else replace(s, name=self._name(s)) for s in self.stitches)
         object.__setattr__(self, "stitches", tuple(named))
-        for stitch in self.stitches:  # what calls need is there before, as torch.compile traces no cached property
+        for stitch in self.stitches:  # torch.compile cannot trace a cached property: compute those that calls need
             stitch.front, stitch.back, stitch.anchors, stitch.is_anchor, stitch.joints  # noqa: B018
         object.__setattr__(self, "_by_id", {stitch.stitch_id: stitch for stitch in self.stitches})
+
+    def _name(self, stitch: Stitch) -> str:
+        """Name a stitch by its anchors, with the blocks that run unless it is a whole anchor."""
+        if stitch.is_anchor:
+            return self.anchors[stitch.front].name
+        return " + ".join(f"{self.anchors[s.anchor].name}[{s.start}:{s.stop}]" for s in stitch.segments)
 
     def _check(self, stitch: Stitch) -> None:
         what = f"stitch {stitch.stitch_id}"
@@ -255,7 +271,7 @@ class StitchPlan:
         try:
             return stitch_id in self._by_id
         except TypeError:
-            return False  # a list is no id
+            return False  # not hashable
 
     def _unknown(self, stitch_id: object) -> str:
         first, last = self.stitches[0].stitch_id, self.stitches[-1].stitch_id
@@ -269,7 +285,7 @@ class StitchPlan:
         return tuple(stitch.stitch_id for stitch in self.stitches)
 
     def anchor_id(self, anchor: int) -> int:
-        """The id of the stitch that is anchor number `anchor` alone.
+        """Find the id of the stitch that is anchor number `anchor` alone.
 
         Raises:
             ValueError: if the plan has no such stitch.
@@ -285,19 +301,19 @@ class StitchPlan:
         return [anchor.name for anchor in self.anchors]
 
     def pairs(self, layer: int) -> list[tuple[int, int]]:
-        """Where a stitching layer is used: distinct (front boundary, back boundary), ascending."""
+        """List the distinct (front boundary, back boundary) pairs that a stitching layer joins, ascending."""
         return sorted(
             {(a.stop, b.start) for stitch in self.stitches for number, a, b in stitch.joints if number == layer}
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-serialisable values; `StitchPlan.from_dict` reads it back."""
+        """Convert the plan to JSON-serialisable values, which `StitchPlan.from_dict` reads back."""
         return {
             "version": _FORMAT_VERSION,
             "anchors": [
                 {"name": a.name, "widths": list(a.widths), "reductions": list(a.reductions)} for a in self.anchors
             ],
-            "layers": [{f.name: getattr(layer, f.name) for f in fields(layer)} for layer in self.layers],
+            "layers": [asdict(layer) for layer in self.layers],
             "stitches": [
                 {
                     "stitch_id": s.stitch_id,
@@ -309,11 +325,11 @@ class StitchPlan:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StitchPlan:
-        """Read what `to_dict` wrote.
+    def from_dict(cls, data: JsonObject) -> StitchPlan:
+        """Build a plan from the dict that `to_dict` returned.
 
         Raises:
-            ValueError: if it is not a plan, one of a newer format, or larger than any network needs.
+            ValueError: if it is not a plan, has a newer format, or is larger than any network needs.
         """
         version = data.get("version") if isinstance(data, Mapping) else None
         if version != _FORMAT_VERSION:
@@ -322,7 +338,7 @@ class StitchPlan:
                 "expected what StitchPlan.to_dict() writes; a newer file needs a newer timm_stitch."
             )
         try:
-            check_saved(data)
+            check_saved_plan(data)
             anchors = tuple(Anchor(str(a["name"]), _ints(a["widths"]), _ints(a["reductions"])) for a in data["anchors"])
             layers = tuple(LayerSpec(**{k: _int(v) for k, v in layer.items()}) for layer in data["layers"])
             stitches = []
@@ -343,5 +359,5 @@ def _int(value: object) -> int:
     return value
 
 
-def _ints(values: Any) -> tuple[int, ...]:
+def _ints(values: Iterable[object]) -> tuple[int, ...]:
     return tuple(_int(value) for value in values)

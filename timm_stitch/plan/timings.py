@@ -1,7 +1,7 @@
-"""How long calls take: which figures of a row say so, of how many images, and where they were measured.
+"""Latencies in rows: the key of each batch size, and the device and precision of the measurement.
 
-A row holds plain values only, so that each batch size that was measured has a key of its own, `latency_ms_batch_8`;
-`latency_ms` is the time of a call with `batch_size` images.
+A row holds plain values only, so each measured batch size has a key of its own, `latency_ms_batch_8`; `latency_ms` is
+the time of a call with `batch_size` images.
 """
 
 from __future__ import annotations
@@ -10,46 +10,51 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-MOST_IMAGES = 4096  # of one call that is measured
-LATENCY_AT = "latency_ms_batch_"  # with a number of images behind it
+Row = Mapping[str, Any]  # the figures of one stitch, by name
 
-# What belongs to `latency_ms`, and changes with it.
+MOST_IMAGES = 4096  # in one measured call
+LATENCY_AT = "latency_ms_batch_"  # the beginning of a key; the number of images follows
+
+# The figures that belong to `latency_ms`, and change with it.
 _ONE_CALL = ("latency_ms", "latency_spread_ms", "latency_error", "images_per_s", "memory_mb", "batch_size")
-_WHERE = ("profiled_on", "precision")
+_SETUP = ("profiled_on", "precision")
 _KEY = re.compile(LATENCY_AT + r"([1-9]\d{0,8})")
 
 
 def latency_key(images: int) -> str:
-    """What a row calls the milliseconds of a call with so many images."""
+    """The key for the milliseconds of a call with this number of images."""
     return f"{LATENCY_AT}{images}"
 
 
-def call_times(row: Mapping[str, Any]) -> dict[int, Any]:
-    """What a row says of how long one call takes.
+def call_times(row: Row) -> dict[int, float]:
+    """Collect the measured latencies of a row.
 
     Returns:
-        `{images: milliseconds}`, the smallest call first; `latency_ms` of a row without `batch_size` is of one image.
+        `{images: milliseconds}`, the smallest call first. A row without `batch_size` has `latency_ms` for one image.
     """
-    found: dict[int, Any] = {}
+    times: dict[int, float] = {}
     if row.get("latency_ms") is not None:
-        found[int(row.get("batch_size") or 1)] = row["latency_ms"]
-    sizes = ((_KEY.fullmatch(key), value) for key, value in row.items() if value is not None)
-    return dict(sorted((found | {int(match[1]): value for match, value in sizes if match}).items()))
+        times[int(row.get("batch_size") or 1)] = row["latency_ms"]
+    for key, value in row.items():
+        match = _KEY.fullmatch(key)
+        if match and value is not None:
+            times[int(match[1])] = value
+    return dict(sorted(times.items()))
 
 
-def is_batch_size(images: Any) -> bool:
-    """Whether a call with so many images can be measured."""
+def is_batch_size(images: object) -> bool:
+    """Whether a call with this number of images can be measured."""
     return isinstance(images, int) and not isinstance(images, bool) and 1 <= images <= MOST_IMAGES
 
 
-def at_batch_size(row: Mapping[str, Any], images: int) -> dict[str, Any]:
-    """The row with the time of a call with so many images as its `latency_ms`.
+def at_batch_size(row: Row, images: int) -> Row:
+    """Make the time of a call with this number of images the `latency_ms` of a row.
 
     Raises:
-        ValueError: if no call can have so many images, or none was measured.
+        ValueError: if the number is out of range, or was not measured.
     """
     if not is_batch_size(images):
-        raise ValueError(f"batch_size={images!r} is out of range: expected a whole number from 1 to {MOST_IMAGES:,}.")
+        raise ValueError(f"batch_size must be a whole number from 1 to {MOST_IMAGES:,}, got {images!r}.")
     known = call_times(row)
     if images not in known:
         at = f"only at {', '.join(map(str, known))}" if known else "at no other either"
@@ -60,28 +65,28 @@ def at_batch_size(row: Mapping[str, Any], images: int) -> dict[str, Any]:
     return {**row, "latency_ms": known[images], "batch_size": images}
 
 
-def together(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> dict[int, Mapping[str, Any]]:
-    """Rows by stitch, later figures over earlier ones.
+def merge_rows(rows: Iterable[tuple[int, Row]]) -> dict[int, Row]:
+    """Merge rows by stitch, later figures over earlier ones.
 
-    Figures of time and memory are kept only if they are of the device and precision that were measured last, and
-    `latency_ms` brings along what belongs to it; times of other batch sizes stay.
+    Times and memory stay only if they come from the device and precision that were measured last. A new `latency_ms`
+    replaces all figures that belong to it; times of other batch sizes stay.
 
     Args:
         rows: (stitch_id, row), the newest last.
     """
     rows = list(rows)
-    places = [place for _, row in rows if (place := _where(row))]
-    found: dict[int, Mapping[str, Any]] = {}
-    for number, row in rows:
-        if _where(row) not in (None, *places[-1:]):
-            row = {k: v for k, v in row.items() if k not in (*_ONE_CALL, *_WHERE) and not _KEY.fullmatch(k)}
-        old = found.get(number, {})
+    setups = [setup for _, row in rows if (setup := _measured_on(row))]
+    merged: dict[int, Row] = {}
+    for stitch_id, row in rows:
+        if _measured_on(row) not in (None, *setups[-1:]):
+            row = {k: v for k, v in row.items() if k not in (*_ONE_CALL, *_SETUP) and not _KEY.fullmatch(k)}
+        old = merged.get(stitch_id, {})
         if "latency_ms" in row:
             old = {k: v for k, v in old.items() if k not in _ONE_CALL}
-        found[number] = {**old, **row}
-    return found
+        merged[stitch_id] = {**old, **row}
+    return merged
 
 
-def _where(row: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """The device and precision that a row's times are of; None if it has none."""
-    return tuple(row.get(key) for key in _WHERE) if call_times(row) else None
+def _measured_on(row: Row) -> tuple[object, ...] | None:
+    """The device and precision of a row's times; None if it has no times."""
+    return tuple(row.get(key) for key in _SETUP) if call_times(row) else None

@@ -111,7 +111,7 @@ def test_two_way_is_the_published_plan(deep):
 
 @pytest.mark.parametrize("rank", [-1, 9])
 def test_a_rank_that_does_not_fit_is_refused(rank):
-    with pytest.raises(ValueError, match=f"rank={rank} does not fit anchors of 8 channels: expected 0 .* to 8"):
+    with pytest.raises(ValueError, match=f"rank must be from 0 .* to the anchors' smallest width 8, got {rank}"):
         timm_stitch.plan.enumeration.enumerate_stitches([vit("s", 12, 8), vit("l", 12, 16)], "two_way", rank=rank)
 
 
