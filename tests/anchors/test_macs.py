@@ -19,11 +19,11 @@ def counted(model, x):
 def test_the_second_count_equals_the_first_and_that_of_real_tensors():
     model = timm.create_model("test_resnet").eval()
     twin, x = meta_copy(model), torch.randn(2, 3, 64, 64)
-    macs._BEFORE.clear()
+    macs._CACHE.clear()
     first = counted(twin, x.to("meta"))
-    known = len(macs._BEFORE)
+    known = len(macs._CACHE)
     assert counted(twin, x.to("meta")) == first == counted(model, x)
-    assert known == len(macs._BEFORE) > 0
+    assert known == len(macs._CACHE) > 0
     assert counted(twin.train(), x.to("meta")) == first  # other results of batch norms
     assert counted(twin, x[:1].to("meta"))[0] * 2 == first[0]
 
@@ -53,4 +53,12 @@ def test_the_memory_is_bounded(monkeypatch):
     with Macs():
         for size in range(1, 20):
             F.gelu(torch.ones(size, device="meta"))
-            assert len(macs._BEFORE) <= 5
+            assert len(macs._CACHE) <= 5
+
+
+def test_a_model_is_copied_after_a_call_that_cached_tensors_with_gradients():
+    model = timm.create_model("levit_128s").eval()
+    model(torch.randn(1, 3, 224, 224))  # each attention caches its biases
+    copy = meta_copy(model)
+    assert all(parameter.is_meta for parameter in copy.parameters())
+    assert copy(torch.randn(1, 3, 224, 224, device="meta")).shape == (1, 1000)

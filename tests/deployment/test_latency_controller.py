@@ -213,7 +213,7 @@ def test_rows_of_other_weights_are_refused(model):
         model.anchors[0].blocks[0].mlp.fc1.weight.mul_(1.5)
     with pytest.raises(ValueError, match=r"these rows belong to other weights .*evaluate it again"):
         LatencyController(model, 10, rows=rows)
-    with pytest.raises(ValueError, match="what is known of this network belongs to other weights"):
+    with pytest.raises(ValueError, match="the results of this network belong to other weights"):
         LatencyController(model, 10)
     assert LatencyController(model, 10, rows=ROWS[:4]).stitch_id == 2  # which say nothing
     assert LatencyController(Clockless(), 10, rows=rows).stitch_id == 2  # which has none

@@ -131,7 +131,7 @@ def test_accuracy_that_is_not_known_is_not_shown(net):
 def test_accuracy_of_other_weights_is_refused(net):
     with torch.no_grad():
         net.anchors[0].blocks[0].mlp.fc1.weight.mul_(1.5)
-    with pytest.raises(ValueError, match="what is known of this network belongs to other weights"):
+    with pytest.raises(ValueError, match="the results of this network belong to other weights"):
         Viewer(net)
 
 

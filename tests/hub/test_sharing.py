@@ -73,7 +73,7 @@ def test_rows_are_refused_once_the_weights_have_changed(folder):
     assert timm_stitch.select(model, macs=1e9) == chosen
     with torch.no_grad():
         model.anchors[0].blocks[0].mlp.fc1.weight.mul_(1.5)
-    with pytest.raises(ValueError, match="what is known of this network belongs to other weights"):
+    with pytest.raises(ValueError, match="the results of this network belong to other weights"):
         timm_stitch.select(model, macs=1e9)
 
 

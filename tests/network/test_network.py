@@ -51,7 +51,7 @@ def test_results_are_believed_only_of_the_weights_they_belong_to(model, images):
         model.stitching_layers[0].weight.add_(1)
     assert "top1" not in model.stitch_table()[2]
     with pytest.raises(
-        ValueError, match=r"what is known of this network belongs to other weights .* evaluate it again"
+        ValueError, match=r"the results of this network belong to other weights .* evaluate it again"
     ):
         model.set_budget(macs=1e12)
     with pytest.raises(ValueError, match="the rows hold stitches that the plan does not have: \\[99\\]"):
@@ -59,7 +59,7 @@ def test_results_are_believed_only_of_the_weights_they_belong_to(model, images):
     model.results.clear()
     model.results.add([{"stitch_id": 3, "top1": 50.0, "weights": "0123456789abcdef"}])
     assert "top1" not in model.stitch_table()[3]
-    with pytest.raises(ValueError, match="belong to 2 different weights"):
+    with pytest.raises(ValueError, match="must belong to one network, got those of 2 different weights"):
         model.results.add(
             [{"stitch_id": 3, "top1": 1.0, "weights": "a"}, {"stitch_id": 4, "top1": 1.0, "weights": "b"}]
         )

@@ -1,7 +1,7 @@
-"""A bound on what is built in this thread: how many modules, and how many numbers in them.
+"""A limit on the modules built in this thread, and on the numbers in them.
 
-Arguments that are each within their bounds can still ask for a product without end. What they build is counted while it
-is built, on the meta device, so that nothing has taken memory when it is refused.
+Arguments that are each within their limits can still ask for a huge product. Modules are counted while they are built,
+on the meta device, so a refusal comes before any memory is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def bounded() -> Iterator[None]:
     """Refuse to build more than any network needs, in this thread.
 
     Raises:
-        ValueError: when it becomes too much.
+        ValueError: when a limit is passed.
     """
     _listen()
     before = _spent.active
@@ -45,7 +45,7 @@ def bounded() -> Iterator[None]:
 
 @cache
 def _listen() -> None:
-    """Have torch tell of every module and parameter; outside of `bounded` nothing comes of it."""
+    """Register hooks for every new module, parameter and buffer; they count only inside `bounded`."""
     torch_module.register_module_module_registration_hook(_count_module)
     torch_module.register_module_parameter_registration_hook(_count_numbers)
     torch_module.register_module_buffer_registration_hook(_count_numbers)
@@ -66,6 +66,6 @@ def _count_numbers(parent: nn.Module, name: str, tensor: Tensor | None) -> None:
 def _check() -> None:
     if _spent.modules > MOST_MODULES or _spent.numbers > MOST_NUMBERS:
         raise ValueError(
-            f"these arguments ask for more than {MOST_MODULES:,} modules or {MOST_NUMBERS:,} weights, which no network "
-            "of this package needs: give smaller anchors."
+            f"these arguments ask for more than {MOST_MODULES:,} modules or {MOST_NUMBERS:,} weights, more than any "
+            "network of this package needs: give smaller anchors."
         )

@@ -1,9 +1,8 @@
-"""Counts multiply-adds while operations run, by PyTorch's own registry of what each costs.
+"""Counts multiply-adds while operations run, by PyTorch's own registry of their costs.
 
-PyTorch's `FlopCounterMode` would also hook every module of the process to tell which one an operation belongs to, and
-fails where a module gets a view of a parameter without gradients (attention pooling's queries). On the meta device an
-operation takes PyTorch a millisecond, much of which is Python; one that came before with the same shapes is answered
-from memory.
+PyTorch's `FlopCounterMode` would also hook every module of the process, and fails where a module gets a view of a
+parameter without gradients (attention pooling's queries). An operation on the meta device takes a millisecond, mostly
+in Python, so results are cached by the shapes of its inputs.
 """
 
 from __future__ import annotations
@@ -13,69 +12,78 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-# Of operations on the meta device: flops, and shape, stride and dtype of each result.
-_BEFORE: dict[Any, tuple[int, list[Any]]] = {}
-_MOST = 20_000
+FlopCounts = Mapping[Any, Callable[..., int]]  # by operation
+
+# Operations on the meta device by their inputs: flops, and shape, stride and dtype of each result.
+_CACHE: dict[object, tuple[int, list[tuple[torch.Size, tuple[int, ...], torch.dtype]]]] = {}
+_MOST_CACHED = 20_000
 
 
 class Macs(TorchDispatchMode):
-    """Counts multiply-adds of matrix products and convolutions, and of what is named besides.
+    """Counts the multiply-adds of matrix products, convolutions and further operations.
 
     Args:
-        further: of further operations what each costs, in flops, of which two are one multiply-add.
+        further: functions that count the flops of further operations; two flops are one multiply-add.
 
     Attributes:
-        flops: so far.
+        flops: the flops so far.
     """
 
-    def __init__(self, further: Mapping[Any, Callable[..., int]] | None = None) -> None:
+    def __init__(self, further: FlopCounts | None = None) -> None:
         super().__init__()
         self.flops, self._further = 0, further or {}
         self._kind = tuple(self._further.items())
 
     @property
     def total(self) -> int:
-        """Multiply-adds so far."""
+        """The multiply-adds so far."""
         return self.flops // 2
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         try:
             key = self._kind, func, _key(args), _key(tuple(kwargs.items()))
-            flops, like = _BEFORE.get(key, (0, None))
-        except TypeError:  # not on the meta device, or of values that cannot be compared
+            flops, like = _CACHE.get(key, (0, None))
+        except TypeError:  # not on the meta device, or with values that cannot be compared
             return self._run(func, args, kwargs)
         if like is not None:
             self.flops += flops
-            made = [torch.empty_strided(*shape, dtype=dtype, device="meta") for *shape, dtype in like]
-            return made[0] if len(func._schema.returns) == 1 else tuple(made)
+            results = [torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in like]
+            return results[0] if len(func._schema.returns) == 1 else tuple(results)
         began = self.flops
         out = self._run(func, args, kwargs)
-        if _makes_new_tensors(func, out, (*args, *kwargs.values())):
-            some = out if isinstance(out, tuple) else (out,)
-            if len(_BEFORE) >= _MOST:
-                _BEFORE.clear()
-            _BEFORE[key] = self.flops - began, [(x.shape, x.stride(), x.dtype) for x in some]
+        tensors = _new_tensors(func, out, (*args, *kwargs.values()))
+        if tensors:
+            if len(_CACHE) >= _MOST_CACHED:
+                _CACHE.clear()
+            _CACHE[key] = self.flops - began, [(x.shape, x.stride(), x.dtype) for x in tensors]
         return out
 
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
         count = self._further.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
         if count is None and func is not torch.ops.prim.device.default:
             with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        out = func(*args, **kwargs)
+                decomposed: object = func.decompose(*args, **kwargs)
+            if decomposed is not NotImplemented:
+                return decomposed
+        out: object = func(*args, **kwargs)
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         return out
 
 
-def _key(value: Any) -> Any:
-    """What two arguments have in common that give results of one shape."""
+def _key(value: object) -> object:
+    """Make a key of an argument, equal for arguments that lead to results of one shape."""
     if isinstance(value, Tensor):
         if type(value) not in (Tensor, nn.Parameter) or not value.is_meta:
             raise TypeError
@@ -83,19 +91,20 @@ def _key(value: Any) -> Any:
     return tuple(map(_key, value)) if isinstance(value, (tuple, list)) else (type(value), value)
 
 
-def _makes_new_tensors(func: Any, out: Any, inputs: Sequence[Any]) -> bool:
-    """Whether an operation changes and passes on nothing that it was given."""
+def _new_tensors(func: OpOverload, out: object, inputs: Sequence[object]) -> list[Tensor]:
+    """List the results of an operation on the meta device; none if it changes or passes on any of its inputs."""
     schema = func._schema
-    some = out if isinstance(out, tuple) else (out,)
-    if schema.is_mutable or len(schema.returns) != len(some) or any(r.alias_info is not None for r in schema.returns):
-        return False
+    results = out if isinstance(out, tuple) else (out,)
+    if schema.is_mutable or len(schema.returns) != len(results) or any(r.alias_info for r in schema.returns):
+        return []
     leaves = [leaf for value in inputs for leaf in (value if isinstance(value, (tuple, list)) else (value,))]
-    given = {x.untyped_storage()._cdata for x in leaves if isinstance(x, Tensor)}
-    return all(type(x) is Tensor and x.is_meta and x.untyped_storage()._cdata not in given for x in some)
+    storages = {x.untyped_storage()._cdata for x in leaves if isinstance(x, Tensor)}
+    tensors = [x for x in results if type(x) is Tensor and x.is_meta and x.untyped_storage()._cdata not in storages]
+    return tensors if len(tensors) == len(results) else []
 
 
 def _elementwise(per_element: int) -> Callable[..., int]:
-    def flops(x: Tensor, *args: Any, **kwargs: Any) -> int:
+    def flops(x: Tensor, *args: object, **kwargs: object) -> int:
         return 2 * per_element * x.numel()  # PyTorch's registry counts two flops to one multiply-add
 
     return flops

@@ -1,10 +1,10 @@
-"""Networks without memory: copies on the meta device for measuring, where tensors have shapes and no storage."""
+"""Copies of networks on the meta device, where tensors have shapes and no storage, to measure on."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +15,23 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def meta_copy(model: Module, buffers: bool = True) -> Module:
-    """A copy on the meta device, without hooks, checkpointing and compilation; the original is not touched.
+    """Copy a model to the meta device, without hooks, checkpointing and compilation.
 
     Args:
-        model: on any device.
-        buffers: whether those are copied without memory too; else they are copied as they are.
+        model: the model, on any device; not changed.
+        buffers: whether buffers and other tensors lose their memory too; else they are copied with their values.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}  # by the id of an original: its copy
     for module in model.modules():
-        memo |= {id(hooks): type(hooks)() for hooks in hooks_of(module).values()}  # a user's see no meta tensors
+        memo |= {id(hooks): type(hooks)() for hooks in hooks_of(module).values()}  # a user's hooks see no meta tensors
         for parameter in module._parameters.values():
             if parameter is not None:
                 memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-        loose = [t for v in module.__dict__.values() for t in (v if isinstance(v, (list, tuple)) else (v,))]
-        for tensor in (*module._buffers.values(), *loose) if buffers else ():
-            if isinstance(tensor, Tensor):
-                memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+        for tensor in _other_tensors(module):
+            if buffers:
+                memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
+            elif not tensor.is_leaf:  # which deepcopy refuses
+                memo[id(tensor)] = tensor.detach().clone()
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():
         module._compiled_call_impl = None
@@ -39,18 +40,27 @@ def meta_copy(model: Module, buffers: bool = True) -> Module:
     return twin
 
 
+def _other_tensors(module: nn.Module) -> list[Tensor]:
+    """List the buffers of a module, and the tensors in its other attributes, such as caches."""
+    tensors: list[object] = list(module._buffers.values())
+    for name, value in module.__dict__.items():
+        if isinstance(value, Mapping):
+            tensors += () if name in ("_parameters", "_buffers", "_modules") else value.values()
+        else:
+            tensors += value if isinstance(value, (list, tuple)) else (value,)
+    return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+
+
 def is_on_meta(module: nn.Module) -> bool:
     """Whether any tensor of a module is on the meta device."""
     return any(tensor.is_meta for tensors in (module.parameters(), module.buffers()) for tensor in tensors)
 
 
-def cast_like(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights in the dtypes that a network has; those that agree are passed on as they are."""
+def cast_like(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cast weights to the dtypes that a network has; tensors that agree are not copied."""
 
-    def fit(name: str, value: Any) -> Any:
+    def cast(name: str, value: Tensor) -> Tensor:
         like = own.get(name)
-        if not isinstance(value, Tensor) or like is None or value.dtype == like.dtype:
-            return value
-        return value.to(like.dtype)
+        return value.to(like.dtype) if isinstance(value, Tensor) and isinstance(like, Tensor) else value
 
-    return {name: fit(name, value) for name, value in state_dict.items()}
+    return {name: cast(name, value) for name, value in state_dict.items()}

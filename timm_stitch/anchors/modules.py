@@ -1,21 +1,23 @@
-"""Modules of an anchor: reached by name, copied without their tensors, called with what hangs on them."""
+"""Modules of an anchor: found by name, copied without their tensors, called with their hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+
+Result = TypeVar("Result")
 
 
 def anchor_name(model: nn.Module) -> str:
-    """What people call a model: timm's architecture name, or else its class."""
+    """Name a model for people: by timm's architecture name, or else its class."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return cfg.get("architecture") or type(model).__name__
 
 
 def clone_without_hooks(module: nn.Module) -> nn.Module:
-    """A module with the same attributes and no hooks; `copy.copy` refuses parametrised ones."""
+    """Copy a module shallowly without its hooks; `copy.copy` refuses parametrised modules."""
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
     drop_hooks(twin)
@@ -23,7 +25,7 @@ def clone_without_hooks(module: nn.Module) -> nn.Module:
 
 
 def partial_copy(module: nn.Module, keep: set[str]) -> nn.Module:
-    """Copy a module without what is not kept; kept parameters and submodules are the same objects."""
+    """Copy a module with only the parameters, buffers and submodules to keep, which stay the same objects."""
     twin = clone_without_hooks(module)
     twin._parameters = {k: v for k, v in module._parameters.items() if v is None or k in keep}
     twin._buffers = {k: v for k, v in module._buffers.items() if v is None or k in keep}
@@ -38,17 +40,17 @@ def partial_copy(module: nn.Module, keep: set[str]) -> nn.Module:
 
 
 def drop_hooks(module: nn.Module) -> None:
-    """Give a shallow copy no hooks instead of those of the module that it was copied from."""
+    """Remove the hooks of a shallow copy, without touching those of the original."""
     module.__dict__.update({name: type(hooks)() for name, hooks in hooks_of(module).items()})
 
 
-def hooks_of(module: nn.Module) -> dict[str, dict[Any, Any]]:
-    """A module's own mappings of hooks, by the names of the attributes."""
+def hooks_of(module: nn.Module) -> dict[str, dict[object, object]]:
+    """Get a module's own mappings of hooks, by the names of the attributes."""
     return {name: value for name, value in module.__dict__.items() if "_hooks" in name and isinstance(value, dict)}
 
 
 def copy_structure(module: nn.Module | None) -> nn.Module | None:
-    """A module with submodules of its own and the same tensors."""
+    """Copy a module and its submodules, with the same tensors."""
     if module is None:
         return None
     twin = clone_without_hooks(module)
@@ -58,70 +60,66 @@ def copy_structure(module: nn.Module | None) -> nn.Module | None:
 
 
 def child(model: nn.Module, name: str) -> nn.Module:
-    """The submodule of a dotted name, as it is now; through `_modules`, so that no wrapper on the way is passed by.
+    """Get the submodule of a dotted name, as it is now; through `_modules`, so that wrappers on the way count.
 
     Raises:
-        ValueError: if it is not there: a module on the way was replaced by one that is made in another way.
+        ValueError: if it does not exist: a module on the way was replaced by another kind of module.
     """
-    module: Any = model
-    if name:
-        try:
-            for atom in name.split("."):
-                module = module._modules[atom]
-        except (KeyError, AttributeError):
-            raise _replaced(model, name) from None
-    found: nn.Module = module
-    return found
+    module = find_submodule(model, name) if name else model
+    if module is None:
+        raise _replaced(model, name)
+    return module
 
 
 def _replaced(model: nn.Module, name: str) -> ValueError:
-    """That the submodule of a name is not there, and what is in its place."""
-    module: nn.Module = model
-    way: list[str] = []
+    """Make the error for a submodule that does not exist, which names the last module on the way."""
+    module, path = model, ""
     for atom in name.split("."):
-        below = module._modules.get(atom)
-        if below is None:
+        submodule = module._modules.get(atom)
+        if submodule is None:
             break
-        module, way = below, [*way, atom]
+        module, path = submodule, f"{path}.{atom}".removeprefix(".")
     return ValueError(
-        f"{anchor_name(model)!r} has no {name!r} any more: {'.'.join(way) or 'the model'} is now a "
-        f"{type(module).__name__}, or what was in it was removed. Replace {name!r} itself, or stitch again after "
-        "replacing."
+        f"{anchor_name(model)!r} has no {name!r} any more: {path or 'the model'} is now a {type(module).__name__}, or "
+        f"its submodule was removed. Replace {name!r} itself, or stitch again after replacing."
     )
 
 
-def with_hook(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
-    """Call what uses tensors of a module outside of the module's own call, with Accelerate's hook around it.
+def with_hook(module: nn.Module, function: Callable[..., Result], *args: Any) -> Result:
+    """Call a function that uses tensors of a module outside the module's own call, inside Accelerate's hook.
 
-    The hook brings the module's tensors to where they are used, and takes them away again.
+    The hook moves the module's tensors to the device of the call, and away again.
     """
-    hook: Any = module.__dict__.get("_hf_hook")
+    hook = module.__dict__.get("_hf_hook")
     if hook is None:
         return function(*args)
     args, kwargs = hook.pre_forward(module, *args)
-    return hook.post_forward(module, function(*args, **kwargs))
+    result: Result = hook.post_forward(module, function(*args, **kwargs))
+    return result
 
 
-def call_with_hooks(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function in the place of a module's forward, with all hooks that hang on the module's call."""
+def call_with_hooks(module: nn.Module, function: Callable[..., Result], *args: Tensor) -> Result:
+    """Call a function in place of a module's forward, with all hooks on the module's call."""
 
-    def forward(_: nn.Module, *given: Any) -> Any:
-        return with_hook(module, function, *given)
+    def forward(_: nn.Module, *inputs: Tensor) -> Result:
+        return with_hook(module, function, *inputs)
 
-    kind: Any = type(module)
-    twin: Any = object.__new__(type(kind.__name__, (kind,), {"forward": forward}))
-    twin.__dict__ = {k: v for k, v in module.__dict__.items() if k != "forward"}  # Accelerate's; `with_hook` sees to it
-    return twin(*args)
+    kind = type(module)
+    twin: nn.Module = object.__new__(type(kind.__name__, (kind,), {"forward": forward}))
+    # The attribute `forward` would be Accelerate's, which `with_hook` replaces.
+    twin.__dict__ = {k: v for k, v in module.__dict__.items() if k != "forward"}
+    result: Result = twin(*args)
+    return result
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks hang on a module's call."""
+    """Whether a module's call has hooks."""
     own = module.__dict__
     return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"])
 
 
 def find_submodule(module: nn.Module | None, name: str) -> nn.Module | None:
-    """The submodule of a dotted name, or None if it is not there or was pruned."""
+    """Get the submodule of a dotted name, or None if it does not exist or was pruned."""
     for atom in name.split("."):
         module = module._modules.get(atom) if module is not None else None
     return module

@@ -1,7 +1,7 @@
-"""What an anchor can do, whatever its library: it is described, it runs between boundaries, it meets other anchors.
+"""Views: the interface of an anchor of any library. A view describes it, runs it between boundaries, and connects it.
 
-A view is the only code that touches a model's internals. It copies nothing and changes nothing; state-dict keys stay as
-they are. Run from the first boundary to the output, it gives exactly the model's output.
+Only views touch the internals of models. A view copies and changes nothing: state-dict keys stay, and from the first
+boundary to the output it computes exactly the model's output.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from typing_extensions import Self
 from ..plan.stitch_plan import Anchor
 from .modules import anchor_name, child, find_submodule
 
+Inputs = Any  # the inputs of a network: images (B, C, H, W), or a mapping of tensors with B rows
+Output = Any  # an activation, logits, or an output of transformers that holds logits
+
 
 class CallInputs(Protocol):
-    """The inputs of one call, which all that runs in it may read; taken apart and put together by rows."""
+    """The inputs of one call, which can be split and joined by rows."""
 
     @property
     def batch_size(self) -> int:
@@ -41,17 +44,17 @@ class CallInputs(Protocol):
         """Take the rows of these numbers, in their order."""
 
     def num_labels(self) -> int:
-        """Count the labels that count in the loss."""
+        """Count the labels that enter the loss."""
 
-    def join(self, outputs: Sequence[Any], num_labels: Sequence[int], order: Tensor) -> Any:
-        """Make one output of the outputs for parts of the rows; `order` is the place of each row in these."""
+    def join(self, outputs: Sequence[Output], num_labels: Sequence[int], order: Tensor) -> Output:
+        """Join the outputs for parts of the rows; `order` holds the place of each row in these."""
 
 
 class ImageInputs(NamedTuple):
     """The images of one call.
 
     Args:
-        images: the images, shape (B, C, H, W); side inputs of blocks depend on their size.
+        images: the images, shape (B, C, H, W).
         checkpointed: whether to recompute activations in the backward pass instead of keeping them.
     """
 
@@ -86,23 +89,23 @@ class ImageInputs(NamedTuple):
         return self.batch_size
 
     def join(self, outputs: Sequence[Tensor], num_labels: Sequence[int], order: Tensor) -> Tensor:
-        """Make one output of the outputs for parts of the images; `order` is the place of each image in these."""
+        """Join the outputs for parts of the images; `order` holds the place of each image in these."""
         return torch.cat(tuple(outputs)).index_select(0, order)
 
 
 class View(ABC):
-    """A model as a row of blocks, with boundaries before, between and behind them.
+    """A model as a sequence of blocks, with boundaries before, between and after them.
 
-    Every family implements the four abstract methods. Where its activations are to meet others of another form, it
-    implements `as_map`, `prefix` and `from_map` too. All else follows.
+    Every family implements the four abstract methods. If its activations are to meet those of another layout, it
+    implements `as_map`, `prefix` and `from_map` too.
 
     Attributes:
         anchor: the model itself.
         depth: the number of blocks.
-        widths, reductions: at each of the `depth + 1` boundaries, as in `plan.Anchor`.
-        layout: of the activation at every boundary: `"NLC"`, `"NHWC"` or `"NCHW"`.
-        prefix_tokens: tokens before the patch tokens at every boundary.
-        has_head: False where it was pruned.
+        widths, reductions: the channels and reductions at the `depth + 1` boundaries, as in `plan.Anchor`.
+        layout: the layout of activations at boundaries: `"NLC"`, `"NHWC"` or `"NCHW"`.
+        prefix_tokens: the number of tokens before the patch tokens at boundaries.
+        has_head: whether the head was not pruned.
         is_partial: whether the anchor is a shallow copy that shares modules with another.
     """
 
@@ -115,66 +118,66 @@ class View(ABC):
     has_head: bool = True
     is_partial: bool = False
 
-    # ── what it is ────────────────────────────────────────────────────────────────────────────────
+    # ── description ───────────────────────────────────────────────────────────────────────────────
 
     def describe(self, name: str | None = None) -> Anchor:
-        """The anchor as the plan sees it."""
+        """Describe the anchor for a plan."""
         return Anchor(name or anchor_name(self.anchor), self.widths, self.reductions)
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """(height, width) that the model insists on, or None."""
+        """The (height, width) that the model requires, or None."""
         return None
 
     @property
     def tokens(self) -> int | None:
-        """How many tokens cross a boundary, where that is fixed."""
+        """The number of tokens at a boundary, or None if it varies."""
         return None
 
     def form_at(self, boundary: int) -> tuple[str, int]:
-        """The layout of the activation at a boundary, and the number of tokens before its patch tokens."""
+        """Get the layout of the activation at a boundary, and the number of tokens before its patch tokens."""
         return self.layout, self.prefix_tokens
 
-    # ── how it runs ───────────────────────────────────────────────────────────────────────────────
+    # ── execution ─────────────────────────────────────────────────────────────────────────────────
 
     @abstractmethod
     def run_to_boundaries(
         self, h: Tensor | None, start: int, wanted: Collection[int], inputs: Any
     ) -> dict[int, Tensor]:
-        """Run from boundary `start` to the last of some boundaries, and give the activations at all of them.
+        """Run from boundary `start` to the last of some boundaries, and return the activations at all of them.
 
         Args:
             h: the activation at `start`; None begins at the call's inputs, with `start` 0.
-            start: the boundary where to begin.
-            wanted: the boundaries, none of them before `start`.
+            start: the first boundary.
+            wanted: the boundaries to run to, none of them before `start`.
             inputs: the inputs of the call, in the form of the family.
         """
 
     @abstractmethod
-    def run_to_output(self, h: Tensor | None, start: int, inputs: Any, normed: bool = True) -> Any:
+    def run_to_output(self, h: Tensor | None, start: int, inputs: Any, normed: bool = True) -> Output:
         """Run from boundary `start` to the model's output.
 
         Args:
-            h, start, inputs: as for `run_to_boundaries`.
+            h, start, inputs: the arguments of `run_to_boundaries`.
             normed: whether the final norm runs.
         """
 
-    # ── how it meets others ───────────────────────────────────────────────────────────────────────
+    # ── meeting other anchors ─────────────────────────────────────────────────────────────────────
 
     def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        """The spatial part of the activation at a boundary as (B, C, H, W)."""
+        """Get the spatial part of the activation at a boundary as (B, C, H, W)."""
         raise NotImplementedError
 
     def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
-        """The tokens before the patch tokens as (B, prefix_tokens, C), or None."""
+        """Get the tokens before the patch tokens as (B, prefix_tokens, C), or None."""
         return None
 
     def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
-        """What `as_map` and `prefix` took apart, put together again; missing prefix tokens are the anchor's own."""
+        """Join what `as_map` and `prefix` split; missing prefix tokens are the anchor's own."""
         raise NotImplementedError
 
     def rows_at(self, h: Tensor, prefixes: int, inputs: Any, boundary: int) -> Tensor:
-        """The activation at a boundary position by position, (n, C): of each image its first prefix tokens, its map."""
+        """Flatten the activation at a boundary to rows (n, C): for each image its first prefix tokens, then its map."""
         layout, own = self.form_at(boundary)
         if layout == "NCHW":
             return h.flatten(2).transpose(1, 2).flatten(0, 1)
@@ -185,34 +188,34 @@ class View(ABC):
         """The names of children and parameters that the anchor's own prefix tokens need."""
         return ()
 
-    # ── what it is made of ────────────────────────────────────────────────────────────────────────
+    # ── parts ────────────────────────────────────────────────────────────────────────────────────
 
     @abstractmethod
     def block_name(self, index: int) -> str:
-        """The name of a block inside the anchor."""
+        """Get the name of a block inside the anchor."""
 
     @abstractmethod
     def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> View:
-        """A view of a shallow copy of the anchor that holds, and shares, only these parts."""
+        """Make a view of a shallow copy of the anchor that holds, and shares, only these parts."""
 
     def block(self, index: int) -> nn.Module:
-        """Block number `index`, as it is now: it may have been replaced."""
+        """Get block number `index`, as it is now: it may have been replaced."""
         return child(self.anchor, self.block_name(index))
 
     def modules(self, index: int) -> tuple[nn.Module, ...]:
-        """The modules that are block `index` one after another; a downsampling before it is one of them."""
+        """List the modules that make up block `index`, in order; a downsampling before it is one of them."""
         return (self.block(index),)
 
     def block_names(self, index: int) -> tuple[str, ...]:
-        """The names of these modules inside the anchor."""
+        """List the names of these modules inside the anchor."""
         return (self.block_name(index),)
 
     def has_block(self, index: int) -> bool:
-        """Whether block `index` is there, not pruned."""
+        """Whether block `index` was not pruned."""
         return all(find_submodule(self.anchor, name) is not None for name in self.block_names(index))
 
     def rebind(self, anchor: nn.Module) -> Self:
-        """The same view of a replica of the anchor."""
+        """Make the same view of a replica of the anchor."""
         twin = copy.copy(self)
         twin.anchor = anchor
         return twin

@@ -22,7 +22,7 @@ from ..hub.saving import save_pretrained
 from ..models.published import published_table
 from ..network.weights import fingerprint
 from ..plan.frontier import pareto_frontier
-from ..plan.results import Rows, check_one_network, check_overwrite, read_rows, write_rows
+from ..plan.results import check_one_network, check_overwrite, read_rows, write_rows
 from ..plan.timings import call_times, latency_key
 from .options import (
     add_images,

@@ -17,7 +17,7 @@ from ..families.family import CONFIG_FILE, WEIGHTS_FILE, Family, SavedNetwork
 from ..families.registry import families, family_of_config
 from ..files import PathLike, read_consistently
 from ..network.stitchable import StitchableNetwork
-from ..network.weights import fingerprint_of, note_fingerprint
+from ..network.weights import cache_fingerprint, fingerprint_of
 from .errors import check_repo_id, check_token, explained, unreadable
 from .json_files import load_results, network_files, read_json, read_saved
 from .repository import Repository, fetch_network, fetch_tensors
@@ -149,7 +149,7 @@ def _load_whole(saved: SavedNetwork, verify: bool, arguments: Mapping[str, Any])
     network = family.load(saved, **arguments)
     load_results(network, saved)
     if compared and not arguments:
-        note_fingerprint(network, fingerprint)
+        cache_fingerprint(network, fingerprint)
     return network
 
 

@@ -19,7 +19,7 @@ from ..families.family import STITCHES_FILE
 from ..families.registry import family_of
 from ..files import atomic_files
 from ..network.stitchable import StitchableNetwork
-from ..network.weights import fingerprint, note_fingerprint
+from ..network.weights import cache_fingerprint, fingerprint
 from ..plan.results import Results
 from .json_files import is_plain, plain_training
 from .model_card import render_card
@@ -68,7 +68,7 @@ def save_pretrained(
         OSError: if it cannot be written; the folder is then as it was.
     """
     weights = fingerprint(model)
-    note_fingerprint(model, weights)
+    cache_fingerprint(model, weights)
     images = {"dataset": dataset, "split": split, "revision": dataset_revision}
     rows, known = _rows(model, results or (), weights, {k: v for k, v in images.items() if v})
     stitches = {
@@ -125,7 +125,7 @@ def _rows(
                 "again: expected texts of up to 1,024 letters, finite numbers, positive times, accuracies of 0 to 100."
             )
     if not given:
-        return model.stitch_table(), model.results.kept
+        return model.stitch_table(), model.results.value
     known = model.results.merged([{**images, **row} for row in given], weights)
     return model.table_with(known.rows), known
 

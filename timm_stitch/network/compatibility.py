@@ -1,13 +1,13 @@
-"""Which anchors fit a plan and each other; what does not is refused in words."""
+"""Checks that anchors fit a plan and each other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 from ..anchors.view import View
+from ..plan.results import Rows
 from ..plan.stitch_plan import Anchor, StitchPlan
 from .crossing import uses_back_prefix_tokens
 
@@ -16,7 +16,7 @@ def check_anchors(views: Sequence[View], plan: StitchPlan) -> None:
     """Refuse anchors that do not fit the plan or each other.
 
     Raises:
-        ValueError: saying which anchor differs in what.
+        ValueError: naming the anchor and the difference.
     """
     if len(views) != len(plan.anchors):
         raise ValueError(f"the plan has {len(plan.anchors)} anchors ({plan.anchor_names}), {len(views)} were given.")
@@ -33,20 +33,19 @@ def check_anchors(views: Sequence[View], plan: StitchPlan) -> None:
     if len({(t.dtype, t.device) for t in tensors}) > 1:
         where = {name: (str(t.dtype), str(t.device)) for name, t in zip(plan.anchor_names, tensors, strict=True)}
         raise ValueError(f"the anchors differ in dtype or device: {where}. Move them together first, with .to(…).")
-    for what in ("num_classes", "in_chans"):
-        values = [getattr(view.anchor, what, None) for view in views]
+    for attribute in ("num_classes", "in_chans"):
+        values = [getattr(view.anchor, attribute, None) for view in views]
         if len(set(values)) > 1:
             raise ValueError(
-                f"cannot stitch anchors whose {what} differ: {dict(zip(plan.anchor_names, values, strict=True))}. "
-                f"Create them with equal {what}."
+                f"cannot stitch anchors whose {attribute} differ: {dict(zip(plan.anchor_names, values, strict=True))}. "
+                f"Create them with equal {attribute}."
             )
     for number, spec in enumerate(plan.layers):
         if uses_back_prefix_tokens(plan, views, number) and not views[spec.back].prefix_names():
             front, back = plan.anchor_names[spec.front], plan.anchor_names[spec.back]
             raise ValueError(
                 f"cannot stitch {front!r} to {back!r}: the second has class or register tokens that the first "
-                "lacks, and how it makes them is not known apart from its patches. Use anchors that both have them "
-                "or both have none."
+                "lacks, and cannot make them apart from its patches. Use anchors that both have them or both lack them."
             )
 
 
@@ -70,12 +69,15 @@ def check_meeting(views: Sequence[View]) -> None:
             )
 
 
-def meeting_points(front: View, back: View) -> list[dict[str, Any]]:
-    """List where two anchors can meet: the boundaries of each at every spatial size that both have.
+def meeting_points(front: View, back: View) -> Rows:
+    """List the boundaries where two anchors can meet, at every spatial size that both have.
 
     Returns:
-        One row a reduction: `reduction`, the blocks of the front after which and of the back before which they
-        meet, and the channels that leave and enter there.
+        One row per reduction: `reduction`, the blocks of the front after which they meet, those of the back before
+        which they meet, and the channels on both sides.
+
+    Raises:
+        ValueError: if they meet nowhere.
     """
     a, b = front.describe(), back.describe()
     rows = []
@@ -100,7 +102,7 @@ def meeting_points(front: View, back: View) -> list[dict[str, Any]]:
 
 
 def number_duplicates(anchors: Sequence[Anchor]) -> list[Anchor]:
-    """Give anchors whose names occur twice a number behind the name."""
+    """Append a number to the names of anchors whose names occur twice."""
     names = [anchor.name for anchor in anchors]
     return [
         replace(anchor, name=f"{anchor.name}#{i}") if names.count(anchor.name) > 1 else anchor

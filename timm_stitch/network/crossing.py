@@ -1,7 +1,7 @@
-"""From one segment into the next: where two anchors' activations meet, and how one is carried into the other.
+"""Crossings from one segment into the next: where two anchors' activations correspond, and how one becomes the other.
 
-Anchors of one layout meet in that layout, others as maps. Prefix tokens (class, registers) that both have are
-carried along; those that only the back has are its own.
+Anchors of one layout meet in that layout, others as maps. Prefix tokens (class, registers) that both anchors have
+cross too; the back adds those that only it has.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ..plan.stitch_plan import StitchPlan
 
 
 def cross(layer: nn.Module, h: Tensor, front: View, leave: int, back: View, enter: int, inputs: CallInputs) -> Tensor:
-    """Carry what leaves one segment into the next through a stitching layer.
+    """Carry an activation from one segment into the next through a stitching layer.
 
     Args:
-        layer: the map.
+        layer: the stitching layer.
         h: the activation at boundary `leave` of the front.
-        front, back: the anchors on either side.
-        leave, enter: the boundaries.
+        front, back: the anchors before and after the crossing.
+        leave, enter: the boundaries where it leaves the front and enters the back.
         inputs: the inputs of the call.
 
     Returns:
@@ -40,16 +40,16 @@ def cross(layer: nn.Module, h: Tensor, front: View, leave: int, back: View, ente
 
 
 def _apply_channels_last(layer: nn.Module, h: Tensor) -> Tensor:
-    """A layer on an activation whose channels are last."""
+    """Apply a layer to an activation whose channels are last."""
     mapped: Tensor = layer(h)
     return mapped
 
 
 def _apply_to_map(layer: nn.Module, h: Tensor) -> Tensor:
-    """A layer on a map (B, C, H, W), which it gets as (B, H * W, C).
+    """Apply a layer to a map (B, C, H, W), as (B, H * W, C).
 
-    A 1x1 convolution would save the copy at the end, a third of this layer's time and less than a hundredth of a
-    stitch's; but its weight has four dimensions, and what reads files by name without the module finds two.
+    A 1x1 convolution would save the copy at the end: a third of this layer's time, less than a hundredth of a
+    stitch's. But its weight would have four dimensions, where saved files have two.
     """
     height, width = h.shape[-2], h.shape[-1]
     mapped: Tensor = layer(h.flatten(2).transpose(1, 2))
@@ -62,7 +62,7 @@ class SharedPositions(NamedTuple):
 
     Args:
         prefixes: the number of leading prefix tokens that both have.
-        size: (height, width) of the part that both maps have, or None for activations that are no maps (B, C, H, W).
+        size: (height, width) of the part that both maps have, or None if the activations are not maps (B, C, H, W).
     """
 
     prefixes: int
@@ -74,7 +74,7 @@ def shared_positions(
 ) -> SharedPositions:
     """Find the positions that the activations of two anchors share.
 
-    Strided layers that pad differently make one map a row or a column larger: both then have the smaller one.
+    Where strided layers pad differently, one map is a row or a column larger: the smaller size counts.
 
     Args:
         leaving, entering: the activations of the two anchors for the same images.
@@ -83,7 +83,7 @@ def shared_positions(
         inputs: the inputs of the call.
 
     Raises:
-        ValueError: if the anchors meet as maps and an activation is no map.
+        ValueError: if the anchors meet as maps and an activation is not a map.
     """
     (layout, leaving_prefix), (entering_layout, entering_prefix) = front.form_at(leave), back.form_at(enter)
     prefixes = min(leaving_prefix, entering_prefix)
@@ -104,7 +104,7 @@ def rows_at(view: View, h: Tensor, boundary: int, positions: SharedPositions, in
 
 
 def uses_back_prefix_tokens(plan: StitchPlan, views: Sequence[View], number: int) -> bool:
-    """Whether what crosses a stitching layer is joined by prefix tokens of the back anchor's own."""
+    """Whether the back anchor adds its own prefix tokens after a stitching layer."""
     spec = plan.layers[number]
     front, back = views[spec.front], views[spec.back]
     return any(front.form_at(leave)[1] < back.form_at(enter)[1] for leave, enter in plan.pairs(number))

@@ -1,8 +1,7 @@
-"""How paths run: one stitch, many stitches on one batch, or one stitch an image.
+"""The execution of stitches: one stitch, many stitches on one batch, or a stitch for each image.
 
-Source: SN-Net (arXiv:2302.06586). Every stitch begins with the stem of its front anchor and ends with the head of
-its back anchor. The executor decides nothing and changes no state: which stitches there are is in the plan, which
-one runs is the caller's word. It draws no random numbers of its own.
+Source: SN-Net (arXiv:2302.06586). Every stitch begins with the stem of its front anchor and ends with the head of its
+back anchor. The executor changes no state and draws no random numbers: the caller chooses a stitch of the plan.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anchors.modules import has_hooks
-from ..anchors.view import CallInputs, View
+from ..anchors.view import CallInputs, Output, View
 from ..plan.prefix_sharing import ScheduledRun, common_steps
 from ..plan.steps import Cross, Head, sort_key
 from ..plan.stitch_plan import Stitch
@@ -25,8 +24,8 @@ Notify = Callable[[Stitch, int], None]
 Place = tuple[int, int]  # an anchor and one of its boundaries
 
 
-def run_stitch(views: Sequence[View], layers: nn.ModuleList, stitch: Stitch, inputs: CallInputs, norm: bool) -> Any:
-    """Run one stitch from the inputs of a call to its output: what every other way to run it must equal.
+def run_stitch(views: Sequence[View], layers: nn.ModuleList, stitch: Stitch, inputs: CallInputs, norm: bool) -> Output:
+    """Run one stitch from the inputs of a call to its output; the reference for every other way to run it.
 
     Args:
         views: the anchors.
@@ -50,7 +49,7 @@ class Executor:
 
     Args:
         views: the anchors.
-        layers: the stitching layers, by their numbers in the plan; those that no stitch needs may be None.
+        layers: the stitching layers, by their numbers in the plan; None where no stitch needs one.
         stitched_norm: whether stitched paths run the back anchor's final norm.
     """
 
@@ -60,7 +59,7 @@ class Executor:
 
     # ── one stitch ────────────────────────────────────────────────────────────────────────────────
 
-    def run(self, stitch: Stitch, inputs: CallInputs) -> Any:
+    def run(self, stitch: Stitch, inputs: CallInputs) -> Output:
         """Run a stitch from the inputs of a call to its output."""
         return run_stitch(self.views, self.layers, stitch, inputs, self.runs_norm(stitch))
 
@@ -75,26 +74,26 @@ class Executor:
 
     # ── a part of a stitch ────────────────────────────────────────────────────────────────────────
 
-    def step(self, stitch: Stitch, n: int, h: Any, inputs: CallInputs) -> Any:
+    def step(self, stitch: Stitch, n: int, h: Output, inputs: CallInputs) -> Output:
         """Run step `n` of a stitch on the output of the step before; step 0 begins at the call's inputs."""
         return self.advance(stitch, n, n + 1, h, inputs)[0]
 
     def advance(
-        self, stitch: Stitch, n: int, end: int, h: Any, inputs: CallInputs, keep: Collection[int] = ()
-    ) -> tuple[Any, dict[int, Any]]:
+        self, stitch: Stitch, n: int, end: int, h: Output, inputs: CallInputs, keep: Collection[int] = ()
+    ) -> tuple[Output, dict[int, Output]]:
         """Run steps `n:end` of a stitch.
 
         Args:
             stitch: the stitch.
-            n, end: the numbers of the first step and of the one behind the last.
+            n, end: the range of steps, half-open.
             h: the output of the step before; None at the beginning.
             inputs: the inputs of the call.
             keep: the numbers of steps after which to keep the activation.
 
         Returns:
-            The output of the last step, and the kept activations by the number of steps.
+            The output of the last step, and the kept activations, by the number of steps that led to them.
         """
-        kept: dict[int, Any] = {}
+        kept: dict[int, Output] = {}
         steps, places = stitch.steps, stitch.places
         while n < end:
             first, step = n, steps[n]
@@ -103,8 +102,8 @@ class Executor:
                 if n in keep:
                     kept[n] = h
                 continue
-            # All steps within one anchor are one call of its view, since a model of transformers runs its own
-            # forward at each call. The view gives the activations to keep, and the last unless the head follows.
+            # All steps within one anchor are one call of its view, since each call of a model of transformers runs
+            # its own forward. The view returns the activations to keep, and the last unless the head follows.
             view = self.views[step.anchor]
             while n < end and not isinstance(steps[n], (Cross, Head)):
                 n += 1
@@ -124,7 +123,9 @@ class Executor:
 
     # ── many stitches ─────────────────────────────────────────────────────────────────────────────
 
-    def each(self, schedule: Iterable[ScheduledRun], inputs: CallInputs, notify: Notify) -> Iterator[tuple[int, Any]]:
+    def each(
+        self, schedule: Iterable[ScheduledRun], inputs: CallInputs, notify: Notify
+    ) -> Iterator[tuple[int, Output]]:
         """Run many stitches on one batch, sharing the work of equal first steps.
 
         Args:
@@ -135,7 +136,7 @@ class Executor:
         Yields:
             (stitch_id, output), in the order of the schedule.
         """
-        kept: dict[int, Any] = {}
+        kept: dict[int, Output] = {}
         for run in schedule:
             stitch = run.stitch
             notify(stitch, inputs.batch_size)
@@ -147,8 +148,8 @@ class Executor:
             yield stitch.stitch_id, h
             del h
 
-    def mixed(self, stitches: Sequence[Stitch], inputs: CallInputs, notify: Notify) -> Any:
-        """Run one stitch for each row; rows whose stitches begin alike run together for as long as they are alike.
+    def mixed(self, stitches: Sequence[Stitch], inputs: CallInputs, notify: Notify) -> Output:
+        """Run one stitch for each row; rows run together as long as their stitches have equal steps.
 
         Args:
             stitches: the stitch of each row.
@@ -158,17 +159,17 @@ class Executor:
         Returns:
             The output, in the order of the rows.
         """
-        # 1. Sort rows by their steps: those whose stitches begin alike lie side by side.
+        # 1. Sort rows by their steps, so that rows with equal first steps are neighbours.
         distinct = sorted({s.stitch_id: s for s in stitches}.values(), key=lambda stitch: sort_key(stitch.steps))
         rank = {stitch.stitch_id: n for n, stitch in enumerate(distinct)}
         order = sorted(range(len(stitches)), key=lambda row: rank[stitches[row].stitch_id])
         index = torch.tensor(order, device=inputs.device)
         inputs, stitches = inputs.pick(index), [stitches[row] for row in order]
-        # 2. Walk the tree of their common beginnings, depth first: a group of rows runs up to the step where its
-        #    stitches part (in sorted rows the first and the last part earliest), and is split there.
-        outputs: list[Any] = []
+        # 2. Walk the tree of common first steps, depth first: a group of rows runs up to the step where its stitches
+        #    part (in sorted rows the first and the last part earliest), and is split there.
+        outputs: list[Output] = []
         num_labels: list[int] = []
-        pending: list[tuple[int, int, int, Any]] = [(0, 0, len(stitches), None)]
+        pending: list[tuple[int, int, int, Output]] = [(0, 0, len(stitches), None)]
         while pending:
             n, start, stop, h = pending.pop()
             first, part = stitches[start], inputs.rows(start, stop)
@@ -190,14 +191,14 @@ class Executor:
     # ── checks before a call ──────────────────────────────────────────────────────────────────────
 
     def check_anchors(self, stitch: Stitch, anchors: Any) -> tuple[bool, tuple[int, int] | None]:
-        """Refuse to run past an anchor that was replaced after stitching.
+        """Refuse a stitch of which an anchor was replaced after stitching.
 
         Args:
             stitch: the stitch that is to run.
             anchors: the list of anchors that the network has now.
 
         Returns:
-            Whether hooks hang on the call of an anchor, and the (height, width) that images must have, if any.
+            Whether an anchor has hooks, and the (height, width) that images must have, if any.
 
         Raises:
             ValueError: if an anchor is not the one that was stitched.

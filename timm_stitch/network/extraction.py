@@ -1,4 +1,4 @@
-"""Some stitches as a network of their own, which shares its tensors with the whole one."""
+"""Extraction: some stitches as a network of their own, which shares its tensors with the whole network."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ..plan.stitch_plan import Stitch, StitchPlan
 from .crossing import uses_back_prefix_tokens
 from .executor import Executor
 
-Network = TypeVar("Network", bound=Any)  # an SNNet: this file is below it
+Network = TypeVar("Network", bound=Any)  # a StitchableNetwork, whose file is above this one
 
 
 def extract(network: Network, plan: StitchPlan, *, copy: bool = False, norm: bool = True, head: bool = True) -> Network:
-    """A network that holds what the stitches of `plan` use, and knows no results.
+    """Extract a network that holds only what the stitches of `plan` use, without results.
 
     Args:
-        network: the whole one, an `SNNet`; not changed.
-        plan: some of its stitches, with its anchors and layers.
-        copy: give it its own tensors instead of sharing them.
-        norm, head: whether to keep those.
+        network: the whole network; not changed.
+        plan: a plan of some of its stitches, with its anchors and layers.
+        copy: whether to copy the tensors instead of sharing them.
+        norm, head: whether to keep the final norm and the head.
     """
     twin = empty_twin(network, plan)
     executor: Executor = network.executor
@@ -51,7 +51,7 @@ def extract(network: Network, plan: StitchPlan, *, copy: bool = False, norm: boo
 
 
 def empty_twin(network: Network, plan: StitchPlan) -> Network:
-    """A network of another plan that has everything of its own but anchors, layers and executor."""
+    """Copy a network shallowly for another plan; anchors, layers and executor are still those of the whole network."""
     twin = copying.copy(network)
     twin._modules, twin._buffers = dict(network._modules), dict(network._buffers)
     twin.__dict__.pop("forward", None)  # Accelerate's wrapped forward is bound to the whole network
@@ -61,17 +61,17 @@ def empty_twin(network: Network, plan: StitchPlan) -> Network:
     return twin
 
 
-def single_stitch_graph(alone: nn.Module) -> torch.fx.GraphModule:
-    """An extracted network as a graph that calls the anchors' own modules, for TorchScript."""
-    return torch.fx.GraphModule(alone, _ModuleTracer().trace(alone))
+def single_stitch_graph(network: nn.Module) -> torch.fx.GraphModule:
+    """Trace an extracted network as a graph that calls the anchors' own modules, for TorchScript."""
+    return torch.fx.GraphModule(network, _ModuleTracer().trace(network))
 
 
 class _ModuleTracer(torch.fx.Tracer):
-    """Traces the network itself and leaves the anchors' modules whole."""
+    """A tracer that leaves the anchors' modules whole."""
 
     def path_of_module(self, mod: nn.Module) -> str:
         paths = self.submodule_paths
-        if paths is not None and mod not in paths:  # made for this graph
+        if paths is not None and mod not in paths:  # a module that was made for this graph
             paths[mod] = f"part_{len(paths)}"
             self.root.add_module(paths[mod], mod)
         return super().path_of_module(mod)
@@ -81,13 +81,13 @@ class _ModuleTracer(torch.fx.Tracer):
 
 
 def blocks_of(stitch: Stitch) -> list[tuple[int, int]]:
-    """The blocks that a stitch runs, in order, as (anchor, index)."""
+    """List the blocks that a stitch runs, in order, as (anchor, index)."""
     return [(step.anchor, step.index) for step in stitch.steps if isinstance(step, Block)]
 
 
 def with_gaps(modules: Sequence[nn.Module | None]) -> nn.ModuleList:
-    """A ModuleList that keeps its numbering where modules are missing."""
-    found = nn.ModuleList()
+    """Make a ModuleList that keeps its numbering where modules are missing."""
+    numbered = nn.ModuleList()
     for i, module in enumerate(modules):
-        found.add_module(str(i), module)
-    return found
+        numbered.add_module(str(i), module)
+    return numbered

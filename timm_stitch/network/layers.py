@@ -1,4 +1,4 @@
-"""Stitching layers: the linear maps between what leaves one anchor and what enters another.
+"""Stitching layers: the linear maps from the channels of one anchor to those of another.
 
 Source: SN-Net (arXiv:2302.06586), "Stitching layers and initialization"; low-rank layers:
 SN-Netv2 (arXiv:2307.00154).
@@ -16,28 +16,32 @@ from torch.nn import functional as F
 
 from ..plan.stitch_plan import LayerSpec
 
+Device = torch.device | str | None
+
 
 class StitchingLayer(nn.Linear):
     """An affine map of the channels at every position: (…, in_width) to (…, out_width).
 
-    It is called as the linear layer that it is, with channels last, so that whatever wraps, adapts or quantises
-    linear layers works on it; `crossing` turns maps of (B, C, H, W) before and after.
+    It is called as a linear layer, with channels last, so that tools that wrap, adapt or quantise linear layers work
+    on it; `crossing` transposes maps of (B, C, H, W) before and after.
     """
 
 
 class LowRankStitchingLayer(StitchingLayer):
     """A stitching layer whose matrix stays as initialised, with a trained low-rank update (LoSA).
 
-    Maps with `weight + lora_B @ lora_A / rank`. The bias is trained as usual; `lora_B` starts at zero.
-    Nothing is merged behind one's back: `merge` gives a plain layer.
+    The matrix is `weight + lora_B @ lora_A / rank`, where `lora_B` starts at zero. The bias is trained as usual.
+    `merge` makes a plain layer.
 
     Args:
         in_width, out_width: channels before and after the map.
-        rank: of the update.
-        device, dtype: of the tensors.
+        rank: the rank of the update.
+        device, dtype: the device and type of the tensors.
     """
 
-    def __init__(self, in_width: int, out_width: int, rank: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self, in_width: int, out_width: int, rank: int, device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__(in_width, out_width, device=device, dtype=dtype)
         self.rank = rank
         self.scale = 1.0 / rank
@@ -47,12 +51,12 @@ class LowRankStitchingLayer(StitchingLayer):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map channels; as in `StitchingLayer`."""
+        """Map the channels of `x`."""
         return F.linear(x, self.weight + self.lora_B @ self.lora_A * self.scale, self.bias)
 
     @torch.no_grad()
     def merge(self) -> StitchingLayer:
-        """A plain layer that computes the same, with a matrix of its own and this layer's bias."""
+        """Make a plain layer that computes the same, with a new matrix and this layer's bias."""
         out_width, in_width = self.weight.shape
         plain = StitchingLayer(in_width, out_width, device="meta", dtype=self.weight.dtype)
         plain.weight = nn.Parameter(self.weight + self.lora_B @ self.lora_A * self.scale)
@@ -63,8 +67,8 @@ class LowRankStitchingLayer(StitchingLayer):
         return f"{super().extra_repr()}, rank={self.rank}"
 
 
-def make_layer(spec: LayerSpec, device: Any = None, dtype: Any = None) -> StitchingLayer:
-    """The layer that a plan asks for, random."""
+def make_layer(spec: LayerSpec, device: Device = None, dtype: torch.dtype | None = None) -> StitchingLayer:
+    """Make a stitching layer by its specification, with random weights."""
     if spec.rank:
         return LowRankStitchingLayer(spec.in_width, spec.out_width, spec.rank, device=device, dtype=dtype)
     return StitchingLayer(spec.in_width, spec.out_width, device=device, dtype=dtype)
@@ -73,8 +77,8 @@ def make_layer(spec: LayerSpec, device: Any = None, dtype: Any = None) -> Stitch
 def give_zero_gradients(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """Return `x`, with zero gradients for parameters that its computation did not use.
 
-    Some trainers (plain DistributedDataParallel, timm's own tests) want a gradient for every parameter
-    at every step. Costs one zero tensor for each.
+    Some trainers (plain DistributedDataParallel, timm's own tests) require a gradient for every parameter at every
+    step. This costs one zero tensor for each.
     """
     out: Tensor = _ZeroGradients.apply(x, *parameters)
     return out

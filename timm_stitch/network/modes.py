@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards each module is in the mode that it was in."""
+    """Put a model into evaluation mode inside the block, and restore the mode of each module afterwards."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:

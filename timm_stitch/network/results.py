@@ -1,4 +1,4 @@
-"""What was measured of a network's stitches, kept with the network and with the weights that it belongs to."""
+"""The measured results of a network, kept with it and with the weights that they belong to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Hashable, Iterable
 from typing import Any
 
-from ..plan.results import Results, Row
+from ..plan.results import Results, Row, Rows
 from .weights import cached_fingerprint, weights_version
 
 _logger = logging.getLogger(__name__)
@@ -16,31 +16,30 @@ class NetworkResults:
     """Measured rows of one network, which count only while its weights are those that were measured.
 
     Args:
-        network: the network that the rows belong to; it holds them.
+        network: the network that the rows belong to, and that holds them.
     """
 
     def __init__(self, network: Any) -> None:  # a StitchableNetwork, whose file is above this one
         self._network = network
 
     @property
-    def kept(self) -> Results:
+    def value(self) -> Results:
         """The rows and the id of their weights, as a plain value."""
-        kept: Results = self._network._measured
-        return kept
+        results: Results = self._network._measured
+        return results
 
     @property
     def rows(self) -> dict[int, Row]:
-        """Every kept row by stitch_id, whatever weights the network has now."""
-        return dict(self.kept.rows)
+        """All rows by stitch_id, even if the weights have changed since."""
+        return dict(self.value.rows)
 
     def add(self, rows: Iterable[Row], weights: str | None = None) -> None:
-        """Keep measured rows, next to those of the same weights that are known already.
+        """Add measured rows to those of the same weights.
 
-        Times of further batch sizes are added to the known ones. What another device or precision took is dropped,
-        for all stitches.
+        Times of further batch sizes are added. Times of another device or precision are dropped, for all stitches.
 
         Args:
-            rows: dicts of `stitch_id` and what was measured, from `evaluate`, `profile` or a file.
+            rows: dicts of `stitch_id` and measured figures, from `evaluate`, `profile` or a file.
             weights: the fingerprint of the weights that rows without one belong to; default the network's own.
 
         Raises:
@@ -49,59 +48,58 @@ class NetworkResults:
         self._network._measured = self.merged(rows, weights)
 
     def merged(self, rows: Iterable[Row], weights: Hashable = None) -> Results:
-        """The results that `add` would keep."""
+        """Compute the results that `add` would store."""
         rows = list(rows)
         unknown = [row.get("stitch_id") for row in rows if row.get("stitch_id") not in self._network.plan]
         if unknown:
             raise ValueError(f"the rows hold stitches that the plan does not have: {unknown[:6]}.")
         if rows and weights is None and not all(row.get("weights") for row in rows):
             weights = cached_fingerprint(self._network)
-        return self.kept.updated(Results.of(rows, weights))
+        return self.value.updated(Results.of(rows, weights))
 
     def replace(self, results: Results) -> None:
-        """Keep these results instead of all others."""
+        """Replace all rows by these results."""
         self._network._measured = results
 
     def adopt(self, rows: Iterable[Row]) -> None:
-        """Keep rows, instead of all others, as those of the weights that the network has now.
+        """Replace all rows by those of the weights that the network has now.
 
-        Unlike `add` it does not read the weights: their version in memory stands for them.
+        Unlike `add`, this does not read the weights: their version in memory identifies them.
         """
         plan = self._network.plan
         own = [row for row in rows if row.get("stitch_id") in plan]
         self._network._measured = Results.of(own, weights_version(self._network))
 
     def clear(self) -> None:
-        """Drop all that was measured."""
+        """Drop all rows."""
         self._network._measured = Results()
 
     def current(self) -> dict[int, Row]:
-        """The rows of the weights that the network has now, by stitch_id; of other weights none, with a warning."""
+        """Get the rows by stitch_id if they belong to the present weights; else none, with a warning."""
         if self._are_current():
-            return dict(self.kept.rows)
+            return self.rows
         _logger.warning("the weights have changed since they were measured, so their figures are left out: evaluate.")
         return {}
 
-    def current_rows(self) -> list[Row]:
-        """The rows of `current`, each with its `stitch_id`."""
+    def current_rows(self) -> Rows:
+        """List the rows of `current`, each with its `stitch_id`."""
         return [{"stitch_id": stitch_id, **row} for stitch_id, row in self.current().items()]
 
     def check(self) -> None:
-        """Refuse to go on where what was measured belongs to other weights than the network has now.
+        """Refuse results that belong to other weights than the network has now.
 
         Raises:
             ValueError: naming the weights.
         """
         if not self._are_current():
-            weights = self.kept.weights if isinstance(self.kept.weights, str) else "before they changed"
+            weights = self.value.weights if isinstance(self.value.weights, str) else "before they changed"
             raise ValueError(
-                f"what is known of this network belongs to other weights ({weights}) than the network now has: "
-                "evaluate it again."
+                f"the results of this network belong to other weights ({weights}) than it has now: evaluate it again."
             )
 
     def _are_current(self) -> bool:
-        if not self.kept.rows:
+        if not self.value.rows:
             return True
-        weights = self.kept.weights
+        weights = self.value.weights
         now = cached_fingerprint(self._network) if isinstance(weights, str) else weights_version(self._network)
         return weights == now

@@ -1,9 +1,7 @@
-"""What every stitchable network has, whatever its anchors are: stitches, their costs, and what was measured of them.
+"""The class that all stitchable networks share: stitches, their costs, and their measured results.
 
-Source: SN-Net (arXiv:2302.06586). `network` has the one of timm's models; that of transformers' models is in
-`timm_stitch.text`. What is the same of both is here, and here once.
-
-The file is long because people call most of its methods: the greater part of its lines says what they do.
+Source: SN-Net (arXiv:2302.06586). Each family derives its own network: `SNNet` for timm's models, `StitchedModel` for
+those of transformers. The file is long because most of its methods are public: the greater part of it is docstrings.
 """
 
 from collections import OrderedDict
@@ -17,11 +15,11 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from ..anchors.meta_device import cast_like, is_on_meta
-from ..anchors.view import CallInputs, View
+from ..anchors.view import CallInputs, Inputs, Output, View
 from ..plan.costs import PlanCosts, PublishedCount
 from ..plan.frontier import best_known
 from ..plan.prefix_sharing import ScheduledRun, schedule
-from ..plan.results import Results, Row
+from ..plan.results import Results, Row, Rows
 from ..plan.stitch_plan import Stitch, StitchPlan
 from .compatibility import check_anchors
 from .counting import measure_steps
@@ -32,16 +30,33 @@ from .layers import LowRankStitchingLayer, make_layer
 from .results import NetworkResults
 
 StitchIds = int | Sequence[int] | Tensor
-StitchHook = Callable[[Any, int, int], None]
+StitchHook = Callable[["StitchableNetwork", int, int], None]
 
-_SCHEDULES = 64  # choices of stitches whose order is kept
+_SCHEDULES = 64  # cached schedules, one for each choice of stitches
 
 
 class StitchableNetwork(nn.Module):
-    """Anchors, a plan, and the layers between them; what a call is given, the networks that build on it say."""
+    """One set of weights, many networks: anchors, a plan of stitches, and the stitching layers between the anchors.
+
+    `timm_stitch.stitch`, `load` and `from_hub` make networks; each family defines the inputs and outputs of a call.
+
+    Attributes:
+        plan: the stitches.
+        anchors: the anchors, in the order of the plan.
+        stitching_layers: the stitching layers, by their numbers in the plan.
+        stitch_id: the stitch of every call that names none.
+        executor: the object that runs the stitches.
+        trained: the history of the weights: base models, training runs, repository.
+
+    Example:
+        >>> import timm_stitch
+        >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
+        >>> model.num_stitches, model.plan[3].name
+        (8, 'levit_192[0:2] + levit_256[2:12]')
+    """
 
     family: ClassVar[str]
-    unsupported: ClassVar[Mapping[str, str]] = {}  # a feature that it lacks, and the sentence that says what to do
+    unsupported: ClassVar[Mapping[str, str]] = {}  # the features that it lacks, each with advice for the user
     plan: StitchPlan
     executor: Executor
     _executor_class: type[Executor] = Executor
@@ -54,7 +69,7 @@ class StitchableNetwork(nn.Module):
     _stitch_hooks: "OrderedDict[int, StitchHook]"
 
     def _assemble(self, views: Sequence[View], plan: StitchPlan, stitched_norm: bool, stitch_id: int | None) -> None:
-        """Put anchors, plan and stitching layers together; the last step of construction.
+        """Assemble anchors, plan and stitching layers; the last step of construction.
 
         Raises:
             ValueError: if the anchors do not fit each other or the plan.
@@ -74,31 +89,33 @@ class StitchableNetwork(nn.Module):
         largest = plan.anchor_id(len(plan.anchors) - 1)
         self.stitch_id = plan[largest if stitch_id is None else stitch_id].stitch_id
 
-    def record(self, **args: Any) -> None:
-        """Note arguments with which this network would be made again."""
+    # ── methods of each family ────────────────────────────────────────────────────────────────────
 
-    def prepare_inputs(self, x: Any, stitches: Iterable[Stitch]) -> CallInputs:
-        """Check the inputs of a call, and give them the form in which all that runs in it reads them.
+    def record(self, **args: object) -> None:
+        """Record arguments with which this network would be made again."""
+
+    def prepare_inputs(self, x: Inputs, stitches: Iterable[Stitch]) -> CallInputs:
+        """Check the inputs of a call, and wrap them for the code that runs in it.
 
         Args:
-            x: the inputs, as `forward_each` takes them.
+            x: the inputs.
             stitches: the stitches that are to run.
 
         Raises:
-            TypeError, ValueError: if they do not take these inputs.
+            TypeError, ValueError: if the stitches do not take these inputs.
         """
         raise NotImplementedError
 
-    def call(self, x: Any, stitch_id: Any = None) -> Any:
-        """Call the network with inputs as `forward_each` takes them."""
+    def call(self, x: Inputs, stitch_id: StitchIds | None = None) -> Output:
+        """Call the network with all inputs as one argument."""
         return self(x, stitch_id=stitch_id)
 
-    def example(self, count: int) -> Any:
-        """So many random inputs, as `forward_each` takes them, where the network is."""
+    def example(self, count: int) -> Inputs:
+        """Make random inputs of `count` rows on the network's device."""
         raise NotImplementedError
 
-    def extra_metrics(self, num_samples: int, num_labels: int, loss: float) -> dict[str, Any]:
-        """Metrics of a row of `evaluate` other than accuracy and loss.
+    def extra_metrics(self, num_samples: int, num_labels: int, loss: float) -> Row:
+        """Compute the metrics of a row of `evaluate` other than accuracy and loss.
 
         Args:
             num_samples: the number of images or texts.
@@ -108,7 +125,7 @@ class StitchableNetwork(nn.Module):
         return {"images": num_labels}
 
     def costs(self) -> PlanCosts:
-        """The costs of every part; measured when first asked for, then kept."""
+        """Measure the costs of every part, or get the cached ones."""
         plan, costs = self.__dict__.get("_costs", (None, None))
         if plan is not self.plan:
             costs = measure_steps(self)
@@ -116,14 +133,14 @@ class StitchableNetwork(nn.Module):
         return cast("PlanCosts", costs)
 
     def no_weight_decay(self) -> set[str]:
-        """The parameters that the anchors themselves exempt from weight decay."""
+        """The names of parameters that the anchors themselves exempt from weight decay."""
         return set()
 
-    # ── which stitch ──────────────────────────────────────────────────────────────────────────────
+    # ── the choice of a stitch ────────────────────────────────────────────────────────────────────
 
     @property
     def views(self) -> Sequence[View]:
-        """The anchors as stem, blocks and head."""
+        """The views of the anchors: stem, blocks and head."""
         return self.executor.views
 
     @property
@@ -137,10 +154,22 @@ class StitchableNetwork(nn.Module):
         return self.plan.stitch_ids
 
     def set_stitch(self, stitch_id: int) -> Self:
-        """Choose the stitch of every later call that names none; returns the network itself.
+        """Choose the stitch of every later call that names none.
+
+        Args:
+            stitch_id: the id of the stitch.
+
+        Returns:
+            The network itself.
 
         Raises:
             ValueError: if the plan has no such id.
+
+        Example:
+            >>> import timm_stitch
+            >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
+            >>> model.set_stitch(3).stitch_id
+            3
         """
         self.stitch_id = self._stitch(stitch_id).stitch_id
         self.record(stitch_id=self.stitch_id)
@@ -155,14 +184,27 @@ class StitchableNetwork(nn.Module):
         memory_mb: float | None = None,
         batch_size: int | None = None,
     ) -> Self:
-        """Choose the best stitch known within all given budgets, as `select` does; returns the network itself.
+        """Choose the most accurate stitch within all budgets, by the figures of `stitch_table`.
 
         Args:
-            macs, params, latency_ms, memory_mb: the most that is allowed of each.
-            batch_size: of how many images the call is that may take `latency_ms`, as of `select`.
+            macs: the limit of multiply-adds per image.
+            params: the limit of parameters that the stitch holds.
+            latency_ms: the limit of milliseconds per call, as measured by `profile`.
+            memory_mb: the limit of memory in MB, as measured by `profile`.
+            batch_size: the number of images in the call that `latency_ms` limits, one of the measured batch sizes;
+                default that of each row's own `latency_ms`.
+
+        Returns:
+            The network itself.
 
         Raises:
-            ValueError: as `select`: if no budget is given, nothing fits, or something is not known.
+            ValueError: if there is no budget, no stitch fits, or an accuracy or quantity is unknown.
+
+        Example:
+            >>> import timm_stitch
+            >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
+            >>> model.set_budget(macs=8e8).stitch_id  # by the accuracies that its authors published
+            6
         """
         self.results.check()
         budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
@@ -180,22 +222,29 @@ class StitchableNetwork(nn.Module):
     # ── many stitches at once ─────────────────────────────────────────────────────────────────────
 
     def forward_each(self, x: Any, stitch_ids: Sequence[int] | None = None) -> Iterator[tuple[int, Any]]:
-        """Run many stitches on one batch, sharing the work of equal first parts.
+        """Run many stitches on one batch, and share the work of equal first blocks.
 
         Args:
-            x: images, shape (B, C, H, W); of models of transformers a mapping of tensors with B rows.
-            stitch_ids: which; all by default.
+            x: the images, shape (B, C, H, W); for models of transformers a mapping of tensors with B rows.
+            stitch_ids: the ids of the stitches; default all.
 
         Yields:
-            (stitch_id, what it gives), in the order that shares most: of timm's models logits of shape
-            (B, num_classes), of transformers' an output with `logits`. They equal those of `forward` bit for bit.
+            (stitch_id, output), in the order that shares most work. The output equals that of `forward` bit for bit:
+            logits of shape (B, num_classes), for models of transformers an output with `logits`.
+
+        Example:
+            >>> import timm_stitch, torch
+            >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
+            >>> images = torch.randn(2, 3, 224, 224, device="meta")
+            >>> {stitch_id: tuple(logits.shape) for stitch_id, logits in model.forward_each(images, [1, 4])}
+            {4: (2, 1000), 1: (2, 1000)}
         """
         ids = stitch_ids.tolist() if isinstance(stitch_ids, Tensor) else stitch_ids
         runs = self._schedule(None if ids is None else tuple(ids))
         yield from self.executor.each(runs, self.prepare_inputs(x, [run.stitch for run in runs]), self._notify)
 
     def _schedule(self, stitch_ids: tuple[int, ...] | None) -> list[ScheduledRun]:
-        """Order stitches so that they share most; made once for each of the last choices of ids."""
+        """Order stitches so that they share most work; cached by choice of ids."""
         plan, schedules = self.__dict__.get("_schedules", (None, {}))
         if plan is not self.plan:  # replaced, or this network is a shallow copy with another plan
             schedules = {}
@@ -210,11 +259,11 @@ class StitchableNetwork(nn.Module):
         return runs
 
     def forward_several(self, x: Tensor, stitch_ids: Sequence[int]) -> dict[int, Tensor]:
-        """All that `forward_each` yields, by stitch_id."""
+        """Collect what `forward_each` yields in a dict by stitch_id."""
         return dict(self.forward_each(x, stitch_ids))
 
-    def _stitch_per_sample(self, stitch_ids: Any, count: int, what: str) -> list[Stitch]:
-        """The stitch of every row, from ids given as a list or tensor."""
+    def _stitch_per_sample(self, stitch_ids: Sequence[int] | Tensor, count: int, what: str) -> list[Stitch]:
+        """Look up the stitch of every row."""
         ids = list(stitch_ids.tolist() if isinstance(stitch_ids, Tensor) else stitch_ids)
         ids = [i.item() if hasattr(i, "item") else i for i in ids]
         if len(ids) != count or any(isinstance(i, list) for i in ids):
@@ -225,13 +274,21 @@ class StitchableNetwork(nn.Module):
         return [self._stitch(i) for i in ids]
 
     def register_stitch_hook(self, hook: StitchHook) -> RemovableHandle:
-        """Have a function called whenever a stitch runs, to log or count what is used.
+        """Register a function that is called whenever a stitch runs, to log or count the use of stitches.
 
         Args:
-            hook: called as `hook(model, stitch_id, images)`, with the number of images.
+            hook: the function, called as `hook(model, stitch_id, num_images)`.
 
         Returns:
-            A handle whose `remove()` ends it.
+            A handle whose `remove()` unregisters the function.
+
+        Example:
+            >>> import timm_stitch, torch
+            >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
+            >>> handle = model.register_stitch_hook(lambda model, stitch_id, count: print(stitch_id, count))
+            >>> logits = model(torch.randn(2, 3, 224, 224, device="meta"), stitch_id=3)
+            3 2
+            >>> handle.remove()
         """
         handle = RemovableHandle(self._stitch_hooks)
         self._stitch_hooks[handle.id] = hook
@@ -244,32 +301,47 @@ class StitchableNetwork(nn.Module):
     # ── one stitch alone ──────────────────────────────────────────────────────────────────────────
 
     def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self:
-        """One stitch as a network of its own that holds only the tensors that the stitch uses.
+        """Extract one stitch as a network of its own, which holds only the tensors that the stitch uses.
 
         Args:
-            stitch_id: which; default the one that is set.
-            copy: give it its own tensors instead of sharing this network's.
+            stitch_id: the id of the stitch; default the current one.
+            copy: whether to copy the tensors instead of sharing them with this network.
 
         Returns:
-            A network whose plan has this one stitch; the names of its tensors are those they have here.
+            A network whose plan has this one stitch. Its tensors keep their names.
 
         Raises:
             ValueError: if the plan has no such id.
+
+        Example:
+            >>> import timm_stitch
+            >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
+            >>> [sum(p.numel() for p in network.parameters()) for network in (model, model.extract(3))]
+            [30322097, 18370148]
         """
         plan = StitchPlan(self.plan.anchors, self.plan.layers, (self._stitch(stitch_id),))
-        alone = extract(self, plan, copy=copy)
-        alone.results.adopt(self.results.current_rows())
-        return alone
+        extracted = extract(self, plan, copy=copy)
+        extracted.results.adopt(self.results.current_rows())
+        return extracted
 
     def uses_back_prefix_tokens(self, number: int) -> bool:
-        """Whether what crosses a stitching layer is joined by prefix tokens of the back anchor's own."""
+        """Whether the back anchor adds its own prefix tokens after a stitching layer."""
         return uses_back_prefix_tokens(self.plan, self.views, number)
 
     def merge_low_rank(self) -> Self:
-        """Replace every low-rank stitching layer by a plain one that computes the same.
+        """Replace every low-rank stitching layer by a plain layer that computes the same.
 
-        Frees the low-rank tensors and saves one small product a call; training then goes on with the
-        whole matrix. Saved merged weights fit a merged network. Returns the network itself.
+        This frees the low-rank tensors and saves a small product per call. Later training updates the whole matrix.
+        Saved merged weights fit a merged network.
+
+        Returns:
+            The network itself.
+
+        Example:
+            >>> import timm_stitch
+            >>> model = timm_stitch.load("snnetv2_deit3_sb", pretrained=False, device="meta")
+            >>> model.plan.layers[0].rank, model.merge_low_rank().plan.layers[0].rank
+            (64, 0)
         """
         for number, layer in enumerate(self.stitching_layers):
             if isinstance(layer, LowRankStitchingLayer):
@@ -279,13 +351,21 @@ class StitchableNetwork(nn.Module):
         return self
 
     def _plan_changed(self) -> None:
-        """Note the plan for whoever makes this network again."""
+        """Record the changed plan with which this network would be made again."""
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile every block in place, so that all stitches run compiled and switching compiles nothing.
+    def compile(self, *args: object, **kwargs: object) -> None:
+        """Compile every block in place, so that all stitches run compiled and a switch needs no compilation.
 
-        The arguments are those of `torch.compile`. Blocks of one width share a graph, so a few graphs
-        serve all stitches. (`torch.compile(model)` would specialise on the stitch and give up after a few.)
+        Blocks of one width share a graph, so a few graphs serve all stitches. (`torch.compile(model)` would compile
+        for each stitch, and give up after a few.)
+
+        Args:
+            *args, **kwargs: the arguments of `torch.compile`.
+
+        Example:
+            >>> import timm_stitch
+            >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False)
+            >>> model.compile(dynamic=False)  # the first call of each block compiles it
         """
         for view in self.views:
             for index in range(view.depth):
@@ -293,58 +373,63 @@ class StitchableNetwork(nn.Module):
                     for module in view.modules(index):
                         module.compile(*args, **kwargs)
 
-    # ── what is known of the stitches ─────────────────────────────────────────────────────────────
+    # ── costs and results ─────────────────────────────────────────────────────────────────────────
 
     @property
     def results(self) -> NetworkResults:
-        """What was measured of the stitches, and of which weights."""
+        """The measured rows of the stitches, and the weights that they belong to."""
         return NetworkResults(self)
 
-    def stitch_table(self) -> list[dict[str, Any]]:
-        """One row a stitch, in id order: what it is, what it costs, and what is known of it.
+    def stitch_table(self) -> Rows:
+        """List the stitches with their costs and all known figures, in id order.
 
         Returns:
-            Dicts with `stitch_id`, `name`, `macs` (multiply-adds for one image), `params` (all it
-            holds), for the authors' networks `published_macs` and `published_params` in the count of
-            their tables (None where they give no parameters), and whatever was measured or published:
-            `published_top1`, `top1`, `top5`, `latency_ms`, …. Measured is only what belongs to the weights that
-            the network has now.
+            One dict per stitch: `stitch_id`, `name`, `macs` (multiply-adds for one image) and `params` (all that the
+            stitch holds). The authors' networks add `published_macs` and `published_params` (None where they report
+            none), counted as in their tables, and `published_top1`. Figures measured on the present weights follow:
+            `top1`, `top5`, `latency_ms` and so on.
+
+        Example:
+            >>> import timm_stitch
+            >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
+            >>> row = model.stitch_table()[3]
+            >>> row["name"], row["macs"], row["params"], row["published_top1"]
+            ('levit_192[0:2] + levit_256[2:12]', 977741824, 18370148, 80.73)
         """
         return self.table_with(self.results.current())
 
-    def table_with(self, measured: Mapping[int, Row]) -> list[dict[str, Any]]:
-        """The rows of `stitch_table` with these measurements, by stitch_id, instead of the known ones."""
+    def table_with(self, measured: Mapping[int, Row]) -> Rows:
+        """Make the rows of `stitch_table` with these measured figures, by stitch_id."""
         costs, rows = self.costs(), []
         for stitch in self.plan:
             cost = costs.cost(stitch)
-            row: dict[str, Any] = {"stitch_id": stitch.stitch_id, "name": stitch.name}
-            row.update(macs=cost.macs, params=cost.params)
+            row = {"stitch_id": stitch.stitch_id, "name": stitch.name, "macs": cost.macs, "params": cost.params}
             if self.published:
-                theirs = costs.published(stitch, self.published)
-                row.update(published_macs=theirs.macs)
-                row.update(published_params=theirs.params if self.published.params else None)
+                published = costs.published(stitch, self.published)
+                row["published_macs"] = published.macs
+                row["published_params"] = published.params if self.published.params else None
             if stitch.stitch_id in self.published_top1:
-                row.update(published_top1=self.published_top1[stitch.stitch_id])
-            rows.append(row | dict(measured.get(stitch.stitch_id, {})))
+                row["published_top1"] = self.published_top1[stitch.stitch_id]
+            rows.append({**row, **measured.get(stitch.stitch_id, {})})
         return rows
 
     # ── weights ───────────────────────────────────────────────────────────────────────────────────
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; a network on the meta device takes over the tensors given, in its own dtypes."""
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights as torch does; a network on the meta device takes the tensors over, in its own dtypes."""
         if not assign and is_on_meta(self):
             state_dict, assign = cast_like(state_dict, self.state_dict()), True
         self.results.clear()
         return super().load_state_dict(state_dict, strict, assign)
 
 
-def is_sequence_of_ids(ids: Any) -> bool:
+def is_sequence_of_ids(ids: object) -> bool:
     """Whether these are several ids: a list, a tuple, a 1-D tensor or array."""
     return hasattr(ids, "__len__") and not isinstance(ids, str) and getattr(ids, "ndim", 1) > 0
 
 
-def logits_of(out: Any) -> Tensor:
-    """The logits in what a network gives: of timm's models that themselves, of transformers' a part of the output."""
+def logits_of(out: Output) -> Tensor:
+    """Get the logits of an output: the output itself, or for models of transformers a part of it."""
     if isinstance(out, Tensor):
         return out
     logits = getattr(out, "logits", None)

@@ -1,50 +1,48 @@
-"""Which weights a figure belongs to, and whether weights are those of a network."""
+"""The identity of weights: fingerprints, and whether weights fit a network."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-# Whether stitched paths run the final norm stands among weights without being one: in files of version 0.1, and in what
-# is fingerprinted, as `stitched_norm`; in the `state_dict()` of networks without, as torch names what is no tensor.
+# A flag among the weights says whether stitched paths run the final norm. Files of version 0.1 and fingerprints call it
+# `stitched_norm`; the `state_dict()` of a network without that norm has it under torch's name for extra state.
 NORM_FLAG, EXTRA_STATE = "stitched_norm", "_extra_state"
 
 
 def split_norm(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool | None]:
-    """The weights alone, and whether they say that stitched paths run the final norm; None if they say nothing."""
+    """Split weights from the flag for the final norm on stitched paths; None where there is no flag."""
     weights = dict(state_dict)
-    marks = [mark for name in (NORM_FLAG, EXTRA_STATE) if (mark := weights.pop(name, None)) is not None]
-    return weights, bool(marks[0]) if marks and not marks[0].is_meta else None
+    flags = [flag for name in (NORM_FLAG, EXTRA_STATE) if (flag := weights.pop(name, None)) is not None]
+    return weights, bool(flags[0]) if flags and not flags[0].is_meta else None
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A digest of a network: 16 hexadecimal digits, equal for equal names and values of weights.
+    """Compute the fingerprint of a network: 16 hexadecimal digits, equal for equal names and values of weights.
 
-    Whether stitched paths run the final norm is taken in too: with the same weights it is another network.
+    It covers the flag for the final norm on stitched paths, which makes another network of the same weights.
     """
     return fingerprint_of(kept_state(model), getattr(model, NORM_FLAG, None))
 
 
 def kept_state(model: nn.Module) -> Mapping[str, Tensor]:
-    """The weights of a network by the names that a file has them by."""
-    own: Any = getattr(model, "kept_state", model.state_dict)
-    found: Mapping[str, Tensor] = own()
-    return found
+    """Get the weights of a network by their names in files."""
+    get_state: Callable[[], Mapping[str, Tensor]] = getattr(model, "kept_state", model.state_dict)
+    return get_state()
 
 
 def fingerprint_of(state_dict: Mapping[str, Tensor], stitched_norm: bool | None = None) -> str:
-    """The `fingerprint` of weights by name.
+    """Compute the `fingerprint` of weights by name.
 
     Args:
         state_dict: the weights.
-        stitched_norm: of the network, where the weights do not hold it.
+        stitched_norm: the network's flag, for weights that do not hold it.
     """
-    weights, said = split_norm(state_dict)
-    flag = stitched_norm if said is None else said
+    weights, saved_flag = split_norm(state_dict)
+    flag = stitched_norm if saved_flag is None else saved_flag
     if flag is not None:
         weights[NORM_FLAG] = torch.tensor(flag)
     digest = hashlib.blake2b(digest_size=8)
@@ -56,39 +54,39 @@ def fingerprint_of(state_dict: Mapping[str, Tensor], stitched_norm: bool | None 
 
 
 def weights_version(model: nn.Module) -> Hashable:
-    """A cheap value that changes when a network's weights do.
+    """Compute a cheap value that changes with a network's weights.
 
-    It holds where each tensor lies, torch's count of its changes, and the sum of sixteen of its values.
+    It holds the address of each tensor, torch's count of its changes, and the sum of sixteen of its values.
     """
-    found = []
+    versions = []
     for name, tensor in kept_state(model).items():
         flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // 16)]
-        total = some.double().sum().item() if some.numel() and not tensor.is_meta else 0.0
-        found.append((name, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, total))
-    return (getattr(model, NORM_FLAG, None), *found)
+        sample = flat[:: max(1, flat.numel() // 16)]
+        total = sample.double().sum().item() if sample.numel() and not tensor.is_meta else 0.0
+        versions.append((name, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, total))
+    return (getattr(model, NORM_FLAG, None), *versions)
 
 
 def cached_fingerprint(model: nn.Module) -> str:
-    """The `fingerprint`, from memory while `weights_version` is the same."""
-    now = weights_version(model)
-    kept: Any = model.__dict__.get("_fingerprint")
-    if kept is None or kept[0] != now:
-        kept = now, fingerprint(model)
-        model.__dict__["_fingerprint"] = kept
-    return str(kept[1])
+    """Get the `fingerprint`, cached while `weights_version` is the same."""
+    version = weights_version(model)
+    cached_version, cached = model.__dict__.get("_fingerprint", (None, ""))
+    if cached_version != version:
+        cached = fingerprint(model)
+        model.__dict__["_fingerprint"] = version, cached
+    return str(cached)
 
 
-def note_fingerprint(model: nn.Module, fingerprint: str) -> None:
-    """Remember the `fingerprint` of weights that were just compared with it."""
+def cache_fingerprint(model: nn.Module, fingerprint: str) -> None:
+    """Cache the `fingerprint` of weights that were just compared with it."""
     model.__dict__["_fingerprint"] = weights_version(model), fingerprint
 
 
 def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
-    """Refuse weights of another network; whether its stitched paths run the final norm does not matter here.
+    """Refuse weights of another network; the flag for the final norm does not matter here.
 
     Raises:
-        ValueError: naming what is missing, unknown, or of another shape.
+        ValueError: naming the tensors that are missing, unknown, or of another shape.
     """
     state_dict, own = split_norm(state_dict)[0], split_norm(own)[0]
     problems = []
@@ -102,5 +100,5 @@ def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what
     if problems:
         raise ValueError(
             f"these weights are not those of {what}: {'; '.join(problems)}. "
-            "Give the file of this very network, or create the network that the file belongs to."
+            "Give the file of this network, or create the network that the file belongs to."
         )
