@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import timm_stitch
-from timm_stitch.hub.safetensors_ranges import merged, parse_header
+from timm_stitch.hub.safetensors_ranges import merge_ranges, parse_header
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 from command_line import make_parser, print_row
@@ -66,7 +66,7 @@ def main():
             entries = parse_header(file.read(length), 8 + length, path.stat().st_size)
         used = {name: entries[name] for name in model.extract(options.stitch).state_dict()}
         needed = sum(entry.stop - entry.start for entry in used.values())
-        ranges = merged(used, 8 + length)
+        ranges = merge_ranges(used, 8 + length)
         fetched = 8 + length + sum(stop - start for start, stop in ranges)
         row = {"stitch": options.stitch, "needed": needed, "fetched": fetched, "whole": path.stat().st_size}
         print_row(row | {"over": round(fetched / needed - 1, 4), "requests": len(ranges) + 2})

@@ -49,7 +49,7 @@ def test_real_tensors_are_computed_after_meta_tensors_of_their_shape():
 
 
 def test_the_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(macs, "_MOST", 5)
+    monkeypatch.setattr(macs, "_MOST_CACHED", 5)
     with Macs():
         for size in range(1, 20):
             F.gelu(torch.ones(size, device="meta"))

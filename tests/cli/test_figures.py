@@ -54,7 +54,7 @@ def test_eval_saves_into_the_folder(folder, capsys):
     assert run("eval", folder / "net", "--data-dir", folder / "images", "--save") == 0
     assert run("select", folder / "net", "--macs", 1e12) == 0
     assert run("eval", "snnet_deit_tsb", "--save") == 1
-    assert "--save keeps figures in a network's folder, and 'snnet_deit_tsb' is not one" in capsys.readouterr().err
+    assert "--save adds figures to a network's folder, and 'snnet_deit_tsb' is not one" in capsys.readouterr().err
 
 
 def test_select_of_a_published_network_needs_no_weights(capsys, monkeypatch):

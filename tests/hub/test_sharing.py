@@ -96,7 +96,7 @@ def test_damaged_and_exchanged_weights(folder):
     for bad, message in (
         (good[: len(good) // 2], "is not a readable weights file"),
         (b"", "is not a readable weights file"),
-        (good[:-5] + b"wrong", "are not those that stitches.json was written for .*damaged or exchanged"),
+        (good[:-5] + b"wrong", "do not belong to stitches.json .*damaged or was replaced"),
     ):
         file.write_bytes(bad)
         with pytest.raises(ValueError, match=message) as caught:
@@ -165,10 +165,10 @@ def test_a_config_that_is_no_json_object_is_refused(folder, text):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.update(stitches=[{"stitch_id": 99}]), "has a row that is not one"),
-        (lambda s: s["stitches"][0].update(top1=10**9), "has a row that is not one"),
+        (lambda s: s.update(stitches=[{"stitch_id": 99}]), "has a garbled row"),
+        (lambda s: s["stitches"][0].update(top1=10**9), "has a garbled row"),
         (lambda s: s["stitches"][0].update(top1="<script>"), None),
-        (lambda s: s["plan"]["stitches"].pop(), "has a row that is not one"),
+        (lambda s: s["plan"]["stitches"].pop(), "has a garbled row"),
         (lambda s: (s["plan"]["stitches"].pop(), s["stitches"].pop()), "has another plan"),
         (lambda s: s.pop("plan"), "no stitch plan"),
         (lambda s: s.update(stitches=3), "lacks its fingerprint or its rows"),
@@ -263,7 +263,7 @@ def test_a_card_of_the_user_is_kept(net, rows, folder):
     assert "license: mit" in card
     assert "on the frontier" in card
     (folder / "README.md").write_text("---\n: [\n---\n# Mine\n")
-    with pytest.raises(ValueError, match=r"front matter of the README.md that is there is not a YAML mapping"):
+    with pytest.raises(ValueError, match=r"front matter of the existing README.md is not a YAML mapping"):
         timm_stitch.save_pretrained(net, folder, results=rows)
 
 

@@ -185,7 +185,7 @@ def test_ranges_go_on_and_notice_another_version():
     with server(exchanged) as url:
         file = ranges.RemoteFile(url, {}, "x", len(data))
         file.fetch(0, 8)
-        with pytest.raises(OSError, match="x was exchanged while it was read"):
+        with pytest.raises(OSError, match="x was replaced while it was read"):
             file.fetch(8, 16)
 
 

@@ -50,9 +50,7 @@ def test_results_are_believed_only_of_the_weights_they_belong_to(model, images):
     with torch.no_grad():
         model.stitching_layers[0].weight.add_(1)
     assert "top1" not in model.stitch_table()[2]
-    with pytest.raises(
-        ValueError, match=r"the results of this network belong to other weights .* evaluate it again"
-    ):
+    with pytest.raises(ValueError, match=r"the results of this network belong to other weights .* evaluate it again"):
         model.set_budget(macs=1e12)
     with pytest.raises(ValueError, match="the rows hold stitches that the plan does not have: \\[99\\]"):
         model.results.add([{"stitch_id": 99, "top1": 60.0}])

@@ -8,7 +8,8 @@ import timm_stitch
 from timm_stitch.anchors.view import ImageInputs
 from timm_stitch.families.timm_models.views import view_of
 from timm_stitch.network.crossing import shared_positions
-from timm_stitch.training.least_squares import CenteredRows, NormalEquations, least_squares
+from timm_stitch.training.least_squares import least_squares
+from timm_stitch.training.normal_equations import CenteredRows, NormalEquations
 
 
 def activations(model, anchor, images, boundary):

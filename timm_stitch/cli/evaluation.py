@@ -1,4 +1,4 @@
-"""`eval`, `plot`, `select`, `profile` and `frontier`: what stitches are worth, and cost."""
+"""`eval`, `plot`, `select`, `profile` and `frontier`: accuracy, speed, and the choice of a stitch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import timm
 from accelerate import Accelerator
@@ -22,7 +22,7 @@ from ..hub.saving import save_pretrained
 from ..models.published import published_table
 from ..network.weights import fingerprint
 from ..plan.frontier import pareto_frontier
-from ..plan.results import check_one_network, check_overwrite, read_rows, write_rows
+from ..plan.results import Rows, check_one_network, check_overwrite, read_rows, write_rows
 from ..plan.timings import call_times, latency_key
 from .options import (
     add_images,
@@ -38,7 +38,7 @@ from .options import (
 if TYPE_CHECKING:
     from .options import Verbs
 
-_RESULTS = "JSON lines of eval, a saved network's folder, or a registered name for what its authors published"
+_RESULTS = "JSON lines file of eval, folder of a saved network, or registered name for its authors' results"
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -48,55 +48,70 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "plot",
         run_plot,
-        "draw accuracy against macs",
+        "draw accuracy against multiply-adds",
         "plot results.jsonl --beside earlier.jsonl snnet_deit_tsb --output curve.png",
     )
     verb.add_argument("results", help=_RESULTS)
-    verb.add_argument("--output", default="curve.png")
-    verb.add_argument("--title", default="")
-    verb.add_argument("--beside", nargs="*", default=[], metavar="RESULTS", help="more of them to draw beside")
+    verb.add_argument("--output", default="curve.png", help="image file to write (default: curve.png)")
+    verb.add_argument("--title", default="", help="title of the plot")
+    verb.add_argument(
+        "--beside", nargs="*", default=[], metavar="RESULTS", help="further results to draw faintly for comparison"
+    )
 
     verb = add_verb(
         verbs,
         "select",
         run_select,
-        "the best stitch within budgets",
+        "select the best stitch within budgets",
         "select net --results results.jsonl --macs 3e9",
     )
     add_model(verb)
-    verb.add_argument("--results", help="JSON lines of eval; default what the network's own table knows")
-    for name in ("macs", "params", "latency-ms", "memory-mb"):
-        verb.add_argument(f"--{name}", type=float)
-    verb.add_argument("--batch-size", type=int, help="images of the call that may take --latency-ms, as profiled")
+    verb.add_argument("--results", help="JSON lines file of eval (default: the results saved with the network)")
+    verb.add_argument("--macs", type=float, help="limit of multiply-adds per image")
+    verb.add_argument("--params", type=float, help="limit of parameters")
+    verb.add_argument("--latency-ms", type=float, help="limit of milliseconds per call, as measured by profile")
+    verb.add_argument("--memory-mb", type=float, help="limit of memory in MB, as measured by profile")
+    verb.add_argument(
+        "--batch-size", type=int, help="images in the call that --latency-ms limits, a size measured by profile"
+    )
     _add_profile(verbs)
     verb = add_verb(
-        verbs, "frontier", run_frontier, "the rows that no other beats at its cost", "frontier results.jsonl"
+        verbs, "frontier", run_frontier, "print the rows that no other beats at its cost", "frontier results.jsonl"
     )
     verb.add_argument("results", help=_RESULTS)
 
 
 def _add_eval(verbs: Verbs) -> None:
     verb = add_verb(
-        verbs, "eval", run_eval, "accuracy of every stitch", "eval net --data-dir images --output results.jsonl"
+        verbs,
+        "eval",
+        run_eval,
+        "measure the accuracy of every stitch",
+        "eval net --data-dir images --output results.jsonl",
     )
     add_model(verb)
     add_images(verb, "validation")
-    verb.add_argument("--stitch-ids", type=int, nargs="+")
+    verb.add_argument("--stitch-ids", type=int, nargs="+", metavar="ID", help="stitches to evaluate (default: all)")
     verb.add_argument(
-        "--resume", action="store_true", help="take the rows of these weights and images that --output has already"
+        "--resume",
+        action="store_true",
+        help="keep the rows of these weights and images in --output, and measure the others",
     )
     verb.add_argument(
-        "--passes", type=int, default=1, help="spread the stitches over so many passes, each kept when done"
+        "--passes",
+        type=int,
+        default=1,
+        help="passes over which the stitches are spread; each saves its rows (default: 1)",
     )
-    verb.add_argument("--output", help="JSON lines file")
-    verb.add_argument("--save", action="store_true", help="keep the rows in the network's folder, for select")
+    verb.add_argument("--output", help="JSON lines file to write")
+    verb.add_argument("--save", action="store_true", help="add the rows to the network's folder, for select")
 
 
 def _check_folder(options: argparse.Namespace) -> None:
     """Refuse `--save` where there is no folder of a network to save into."""
     if not (len(options.model) == 1 and Path(options.model[0]).is_dir()):
         raise ValueError(
-            f"--save keeps figures in a network's folder, and {options.model[0]!r} is not one: use --output."
+            f"--save adds figures to a network's folder, and {options.model[0]!r} is not one: use --output."
         )
 
 
@@ -124,26 +139,26 @@ def run_eval(options: argparse.Namespace) -> None:
 
 
 def run_plot(options: argparse.Namespace) -> None:
-    """Draw a curve to a file."""
-    others = {Path(source).stem: _rows_of(source) for source in options.beside}
-    path = plot_curve(_rows_of(options.results), options.output, title=options.title, others=others)
+    """Draw accuracy against multiply-adds to a file."""
+    others = {Path(source).stem: _read_results(source) for source in options.beside}
+    path = plot_curve(_read_results(options.results), options.output, title=options.title, others=others)
     print(json.dumps({"path": str(path)}) if options.json else path)
 
 
-def _rows_of(source: str) -> list[dict[str, Any]]:
-    """Evaluated rows: of a file that `eval` wrote, of a saved network's folder, or published ones by name."""
+def _read_results(source: str) -> Rows:
+    """Read evaluated rows from a file of `eval` or a saved network's folder, or published ones by name."""
     path = Path(source)
     if not path.exists() and timm.is_model(source.split(".")[0]):
         rows = published_table(source.split(".")[0]).get("stitches", [])
     else:
         rows = read_stitches(path / STITCHES_FILE).rows if path.is_dir() else read_rows(path)
     check_one_network(rows, source)
-    known = [row for row in rows if row.get("top1") is not None]
-    if not known:
+    evaluated = [row for row in rows if row.get("top1") is not None]
+    if not evaluated:
         raise ValueError(
             f"{source!r} has no row with a top1: evaluate it first, timm-stitch eval {source} --output FILE."
         )
-    return known
+    return evaluated
 
 
 def run_select(options: argparse.Namespace) -> None:
@@ -151,14 +166,14 @@ def run_select(options: argparse.Namespace) -> None:
     rows = read_rows(options.results) if options.results else None
     name = options.model[0].split(".")[0]
     if rows is None and len(options.model) == 1 and not Path(options.model[0]).is_dir() and timm.is_model(name):
-        model = load_model(options, weights=False)  # what was published needs none
+        model = load_model(options, weights=False)  # published figures need none
     else:
         model = load_model(options)
     budgets = {k: getattr(options, k) for k in ("macs", "params", "latency_ms", "memory_mb")}
     chosen = select(model, rows, **budgets, batch_size=options.batch_size)
-    known = {row["stitch_id"]: row for row in rows or []}
+    measured = {row["stitch_id"]: row for row in rows or []}
     row = next(row for row in model.stitch_table() if row["stitch_id"] == chosen)
-    print_rows([row | known.get(chosen, {})], options.json)
+    print_rows([row | measured.get(chosen, {})], options.json)
 
 
 def _add_profile(verbs: Verbs) -> None:
@@ -166,20 +181,24 @@ def _add_profile(verbs: Verbs) -> None:
         verbs,
         "profile",
         run_profile,
-        "latency, throughput and memory of every stitch on this device",
+        "measure latency, throughput and memory of every stitch on this device",
         "profile net --batch-sizes 1 2 4 8 --save",
     )
     add_model(verb)
-    verb.add_argument("--batch-size", type=int, help="images of one call (default: 1)")
-    verb.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="several of them")
-    verb.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    verb.add_argument("--batch-size", type=int, help="images per call (default: 1)")
+    verb.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="several numbers of images per call")
+    verb.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="precision of the network (default: fp32)"
+    )
     verb.add_argument("--repeats", type=int, default=10, help="rounds; each figure is their median (default: 10)")
-    verb.add_argument("--threads", type=int, help="of the network on a CPU; serve takes one fewer than there are cores")
+    verb.add_argument(
+        "--threads", type=int, help="CPU threads of the network; serve uses one less than there are cores"
+    )
     verb.add_argument("--quick", action="store_true", help="time stem, blocks and head, and add them up")
-    verb.add_argument("--compile", action="store_true", help="measure it compiled")
-    verb.add_argument("--stitch-ids", type=int, nargs="+")
-    verb.add_argument("--output", help="JSON lines file")
-    verb.add_argument("--save", action="store_true", help="keep the figures in the network's folder, for select")
+    verb.add_argument("--compile", action="store_true", help="compile the network first")
+    verb.add_argument("--stitch-ids", type=int, nargs="+", metavar="ID", help="stitches to measure (default: all)")
+    verb.add_argument("--output", help="JSON lines file to write")
+    verb.add_argument("--save", action="store_true", help="add the figures to the network's folder, for select")
 
 
 def run_profile(options: argparse.Namespace) -> None:
@@ -203,7 +222,7 @@ def run_profile(options: argparse.Namespace) -> None:
         return
     sizes = list(call_times(rows[0]))
     hidden = {"batch_size", "precision", "profiled_on", "weights", "latency_error"}
-    hidden.add("latency_ms" if len(sizes) > 1 else latency_key(sizes[0]))  # which stands in the table twice
+    hidden.add("latency_ms" if len(sizes) > 1 else latency_key(sizes[0]))  # it would be in the table twice
     print_rows([{k: v for k, v in row.items() if k not in hidden} for row in rows], False)
     print(f"batch {', '.join(map(str, sizes))}, {options.precision}, on {rows[0]['profiled_on']}", end="")
     print(f"; all but ms_N are of batch {sizes[0]}" if len(sizes) > 1 else "", end="")
@@ -212,4 +231,4 @@ def run_profile(options: argparse.Namespace) -> None:
 
 def run_frontier(options: argparse.Namespace) -> None:
     """Print the Pareto frontier of rows."""
-    print_rows([dict(row) for row in pareto_frontier(_rows_of(options.results))], options.json)
+    print_rows([dict(row) for row in pareto_frontier(_read_results(options.results))], options.json)

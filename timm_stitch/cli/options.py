@@ -1,4 +1,4 @@
-"""What verbs share: how one is added, the network and the images that the command line names, and rows in print."""
+"""Helpers of all verbs: their parsers, the options for a network and for images, and printed rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,7 @@ from ..data.yaml_text import read_argument
 from ..errors import library_errors
 from ..families.registry import require
 from ..hub.loading import load
-from ..plan.timings import LATENCY_AT
+from ..plan.timings import LATENCY_AT, Row
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -31,46 +31,55 @@ def add_verb(
     """Add a verb to the command line.
 
     Args:
-        verbs: of the command line.
-        name: of this one.
-        run: what it does, with the options that it was given; it may return the exit status.
-        about: the same in words.
-        example: of its use, without the program's name.
+        verbs: the verbs of the command line.
+        name: the name of the verb.
+        run: the function of the verb's options that does its work; it may return the exit status.
+        about: a description, as a phrase in the imperative.
+        example: an example of its use, without the program's name.
         parser: further arguments of its `ArgumentParser`.
+
+    Returns:
+        The parser of the verb, with the option `--json`.
     """
     added = verbs.add_parser(
         name, help=about, description=about, epilog=f"example: timm-stitch {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter, **parser,
     )  # fmt: skip
     added.set_defaults(run=run)
-    added.add_argument("--json", action="store_true", help="print JSON lines for a program")
+    added.add_argument("--json", action="store_true", help="print JSON for programs")
     return added
 
 
 def add_model(verb: argparse.ArgumentParser) -> None:
-    """Let a verb name a network, for `load_model`."""
+    """Add the options that name a network, for `load_model`."""
     verb.add_argument(
         "model",
         nargs="+",
-        help="a registered name, a folder, hf-hub:USER/NAME, or several timm names to stitch (fastest first)",
+        help="network: a registered name, a folder, hf-hub:USER/NAME, or several models to stitch, fastest first",
     )
-    verb.add_argument("--device", default="cpu", help="where it runs (default: cpu)")
-    verb.add_argument("--num-classes", type=int, help="classes; other than the weights' begin with a new classifier")
+    verb.add_argument("--device", default="cpu", help="device of the network (default: cpu)")
+    verb.add_argument(
+        "--num-classes",
+        type=int,
+        help="number of classes (default: that of the weights; another number gets a new classifier)",
+    )
 
 
 def add_images(verb: argparse.ArgumentParser, split: str) -> None:
-    """Let a verb name images, for `load_images`."""
-    verb.add_argument("--data-dir", help="a folder of class folders, or the reader's root")
-    verb.add_argument("--dataset", help="a timm reader: torch/…, hfds/…, wds/…, tfds/…")
-    verb.add_argument("--split", default=split, help=f"default: {split}")
+    """Add the options that name images, for `load_images`."""
+    verb.add_argument("--data-dir", help="folder of images in class folders, or root folder of the dataset's reader")
+    verb.add_argument("--dataset", help="dataset by the name of a timm reader: torch/…, hfds/…, wds/… or tfds/…")
+    verb.add_argument("--split", default=split, help=f"split of the dataset (default: {split})")
     verb.add_argument(
         "--dataset-args",
         default="null",
         metavar="YAML",
-        help="of the reader, e.g. '{input_key: img, target_key: fine_label}'",
+        help="arguments of the dataset's reader, e.g. '{input_key: img, target_key: fine_label}'",
     )
-    verb.add_argument("--batch-size", type=int, default=64)
-    verb.add_argument("--workers", type=int, default=0)
+    verb.add_argument("--batch-size", type=int, default=64, help="images per batch (default: 64)")
+    verb.add_argument(
+        "--workers", type=int, default=0, help="processes that read images (default: 0, the main process)"
+    )
 
 
 def load_model(options: argparse.Namespace, feature: str = "", weights: bool = True) -> Any:
@@ -78,8 +87,8 @@ def load_model(options: argparse.Namespace, feature: str = "", weights: bool = T
 
     Args:
         options: the options of the verb.
-        feature: what the verb does with it, which not every family's networks do.
-        weights: load its weights; without them it is on the meta device.
+        feature: a feature that the network must have, by its name in `unsupported`.
+        weights: whether to load weights; without them the network is on the meta device.
 
     Raises:
         ValueError: if there is no such network, or it lacks the feature.
@@ -113,27 +122,27 @@ def set_threads(threads: int | None, default: int | None = None) -> None:
 
 
 def load_images(options: argparse.Namespace, model: Any, shuffled: bool = False) -> DataLoader[Any]:
-    """The images that the command line names, prepared as for evaluation."""
+    """Load the images that the command line names, prepared as for evaluation."""
     require(model, "named_data")
     config = DataConfig(
         dataset=options.dataset, data_dir=options.data_dir, val_split=options.split, train_split=options.split,
         dataset_args=read_argument(options.dataset_args), batch_size=options.batch_size, workers=options.workers,
     )  # fmt: skip
     data = build_dataset(config, model, training=shuffled, augment=False)
-    shuffle = shuffled and not isinstance(data, IterableDataset)  # which has an order of its own
+    shuffle = shuffled and not isinstance(data, IterableDataset)  # an iterable dataset has its own order
     return DataLoader(data, config.batch_size, shuffle=shuffle, num_workers=reading_processes(config.workers))
 
 
 def images_fingerprint(options: argparse.Namespace, model: Any) -> str:
-    """A fingerprint of which images these are and how they are prepared; a folder's name stays private in it."""
+    """Compute a fingerprint of the choice and preparation of images, which hides the name of their folder."""
     require(model, "named_data")
     folder = os.path.realpath(options.data_dir) if options.data_dir else None
-    said = (options.dataset, folder, options.split, options.dataset_args, sorted(image_config(model).items()))
-    return hashlib.blake2b(repr(said).encode(), digest_size=8).hexdigest()
+    choice = (options.dataset, folder, options.split, options.dataset_args, sorted(image_config(model).items()))
+    return hashlib.blake2b(repr(choice).encode(), digest_size=8).hexdigest()
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    """Rows as JSON lines, or as a table for people, with the time of a call with 8 images under `ms_8`."""
+def print_rows(rows: Sequence[Row], as_json: bool) -> None:
+    """Print rows as JSON lines, or as a table for people with `latency_ms_batch_8` as `ms_8`."""
     if as_json:
         for row in rows:
             print(json.dumps(row))
@@ -146,7 +155,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

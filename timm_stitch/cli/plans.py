@@ -1,10 +1,10 @@
-"""`list` and `plan`: what networks there are, and what stitches they have."""
+"""`list` and `plan`: the networks, and the stitches of one."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import timm
 
@@ -14,6 +14,7 @@ from ..hub.loading import load, to_source
 from ..hub.push import list_hub
 from ..models.published import ALIASES
 from ..network.compatibility import meeting_points
+from ..plan.results import Row
 from .options import add_model, add_verb, load_model, print_rows
 
 if TYPE_CHECKING:
@@ -23,21 +24,25 @@ if TYPE_CHECKING:
 def add_verbs(verbs: Verbs) -> None:
     """Add `list` and `plan` to the command line."""
     verb = add_verb(
-        verbs, "list", run_list, "the registered networks, or those on the Hub", "list --hub deit --author timm"
+        verbs, "list", run_list, "list the registered networks, or those on the Hub", "list --hub deit --author timm"
     )
-    verb.add_argument("--hub", nargs="?", const="", metavar="SEARCH", help="those on the Hub, whose names hold SEARCH")
-    verb.add_argument("--author", help="on the Hub: a user or an organisation")
-    verb.add_argument("--limit", type=int, default=50, help="on the Hub: the most to list (default: 50)")
+    verb.add_argument(
+        "--hub", nargs="?", const="", metavar="SEARCH", help="list the networks on the Hub whose names contain SEARCH"
+    )
+    verb.add_argument("--author", help="user or organisation on the Hub")
+    verb.add_argument(
+        "--limit", type=int, default=50, help="largest number of networks on the Hub to list (default: 50)"
+    )
 
     verb = add_verb(
         verbs,
         "plan",
         run_plan,
-        "what stitches there are, and what each costs; needs no weights",
+        "list the stitches of a network and their costs; needs no weights",
         "plan deit_tiny_patch16_224 deit_small_patch16_224",
     )
     add_model(verb)
-    verb.add_argument("--meet", action="store_true", help="of two models: where they can meet")
+    verb.add_argument("--meet", action="store_true", help="print where two models can meet")
 
 
 def run_list(options: argparse.Namespace) -> None:
@@ -45,7 +50,7 @@ def run_list(options: argparse.Namespace) -> None:
     if options.hub is not None:
         rows = list_hub(options.hub or None, author=options.author, limit=options.limit)
         if not rows and not options.json:
-            print("the Hub lists none.")
+            print("there is no such network on the Hub.")
             return
         print_rows(rows, options.json)
         return
@@ -54,8 +59,8 @@ def run_list(options: argparse.Namespace) -> None:
     )
 
 
-def _registered(name: str) -> dict[str, Any]:
-    """The row of a registered network."""
+def _registered(name: str) -> Row:
+    """Make the row of a registered network."""
     model = load(name, pretrained=False, device="meta")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
     anchors, weights = " + ".join(model.plan.anchor_names), ", ".join(tags)
@@ -63,7 +68,7 @@ def _registered(name: str) -> dict[str, Any]:
 
 
 def run_plan(options: argparse.Namespace) -> None:
-    """Print what stitches there are, or where two models can meet."""
+    """Print the stitches of a network, or where two models can meet."""
     if len(options.model) == 2 and options.meet:
         with library_errors(f"timm cannot make {' or '.join(map(repr, options.model))}", RuntimeError):
             models = [timm.create_model(to_source(name), device="meta") for name in options.model]

@@ -29,39 +29,41 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "extract",
         run_extract,
-        "one stitch's weights to a safetensors file",
+        "save the weights of one stitch to a safetensors file",
         "extract net --stitch-id 24 --output 24.safetensors",
     )
     add_model(verb)
-    verb.add_argument("--stitch-id", type=int, required=True)
-    verb.add_argument("--output", required=True)
+    verb.add_argument("--stitch-id", type=int, required=True, help="stitch to extract")
+    verb.add_argument("--output", required=True, help="safetensors file to write")
 
     verb = add_verb(
         verbs,
         "convert",
         run_convert,
-        "one of the authors' checkpoints to a folder in our layout",
+        "convert a checkpoint of the authors to a folder of timm_stitch",
         "convert snnet_deit.pth snnet_deit_tsb --output net",
     )
-    verb.add_argument("checkpoint")
-    verb.add_argument("name")
-    verb.add_argument("--output", required=True)
+    verb.add_argument("checkpoint", help="file of the authors' checkpoint")
+    verb.add_argument("name", help="registered name of its network, e.g. snnet_deit_tsb")
+    verb.add_argument("--output", required=True, help="folder for the network")
 
     verb = add_verb(
         verbs,
         "push",
         run_push,
-        "put a network on the Hub; the token is huggingface_hub's own",
+        "push a network to the Hub, with the token of huggingface_hub",
         "push net --repo user/name --results results.jsonl",
     )
     add_model(verb)
-    verb.add_argument("--repo", required=True, help="user/name")
-    verb.add_argument("--results", help="JSON lines of eval")
-    verb.add_argument("--dataset", help="that they were evaluated on, e.g. imagenet-1k")
-    verb.add_argument("--split", help="of that dataset")
-    verb.add_argument("--private", action="store_true", default=None)
-    verb.add_argument("--revision", help="branch")
-    verb.add_argument("--create-pr", action="store_true")
+    verb.add_argument(
+        "--repo", required=True, metavar="USER/NAME", help="repository on the Hub, created if it does not exist"
+    )
+    verb.add_argument("--results", help="JSON lines file of eval, to publish with the network")
+    verb.add_argument("--dataset", help="dataset that the results come from, e.g. imagenet-1k")
+    verb.add_argument("--split", help="split of that dataset")
+    verb.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    verb.add_argument("--revision", help="branch to push to (default: main)")
+    verb.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit to the branch")
     verb.add_argument("--message", help="commit message")
 
     verb = add_verb(
@@ -71,10 +73,10 @@ def add_verbs(verbs: Verbs) -> None:
         "fetch a network from the Hub to a folder, or one stitch to a safetensors file",
         "pull user/name --stitch-id 24 --output 24.safetensors",
     )
-    verb.add_argument("repo", help="user/name")
-    verb.add_argument("--stitch-id", type=int, help="fetch only what this stitch uses")
-    verb.add_argument("--revision", help="branch, tag or commit")
-    verb.add_argument("--output", required=True)
+    verb.add_argument("repo", metavar="USER/NAME", help="repository on the Hub")
+    verb.add_argument("--stitch-id", type=int, help="stitch to fetch alone, to a safetensors file")
+    verb.add_argument("--revision", help="branch, tag or commit to fetch (default: main)")
+    verb.add_argument("--output", required=True, help="folder for the network, or file for one stitch")
 
 
 def run_extract(options: argparse.Namespace) -> None:
@@ -83,17 +85,17 @@ def run_extract(options: argparse.Namespace) -> None:
 
 
 def save_stitch(small: StitchableNetwork, options: argparse.Namespace) -> None:
-    """One stitch's weights to the file `options.output`; it appears whole or not at all."""
+    """Save one stitch's weights to the file `options.output`, which appears whole or not at all."""
     path, name = Path(options.output), small.plan.stitches[0].name
-    with whole_file(path) as beside:
-        save_file({k: v.contiguous() for k, v in kept_state(small).items()}, beside)
+    with whole_file(path) as temporary:
+        save_file({k: v.contiguous() for k, v in kept_state(small).items()}, temporary)
     params = sum(p.numel() for p in small.parameters())
     row = {"path": str(path), "stitch_id": options.stitch_id, "name": name, "params": params}
     print(json.dumps(row) if options.json else f"{path}: {params:,} parameters of {name}")
 
 
 def run_convert(options: argparse.Namespace) -> None:
-    """Save one of the authors' checkpoints as a network of ours."""
+    """Convert a checkpoint of the authors to a folder of timm_stitch."""
     state, args = convert_checkpoint(options.checkpoint, options.name)
     model = load(options.name, pretrained=False, **args)
     model.load_state_dict(state)
@@ -101,7 +103,7 @@ def run_convert(options: argparse.Namespace) -> None:
 
 
 def run_push(options: argparse.Namespace) -> None:
-    """Put a network on the Hub."""
+    """Push a network to the Hub."""
     model = load_model(options)
     rows = read_rows(options.results) if options.results else None
     url = push_to_hub(

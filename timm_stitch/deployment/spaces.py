@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from ..hub.errors import check_repo_id, check_token, explained
+from ..hub.errors import check_repo_id, check_token, translate_hub_errors
 from ..hub.json_files import STITCHES_FILE
 
 _APP = '''"""The page of {repo_id}, as timm_stitch writes it."""
@@ -69,11 +69,11 @@ def push_space(
     files = _files(model_repo, space_id, [Path(path) for path in examples])
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     api = HfApi(token=token, library_name="timm_stitch")
-    with explained(f"find {model_repo}", token=token):
+    with translate_hub_errors(f"find {model_repo}", token=token):
         names = {file.rfilename for file in api.model_info(model_repo).siblings or ()}
     if STITCHES_FILE not in names:
         raise ValueError(f"{model_repo} has no {STITCHES_FILE}: expected a network that timm-stitch push put there.")
-    with explained(f"push to {space_id}", "nothing was committed", token):
+    with translate_hub_errors(f"push to {space_id}", "nothing was committed", token):
         space = api.create_repo(space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         api.create_commit(
             space.repo_id, operations, repo_type="space", commit_message=f"The page of {model_repo} by timm_stitch"

@@ -1,1 +1,1 @@
-"""What the stitches of a network are worth: accuracy, speed, memory, and which to choose."""
+"""Accuracy, speed and memory of stitches, and the choice of one."""

@@ -1,16 +1,16 @@
 """Evaluate every stitch in one pass over the data, sharing the work of equal fronts.
 
-Results are rows of plain values, one per stitch, kept as JSON lines. Each row carries the fingerprint of its weights,
-so that results of other weights are never mistaken for these.
+Each stitch has a row of plain values, saved as a line of JSON. A row holds the fingerprint of its weights, so results
+of other weights are never mistaken for these.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
@@ -43,22 +43,22 @@ def evaluate(
 
     Args:
         model: the network; it is evaluated in eval mode, on its own device.
-        loader: batches of (images (B, C, H, W), labels (B,)), or mappings of tensors with `labels`, as a tokenizer and
-            a collator give them (causal language models need no labels, their targets are the text). Several processes
-            give the same loader each: a `DataLoader` over a whole dataset (or one that Accelerate prepared from it) is
-            shared image by image, anything else batch by batch, and must come in the same order everywhere.
+        loader: batches of (images (B, C, H, W), labels (B,)), or mappings of tensors with `labels` from a tokenizer and
+            a collator (causal language models need no labels: the text is the target). Each of several processes
+            passes the same loader. A `DataLoader` over a whole dataset, also one prepared by Accelerate, is shared
+            image by image; any other is shared batch by batch and must have the same order everywhere.
         stitch_ids: the stitches; default all.
-        results: a JSON-lines file that keeps the rows. Rows of these weights (by their fingerprint, on as many images,
-            of the same `data`) are read from it instead of measured, and the rows of each pass are added to it.
+        results: a JSON-lines file that keeps the rows. Rows of these weights (by their fingerprint, with as many images
+            and the same `data`) are read from it instead of measured, and each pass adds its rows.
         data: a name or fingerprint of these images, kept in the rows; needed if `results` may hold rows of other
             images.
         passes: the number of passes over which the stitches are spread; more passes share less work, and lose less
-            if interrupted.
+            if they are interrupted.
         progress: whether to show a bar.
 
     Returns:
         One row per stitch in id order: `stitch_id`, `name`, `top1` and `top5` in per cent, `loss` (mean
-        cross-entropy), `images`, `macs`, `params`, `device`, `weights` (the fingerprint), and `data` if given. Rows of
+        cross-entropy), `images`, `macs`, `params`, `device`, `weights` (the fingerprint), and `data`. Rows of
         texts have `texts` instead of `images`, and `length`, the tokens for which macs are counted; token classifiers
         add `tokens`, language models `perplexity`. Padding and labels of -100 are left out.
 
@@ -121,21 +121,21 @@ def _run_pass(
             sums[-1] += len(targets.labels)
             for stitch_id, output in model.forward_each(inputs, ids):
                 sums[number[stitch_id]] += sum_scores(output, targets).to(sums)
-    *scores, (seen, *_) = summed(sums).tolist()
+    *scores, (num_samples, *_) = summed(sums).tolist()
     if not scores[0][3]:
         raise ValueError("there is nothing to evaluate on: the loader gave no images.")
     costs = model.costs()
     rows = []
-    for stitch_id, (first, five, loss, count) in zip(ids, scores, strict=True):
+    for stitch_id, (top1, top5, loss, count) in zip(ids, scores, strict=True):
         cost = costs.cost(model.plan[stitch_id])
         rows.append(
             {
                 "stitch_id": stitch_id,
                 "name": model.plan[stitch_id].name,
-                "top1": 100 * (first / count),
-                "top5": 100 * (five / count),
+                "top1": 100 * (top1 / count),
+                "top5": 100 * (top5 / count),
                 "loss": loss / count,
-                **model.extra_metrics(int(seen), int(count), loss / count),
+                **model.extra_metrics(int(num_samples), int(count), loss / count),
                 "macs": cost.macs,
                 "params": cost.params,
                 "device": device.type,
@@ -145,7 +145,7 @@ def _run_pass(
     return rows
 
 
-def _covers_dataset(loader: Iterable[object]) -> TypeGuard[DataLoader[Any]]:
+def _covers_dataset(loader: Iterable[object]) -> TypeGuard[DataLoader[object]]:
     """Whether a loader goes through a dataset with a length, each image once, over all processes together."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
@@ -160,9 +160,8 @@ def _covers_dataset(loader: Iterable[object]) -> TypeGuard[DataLoader[Any]]:
     return visits_each and not drops_last and len(sampler) == _length(loader)
 
 
-def _length(loader: DataLoader[Any]) -> int:
-    dataset: Any = loader.dataset
-    return len(dataset)
+def _length(loader: DataLoader[object]) -> int:
+    return len(cast("Sized", loader.dataset))
 
 
 def _count_images(loader: Iterable[object]) -> int | None:

@@ -1,4 +1,4 @@
-"""The curve of accuracy against multiply-adds of every stitch, with anchors and frontier, for a file or a web page.
+"""Plots of accuracy against multiply-adds of every stitch, with anchors and frontier, for a file or a web page.
 
 Needs matplotlib (`pip install timm_stitch[plot]`).
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..files import PathLike, whole_file
 from ..plan.frontier import pareto_frontier
 from ..plan.results import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_curve(
@@ -25,7 +28,7 @@ def plot_curve(
     """Draw accuracy against macs to a file.
 
     Args:
-        rows: one row per stitch, with `macs`, `top1` and `name` (an anchor's name has no brackets).
+        rows: the rows of the stitches, with `macs`, `top1` and `name` (an anchor's name has no brackets).
         path: the path of the file, whose suffix chooses the format.
         title: the title of the plot.
         others: further rows to draw faintly for comparison, by label.
@@ -36,6 +39,12 @@ def plot_curve(
     Raises:
         ImportError: if matplotlib is missing.
         ValueError: if a row lacks `macs` or `top1`.
+
+    Example:
+        >>> import tempfile, timm_stitch
+        >>> rows = [{"macs": macs, "top1": top1, "name": f"a[{macs}]"} for macs, top1 in [(2, 75.0), (4, 81.0)]]
+        >>> timm_stitch.plot_curve(rows, tempfile.mkdtemp() + "/curve.png").name
+        'curve.png'
     """
     figure, _ = _figure(list(rows), title, others or {})
     with whole_file(path) as temporary:
@@ -47,7 +56,7 @@ def curve_svg(rows: Iterable[Row]) -> tuple[str, Callable[[Row], tuple[float, fl
     """Draw the curve for a web page that draws on top of it.
 
     Args:
-        rows: the rows of the curve, as for `plot_curve`.
+        rows: the rows of the curve, in the form that `plot_curve` takes.
 
     Returns:
         The `<svg>` element, and a function that returns a row's position (x, y) in its units.
@@ -60,10 +69,10 @@ def curve_svg(rows: Iterable[Row]) -> tuple[str, Callable[[Row], tuple[float, fl
     import matplotlib
 
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # letters, not their outlines
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text, not outlines
         figure.savefig(text, format="svg")
     svg = text.getvalue()
-    axes, (width, height) = figure.axes[0], figure.get_size_inches() * 72  # its units are points
+    axes, (width, height) = figure.axes[0], figure.get_size_inches() * 72  # in points, the units of the drawing
 
     def place(row: Row) -> tuple[float, float]:
         x, y = figure.transFigure.inverted().transform(axes.transData.transform((row["macs"] / scale, row["top1"])))
@@ -72,7 +81,7 @@ def curve_svg(rows: Iterable[Row]) -> tuple[str, Callable[[Row], tuple[float, fl
     return svg[svg.index("<svg") :], place
 
 
-def _figure(rows: list[Row], title: str, others: Mapping[str, Iterable[Row]]) -> tuple[Any, float]:
+def _figure(rows: list[Row], title: str, others: Mapping[str, Iterable[Row]]) -> tuple[Figure, float]:
     """Draw the curve as a matplotlib figure; returns also the number of macs per unit of its axis."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -107,5 +116,5 @@ def _figure(rows: list[Row], title: str, others: Mapping[str, Iterable[Row]]) ->
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_title(title)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="lower right")  # where curves that rise leave room
+    axes.legend(loc="lower right")  # rising curves leave room there
     return figure, scale

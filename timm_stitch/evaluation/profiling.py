@@ -1,8 +1,8 @@
-"""Measure every stitch on this device: latency, throughput, memory.
+"""Measure the latency, throughput and memory of every stitch on a device.
 
-Stitches and batch sizes are timed in turn, in another order each round, so that a machine that drifts favours none.
-The quick mode times each part (stem, block, stitching layer, head) once a round instead and adds them up; its error
-is measured on a few stitches that are timed whole.
+Stitches and batch sizes are timed in turn, in another order each round, so that drift of the machine favours none. The
+quick mode times each part (stem, block, stitching layer, head) once per round and adds them up. Its error is measured
+on a few stitches that are timed whole.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
-from ..anchors.view import ImageInputs
+from ..anchors.view import ImageInputs, Inputs, Output
 from ..families.registry import require
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cached_fingerprint
+from ..plan.results import Rows
 from ..plan.steps import Step
 from ..plan.stitch_plan import Stitch
 from ..plan.timings import MOST_IMAGES, is_batch_size, latency_key
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CHECKED = 5  # stitches that the quick mode times whole, to know its error
+CHECKED = 5  # stitches that the quick mode times whole to measure its error
+
+Times = dict[int, dict[str, float]]  # by stitch_id: the latencies of a row
 
 
 @torch.inference_mode()
@@ -48,41 +51,52 @@ def profile(
     repeats: int = 10,
     quick: bool = False,
     progress: bool = False,
-) -> list[dict[str, Any]]:
-    """Measure stitches on a device, and keep the figures in the network's table.
+) -> Rows:
+    """Measure stitches on a device, and add the figures to the network's table.
 
-    Times of further batch sizes are added to those that the table has of this device and precision; what it has of
-    others is dropped, of all stitches.
+    Times of further batch sizes are added. Times of another device or precision are dropped, for all stitches.
 
     Args:
-        model: the network; it is measured in eval mode, and ends where it was. Compile it before, if it will run so.
-        batch_size: images, or texts of the network's `length`, of one call; default 1.
-        device: where.
-        batch_sizes: several of them instead, 1 to 4,096 each.
-        stitch_ids: which; all by default.
+        model: the network; it is measured in eval mode, and returns to its device. Compile it first to measure
+            compiled stitches.
+        batch_size: the number of images, or of texts of the network's `length`, per call; default 1.
+        device: the device to measure on.
+        batch_sizes: several batch sizes instead of one, 1 to 4,096 each.
+        stitch_ids: the ids of the stitches; default all.
         precision: `"fp32"`, or `"bf16"`, `"fp16"` under autocast.
-        repeats: rounds; each figure is the median over them.
-        quick: time parts instead of whole stitches, and add them up.
-        progress: show a bar.
+        repeats: the number of rounds; each figure is the median over them.
+        quick: whether to time parts instead of whole stitches, and add them up.
+        progress: whether to show a bar.
 
     Returns:
-        One row a stitch in id order: `stitch_id`, `name`, `macs`, `params`, `latency_ms` (of one call) and
-        `latency_spread_ms` (between the quartiles; not in the quick mode), `images_per_s`, `memory_mb` (MB of the
-        stitch's weights and of the tensors alive at once, on CUDA of all that was allocated), `batch_size` (that
-        these are of: the smallest), `latency_ms_batch_N` (of one call with N images, for each batch size),
-        `precision`, `profiled_on`, `weights` (the fingerprint), and in the quick mode `latency_error`: by how
-        much, relative to stitches timed whole, the sums are off (median).
+        One row per stitch in id order:
+
+        - `stitch_id`, `name`, `macs`, `params`, `precision`, `profiled_on`, and `weights` (the fingerprint).
+        - `batch_size` (the smallest), and for calls of that size `latency_ms`, `latency_spread_ms` (the distance
+          between the quartiles; not in the quick mode), `images_per_s` and `memory_mb` (the stitch's weights and the
+          tensors alive at once; on CUDA all allocated memory).
+        - `latency_ms_batch_N`, the latency of a call with N images, for each batch size.
+        - `latency_error` in the quick mode: the relative error of the sums (median).
 
     Raises:
         ValueError: if an id is not in the plan, or an argument is out of range or contradicts another.
+
+    Example:
+        >>> import timm, timm_stitch
+        >>> anchors = [timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=heads,
+        ...                              embed_dim=32 * heads, num_classes=4) for heads in (1, 2)]
+        >>> model = timm_stitch.stitch(anchors)
+        >>> rows = timm_stitch.profile(model, batch_sizes=[1, 4], repeats=3)
+        >>> len(rows), rows[0]["latency_ms"] == rows[0]["latency_ms_batch_1"] > 0
+        (6, True)
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r} is unknown: expected one of {', '.join(PRECISIONS)}.")
-    sizes = _sizes(batch_size, batch_sizes)
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+    sizes = _check_sizes(batch_size, batch_sizes)
     if quick:
         require(model, "quick_profile")
     if repeats < 1:
-        raise ValueError(f"repeats={repeats} is out of range: expected 1 or more.")
+        raise ValueError(f"repeats must be 1 or more, got {repeats}.")
     stitches = [model.plan[i] for i in sorted(set(model.stitch_ids if stitch_ids is None else stitch_ids))]
     device, home = torch.device(device), next(model.parameters()).device
     model.to(device)
@@ -90,113 +104,123 @@ def profile(
         with evaluating(model), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
             batches = {n: model.example(n) for n in sizes}
             clock = _Clock(model, batches, repeats, progress)
-            timed = clock.parts(stitches) if quick else clock.whole(stitches)
+            timed = clock.time_parts(stitches) if quick else clock.time_whole(stitches)
             memory = {stitch.stitch_id: _memory(model, stitch, batches[sizes[0]]) for stitch in stitches}
     finally:
         model.to(home)
-    said = {"batch_size": sizes[0], "precision": precision, "profiled_on": name_of(device)}
-    said["weights"] = cached_fingerprint(model)
-    rows = [_row(model, stitch, timed[stitch.stitch_id], memory[stitch.stitch_id], said) for stitch in stitches]
+    costs, device_name, weights = model.costs(), name_of(device), cached_fingerprint(model)
+    rows = []
+    for stitch in stitches:
+        cost, times = costs.cost(stitch), timed[stitch.stitch_id]
+        rows.append(
+            {
+                "stitch_id": stitch.stitch_id,
+                "name": stitch.name,
+                "macs": cost.macs,
+                "params": cost.params,
+                **times,
+                "images_per_s": 1e3 * sizes[0] / times["latency_ms"],
+                "memory_mb": memory[stitch.stitch_id] / 1e6,
+                "batch_size": sizes[0],
+                "precision": precision,
+                "profiled_on": device_name,
+                "weights": weights,
+            }
+        )
     model.results.add(rows)
     return rows
 
 
-def _row(
-    model: StitchableNetwork, stitch: Stitch, figures: Mapping[str, float], memory: int, said: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What was measured of a stitch, and how."""
-    cost = model.costs().cost(stitch)
-    row = {"stitch_id": stitch.stitch_id, "name": stitch.name, "macs": cost.macs, "params": cost.params, **figures}
-    row |= {"images_per_s": 1e3 * said["batch_size"] / figures["latency_ms"], "memory_mb": memory / 1e6}
-    return row | dict(said)
-
-
-def _sizes(batch_size: Any, batch_sizes: Any) -> list[int]:
-    """The batch sizes asked for, the smallest first."""
+def _check_sizes(batch_size: int | None, batch_sizes: Sequence[int] | None) -> list[int]:
+    """Check the batch sizes, and sort them."""
     if batch_sizes is None:
         if batch_size is not None and not is_batch_size(batch_size):
             raise ValueError(
-                f"batch_size={batch_size!r} is out of range: expected a whole number from 1 to {MOST_IMAGES:,}; "
-                "several are given as batch_sizes=[1, 8]."
+                f"batch_size must be a whole number from 1 to {MOST_IMAGES:,}, got {batch_size!r}; several are given "
+                "as batch_sizes=[1, 8]."
             )
         return [1 if batch_size is None else batch_size]
     if batch_size is not None:
         raise ValueError(f"batch_size={batch_size!r} and batch_sizes={batch_sizes!r} are both given: give one of them.")
     sizes = list(batch_sizes) if isinstance(batch_sizes, Iterable) else []
     if not sizes or not all(map(is_batch_size, sizes)) or len(set(sizes)) < len(sizes):
-        raise ValueError(
-            f"batch_sizes={batch_sizes!r} is out of range: expected whole numbers from 1 to {MOST_IMAGES:,}, each once."
-        )
+        raise ValueError(f"batch_sizes must be different whole numbers from 1 to {MOST_IMAGES:,}, got {batch_sizes!r}.")
     return sorted(sizes)
 
 
 class _Clock:
-    """Times calls of one network on batches, by their number of images, the smallest first."""
+    """Times calls of one network.
 
-    def __init__(self, model: StitchableNetwork, batches: Mapping[int, Any], repeats: int, progress: bool) -> None:
-        self.model, self.batches, self.repeats = model, batches, repeats
-        on_cuda = next(model.parameters()).is_cuda
-        self.wait: Callable[[], Any] = torch.cuda.synchronize if on_cuda else lambda: None
+    Args:
+        model: the network.
+        batches: the inputs of calls by their number of images, the smallest first.
+        repeats: the number of rounds.
+        progress: whether to show a bar.
+    """
+
+    def __init__(self, model: StitchableNetwork, batches: Mapping[int, Inputs], repeats: int, progress: bool) -> None:
+        self.model, self.batches = model, batches
+        self.wait = torch.cuda.synchronize if next(model.parameters()).is_cuda else lambda: None
+        # The first round, -1, warms up.
         self.rounds = lambda: tqdm(range(-1, repeats), desc="profile", unit="round", disable=not progress)
 
-    def _ms(self, call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    def _ms(self, call: Callable[[], Output]) -> tuple[float, Output]:
         self.wait()
         began = time.perf_counter()
         out = call()
         self.wait()
         return 1e3 * (time.perf_counter() - began), out
 
-    def whole(self, stitches: Sequence[Stitch]) -> dict[int, dict[str, float]]:
-        """Every stitch from image to logits, the first round to warm up."""
-        found: dict[tuple[int, int], list[float]] = {(s.stitch_id, size): [] for s in stitches for size in self.batches}
+    def time_whole(self, stitches: Sequence[Stitch]) -> Times:
+        """Time every stitch from its inputs to its output."""
+        times: dict[tuple[int, int], list[float]] = {(s.stitch_id, size): [] for s in stitches for size in self.batches}
         for turn in self.rounds():
-            for stitch_id, size in random.Random(turn).sample(sorted(found), len(found)):
-                spent, _ = self._ms(partial(self.model.call, self.batches[size], stitch_id))
+            for stitch_id, size in random.Random(turn).sample(sorted(times), len(times)):
+                ms, _ = self._ms(partial(self.model.call, self.batches[size], stitch_id))
                 if turn >= 0:
-                    found[stitch_id, size].append(spent)
-        figures = self._figures(stitches, {call: statistics.median(spent) for call, spent in found.items()})
-        for stitch_id, row in figures.items():
-            row["latency_spread_ms"] = _spread(found[stitch_id, next(iter(self.batches))])
-        return figures
+                    times[stitch_id, size].append(ms)
+        rows = self._rows(stitches, {call: statistics.median(ms) for call, ms in times.items()})
+        for stitch_id, row in rows.items():
+            row["latency_spread_ms"] = _spread(times[stitch_id, next(iter(self.batches))])
+        return rows
 
-    def parts(self, stitches: Sequence[Stitch]) -> dict[int, dict[str, float]]:
-        """Every part once a round; a stitch is the sum of its parts."""
-        found: dict[tuple[int, Step], list[float]] = {}
+    def time_parts(self, stitches: Sequence[Stitch]) -> Times:
+        """Time every part once per round; a stitch takes the sum of its parts."""
+        times: dict[tuple[int, Step], list[float]] = {}
         ordered = sorted(stitches, key=lambda stitch: (len(stitch.segments), stitch.stitch_id))
         for turn in self.rounds():
             for size in random.Random(turn).sample(list(self.batches), len(self.batches)):
-                for step, spent in self._each_part(ordered, self.batches[size]):
-                    found.setdefault((size, step), []).extend([spent] if turn >= 0 else [])
+                for step, ms in self._time_steps(ordered, self.batches[size]):
+                    times.setdefault((size, step), []).extend([ms] if turn >= 0 else [])
         sums = {
-            (s.stitch_id, size): sum(statistics.median(found[size, step]) for step in s.steps)
+            (s.stitch_id, size): sum(statistics.median(times[size, step]) for step in s.steps)
             for s in stitches
             for size in self.batches
         }
-        figures = self._figures(stitches, sums)
-        by_cost = sorted(stitches, key=lambda stitch: figures[stitch.stitch_id]["latency_ms"])
-        few = {by_cost[round(i * (len(by_cost) - 1) / (CHECKED - 1))] for i in range(CHECKED)}
-        whole = self.whole(sorted(few, key=lambda stitch: stitch.stitch_id))
+        rows = self._rows(stitches, sums)
+        # Measure the error of the sums on a few stitches from the fastest to the slowest.
+        by_latency = sorted(stitches, key=lambda stitch: rows[stitch.stitch_id]["latency_ms"])
+        checked = {by_latency[round(i * (len(by_latency) - 1) / (CHECKED - 1))] for i in range(CHECKED)}
+        whole = self.time_whole(sorted(checked, key=lambda stitch: stitch.stitch_id))
         keys = [latency_key(size) for size in self.batches]
-        error = statistics.median(abs(figures[k][key] / row[key] - 1) for k, row in whole.items() for key in keys)
-        return {k: row | {"latency_error": error} for k, row in figures.items()}
+        error = statistics.median(abs(rows[k][key] / row[key] - 1) for k, row in whole.items() for key in keys)
+        return {k: row | {"latency_error": error} for k, row in rows.items()}
 
-    def _each_part(self, stitches: Iterable[Stitch], x: Any) -> Iterator[tuple[Step, float]]:
-        """Every part of some stitches once, on the way of the first that has it."""
+    def _time_steps(self, stitches: Iterable[Stitch], x: Tensor) -> Iterator[tuple[Step, float]]:
+        """Time every step of some stitches once, on the path of the first stitch that has it."""
         done: set[Step] = set()
         inputs = ImageInputs(x)
         for stitch in stitches:
             missing = [n for n, step in enumerate(stitch.steps) if step not in done]
             h = None
             for n in range(missing[-1] + 1 if missing else 0):
-                spent, h = self._ms(partial(self.model.executor.step, stitch, n, h, inputs))
+                ms, h = self._ms(partial(self.model.executor.step, stitch, n, h, inputs))
                 if stitch.steps[n] not in done:
                     done.add(stitch.steps[n])
-                    yield stitch.steps[n], spent
+                    yield stitch.steps[n], ms
 
-    def _figures(
-        self, stitches: Iterable[Stitch], times: Mapping[tuple[int, int], float]
-    ) -> dict[int, dict[str, float]]:
-        """Times by (stitch_id, images) as rows have them: that of the smallest batch, then each by its own name."""
+    def _rows(self, stitches: Iterable[Stitch], times: Mapping[tuple[int, int], float]) -> Times:
+        """Turn times by (stitch_id, images) into rows: first that of the smallest batch, then all by their own keys."""
         first = next(iter(self.batches))
         return {
             s.stitch_id: {"latency_ms": times[s.stitch_id, first]}
@@ -213,8 +237,8 @@ def _spread(values: Sequence[float]) -> float:
     return high - low
 
 
-def _memory(model: StitchableNetwork, stitch: Stitch, x: Any) -> int:
-    """Bytes of the stitch's weights, and of what its forward pass holds at once beside them."""
+def _memory(model: StitchableNetwork, stitch: Stitch, x: Inputs) -> int:
+    """Measure the bytes of a stitch's weights and of the other tensors that its forward pass holds at once."""
     weights = sum(p.numel() * p.element_size() for p in model.extract(stitch.stitch_id).parameters())
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -229,31 +253,37 @@ def _memory(model: StitchableNetwork, stitch: Stitch, x: Any) -> int:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors that calls of this thread make, as long as they live; others are left alone.
+    """Counts the bytes of the tensors that calls of this thread make, as long as they live.
 
     Args:
-        known: tensors that are there before, which do not count.
+        known: the tensors that existed before, which do not count.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
         self.known = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in known)}
-        self.living: dict[int, weakref.ref[Any]] = {}
+        self.living: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        out: object = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._note(tensor.untyped_storage())
         return out
 
-    def _note(self, storage: Any) -> None:
+    def _note(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
         if key in self.known or key in self.living:
             return
 
-        def gone(_: Any) -> None:
+        def gone(_: object) -> None:
             self.now -= size
             self.living.pop(key, None)
 
@@ -263,7 +293,7 @@ class _Alive(TorchDispatchMode):
 
 
 def name_of(device: torch.device) -> str:
-    """A device's name for people, with what else decides how fast it is."""
+    """Name a device for people, with the settings that decide its speed."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     name = platform.processor() or platform.machine()

@@ -1,12 +1,14 @@
-"""The targets of a batch, and the sums over a batch from which accuracy and loss follow, for every task."""
+"""Targets of a batch, and the sums from which accuracy and loss are computed, for every task."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..anchors.view import Inputs, Output
 from ..data.batches import Batch
 from ..families.transformers_models.inputs import IGNORED
 from ..network.stitchable import StitchableNetwork, logits_of
@@ -18,7 +20,7 @@ class Targets(NamedTuple):
     """The labels of a batch, and how a network's output is compared with them.
 
     Args:
-        labels: class numbers (B,) or (B, L), where `IGNORED` marks what does not count, or mixed targets (B, classes);
+        labels: class numbers (B,) or (B, L), where `IGNORED` labels do not count, or mixed targets (B, classes);
             for question answering the starts and ends of answers (B, 2).
         shifts_labels: whether a position predicts the next one, as in causal language models.
         are_spans: whether the labels are the starts and ends of answers.
@@ -29,7 +31,7 @@ class Targets(NamedTuple):
     are_spans: bool = False
 
 
-def split_targets(model: StitchableNetwork, batch: Batch) -> tuple[Any, Targets]:
+def split_targets(model: StitchableNetwork, batch: Batch) -> tuple[Inputs, Targets]:
     """Split a batch into the inputs of a network and its targets.
 
     Args:
@@ -61,8 +63,8 @@ def split_targets(model: StitchableNetwork, batch: Batch) -> tuple[Any, Targets]
     return inputs, Targets(labels, shifts_labels)
 
 
-def sum_scores(output: Any, targets: Targets) -> Tensor:
-    """Sum over a batch: correct at first, correct among five, cross-entropy, and the number of labels."""
+def sum_scores(output: Output, targets: Targets) -> Tensor:
+    """Sum over a batch: labels that are first, labels among the first five, cross-entropy, and the number of labels."""
     if targets.are_spans:
         return _sum_span_scores(output, targets.labels)
     logits, labels = flatten_pairs(output, targets)
@@ -72,8 +74,8 @@ def sum_scores(output: Any, targets: Targets) -> Tensor:
     return torch.stack([correct[:, 0].sum().to(loss), correct.sum().to(loss), loss, loss.new_tensor(len(labels))])
 
 
-def flatten_pairs(output: Any, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Pair logits (n, classes) with labels (n,), without those that do not count."""
+def flatten_pairs(output: Output, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Pair logits (n, classes) with labels (n,), without `IGNORED` labels."""
     if targets.are_spans:
         return torch.cat([output.start_logits, output.end_logits]), targets.labels.T.reshape(-1)
     logits, labels = logits_of(output), targets.labels
@@ -85,12 +87,12 @@ def flatten_pairs(output: Any, targets: Targets) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-def _without_span(inputs: Any) -> dict[str, Any]:
+def _without_span(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if name not in _SPAN}
 
 
-def _sum_span_scores(output: Any, spans: Tensor) -> Tensor:
-    """Sum the same for question answering: an answer is correct if its start and its end are."""
+def _sum_span_scores(output: Output, spans: Tensor) -> Tensor:
+    """Sum the scores of question answering, where an answer is correct if its start and end are."""
     both = [output.start_logits.float(), output.end_logits.float()]
     correct = torch.stack([logits.argmax(-1) for logits in both], dim=1).eq(spans).all(1).sum()
     losses = [nn.functional.cross_entropy(x, spans[:, i], reduction="sum") for i, x in enumerate(both)]

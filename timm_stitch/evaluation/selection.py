@@ -1,18 +1,18 @@
-"""Which stitch to run within a budget."""
+"""The choice of a stitch within a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cached_fingerprint
 from ..plan.frontier import best_known, best_within
+from ..plan.results import Row
 
 
 def select(
     model: StitchableNetwork,
-    results: Iterable[Mapping[str, Any]] | None = None,
+    results: Iterable[Row] | None = None,
     *,
     macs: float | None = None,
     params: float | None = None,
@@ -21,27 +21,33 @@ def select(
     batch_size: int | None = None,
     score: str = "top1",
 ) -> int:
-    """The best stitch within all given budgets, never merely the nearest in cost.
+    """Select the best stitch within all budgets, which need not be the nearest in cost.
 
     Args:
         model: the network.
-        results: rows from `evaluate` (and `profile`); by default what the network's own table knows,
-            and of the authors' networks what they published (`published_top1`) if no stitch has been
-            evaluated: a guide that holds for their weights.
-        macs: the most multiply-adds for one image.
-        params: the most parameters that the stitch may hold.
-        latency_ms: the most milliseconds of one call, as measured by `profile`.
-        memory_mb: the most memory in MB, as measured by `profile`.
-        batch_size: of how many images the call is that may take `latency_ms`, one of the sizes that were measured;
-            default the one that each row's `latency_ms` is of.
-        score: what to maximise.
+        results: the rows of `evaluate` (and `profile`); default those of `stitch_table`. If no stitch was evaluated,
+            the accuracies that the authors published (`published_top1`) take their place: they hold for the authors'
+            weights.
+        macs: the limit of multiply-adds per image.
+        params: the limit of parameters that the stitch holds.
+        latency_ms: the limit of milliseconds per call, as measured by `profile`.
+        memory_mb: the limit of memory in MB, as measured by `profile`.
+        batch_size: the number of images in the call that `latency_ms` limits, one of the measured batch sizes;
+            default that of each row's own `latency_ms`.
+        score: the key of the score to maximise.
 
     Returns:
         The stitch_id.
 
     Raises:
-        ValueError: if no budget is given, nothing fits, accuracy or a quantity is not known, the batch size was
-            not measured, or the rows belong to other weights.
+        ValueError: if there is no budget, no stitch fits, an accuracy or quantity is unknown, the batch size was not
+            measured, or the rows belong to other weights.
+
+    Example:
+        >>> import timm_stitch
+        >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
+        >>> timm_stitch.select(model, macs=8e8)  # by the accuracies that its authors published
+        6
     """
     budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
     if results is None:
@@ -52,22 +58,21 @@ def select(
     own = {row["stitch_id"]: row for row in model.stitch_table()}
     unknown = [row.get("stitch_id") for row in measured if row.get("stitch_id") not in own]
     if unknown or not measured:
-        raise ValueError(f"results hold stitches {unknown[:6]} that the plan does not have, or none at all.")
-    given = {name: most for name, most in budgets.items() if most is not None}
+        raise ValueError(f"results must be rows of stitches in the plan, got stitches {unknown[:6]}.")
+    limits = {name: limit for name, limit in budgets.items() if limit is not None}
     rows = [own[row["stitch_id"]] | dict(row) for row in measured]
-    return int(best_within(rows, given, score, batch_size)["stitch_id"])
+    return int(best_within(rows, limits, score, batch_size)["stitch_id"])
 
 
-def check_weights(model: StitchableNetwork, rows: Iterable[Mapping[str, Any]], what: str) -> None:
-    """Refuse rows that are of other weights than the network has.
+def check_weights(model: StitchableNetwork, rows: Iterable[Row], what: str) -> None:
+    """Refuse rows of other weights than the network has.
 
     Raises:
-        ValueError: naming `what` they are.
+        ValueError: beginning with `what`, a plural such as "these results".
     """
-    marks = {row["weights"] for row in rows if row.get("weights")}
-    if marks and marks != {cached_fingerprint(model)}:
-        belong = "belong" if what.endswith("s") else "belongs"
+    weights = {row["weights"] for row in rows if row.get("weights")}
+    if weights and weights != {cached_fingerprint(model)}:
         raise ValueError(
-            f"{what} {belong} to other weights ({', '.join(sorted(map(str, marks)))}) than the network now has: "
+            f"{what} belong to other weights ({', '.join(sorted(map(str, weights)))}) than the network now has: "
             "evaluate it again."
         )

@@ -1,4 +1,4 @@
-"""Where the files of `hub_cards/` are: inside the installed package, or at the root of the repository."""
+"""Find the files of `hub_cards/`, in the installed package or at the root of the repository."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def card_file(name: str) -> Path:
-    """The path of a file of `hub_cards/`, e.g. `"template.md"`.
+    """Find a file of `hub_cards/`, e.g. `"template.md"`.
 
     Raises:
         FileNotFoundError: if the installation lacks it.

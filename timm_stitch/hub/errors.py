@@ -1,45 +1,55 @@
-"""What the Hub refuses and huggingface_hub raises, in one line: what happened, what was left behind, what to do."""
+"""One-line errors for what the Hub refuses and huggingface_hub raises, and checks of tokens and names."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeGuard
 
 from huggingface_hub import errors as hub
 from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
-XET_ADVICE = "Try again with HF_HUB_DISABLE_XET=1 in the environment: a mirror may pass files on without that storage."
+from ..files import PathLike
+
+XET_ADVICE = "Try again with HF_HUB_DISABLE_XET=1 in the environment: a mirror may serve files without that storage."
 
 
-class explained:  # noqa: N801
-    """Turn what huggingface_hub raises into one line: what happened, what was left, what to do."""
+@contextmanager
+def translate_hub_errors(
+    action: str, left: str | Callable[[], str] = "", token: str | bool | None = None
+) -> Iterator[None]:
+    """Translate the errors of huggingface_hub into one line: what happened, what was left behind, what to do.
 
-    def __init__(self, doing: str, left: str | Callable[[], str] = "", token: str | bool | None = None) -> None:
-        self.doing, self.left, self.token = doing, left, token
+    Args:
+        action: the action that may fail, e.g. "load user/name".
+        left: the state that a failure leaves behind, or a function that finds it out.
+        token: the token that errors must not show.
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
-        hide(error, self.token)
-        found = _explain(error)
-        if found is not None:
-            left = self.left if isinstance(self.left, str) else self.left()
-            raise found[0](f"cannot {self.doing}: {found[1]}{left and '; ' + left}. {found[2]}") from error
+    Raises:
+        OSError: or a subclass of it, instead of the error of huggingface_hub.
+    """
+    try:
+        yield
+    except Exception as error:
+        redact_tokens(error, token)
+        explanation = _explain(error)
+        if explanation is None:
+            raise
+        kind, reason, advice = explanation
+        state = left if isinstance(left, str) else left()
+        raise kind(f"cannot {action}: {reason}{state and '; ' + state}. {advice}") from error
 
 
 def check_token(token: str | bool | None) -> None:
     """Refuse a token that no request can carry, without showing it.
 
     Raises:
-        ValueError: if it has other characters than a token has.
+        ValueError: if it is empty or has characters that no token has.
     """
     if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
         raise ValueError(
@@ -48,41 +58,41 @@ def check_token(token: str | bool | None) -> None:
         )
 
 
-def hide(error: BaseException, token: str | bool | None = None) -> None:
-    """Take tokens and the signatures of addresses out of what an error, its causes and contexts say."""
-    known = {str(value) for value in (token, get_token()) if isinstance(value, str) and value}
+def redact_tokens(error: BaseException, token: str | bool | None = None) -> None:
+    """Remove tokens and signatures of addresses from the messages of an error, its causes and contexts."""
+    tokens = {str(value) for value in (token, get_token()) if isinstance(value, str) and value}
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:
-        one = queue.pop()
-        if one is None or id(one) in seen:
+        link = queue.pop()
+        if link is None or id(link) in seen:
             continue
-        seen.add(id(one))
-        one.args = tuple(_hidden(arg, known) for arg in one.args)
-        queue += [one.__cause__, one.__context__]
+        seen.add(id(link))
+        link.args = tuple(_redact(arg, tokens) for arg in link.args)
+        queue += [link.__cause__, link.__context__]
 
 
-def _hidden(value: object, known: set[str]) -> object:
+def _redact(value: object, tokens: set[str]) -> object:
     if isinstance(value, (bytes, bytearray)):
         value = value.decode(errors="replace")
     if not isinstance(value, str):
         return value
-    for token in known:
+    for token in tokens:
         value = value.replace(token, "…")
     value = re.sub(r"(?i)(bearer\s+)[^\s'\"]+", r"\1…", value)
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"<>]+", r"\1", value)
 
 
-def is_repo_id(name: Any) -> bool:
-    """Whether something in a stranger's file may be the name of a repository."""
+def is_repo_id(name: object) -> TypeGuard[str]:
+    """Whether a value in a stranger's file may be the name of a repository."""
     return isinstance(name, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) is not None
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuse what cannot be the name of a repository.
+    """Refuse a text that cannot be the name of a repository.
 
     Raises:
-        ValueError: naming it.
+        ValueError: naming the text.
     """
     try:
         validate_repo_id(repo_id)
@@ -95,8 +105,8 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
-def by_xet(error: BaseException | None) -> bool:
-    """Whether an error, or its cause, came of fetching or storing through Xet."""
+def is_xet_error(error: BaseException | None) -> bool:
+    """Whether an error, or its cause, comes from the Hub's Xet storage."""
     while error is not None:
         address = str(getattr(getattr(error, "response", None), "url", ""))
         text = f"{type(error).__module__} {address} {error}".lower()
@@ -107,61 +117,51 @@ def by_xet(error: BaseException | None) -> bool:
 
 
 def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
-    """The class, what happened, and what to do; None for what is neither a matter of the Hub nor of the connection."""
+    """Explain an error by a class, a reason and advice; None if neither the Hub nor the connection caused it."""
     if isinstance(error, (RuntimeError, hub.LocalEntryNotFoundError)) and isinstance(error.__cause__, Exception):
-        found = _explain(error.__cause__)  # uploads of large files, and failing downloads, are wrapped so
-        if found is not None:
-            return found
-    if by_xet(error):
-        return ConnectionError, "the storage that it names (Xet) does not answer", XET_ADVICE
+        explanation = _explain(error.__cause__)  # huggingface_hub wraps errors of large files and of downloads
+        if explanation is not None:
+            return explanation
+    if is_xet_error(error):
+        return ConnectionError, "the Hub's storage (Xet) does not answer", XET_ADVICE
     status = getattr(getattr(error, "response", None), "status_code", None)
-    login = "Check the name; if it is private, log in (`hf auth login`) or give a token that may see it."
+    login = "Check the name; if it is private, log in (`hf auth login`) or give a token that may read it."
     if isinstance(error, hub.GatedRepoError):
         return PermissionError, "its owner must grant access first", "Ask for access on its page, then log in."
     if status == 401 or isinstance(error, hub.LocalTokenNotFoundError):
-        return PermissionError, "the Hub does not know who asks, or there is no such repository (401)", login
+        return PermissionError, "the Hub does not know the user, or there is no such repository (401)", login
     if isinstance(error, hub.RepositoryNotFoundError):
         return FileNotFoundError, "there is no such repository", login
     if isinstance(error, hub.RevisionNotFoundError):
-        return (
-            FileNotFoundError,
-            "there is no such branch, tag or commit",
-            "See the repository's page for those there are.",
-        )
+        return FileNotFoundError, "there is no such branch, tag or commit", "The repository's page lists them."
     if isinstance(error, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled)):
         return ConnectionError, "the Hub could not be reached and the cache lacks a file", "Try again when online."
     if isinstance(error, hub.EntryNotFoundError):
-        return (
-            FileNotFoundError,
-            "it lacks a file that every network of timm_stitch has",
-            "Is it one that push_to_hub made?",
-        )
+        reason = "it lacks a file that every network of timm_stitch has"
+        return FileNotFoundError, reason, "Expected a repository that push_to_hub made."
     if status == 403:
         return PermissionError, "the token may not do that (403)", "Give a token with that right (write, for a push)."
     if status == 412:
-        return OSError, "somebody else committed meanwhile (412)", "Push again."
+        return OSError, "there is a newer commit (412)", "Push again."
     if status == 429:
-        return ConnectionError, "the Hub asks to slow down (429)", "Wait some minutes, then try again."
+        return ConnectionError, "there were too many requests (429)", "Wait some minutes, then try again."
     if status is not None and status in (413, 507):
-        return OSError, f"the Hub has no room for it ({status})", "Free some of your storage there."
+        return OSError, f"the storage on the Hub is full ({status})", "Free some of it."
     if status is not None:
         return ConnectionError, f"the Hub answered {status}", "Try again later."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return (
-            OSError,
-            f"there is no room on the disk ({os.strerror(error.errno)})",
-            "Free some, or give another cache_dir.",
-        )
+        reason = f"the disk is full ({os.strerror(error.errno)})"
+        return OSError, reason, "Free some space, or give another cache_dir."
     if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in (
         "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3",
     ):  # fmt: skip
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return ConnectionError, f"the connection failed ({reason:.120})", "Try again; a pull goes on with what it has."
+        return ConnectionError, f"the connection failed ({reason:.120})", "Try again; a download resumes."
     return None
 
 
-def unreadable(path: str | os.PathLike[str], error: Exception) -> ValueError:
-    """What a file of weights that cannot be read raises: one line, whatever stands in the file."""
+def unreadable(path: PathLike, error: Exception) -> ValueError:
+    """Make the error for a weights file that cannot be read, in one line whatever the file holds."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(
         f"{str(path)!r} is not a readable weights file ({reason:.120}): it may be truncated, or of another network. "

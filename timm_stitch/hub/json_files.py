@@ -1,13 +1,12 @@
-"""config.json and stitches.json of a saved network, read with distrust: they may be a stranger's.
+"""Read and check the config.json and stitches.json of a saved network, which may be a stranger's.
 
-Nothing in them is run, unpickled or used as a path; numbers are bounded before anything is built from them.
+Nothing in them is run, unpickled or used as a path; numbers are checked before anything is built from them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from huggingface_hub import hf_hub_download
 
 from ..families.family import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, SavedNetwork
 from ..families.registry import family_of, family_of_config
+from ..files import PathLike
 from ..network.stitchable import StitchableNetwork
+from ..plan.bounds import JsonObject
 from ..plan.results import SavedResults, measured
 from ..plan.stitch_plan import StitchPlan
 from .errors import is_repo_id
@@ -27,11 +28,11 @@ _logger = logging.getLogger(__name__)
 
 
 def network_files(folder: Path) -> list[Path]:
-    """The files in a folder that belong together."""
+    """List the files of a network in a folder."""
     return [folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, STITCHES_FILE)]
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_json(path: PathLike) -> JsonObject:
     """Read a JSON object of plain, finite values.
 
     Raises:
@@ -63,24 +64,24 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_saved(folder: Path) -> SavedNetwork:
-    """Read and check the JSON files of a saved network, each once.
+    """Read and check the JSON files of a saved network.
 
-    Rows that cannot be read are left out with a warning: they are not needed to run the network.
+    Rows that cannot be read are left out with a warning: the network runs without them.
 
     Raises:
         FileNotFoundError: if there is no `config.json`.
-        ValueError: if it is not that of a stitchable network, or asks for more than building one.
+        ValueError: if it does not describe a stitchable network, or asks for more than building one.
     """
     config = read_json(folder / CONFIG_FILE)
     family_of_config(config).check_config(config)
-    fingerprint: Any = None
+    fingerprint: object = None
     results: SavedResults | None = None
     try:
         stitches = read_json(folder / STITCHES_FILE)
         fingerprint = stitches.get("weights")
         results = parse_stitches(stitches)
     except OSError as error:
-        _logger.debug("no rows next to the weights: %s", error)
+        _logger.debug("there are no rows with the weights: %s", error)
     except ValueError as error:
         _logger.warning("the network loads without its rows: %s", error)
         if fingerprint is None:
@@ -88,7 +89,7 @@ def read_saved(folder: Path) -> SavedNetwork:
     return SavedNetwork(folder, config, fingerprint, results)
 
 
-def read_stitches(path: str | os.PathLike[str]) -> SavedResults:
+def read_stitches(path: PathLike) -> SavedResults:
     """Read a `stitches.json`.
 
     Raises:
@@ -98,8 +99,8 @@ def read_stitches(path: str | os.PathLike[str]) -> SavedResults:
     return parse_stitches(read_json(path))
 
 
-def parse_stitches(data: Mapping[str, Any]) -> SavedResults:
-    """Check the contents of a `stitches.json`.
+def parse_stitches(data: JsonObject) -> SavedResults:
+    """Check and convert the contents of a `stitches.json`.
 
     Raises:
         ValueError: if it is not what `save_pretrained` writes.
@@ -107,21 +108,21 @@ def parse_stitches(data: Mapping[str, Any]) -> SavedResults:
     rows, weights = data.get("stitches"), data.get("weights")
     if not isinstance(weights, str) or len(weights) > 64 or not isinstance(rows, list):
         raise ValueError("stitches.json lacks its fingerprint or its rows: expected what save_pretrained writes.")
-    plan = StitchPlan.from_dict(data.get("plan"))  # type: ignore[arg-type] # which refuses what is no mapping
+    plan = StitchPlan.from_dict(data.get("plan"))  # type: ignore[arg-type] # it refuses other types
     seen = set()
     for row in rows:
         number = row.get("stitch_id") if isinstance(row, dict) else None
         plain = isinstance(number, int) and number in plan and number not in seen
         seen.add(number if plain else None)
         if not plain or not all(is_plain(key, value) for key, value in row.items()):
-            raise ValueError(f"stitches.json has a row that is not one ({row!s:.80}): save the network again.")
+            raise ValueError(f"stitches.json has a garbled row ({row!s:.80}): save the network again.")
     if not isinstance(data.get("training", {}), dict):
         raise ValueError("stitches.json garbles how the network was trained: save the network again.")
     return SavedResults(weights, plan, rows, plain_training(data.get("training")))
 
 
-def is_plain(key: str, value: Any) -> bool:
-    """Whether a row may say that: the one rule of what is saved and what is read."""
+def is_plain(key: str, value: object) -> bool:
+    """Whether a row may hold a value: the rule for saving and reading."""
     if (key == "batch_size" or key.startswith("latency_ms")) and value is not None:
         return isinstance(value, (int, float)) and 0 < value < 1e18
     if isinstance(value, str):
@@ -132,9 +133,9 @@ def is_plain(key: str, value: Any) -> bool:
 
 
 def load_results(network: StitchableNetwork, saved: SavedNetwork) -> None:
-    """Give a loaded network, or a stitch of it, the rows that were saved with it.
+    """Add the saved rows to a loaded network, or to a stitch of it.
 
-    A network with other classes, channels or image size than the saved one gets none. Rows of another plan are left
+    A network with other classes, channels or image size than the saved one gets no rows. Rows of another plan are left
     out with a warning.
     """
     results = saved.results
@@ -149,37 +150,42 @@ def load_results(network: StitchableNetwork, saved: SavedNetwork) -> None:
         )
         return
     rows = [{"stitch_id": row["stitch_id"], **measured(row)} for row in results.rows]
-    known = [row for row in rows if len(row) > 1 and row["stitch_id"] in plan]
+    measured_rows = [row for row in rows if len(row) > 1 and row["stitch_id"] in plan]
     if stitches == whole.stitches:
         network.results.clear()
-        network.results.add(known, results.weights)
+        network.results.add(measured_rows, results.weights)
     else:
-        network.results.adopt(known)  # the fingerprint is that of the whole
+        network.results.adopt(measured_rows)  # the fingerprint is that of the whole
     network.trained = dict(results.training)
 
 
-def plain_training(training: Any) -> dict[str, Any]:
-    """What is known of how weights came about, without whatever is not a plain value or a repository's name."""
-    given = training if isinstance(training, Mapping) else {}
-    found: dict[str, Any] = {}
-    models, runs = given.get("base_models"), given.get("runs")
+def plain_training(training: object) -> dict[str, Any]:
+    """Filter the history of weights: keep plain values and names of repositories."""
+    history = training if isinstance(training, Mapping) else {}
+    plain: dict[str, Any] = {}
+    models, runs = history.get("base_models"), history.get("runs")
     if isinstance(models, (list, tuple)):
-        found["base_models"] = [name for name in models[:64] if is_repo_id(name)]
+        plain["base_models"] = [name for name in models[:64] if is_repo_id(name)]
     if isinstance(runs, (list, tuple)):
-        found["runs"] = [
+        plain["runs"] = [
             {k: v for k, v in run.items() if is_plain(k, v) and len(k) <= 64}
             for run in runs[:100]
             if isinstance(run, Mapping)
         ]
-    if is_repo_id(given.get("pulled_from")):
-        found["pulled_from"] = given["pulled_from"]
-    return found
+    if is_repo_id(history.get("pulled_from")):
+        plain["pulled_from"] = history["pulled_from"]
+    return plain
 
 
-def recall(network: Any, cfg: Any, cache_dir: str | os.PathLike[str] | None = None) -> None:
-    """Give a network that timm itself loaded from a folder or the Hub the rows that lie next to its weights.
+def load_results_of_cfg(network: StitchableNetwork, cfg: Any, cache_dir: PathLike | None = None) -> None:
+    """Add the saved rows to a network that timm itself loaded from a folder or the Hub.
 
-    Rows that cannot be read are left out with a warning: they are not needed to run the network.
+    Rows that cannot be read are left out with a warning: the network runs without them.
+
+    Args:
+        network: the network.
+        cfg: timm's `PretrainedCfg`, which names the folder or repository.
+        cache_dir: the cache of huggingface_hub.
     """
     try:
         if cfg.source == "local-dir":
@@ -190,6 +196,6 @@ def recall(network: Any, cfg: Any, cache_dir: str | os.PathLike[str] | None = No
             folder = Path(hf_hub_download(repo_id, STITCHES_FILE, revision=revision or None, cache_dir=cache)).parent
         load_results(network, read_saved(folder))
     except OSError as error:
-        _logger.debug("no rows next to the weights: %s", error)
+        _logger.debug("there are no rows with the weights: %s", error)
     except ValueError as error:
         _logger.warning("the network loads without its rows: %s", error)

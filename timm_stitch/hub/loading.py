@@ -1,9 +1,9 @@
-"""One way to load a network: by a registered name, the names of its anchors, a folder, or from the Hub."""
+"""Load a network by a registered name, by the names of its anchors, from a folder, or from the Hub."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import library_errors
-from ..families.family import CONFIG_FILE, WEIGHTS_FILE, Family, SavedNetwork
+from ..families.family import CONFIG_FILE, WEIGHTS_FILE, Family, ReadTensors, SavedNetwork
 from ..families.registry import families, family_of_config
 from ..files import PathLike, read_consistently
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cache_fingerprint, fingerprint_of
-from .errors import check_repo_id, check_token, explained, unreadable
+from ..plan.bounds import JsonObject
+from .errors import check_repo_id, check_token, translate_hub_errors, unreadable
 from .json_files import load_results, network_files, read_json, read_saved
 from .repository import Repository, fetch_network, fetch_tensors
 from .safetensors_ranges import read_local
@@ -29,24 +30,25 @@ _SOURCES = ("hf-hub", "local-dir")
 def load(
     names: PathLike | Sequence[str], *, pretrained: bool = True, device: str = "cpu", **arguments: Any
 ) -> StitchableNetwork:
-    """Load or make a stitchable network, whatever its anchors are.
+    """Load or make a stitchable network of any family.
 
     Args:
-        names: a registered name (`"snnet_deit_tsb"`), a folder that `save_pretrained` wrote, `"hf-hub:USER/NAME"`, or
-            several models to stitch, fastest first, each a timm name, a folder or on the Hub.
-        pretrained: load weights.
+        names: a registered name (`"snnet_deit_tsb"`), a folder of `save_pretrained`, `"hf-hub:USER/NAME"`, or several
+            models to stitch, fastest first, each by its timm name, its folder or `"hf-hub:USER/NAME"`.
+        pretrained: whether to load weights.
         device: the device of the network; on `"meta"` it has no weights.
-        **arguments: further arguments of `from_hub` for saved networks, else of `timm.create_model`; `anchors` of
-            `"snnet"` may be folders and on the Hub, too.
+        **arguments: further arguments of `from_hub` for saved networks, else of `timm.create_model`. The `anchors` of
+            `"snnet"` may also be folders or on the Hub.
 
     Returns:
         The network.
 
     Raises:
-        ValueError: if there is no such network, or it is not a stitchable one.
+        ValueError: if there is no such network, or it is not stitchable.
         OSError: if its files cannot be fetched or read.
 
     Examples:
+        >>> import timm_stitch
         >>> network = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
         >>> network.num_stitches
         8
@@ -67,47 +69,54 @@ def load(
 
 
 def from_hub(
-    repo_or_folder: str | os.PathLike[str],
+    repo_or_folder: PathLike,
     *,
     extract: int | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: PathLike | None = None,
     verify: bool = True,
     **kwargs: Any,
 ) -> StitchableNetwork:
-    """Load a network that `save_pretrained` or `push_to_hub` kept.
+    """Load a network that `save_pretrained` saved or `push_to_hub` pushed.
 
     Args:
-        repo_or_folder: `"user/name"`, `"user/name@revision"`, or a folder; `"hf-hub:…"` is always the Hub, and
-            `"local-dir:…"` always a folder.
-        extract: fetch and load this one stitch, and nothing that it does not use.
+        repo_or_folder: `"user/name"`, `"user/name@revision"`, or a folder. The prefix `"hf-hub:"` names the Hub, and
+            `"local-dir:"` a folder.
+        extract: the id of a stitch to fetch and load alone, without anything that it does not use.
         revision: a branch, tag or commit.
-        token: as huggingface_hub takes it; default the one that is logged in.
-        cache_dir: as huggingface_hub takes it.
-        verify: compare the weights with the fingerprint that was saved with them (of whole networks).
+        token: a token of huggingface_hub; default that of the current login.
+        cache_dir: the cache of huggingface_hub.
+        verify: whether to compare the weights of a whole network with their saved fingerprint.
         **kwargs: arguments of `timm.create_model`, e.g. `stitch_id` and `num_classes`; with `extract` only num_classes.
             For networks of transformers' models those of its `from_pretrained`, and `stitch_id`; with `extract` none.
 
     Returns:
-        The network (an `SNNet`, or one of `timm_stitch.text`, by what was saved), in eval mode,
-        on the CPU unless kwargs name a device. `select` finds its rows.
+        The network in eval mode, an `SNNet` or a network of transformers' models, on the CPU unless kwargs name a
+        device. `select` uses its saved rows.
 
     Raises:
-        ValueError: if the files are damaged, of other weights, or not those of an SN-Net; if there is no
+        ValueError: if the files are damaged, of other weights, or not those of a stitchable network; or if there is no
             such stitch.
-        OSError: if something cannot be fetched; says what happened and what to do.
+        OSError: if something cannot be fetched.
+
+    Examples:
+        >>> import tempfile, timm_stitch
+        >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False)
+        >>> folder = timm_stitch.save_pretrained(model, tempfile.mkdtemp())
+        >>> timm_stitch.from_hub(folder, extract=3).plan.stitches[0].name
+        'levit_192[0:2] + levit_256[2:12]'
     """
     check_token(token)
     source, place = _split_source(str(repo_or_folder))
     folder = Path(place).expanduser()
     if source == "local-dir" and not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {place!r}: give the one that save_pretrained wrote.")
+        raise FileNotFoundError(f"there is no folder {place!r}: expected one that save_pretrained wrote.")
     if source != "hf-hub" and folder.is_dir():
         if revision is not None:
             raise ValueError(
-                f"{place!r} is a folder, which has no revision {revision!r}: give hf-hub:{place} for the Hub's, or no "
-                "revision."
+                f"{place!r} is a folder, which has no revision {revision!r}: give hf-hub:{place} for a repository "
+                "on the Hub, or no revision."
             )
 
         def read() -> StitchableNetwork:
@@ -129,26 +138,26 @@ def from_hub(
     return network.eval()
 
 
-def _load_whole(saved: SavedNetwork, verify: bool, arguments: Mapping[str, Any]) -> StitchableNetwork:
-    """Load a network from the files of a folder, after comparing its weights with their fingerprint."""
+def _load_whole(saved: SavedNetwork, verify: bool, arguments: JsonObject) -> StitchableNetwork:
+    """Load a network from the files of a folder, after a check of its weights against their fingerprint."""
     family, file = family_of_config(saved.config), saved.folder / WEIGHTS_FILE
     if not arguments.get("pretrained", True):
         return family.load(saved, **arguments)
     _check_file(file)
-    compared = verify and saved.fingerprint is not None
-    if compared:
+    has_fingerprint = verify and saved.fingerprint is not None
+    if has_fingerprint:
         weights = read_local(file, _tensor_names(file))
         fingerprint = fingerprint_of(weights, family.stitched_norm(saved.config))
         if fingerprint != saved.fingerprint:
             raise ValueError(
-                f"the weights in {str(file)!r} are not those that stitches.json was written for (fingerprint "
-                f"{fingerprint}, expected {saved.fingerprint!s:.32}): the file was damaged or exchanged. Fetch it "
+                f"the weights in {str(file)!r} do not belong to stitches.json (fingerprint "
+                f"{fingerprint}, expected {saved.fingerprint!s:.32}): the file is damaged or was replaced. Fetch it "
                 "again, or give verify=False to use it without the rows."
             )
         del weights
     network = family.load(saved, **arguments)
     load_results(network, saved)
-    if compared and not arguments:
+    if has_fingerprint and not arguments:
         cache_fingerprint(network, fingerprint)
     return network
 
@@ -156,8 +165,8 @@ def _load_whole(saved: SavedNetwork, verify: bool, arguments: Mapping[str, Any])
 def _load_stitch(
     saved: SavedNetwork,
     stitch_id: int,
-    arguments: Mapping[str, Any],
-    read_tensors: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+    arguments: JsonObject,
+    read_tensors: ReadTensors,
 ) -> StitchableNetwork:
     """Load one stitch, with its weights from a file or by ranges from the Hub."""
     network = family_of_config(saved.config).load_stitch(saved, stitch_id, read_tensors, **arguments)
@@ -173,8 +182,8 @@ def _read_tensors(file: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check_file(file: Path) -> None:
     if not file.is_file():
         raise FileNotFoundError(
-            f"there is no {file.name} in {str(file.parent)!r}: expected what save_pretrained writes; other weight "
-            "files are not read."
+            f"there is no {file.name} in {str(file.parent)!r}: expected a folder that save_pretrained wrote; other "
+            "weight files are not read."
         )
 
 
@@ -187,36 +196,36 @@ def _tensor_names(file: Path) -> list[str]:
 
 
 def to_source(name: str) -> str:
-    """A name with `local-dir:` before it where it is that of a folder."""
+    """Add the prefix `local-dir:` to the name of a folder."""
     source, place = _split_source(name)
     return f"local-dir:{place}" if not source and Path(place).expanduser().is_dir() else name
 
 
 def _split_source(name: str) -> tuple[str, str]:
-    """`"hf-hub"`, `"local-dir"` or nothing, and the place that is named."""
+    """Split a name into its prefix (`"hf-hub"`, `"local-dir"` or nothing) and the rest."""
     source, _, place = name.partition(":")
     return (source, place) if source in _SOURCES else ("", name)
 
 
 def _family_of_names(sources: Sequence[str]) -> Family:
-    """The one family whose models these names are of."""
-    chosen = []
+    """Find the one family of the models with these names."""
+    of_names = []
     for source in sources:
         config = _config_of(source)
-        chosen.append(next(family for family in families() if family.names_anchor(source, config)))
-    if len({family.name for family in chosen}) > 1:
-        names = " and ".join(sorted({family.name for family in chosen}))
+        of_names.append(next(family for family in families() if family.names_anchor(source, config)))
+    if len({family.name for family in of_names}) > 1:
+        names = " and ".join(sorted({family.name for family in of_names}))
         raise ValueError(f"cannot stitch models of {names} into one network: name models of one of them.")
-    return chosen[0]
+    return of_names[0]
 
 
-def _config_of(source: str) -> Mapping[str, Any] | None:
-    """The `config.json` of a folder or repository of one model; None for a registered name."""
+def _config_of(source: str) -> JsonObject | None:
+    """Read the `config.json` of a folder or repository of one model; None for a registered name."""
     kind, place = _split_source(source)
     if kind == "local-dir":
         return read_json(Path(place) / CONFIG_FILE)
     if kind == "hf-hub":
         repo_id, _, revision = place.partition("@")
-        with explained(f"load {repo_id}"):
+        with translate_hub_errors(f"load {repo_id}"):
             return read_json(hf_hub_download(repo_id, CONFIG_FILE, revision=revision or None))
     return None

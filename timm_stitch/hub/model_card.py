@@ -1,12 +1,13 @@
-"""The card of a saved network: every figure in it is a row of stitches.json.
+"""The model card of a saved network, rendered from `hub_cards/template.md` and the rows of stitches.json.
 
-A card is rendered from `hub_cards/template.md`. Three blocks between comments are ours, and the fields of the front
-matter that results decide; all else belongs to the user from the first push on, and later pushes keep it.
+The package owns three blocks between comments, and the fields of the front matter that depend on results. All else
+belongs to the user from the first push on, and later pushes keep it.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..data.yaml_text import load_yaml
 from ..families.registry import family_of_config
+from ..plan.bounds import JsonObject
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
+from ..plan.results import Row
 from ..plan.stitch_plan import StitchPlan
 from .card_files import card_file
 from .errors import is_repo_id
@@ -30,8 +33,8 @@ _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
 def render_card(
-    stitches: Mapping[str, Any],
-    config: Mapping[str, Any],
+    stitches: JsonObject,
+    config: JsonObject,
     *,
     repo_id: str | None = None,
     base_models: Sequence[str] = (),
@@ -39,17 +42,16 @@ def render_card(
     picture: bool = False,
     existing: str | None = None,
 ) -> str:
-    """Write the card of a network from what is saved beside it.
+    """Render the card of a saved network.
 
     Args:
-        stitches: what is in `stitches.json`; of a network that its authors published (`published_table`, with its
-            `plan`) the card says whose figures they are.
-        config: what is in `config.json`.
-        repo_id: `"user/name"`, as far as known.
-        base_models: Hub ids whose weights this network began with.
-        license: of the weights, an id that the Hub knows; default what the configuration says.
-        picture: whether `curve.png` lies beside it.
-        existing: the card so far; what the user wrote in it is kept.
+        stitches: the contents of `stitches.json`, or the `published_table` of the authors' network with its `plan`.
+        config: the contents of `config.json`.
+        repo_id: the repository `"user/name"`, if known.
+        base_models: the Hub ids whose weights this network began with.
+        license: the license of the weights, by the Hub's id; default that of the configuration.
+        picture: whether there is a `curve.png`.
+        existing: the present card, whose text by the user is kept.
 
     Raises:
         ValueError: if the front matter of the existing card is not YAML.
@@ -67,33 +69,33 @@ def render_card(
         picture=picture,
         base_models=[f"[{plain_text(name)}](https://huggingface.co/{name})" for name in base_models],
         anchors=_anchors(plan, base_models),
-        **_of_results(plan, stitches),
-        **_of_network(plan, stitches, config),
+        **_result_fields(plan, stitches),
+        **_network_fields(plan, stitches, config),
     )
     text = re.sub(r"\n{3,}", "\n\n", text)
     return merge(existing, text) if existing else text
 
 
-def _evaluated(stitches: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _evaluated(stitches: JsonObject) -> list[Row]:
     return [row for row in stitches["stitches"] if row.get("top1") is not None]
 
 
-def _alone(plan: StitchPlan, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows of the anchors."""
+def _anchor_rows(plan: StitchPlan, rows: Sequence[Row]) -> list[Row]:
+    """Select the rows of the anchors."""
     return [row for row in rows if plan[row["stitch_id"]].is_anchor]
 
 
 def _front_matter(
     plan: StitchPlan,
-    stitches: Mapping[str, Any],
-    config: Mapping[str, Any],
+    stitches: JsonObject,
+    config: JsonObject,
     name: str,
     base_models: Sequence[str],
     license: str | None,
 ) -> str:
-    """What the Hub reads, as YAML."""
+    """Make the front matter that the Hub reads, as YAML."""
     rows = _evaluated(stitches)
-    shown = {row["stitch_id"] for row in [*pareto_frontier(rows), *_alone(plan, rows)]}
+    shown = {row["stitch_id"] for row in [*pareto_frontier(rows), *_anchor_rows(plan, rows)]}
     family = family_of_config(config).card(config)
     pipeline = family.pipeline
     return ModelCardData(
@@ -108,8 +110,8 @@ def _front_matter(
     ).to_yaml()
 
 
-def _of_results(plan: StitchPlan, stitches: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template needs to tell of accuracies: whose they are, the frontier, an example of its middle."""
+def _result_fields(plan: StitchPlan, stitches: JsonObject) -> JsonObject:
+    """Make the template's fields for accuracies: their source, the frontier, and an example from its middle."""
     rows = _evaluated(stitches)
     frontier = pareto_frontier(rows)
     example = frontier[len(frontier) // 2] if frontier else {"stitch_id": plan.stitches[len(plan) // 2].stitch_id}
@@ -119,7 +121,7 @@ def _of_results(plan: StitchPlan, stitches: Mapping[str, Any]) -> dict[str, Any]
         "rows": rows,
         "evaluated": len(rows),
         "frontier": frontier,
-        "anchors_alone": _alone(plan, rows),
+        "anchors_alone": _anchor_rows(plan, rows),
         "has_top5": bool(frontier) and all(isinstance(row.get("top5"), (int, float)) for row in frontier),
         "conditions": " ".join(map(plain_text, source)) or _conditions(rows),
         "example_id": example["stitch_id"],
@@ -127,8 +129,8 @@ def _of_results(plan: StitchPlan, stitches: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _of_network(plan: StitchPlan, stitches: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template needs to tell of the network itself."""
+def _network_fields(plan: StitchPlan, stitches: JsonObject, config: JsonObject) -> JsonObject:
+    """Make the template's fields for the network itself."""
     family = family_of_config(config).card(config)
     return {
         "family": family,
@@ -144,13 +146,13 @@ def _of_network(plan: StitchPlan, stitches: Mapping[str, Any], config: Mapping[s
             if family.stitched_norm
             else "Stitched paths skip the back anchor's final norm, as these weights were trained."
         ),
-        "runs": [_run(run) for run in _runs(stitches)],
+        "runs": [_describe_run(run) for run in _runs(stitches)],
         "second_version": any(layer.rank for layer in plan.layers),
     }
 
 
 def merge(existing: str, fresh: str) -> str:
-    """A card with our blocks and fields from `fresh`, and all else from `existing`.
+    """Merge two cards: the package's blocks and fields from `fresh`, and all else from `existing`.
 
     Raises:
         ValueError: if the front matter of the existing card is not YAML.
@@ -169,8 +171,8 @@ def merge(existing: str, fresh: str) -> str:
     missing = []
     for block in ("results", "use", "network"):
         pattern = re.compile(_BLOCK.format(name=block), re.DOTALL)
-        found = pattern.search(new_body)
-        new, old = found[0] if found else "", pattern.search(body)
+        match = pattern.search(new_body)
+        new, old = match[0] if match else "", pattern.search(body)
         if old:
             body = body[: old.start()] + new + body[old.end() :]
         elif block == "results":
@@ -181,23 +183,23 @@ def merge(existing: str, fresh: str) -> str:
 
 
 def _split(card: str) -> tuple[dict[str, Any], str]:
-    found = _FRONT.match(card)
-    if not found:
+    match = _FRONT.match(card)
+    if not match:
         return {}, card
     try:
-        front = load_yaml(found[1]) or {}
+        front = load_yaml(match[1]) or {}
     except (yaml.YAMLError, ValueError) as error:
         front = str(error).splitlines()[0]
     if not isinstance(front, dict):
         raise ValueError(
-            f"the front matter of the README.md that is there is not a YAML mapping ({front!s:.80}): correct it first, "
+            f"the front matter of the existing README.md is not a YAML mapping ({front!s:.80}): correct it first, "
             "so that nothing of it is lost."
         )
-    return front, card[found.end() :]
+    return front, card[match.end() :]
 
 
-def _eval_results(rows: Sequence[Mapping[str, Any]], ids: set[int], task: str) -> list[EvalResult]:
-    """Top-1 of frontier and anchors, as the Hub's front matter has it; a result needs a named dataset."""
+def _eval_results(rows: Sequence[Row], ids: set[int], task: str) -> list[EvalResult]:
+    """List the top-1 accuracies of frontier and anchors for the front matter; each needs the name of a dataset."""
     return [
         EvalResult(
             task_type=task,
@@ -215,13 +217,11 @@ def _eval_results(rows: Sequence[Mapping[str, Any]], ids: set[int], task: str) -
     ]
 
 
-def _conditions(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence for how the rows were measured; what is not recorded is said to be so."""
-    kinds: dict[tuple[Any, ...], int] = {}
-    for row in rows:
-        key = tuple(row.get(field) for field in ("dataset", "split", "revision", "images", "texts", "device"))
-        kinds[key] = kinds.get(key, 0) + 1
-    found = []
+def _conditions(rows: Sequence[Row]) -> str:
+    """Describe in one sentence how the rows were measured."""
+    fields = ("dataset", "split", "revision", "images", "texts", "device")
+    kinds = Counter(tuple(row.get(field) for field in fields) for row in rows)
+    phrases = []
     for (dataset, split, revision, images, texts, device), count in kinds.items():
         text = f"on {dataset}" if dataset else f"on {'texts' if texts else 'images'} that are not recorded"
         text += f", split {split}" if split else ""
@@ -229,12 +229,12 @@ def _conditions(rows: Sequence[Mapping[str, Any]]) -> str:
         text += f", {images} images" if images else ""
         text += f", {texts} texts" if texts else ""
         text += f", on {device}" if device else ""
-        found.append((f"{count} of them " if len(kinds) > 1 else "") + plain_text(text))
-    return "Evaluated " + "; ".join(found) + "." if found else ""
+        phrases.append((f"{count} of them " if len(kinds) > 1 else "") + plain_text(text))
+    return "Evaluated " + "; ".join(phrases) + "." if phrases else ""
 
 
 def _anchors(plan: StitchPlan, base_models: Sequence[str]) -> list[str]:
-    """The anchors' names, with links where the weights are known to have begun there."""
+    """List the anchors' names, with links to the base models that they began with."""
     links = {name.rpartition("/")[2].split(".")[0]: name for name in base_models}
     return [
         f"[{plain_text(a.name)}](https://huggingface.co/{links[a.name]})"
@@ -244,19 +244,19 @@ def _anchors(plan: StitchPlan, base_models: Sequence[str]) -> list[str]:
     ]
 
 
-def _runs(stitches: Mapping[str, Any]) -> Sequence[Any]:
+def _runs(stitches: JsonObject) -> Sequence[object]:
     runs = (stitches.get("training") or {}).get("runs")
     return runs[:100] if isinstance(runs, list) else ()
 
 
-def _run(run: Any) -> str:
-    """One training run in a line."""
+def _describe_run(run: object) -> str:
+    """Describe a training run in one line."""
     values = dict(run) if isinstance(run, Mapping) else {}
     return plain_text(", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, "")))
 
 
-def plain_text(text: Any) -> str:
-    """A stranger's text as plain text: it stays in its cell and line, and starts no markup, link or picture."""
+def plain_text(text: object) -> str:
+    """Escape a stranger's text: it stays in its cell and line, and starts no markup, link or picture."""
     line = re.sub(r"[\x00-\x20\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+", " ", str(text)[:1024]).strip()
     if _PLAIN.fullmatch(line) and "www." not in line and not re.search(r"(?<!\w)_|_(?!\w)", line):
         return line

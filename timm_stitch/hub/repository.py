@@ -1,6 +1,6 @@
-"""A repository of the Hub: its files fetched whole, or only the bytes that one stitch needs.
+"""Fetch whole files of a repository on the Hub, or only the bytes that one stitch needs.
 
-Fetching uses huggingface_hub's own cache, endpoint and token; a token is never shown.
+Fetching uses huggingface_hub's cache, endpoint and token. Errors never show a token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..families.family import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, SavedNetwork
 from ..families.registry import family_of_config
 from ..network.weights import check_keys
-from .errors import explained
+from .errors import translate_hub_errors
 from .json_files import read_saved
 from .safetensors_ranges import NoRangesError, RemoteFile, read_local
 
@@ -36,7 +36,7 @@ class Repository:
     Args:
         repo_id: `"user/name"`.
         revision: a branch, tag or commit.
-        token, cache_dir: as huggingface_hub takes them.
+        token, cache_dir: the arguments of huggingface_hub.
     """
 
     repo_id: str
@@ -45,7 +45,7 @@ class Repository:
     cache_dir: Path | None
 
     def file(self, name: str) -> Path:
-        """One of its files, in the cache."""
+        """Fetch one of its files to the cache."""
         path = hf_hub_download(
             self.repo_id, name, revision=self.revision, token=self.token, cache_dir=self.cache_dir
         )  # fmt: skip
@@ -53,16 +53,16 @@ class Repository:
 
 
 def fetch_network(remote: Repository, whole: bool) -> tuple[Repository, SavedNetwork]:
-    """Fetch configuration, rows and, of a whole network, weights.
+    """Fetch configuration and rows of a network, and its weights where the whole network is needed.
 
     Returns:
-        The repository at the commit that was fetched, and what was read of its files.
+        The repository at the fetched commit, and the contents of its JSON files.
 
     Raises:
         ValueError: if the files are not those of a network.
         OSError: if they cannot be fetched.
     """
-    with explained(f"load {remote.repo_id}", token=remote.token):
+    with translate_hub_errors(f"load {remote.repo_id}", token=remote.token):
         config = remote.file(CONFIG_FILE)
         remote = replace(remote, revision=_commit(config) or remote.revision)
         try:
@@ -81,7 +81,7 @@ def fetch_network(remote: Repository, whole: bool) -> tuple[Repository, SavedNet
 
 
 def fetch_tensors(remote: Repository, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fetch tensors by name: from a whole file in the cache, by ranges, or else from the whole file.
+    """Fetch tensors by name: from a file in the cache, by ranges, or else with the whole file.
 
     Raises:
         ValueError: if the file has other tensors.
@@ -92,7 +92,7 @@ def fetch_tensors(remote: Repository, own: Mapping[str, Tensor]) -> dict[str, Te
     if isinstance(cached, str):
         _logger.info("%s: the whole file is in the cache, nothing was fetched.", repo_id)
         return read_local(cached, own)
-    with explained(f"load {repo_id}", token=remote.token):
+    with translate_hub_errors(f"load {repo_id}", token=remote.token):
         url = hf_hub_url(repo_id, WEIGHTS_FILE, revision=remote.revision)
         meta = get_hf_file_metadata(url, token=remote.token)
         if not _in_cache(repo_id, meta.etag, remote.cache_dir):
@@ -103,7 +103,7 @@ def fetch_tensors(remote: Repository, own: Mapping[str, Tensor]) -> dict[str, Te
             try:
                 entries = file.header()
                 wanted = {name: entries[name] for name in own if name in entries}
-                check_keys(cast("Mapping[str, Tensor]", wanted), own, "this network")  # which looks at shapes alone
+                check_keys(cast("Mapping[str, Tensor]", wanted), own, "this network")  # which compares only shapes
                 tensors = file.tensors(wanted)
                 whole = meta.size or max(entry.stop for entry in entries.values())
                 _logger.info(
@@ -112,16 +112,16 @@ def fetch_tensors(remote: Repository, own: Mapping[str, Tensor]) -> dict[str, Te
                 )  # fmt: skip
                 return tensors
             except NoRangesError:
-                _logger.warning("%s: the server sends no parts of files, so the whole file is fetched.", repo_id)
+                _logger.warning("%s: the server does not send parts of files, so the whole file is fetched.", repo_id)
         return read_local(remote.file(WEIGHTS_FILE), own)
 
 
 def _in_cache(repo_id: str, etag: str | None, cache_dir: Path | None) -> bool:
-    """Whether the cache has this very content, perhaps of another commit."""
+    """Whether the cache has this content, perhaps from another commit."""
     blobs = Path(cache_dir or constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"), "blobs")
     return bool(etag) and (blobs / str(etag)).is_file()
 
 
 def _commit(path: Path) -> str | None:
-    """The commit whose snapshot in the cache a file is in."""
+    """Get the commit whose snapshot in the cache holds a file."""
     return path.parent.name if path.parent.parent.name == "snapshots" else None

@@ -1,14 +1,13 @@
-"""Some tensors of a safetensors file, without the rest of it: by HTTP ranges, or from a file at hand.
+"""Read some tensors of a safetensors file without the rest of it: by HTTP ranges, or from a local file.
 
-The format is eight bytes with the length of a JSON header, the header (dtype, shape and offsets of each tensor),
-and the tensors' bytes.
+The file holds eight bytes with the length of a JSON header, the header (dtype, shape and offsets of each tensor), and
+the tensors' bytes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,26 +22,27 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..files import PathLike
 from .errors import unreadable
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-OVERHEAD = 0.045  # of the bytes needed: what may be read beside them, the header among it, to save requests
-ATTEMPTS, WAIT = 4, 1.0  # for one range; seconds before the second attempt, doubled after each
+OVERHEAD = 0.045  # bytes that may be read in addition, header included, to save requests; a share of those needed
+ATTEMPTS, WAIT = 4, 1.0  # attempts per range; seconds before the second attempt, doubled after each
 _MOST_HEADER = 8 << 20
 
 
 class NoRangesError(Exception):
-    """The server sends whole files only."""
+    """The server sends only whole files."""
 
 
 class ChangedError(OSError):
-    """The file became another one while it was read."""
+    """The file was replaced while it was read."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name} was exchanged while it was read, so nothing of it was kept: load it again.")
+        super().__init__(f"{name} was replaced while it was read, so nothing of it was kept: load it again.")
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def parse_header(raw: bytes, begin: int, size: int | None) -> dict[str, Entry]:
 
     Args:
         raw: the JSON.
-        begin: where the tensors' bytes begin in the file.
-        size: the file's length, if known.
+        begin: the position in the file of the tensors' first byte.
+        size: the length of the file, if known.
 
     Raises:
-        ValueError: if it is not a header, or tensors lie outside of the file.
+        ValueError: if it is not a header, or tensors lie outside the file.
     """
     try:
         data = json.loads(raw)
@@ -83,8 +83,8 @@ def parse_header(raw: bytes, begin: int, size: int | None) -> dict[str, Entry]:
     return entries
 
 
-def merged(entries: Mapping[str, Entry], spent: int = 0) -> list[tuple[int, int]]:
-    """Byte ranges that cover tensors: neighbours are joined while gaps, and `spent`, stay within the overhead."""
+def merge_ranges(entries: Mapping[str, Entry], spent: int = 0) -> list[tuple[int, int]]:
+    """List byte ranges that cover tensors; join neighbours while the gaps, and `spent`, stay within the overhead."""
     spans = sorted((e.start, e.stop) for e in entries.values() if e.stop > e.start)
     spare = int(OVERHEAD * sum(stop - start for start, stop in spans)) - spent
     allowed = set()
@@ -105,13 +105,13 @@ class RemoteFile:
     """A file on a server that is read by ranges.
 
     Args:
-        url: where it is; it may be signed, and nothing of it is ever shown.
-        headers: for every request.
-        name: what people call it.
-        size: its length in bytes, if known.
+        url: the address; it may be signed, and errors never show it.
+        headers: the headers of every request.
+        name: the name of the file for people.
+        size: the length in bytes, if known.
 
     Attributes:
-        read: bytes received so far.
+        read: the number of bytes received so far.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str], name: str, size: int | None) -> None:
@@ -120,11 +120,11 @@ class RemoteFile:
         self.etag: str | None = None
 
     def header(self) -> dict[str, Entry]:
-        """The entries of the file.
+        """Read the header of the file.
 
         Raises:
-            NoRangesError: if the server has none.
-            ChangedError: if the file is exchanged meanwhile.
+            NoRangesError: if the server sends only whole files.
+            ChangedError: if the file is replaced meanwhile.
             OSError: if it cannot be reached.
             ValueError: if the file is not a safetensors file.
         """
@@ -136,20 +136,20 @@ class RemoteFile:
         return parse_header(self.fetch(8, 8 + length), 8 + length, self.size)
 
     def tensors(self, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
-        """Read tensors, each into memory of its own; what is read beside them is dropped at once."""
-        found = {name: torch.empty(e.shape, dtype=e.dtype) for name, e in entries.items()}
+        """Read tensors, each into memory of its own; other bytes in the ranges are dropped at once."""
+        tensors = {name: torch.empty(e.shape, dtype=e.dtype) for name, e in entries.items()}
         views = sorted(
-            (e.start, e.stop, found[name].reshape(-1).view(torch.uint8).numpy().data)
+            (e.start, e.stop, tensors[name].reshape(-1).view(torch.uint8).numpy().data)
             for name, e in entries.items()
             if e.stop > e.start
         )
-        for start, stop in merged(entries, self.read):
+        for start, stop in merge_ranges(entries, self.read):
             inside = [view for view in views if start <= view[0] and view[1] <= stop]
             self._stream(start, stop, partial(_scatter, views=inside))
-        return found
+        return tensors
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """Bytes `start:stop`."""
+        """Read the bytes `start:stop`."""
         data = bytearray(stop - start)
 
         def put(at: int, chunk: bytes) -> None:
@@ -159,7 +159,7 @@ class RemoteFile:
         return bytes(data)
 
     def _stream(self, start: int, stop: int, put: Callable[[int, bytes], None]) -> None:
-        """Read a range, going on where a connection stopped; given up only where nothing more comes."""
+        """Read a range; resume after a broken connection, and give up after several attempts without any bytes."""
         at, wait, failed = start, WAIT, 0
         while at < stop:
             before = at
@@ -170,10 +170,10 @@ class RemoteFile:
                     at += len(chunk)
                     self.read += len(chunk)
                     if at == stop:
-                        return  # whatever else the server would send
+                        return  # ignore whatever else the server would send
                 if at == before:
                     raise ConnectionError(f"the connection ended after {at - start:,} of {stop - start:,} bytes")
-                failed, wait = 0, WAIT  # fewer bytes than asked for, but some
+                failed, wait = 0, WAIT  # some bytes came, though not all
             except (NoRangesError, ChangedError):
                 raise
             except Exception as error:
@@ -195,14 +195,14 @@ class RemoteFile:
                 if hasattr(response, "read"):
                     response.read()
                 hf_raise_for_status(response)
-            said = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", str(response.headers.get("Content-Range", "")).strip())
-            if said is None or int(said[1]) != start:
+            sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", str(response.headers.get("Content-Range", "")).strip())
+            if sent is None or int(sent[1]) != start:
                 raise NoRangesError
-            self._same(None if said[3] == "*" else int(said[3]), response.headers.get("ETag"))
+            self._check_unchanged(None if sent[3] == "*" else int(sent[3]), response.headers.get("ETag"))
             yield from response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(1 << 20)
 
-    def _same(self, size: int | None, etag: str | None) -> None:
-        """Notice another version of the file: another length, or another mark than before."""
+    def _check_unchanged(self, size: int | None, etag: str | None) -> None:
+        """Refuse another version of the file, with another length or ETag."""
         if (size and self.size and size != self.size) or (etag and self.etag and etag != self.etag):
             raise ChangedError(self.name)
         self.size, self.etag = self.size or size, self.etag or etag
@@ -210,7 +210,7 @@ class RemoteFile:
 
 @contextmanager
 def _get(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
-    """A streamed GET by huggingface_hub's own session: httpx since its release 1, requests before."""
+    """Open a streamed GET by huggingface_hub's own session: httpx since its release 1, requests before."""
     session: Any = get_session()
     if callable(getattr(session, "stream", None)):
         with session.stream("GET", url, headers=headers, timeout=30, follow_redirects=True) as response:
@@ -221,7 +221,7 @@ def _get(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
 
 
 def _scatter(at: int, chunk: bytes, views: Iterable[tuple[int, int, memoryview]]) -> None:
-    """Put the bytes of a chunk that begins at `at` into the tensors they belong to."""
+    """Copy the bytes of a chunk that begins at `at` into the tensors they belong to."""
     end = at + len(chunk)
     for start, stop, memory in views:
         low, high = max(at, start), min(end, stop)
@@ -229,11 +229,11 @@ def _scatter(at: int, chunk: bytes, views: Iterable[tuple[int, int, memoryview]]
             memory[low - start : high - start] = chunk[low - at : high - at]
 
 
-def read_local(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, Tensor]:
-    """Some tensors of a safetensors file at hand.
+def read_local(path: PathLike, names: Iterable[str]) -> dict[str, Tensor]:
+    """Read some tensors of a local safetensors file.
 
     Raises:
-        ValueError: if it is not a safetensors file, is truncated, or lacks one of them.
+        ValueError: if it is not a safetensors file, is truncated, or lacks one of the tensors.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:

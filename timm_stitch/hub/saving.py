@@ -1,26 +1,26 @@
-"""Keep an SN-Net in a folder that timm, transformers and people can read.
+"""Save a network to a folder that timm, transformers and people can read.
 
-A folder holds `model.safetensors` (weights), `config.json` in timm's own form, `stitches.json` (the plan, the
-costs, every row known, and the fingerprint of the weights they belong to), `README.md` (the card) and, where
-accuracies are known, `curve.png`.
+A folder holds `model.safetensors` (weights), `config.json` in the library's own form, `stitches.json` (the plan, the
+costs, all known rows, and the fingerprint of their weights), `README.md` (the model card) and, where accuracies are
+known, `curve.png`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ..evaluation.plotting import plot_curve
 from ..families.family import STITCHES_FILE
 from ..families.registry import family_of
-from ..files import atomic_files
+from ..files import PathLike, atomic_files
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cache_fingerprint, fingerprint
-from ..plan.results import Results
+from ..plan.bounds import JsonObject
+from ..plan.results import Results, Row, Rows
 from .json_files import is_plain, plain_training
 from .model_card import render_card
 
@@ -31,8 +31,8 @@ _logger = logging.getLogger(__name__)
 
 def save_pretrained(
     model: StitchableNetwork,
-    folder: str | os.PathLike[str],
-    results: Iterable[Mapping[str, Any]] | None = None,
+    folder: PathLike,
+    results: Iterable[Row] | None = None,
     *,
     dataset: str | None = None,
     split: str | None = None,
@@ -42,35 +42,41 @@ def save_pretrained(
     label_names: Sequence[str] | None = None,
     repo_id: str | None = None,
 ) -> Path:
-    """Write a network to a folder from which `from_hub`, timm or transformers makes it again.
+    """Save a network to a folder from which `from_hub`, timm or transformers loads it.
 
-    timm by `timm.create_model("local-dir:FOLDER", pretrained=True)`; transformers by its Auto classes, where
-    timm_stitch (of transformers' models `timm_stitch.text`) is imported.
+    timm loads it by `timm.create_model("local-dir:FOLDER", pretrained=True)`, transformers by its Auto classes after
+    `import timm_stitch` (for networks of transformers' models `import timm_stitch.text`).
 
     Args:
-        model: the network; timm's models as its anchors must be such as timm can make by name. Of transformers' models
-            the tokenizer that was stitched with them is saved beside.
-        folder: where. The files are written beside and renamed one by one; other files, and what the user
-            wrote in a card that is there, are left alone.
-        results: rows from `evaluate` to keep with it, beside what the network knows of these weights.
-        dataset, split, dataset_revision: the images that `results` come from, for rows that do not say so.
-        base_models: Hub ids whose weights this network began with; default what it knows of that.
-        license: of the weights, by the Hub's id; default what timm's configuration says.
-        label_names: one name for each class.
-        repo_id: `"user/name"` where it will be, for the card.
+        model: the network. timm must be able to make its anchors by name. Networks of transformers' models are saved
+            with their tokenizer.
+        folder: the folder. Other files in it stay, and so does the user's text in an existing card.
+        results: rows of `evaluate` to save, in addition to the network's own results.
+        dataset, split, dataset_revision: the images of `results`, for rows that do not name them.
+        base_models: the Hub ids whose weights this network began with; default those in its history.
+        license: the license of the weights, by the Hub's id; default that in timm's configuration.
+        label_names: the names of the classes.
+        repo_id: the future `"user/name"` on the Hub, for the card.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: if timm cannot rebuild the network by name, the results belong to other weights, the
-            labels do not fit, or a card that is there cannot be read.
-        OSError: if it cannot be written; the folder is then as it was.
+        ValueError: if timm cannot rebuild the network by name, the results belong to other weights, the labels do not
+            fit, or an existing card cannot be read.
+        OSError: if it cannot be written; the folder is then unchanged.
+
+    Example:
+        >>> import tempfile, timm_stitch
+        >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False)
+        >>> folder = timm_stitch.save_pretrained(model, tempfile.mkdtemp())
+        >>> sorted(path.name for path in folder.iterdir())
+        ['README.md', 'config.json', 'model.safetensors', 'stitches.json']
     """
     weights = fingerprint(model)
     cache_fingerprint(model, weights)
     images = {"dataset": dataset, "split": split, "revision": dataset_revision}
-    rows, known = _rows(model, results or (), weights, {k: v for k, v in images.items() if v})
+    rows, merged = _rows(model, results or (), weights, {k: v for k, v in images.items() if v})
     stitches = {
         "version": 1,
         "weights": weights,
@@ -79,59 +85,65 @@ def save_pretrained(
         "stitches": rows,
     }
     base_models = _base_models(model, repo_id) if base_models is None else base_models
-    about = {"repo_id": repo_id, "license": license, "base_models": base_models}
-    _write(model, Path(folder), stitches, label_names, about)
-    model.results.replace(known)
+    card: _CardArguments = {"repo_id": repo_id, "license": license, "base_models": base_models}
+    _write(model, Path(folder), stitches, label_names, card)
+    model.results.replace(merged)
     return Path(folder)
+
+
+class _CardArguments(TypedDict):
+    repo_id: str | None
+    license: str | None
+    base_models: Sequence[str]
 
 
 def _write(
     model: StitchableNetwork,
     folder: Path,
-    stitches: Mapping[str, Any],
+    stitches: JsonObject,
     label_names: Sequence[str] | None,
-    about: Mapping[str, Any],
+    card: _CardArguments,
 ) -> None:
-    """Write the files of a folder, all of them or none; `about` is what the card says beside what is in them."""
+    """Write the files of a folder, all of them or none."""
     old = folder / CARD_FILE
     existing = old.read_text(encoding="utf-8") if old.is_file() else None
-    with atomic_files(folder) as beside:
-        config = family_of(model).write(model, beside, label_names)
-        (beside / STITCHES_FILE).write_text(json.dumps(stitches, indent=1) + "\n", encoding="utf-8")
-        title = (about["repo_id"] or folder.name).rpartition("/")[2]
-        picture = _draw(stitches["stitches"], beside / CURVE_FILE, title)
-        card = render_card(stitches, config, picture=picture, existing=existing, **about)
-        (beside / CARD_FILE).write_text(card, encoding="utf-8")
+    with atomic_files(folder) as temporary:
+        config = family_of(model).write(model, temporary, label_names)
+        (temporary / STITCHES_FILE).write_text(json.dumps(stitches, indent=1) + "\n", encoding="utf-8")
+        title = (card["repo_id"] or folder.name).rpartition("/")[2]
+        picture = _draw(stitches["stitches"], temporary / CURVE_FILE, title)
+        text = render_card(stitches, config, picture=picture, existing=existing, **card)
+        (temporary / CARD_FILE).write_text(text, encoding="utf-8")
         if not picture:
             (folder / CURVE_FILE).unlink(missing_ok=True)
 
 
 def _rows(
-    model: StitchableNetwork, results: Iterable[Mapping[str, Any]], weights: str, images: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], Results]:
-    """One row a stitch for `stitches.json`, and what is known of these weights: given results over remembered ones."""
-    given = [dict(row) for row in results]
-    foreign = {str(row["weights"]) for row in given if row.get("weights")} - {weights}
+    model: StitchableNetwork, results: Iterable[Row], weights: str, images: Mapping[str, str]
+) -> tuple[Rows, Results]:
+    """Make the rows of `stitches.json`, and merge new results over the network's own."""
+    new = list(results)
+    foreign = {str(row["weights"]) for row in new if row.get("weights")} - {weights}
     if foreign:
         raise ValueError(f"these results belong to other weights ({', '.join(foreign)}): evaluate this network again.")
-    unknown = [row.get("stitch_id") for row in given if row.get("stitch_id") not in model.plan]
+    unknown = [row.get("stitch_id") for row in new if row.get("stitch_id") not in model.plan]
     if unknown:
         raise ValueError(f"the results hold stitches that the plan does not have: {unknown[:6]}.")
-    for row in given:
-        odd = sorted(str(key) for key, value in row.items() if not is_plain(str(key), value))
-        if odd:
-            raise ValueError(
-                f"the row of stitch {row['stitch_id']} has {odd[0]}={row.get(odd[0])!r:.60}, which would not load "
-                "again: expected texts of up to 1,024 letters, finite numbers, positive times, accuracies of 0 to 100."
-            )
-    if not given:
+    for row in new:
+        for key in sorted(row, key=str):
+            if not is_plain(str(key), row[key]):
+                raise ValueError(
+                    f"the row of stitch {row['stitch_id']} has {key}={row[key]!r:.60}, which would not load again: "
+                    "expected texts of up to 1,024 letters, finite numbers, positive times, accuracies of 0 to 100."
+                )
+    if not new:
         return model.stitch_table(), model.results.value
-    known = model.results.merged([{**images, **row} for row in given], weights)
-    return model.table_with(known.rows), known
+    merged = model.results.merged([{**images, **row} for row in new], weights)
+    return model.table_with(merged.rows), merged
 
 
-def _draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> bool:
-    """Draw the curve of those rows that have an accuracy; without matplotlib say so."""
+def _draw(rows: Rows, path: Path, title: str) -> bool:
+    """Draw the curve of the rows that have an accuracy; warn if matplotlib is missing."""
     evaluated = [row for row in rows if row.get("top1") is not None]
     if not evaluated:
         return False

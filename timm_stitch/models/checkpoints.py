@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..families.timm_models.network import SNNet
 from ..families.timm_models.pretrained_cfg import stems_and_heads
-from ..hub.errors import XET_ADVICE, by_xet, hide, unreadable
+from ..hub.errors import XET_ADVICE, is_xet_error, redact_tokens, unreadable
 from ..network.weights import EXTRA_STATE, check_keys, split_norm
 from .authors_layout import is_authors, rename
 
@@ -189,11 +189,11 @@ def reading(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -> nn.Mod
     except _WeightsError:
         raise  # an anchor's own, already in one line
     except OSError as error:
-        hide(error)
+        redact_tokens(error)
         if isinstance(error, FileNotFoundError) and cfg is not None and cfg.file:
             raise _NoFileError(f"there is no weights file {str(source)!r}: check the path.") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if by_xet(error):
+        if is_xet_error(error):
             raise _FetchError(f"could not fetch {source!r} ({reason:.160}). {XET_ADVICE}") from error
         raise _FetchError(
             f"could not fetch {source!r} ({reason:.160}). Without internet, fetch the file elsewhere and give it: "

@@ -34,7 +34,7 @@ from ..families.timm_models.network import SNNet
 from ..families.timm_models.stitching import for_each_anchor, stitch_timm
 from ..families.timm_models.timm_compat import resolve_pretrained_cfg
 from ..files import read_consistently
-from ..hub.json_files import network_files, recall
+from ..hub.json_files import load_results_of_cfg, network_files
 from ..network.stitchable import StitchableNetwork
 from ..plan.costs import PublishedCount
 from ..plan.enumeration import PlanOptions
@@ -101,7 +101,7 @@ def create_snnet(
         if deferred:
             materialize(model, device)
             if saved is None and cfg.source and is_stitchable(model):
-                recall(model, cfg, kwargs.get("cache_dir"))
+                load_results_of_cfg(model, cfg, kwargs.get("cache_dir"))
         return model
 
     by_timm = saved is None and cfg.source == "local-dir" and cfg.file

@@ -219,7 +219,7 @@ def test_least_squares_recovers_an_anchor_stitched_to_its_copy(caplog):
     for k in net.stitch_ids:
         torch.testing.assert_close(net(**batch, stitch_id=k).logits, anchor(**batch).logits, rtol=0, atol=1e-4)
     timm_stitch.least_squares_init(net, texts(8, 20))
-    assert "least squares had 156 positions for 33 unknowns of a channel" in caplog.text
+    assert "least squares had 156 positions for 33 unknowns per channel" in caplog.text
     with pytest.raises(ValueError, match="least squares needs at least 33 positions"):
         timm_stitch.least_squares_init(net, texts(2, 8))
 

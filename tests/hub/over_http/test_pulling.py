@@ -65,7 +65,7 @@ def test_a_pushed_network_loads_with_its_rows_and_settings(model, rows, repo, ca
 @pytest.mark.parametrize(
     ("on", "do", "error", "message"),
     [
-        ("model.safetensors", 401, PermissionError, "the Hub does not know who asks"),
+        ("model.safetensors", 401, PermissionError, "the Hub does not know the user"),
         ("model.safetensors", 403, PermissionError, "the token may not do that"),
         ("model.safetensors", 429, ConnectionError, "the Hub asks to slow down"),
         ("model.safetensors", 500, ConnectionError, "the Hub answered 500|could not be reached"),
@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_no_weights_file(repo, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="there is no room on the disk"):
+        with pytest.raises(OSError, match="the disk is full"):
             timm_stitch.from_hub(repo)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -32,7 +32,7 @@ def test_the_hub_lists_networks_by_their_tag(repo, capsys, hub):
     assert cli.main(["list", "--hub", "net", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["repo_id"] == repo
     assert cli.main(["list", "--hub", "nothing-like-this"]) == 0
-    assert capsys.readouterr().out == "the Hub lists none.\n"
+    assert capsys.readouterr().out == "there is no such network on the Hub.\n"
     hub.fault("GET /api/models", 500)
     assert cli.main(["list", "--hub"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
@@ -105,7 +105,7 @@ def test_pushes_go_to_branches_pull_requests_and_private_repositories(model, rep
     assert "/discussions/" in timm_stitch.push_to_hub(model, repo, create_pr=True, token=SECRET, license="bsd")
     assert head() == before
     timm_stitch.push_to_hub(model, "acme/mine", private=True, token=SECRET)
-    with pytest.raises(PermissionError, match="cannot load acme/mine: the Hub does not know who asks"):
+    with pytest.raises(PermissionError, match="cannot load acme/mine: the Hub does not know the user"):
         timm_stitch.from_hub("acme/mine", token=False)
     assert timm_stitch.from_hub("acme/mine", token=SECRET).num_stitches == 35
     assert timm_stitch.from_hub("acme/mine", token=SECRET, extract=3, cache_dir=os.environ["HF_HOME"]).num_stitches == 1
@@ -116,11 +116,11 @@ def test_pushes_go_to_branches_pull_requests_and_private_repositories(model, rep
 @pytest.mark.parametrize(
     ("on", "do", "error", "message"),
     [
-        ("commit/main", 401, PermissionError, "the Hub does not know who asks"),
+        ("commit/main", 401, PermissionError, "the Hub does not know the user"),
         ("commit/main", 403, PermissionError, r"the token may not do that \(403\); nothing was committed. Give"),
         ("commit/main", 429, ConnectionError, r"the Hub asks to slow down \(429\); nothing was committed. Wait"),
         ("commit/main", 500, ConnectionError, "the Hub answered 500; nothing was committed. Try again later"),
-        ("commit/main", 507, OSError, r"the Hub has no room for it \(507\); nothing was committed"),
+        ("commit/main", 507, OSError, r"the storage on the Hub is full \(507\); nothing was committed"),
         ("commit/main", 412, OSError, "somebody else committed meanwhile .*Push again"),
         ("POST .*(preupload|batch)", 500, ConnectionError, "the Hub answered 500; nothing was committed"),
         ("(PUT|commit/main)", "drop", ConnectionError, "the connection failed .*nothing was committed"),

@@ -40,7 +40,7 @@ def test_a_server_that_ignores_ranges_sends_the_whole_file(model, repo, caplog, 
     hub.fault("GET .*(safetensors|_lfs)", "whole")
     with caplog.at_level(logging.WARNING, "timm_stitch"):
         small = timm_stitch.from_hub(repo, extract=9)
-    assert "sends no parts of files, so the whole file is fetched" in caplog.text
+    assert "does not send parts of files, so the whole file is fetched" in caplog.text
     assert torch.equal(small(images), model(images, stitch_id=9))
 
 
