@@ -38,7 +38,7 @@ class CallInputs(Protocol):
         """(height, width) of images."""
 
     def rows(self, start: int, stop: int) -> Self:
-        """Take some of the rows."""
+        """Take the rows `start:stop`."""
 
     def pick(self, index: Tensor) -> Self:
         """Take the rows of these numbers, in their order."""
@@ -77,7 +77,7 @@ class ImageInputs(NamedTuple):
         return self.images.device
 
     def rows(self, start: int, stop: int) -> ImageInputs:
-        """Take some of the images."""
+        """Take the images `start:stop`."""
         return self._replace(images=self.images[start:stop])
 
     def pick(self, index: Tensor) -> ImageInputs:

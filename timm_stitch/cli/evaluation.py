@@ -17,7 +17,7 @@ from ..evaluation.plotting import plot_curve
 from ..evaluation.profiling import PRECISIONS, profile
 from ..evaluation.selection import select
 from ..families.family import STITCHES_FILE
-from ..hub.json_files import read_stitches
+from ..hub.json_files import parse_stitches, read_json
 from ..hub.saving import save_pretrained
 from ..models.published import published_table
 from ..network.weights import fingerprint
@@ -151,7 +151,7 @@ def _read_results(source: str) -> Rows:
     if not path.exists() and timm.is_model(source.split(".")[0]):
         rows = published_table(source.split(".")[0]).get("stitches", [])
     else:
-        rows = read_stitches(path / STITCHES_FILE).rows if path.is_dir() else read_rows(path)
+        rows = parse_stitches(read_json(path / STITCHES_FILE)).rows if path.is_dir() else read_rows(path)
     check_one_network(rows, source)
     evaluated = [row for row in rows if row.get("top1") is not None]
     if not evaluated:

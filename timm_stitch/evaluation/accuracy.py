@@ -78,8 +78,8 @@ def evaluate(
         raise ValueError(f"passes must be 1 or more, got {passes}.")
     ids = [model.plan[i].stitch_id for i in (model.stitch_ids if stitch_ids is None else stitch_ids)]
     weights_id = fingerprint(model)
-    kept = read_rows(results) if results is not None and Path(results).exists() else []
-    done = _select_current(kept, ids, weights_id, data, _count_images(loader))
+    saved = read_rows(results) if results is not None and Path(results).exists() else []
+    done = _select_current(saved, ids, weights_id, data, _count_images(loader))
     missing = [run.stitch.stitch_id for run in schedule(model.plan[i] for i in dict.fromkeys(ids) if i not in done)]
     batches = _take_share(loader)
     size = -(-len(missing) // passes)
@@ -87,19 +87,19 @@ def evaluate(
     for start in range(0, len(missing), size or 1):
         measured = _run_pass(model, batches, missing[start : start + size], row_tags, progress and rank() == 0)
         done.update({row["stitch_id"]: row for row in measured})
-        kept += measured
+        saved += measured
         if results is not None and rank() == 0:
-            write_rows(results, kept)
+            write_rows(results, saved)
     return [done[i] for i in sorted(done)]
 
 
 def _select_current(
-    kept: Rows, ids: Sequence[int], weights_id: str, data: str | None, images: int | None
+    saved: Rows, ids: Sequence[int], weights_id: str, data: str | None, images: int | None
 ) -> dict[int, dict[str, Any]]:
     """Select the kept rows of these stitches, weights and images."""
     return {
         row["stitch_id"]: row
-        for row in kept
+        for row in saved
         if row.get("weights") == weights_id
         and row.get("stitch_id") in ids
         and images in (None, row.get("images", row.get("texts")))

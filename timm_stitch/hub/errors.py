@@ -116,6 +116,15 @@ def is_xet_error(error: BaseException | None) -> bool:
     return False
 
 
+_BY_STATUS: dict[object, tuple[type[OSError], str, str]] = {
+    403: (PermissionError, "the token may not do that (403)", "Give a token with that right (write, for a push)."),
+    412: (OSError, "there is a newer commit (412)", "Push again."),
+    413: (OSError, "the storage on the Hub is full (413)", "Free some of it."),
+    429: (ConnectionError, "there were too many requests (429)", "Wait some minutes, then try again."),
+    507: (OSError, "the storage on the Hub is full (507)", "Free some of it."),
+}
+
+
 def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
     """Explain an error by a class, a reason and advice; None if neither the Hub nor the connection caused it."""
     if isinstance(error, (RuntimeError, hub.LocalEntryNotFoundError)) and isinstance(error.__cause__, Exception):
@@ -139,14 +148,8 @@ def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
     if isinstance(error, hub.EntryNotFoundError):
         reason = "it lacks a file that every network of timm_stitch has"
         return FileNotFoundError, reason, "Expected a repository that push_to_hub made."
-    if status == 403:
-        return PermissionError, "the token may not do that (403)", "Give a token with that right (write, for a push)."
-    if status == 412:
-        return OSError, "there is a newer commit (412)", "Push again."
-    if status == 429:
-        return ConnectionError, "there were too many requests (429)", "Wait some minutes, then try again."
-    if status is not None and status in (413, 507):
-        return OSError, f"the storage on the Hub is full ({status})", "Free some of it."
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
     if status is not None:
         return ConnectionError, f"the Hub answered {status}", "Try again later."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -89,16 +89,6 @@ def read_saved(folder: Path) -> SavedNetwork:
     return SavedNetwork(folder, config, fingerprint, results)
 
 
-def read_stitches(path: PathLike) -> SavedResults:
-    """Read a `stitches.json`.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is not what `save_pretrained` writes.
-    """
-    return parse_stitches(read_json(path))
-
-
 def parse_stitches(data: JsonObject) -> SavedResults:
     """Check and convert the contents of a `stitches.json`.
 

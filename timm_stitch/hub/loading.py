@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import library_errors
@@ -19,7 +18,7 @@ from ..files import PathLike, read_consistently
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cache_fingerprint, fingerprint_of
 from ..plan.bounds import JsonObject
-from .errors import check_repo_id, check_token, translate_hub_errors, unreadable
+from .errors import check_repo_id, check_token, translate_hub_errors
 from .json_files import load_results, network_files, read_json, read_saved
 from .repository import Repository, fetch_network, fetch_tensors
 from .safetensors_ranges import read_local
@@ -146,7 +145,7 @@ def _load_whole(saved: SavedNetwork, verify: bool, arguments: JsonObject) -> Sti
     _check_file(file)
     has_fingerprint = verify and saved.fingerprint is not None
     if has_fingerprint:
-        weights = read_local(file, _tensor_names(file))
+        weights = read_local(file)
         fingerprint = fingerprint_of(weights, family.stitched_norm(saved.config))
         if fingerprint != saved.fingerprint:
             raise ValueError(
@@ -185,14 +184,6 @@ def _check_file(file: Path) -> None:
             f"there is no {file.name} in {str(file.parent)!r}: expected a folder that save_pretrained wrote; other "
             "weight files are not read."
         )
-
-
-def _tensor_names(file: Path) -> list[str]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
-    except SafetensorError as error:
-        raise unreadable(file, error) from error
 
 
 def to_source(name: str) -> str:

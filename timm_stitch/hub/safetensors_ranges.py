@@ -229,14 +229,14 @@ def _scatter(at: int, chunk: bytes, views: Iterable[tuple[int, int, memoryview]]
             memory[low - start : high - start] = chunk[low - at : high - at]
 
 
-def read_local(path: PathLike, names: Iterable[str]) -> dict[str, Tensor]:
-    """Read some tensors of a local safetensors file.
+def read_local(path: PathLike, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Read tensors of a local safetensors file, by default all.
 
     Raises:
         ValueError: if it is not a safetensors file, is truncated, or lacks one of the tensors.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in names}
+            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except SafetensorError as error:
         raise unreadable(path, error) from error

@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 from ..evaluation.plotting import plot_curve
 from ..families.family import STITCHES_FILE
@@ -19,7 +18,6 @@ from ..families.registry import family_of
 from ..files import PathLike, atomic_files
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cache_fingerprint, fingerprint
-from ..plan.bounds import JsonObject
 from ..plan.results import Results, Row, Rows
 from .json_files import is_plain, plain_training
 from .model_card import render_card
@@ -85,37 +83,22 @@ def save_pretrained(
         "stitches": rows,
     }
     base_models = _base_models(model, repo_id) if base_models is None else base_models
-    card: _CardArguments = {"repo_id": repo_id, "license": license, "base_models": base_models}
-    _write(model, Path(folder), stitches, label_names, card)
-    model.results.replace(merged)
-    return Path(folder)
-
-
-class _CardArguments(TypedDict):
-    repo_id: str | None
-    license: str | None
-    base_models: Sequence[str]
-
-
-def _write(
-    model: StitchableNetwork,
-    folder: Path,
-    stitches: JsonObject,
-    label_names: Sequence[str] | None,
-    card: _CardArguments,
-) -> None:
-    """Write the files of a folder, all of them or none."""
-    old = folder / CARD_FILE
-    existing = old.read_text(encoding="utf-8") if old.is_file() else None
+    folder = Path(folder)
+    old_card = folder / CARD_FILE
+    existing = old_card.read_text(encoding="utf-8") if old_card.is_file() else None
     with atomic_files(folder) as temporary:
         config = family_of(model).write(model, temporary, label_names)
         (temporary / STITCHES_FILE).write_text(json.dumps(stitches, indent=1) + "\n", encoding="utf-8")
-        title = (card["repo_id"] or folder.name).rpartition("/")[2]
-        picture = _draw(stitches["stitches"], temporary / CURVE_FILE, title)
-        text = render_card(stitches, config, picture=picture, existing=existing, **card)
-        (temporary / CARD_FILE).write_text(text, encoding="utf-8")
+        picture = _draw(rows, temporary / CURVE_FILE, (repo_id or folder.name).rpartition("/")[2])
+        card = render_card(
+            stitches, config, repo_id=repo_id, base_models=base_models, license=license, picture=picture,
+            existing=existing,
+        )  # fmt: skip
+        (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         if not picture:
             (folder / CURVE_FILE).unlink(missing_ok=True)
+    model.results.replace(merged)
+    return folder
 
 
 def _rows(

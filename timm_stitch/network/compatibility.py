@@ -19,14 +19,14 @@ def check_anchors(views: Sequence[View], plan: StitchPlan) -> None:
         ValueError: naming the anchor and the difference.
     """
     if len(views) != len(plan.anchors):
-        raise ValueError(f"the plan has {len(plan.anchors)} anchors ({plan.anchor_names}), {len(views)} were given.")
+        raise ValueError(f"the plan has {len(plan.anchors)} anchors ({plan.anchor_names}), got {len(views)} models.")
     if len({id(view.anchor) for view in views}) < len(views):
         raise ValueError("the same module was given as two anchors: give a copy, or another model.")
     for view, anchor in zip(views, plan.anchors, strict=True):
         if (view.widths, view.reductions) != (anchor.widths, anchor.reductions):
             raise ValueError(
                 f"the plan's anchor {anchor.name!r} has {anchor.depth} blocks of {sorted(set(anchor.widths))} "
-                f"channels; the model given has {view.depth} of {sorted(set(view.widths))}. "
+                f"channels; the model has {view.depth} of {sorted(set(view.widths))}. "
                 "Make the plan from these models."
             )
     tensors = [next(view.anchor.parameters()) for view in views]

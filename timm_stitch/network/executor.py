@@ -91,16 +91,16 @@ class Executor:
             keep: the numbers of steps after which to keep the activation.
 
         Returns:
-            The output of the last step, and the kept activations, by the number of steps that led to them.
+            The output of the last step, and the activations to keep, by the number of steps that led to them.
         """
-        kept: dict[int, Output] = {}
+        saved: dict[int, Output] = {}
         steps, places = stitch.steps, stitch.places
         while n < end:
             first, step = n, steps[n]
             if isinstance(step, Cross):
                 h, n = self.cross(step.layer, h, places[n - 1], places[n], inputs), n + 1
                 if n in keep:
-                    kept[n] = h
+                    saved[n] = h
                 continue
             # All steps within one anchor are one call of its view, since each call of a model of transformers runs
             # its own forward. The view returns the activations to keep, and the last unless the head follows.
@@ -114,12 +114,12 @@ class Executor:
                 activations = view.run_to_boundaries(h, start, set(wanted.values()), inputs)
                 start = max(activations)
                 h = activations[start]
-                kept |= {i: activations[boundary] for i, boundary in wanted.items() if i in keep}
+                saved |= {i: activations[boundary] for i, boundary in wanted.items() if i in keep}
             if ends:
                 h, n = view.run_to_output(h, start, inputs, self.runs_norm(stitch)), n + 1
                 if n in keep:
-                    kept[n] = h
-        return h, kept
+                    saved[n] = h
+        return h, saved
 
     # ── many stitches ─────────────────────────────────────────────────────────────────────────────
 
@@ -136,15 +136,15 @@ class Executor:
         Yields:
             (stitch_id, output), in the order of the schedule.
         """
-        kept: dict[int, Output] = {}
+        saved: dict[int, Output] = {}
         for run in schedule:
             stitch = run.stitch
             notify(stitch, inputs.batch_size)
-            h = kept[run.resume] if run.resume else None
-            kept = {n: kept[n] for n in kept if n <= run.drop}
-            h, more = self.advance(stitch, run.resume, len(stitch.steps), h, inputs, run.keep)
-            kept |= more
-            del more  # no name may keep alive what a later run does not need
+            h = saved[run.resume] if run.resume else None
+            saved = {n: saved[n] for n in saved if n <= run.drop}
+            h, new = self.advance(stitch, run.resume, len(stitch.steps), h, inputs, run.keep)
+            saved |= new
+            del new  # no name may keep alive what a later run does not need
             yield stitch.stitch_id, h
             del h
 

@@ -262,13 +262,13 @@ class StitchableNetwork(nn.Module):
         """Collect what `forward_each` yields in a dict by stitch_id."""
         return dict(self.forward_each(x, stitch_ids))
 
-    def _stitch_per_sample(self, stitch_ids: Sequence[int] | Tensor, count: int, what: str) -> list[Stitch]:
+    def _stitch_per_sample(self, stitch_ids: Sequence[int] | Tensor, count: int, unit: str) -> list[Stitch]:
         """Look up the stitch of every row."""
         ids = list(stitch_ids.tolist() if isinstance(stitch_ids, Tensor) else stitch_ids)
         ids = [i.item() if hasattr(i, "item") else i for i in ids]
         if len(ids) != count or any(isinstance(i, list) for i in ids):
             raise ValueError(
-                f"stitch_id has {len(ids)} ids for a batch of {count} {what}: expected an int, "
+                f"stitch_id has {len(ids)} ids for a batch of {count} {unit}: expected an int, "
                 f"or a list or 1-D tensor of {count} ints."
             )
         return [self._stitch(i) for i in ids]

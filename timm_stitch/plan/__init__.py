@@ -1,1 +1,1 @@
-"""What stitches there are and what is known of them, as plain values; the standard library only."""
+"""Plans, costs and results as plain values, with the standard library only."""
