@@ -1,12 +1,11 @@
-"""Views of models that are a stem, blocks in a row, a norm and a head, called one after another.
+"""Views of models that consist of a stem, a sequence of blocks, a norm and a head.
 
-A view calls the model's own modules and methods in the model's own order. Models differ in these points, each of
-which a view reconciles:
+A view calls the model's own modules and methods in the model's own order. It reconciles these differences of models:
 
-- what the stem is made of, and what comes before the first block besides a patch embedding;
-- what a block needs besides the activation (side inputs);
-- how an activation is laid out: `"NLC"` tokens, some of them no patches, `"NHWC"` or `"NCHW"` maps;
-- where the resolution changes: a downsampling that comes before a block belongs to that block.
+- the parts of the stem, and of what else precedes the first block;
+- the inputs of a block other than the activation;
+- the layout of activations: `"NLC"` tokens, some of which are not patches, `"NHWC"` or `"NCHW"` maps;
+- the places where the resolution changes: a downsampling before a block belongs to that block.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from torch.utils.checkpoint import checkpoint
 from .modules import copy_structure, partial_copy, with_hook
 from .view import ImageInputs, View
 
-recompute = partial(checkpoint, use_reentrant=False)  # calls a module that keeps no activations for the backward pass
+recompute = partial(checkpoint, use_reentrant=False)  # recomputes the activations of a module in the backward pass
 
 
 @dataclass(frozen=True)
 class ParameterGroups:
-    """The names of children and parameters that the stem and the norm need; the rest that no block has is the head's.
+    """The names of the children and parameters of the stem and the norm; all others outside blocks are the head's.
 
     Args:
-        stem, norm: the names.
+        stem, norm: the names of the children and parameters.
         embeddings: the stem's parameters that the authors' count leaves out of stitched rows.
     """
 
@@ -44,18 +43,19 @@ class ParameterGroups:
 class BlockView(View):
     """A model as stem, blocks, norm and head.
 
-    A model's view implements the abstract methods here and `block_name`, `as_map` and `from_map`. The head is the
-    model's `forward_head`, as timm names it, where a view has none of its own.
+    A view of a model implements the abstract methods here and `block_name`, `as_map` and `from_map`. By default, the
+    head is the model's `forward_head`, timm's name for it.
 
     Attributes:
-        early: name, channels and reduction of a map (B, C, H, W) inside the stem, of a resolution that no block has.
-        has_norm: False where it was pruned; as with the head, the activation then passes on.
+        early: the name, channels and reduction of a map (B, C, H, W) inside the stem, at a resolution of no
+            block.
+        has_norm: whether the norm was not pruned; else the activation passes unchanged.
     """
 
     early: tuple[str, int, int] | None = None
     has_norm: bool = True
-    _fixed_size: tuple[int, int] | None = None  # of the images, where the model's modules do not tell
-    _kept_size: tuple[int, int] | None = None  # of the images, for a subset without the stem that knows it
+    _fixed_size: tuple[int, int] | None = None  # of images, where the model's modules do not hold it
+    _kept_size: tuple[int, int] | None = None  # of images, for a subset without the stem, which holds it
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -63,18 +63,18 @@ class BlockView(View):
 
     @abstractmethod
     def stem(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to the activation at boundary 0."""
+        """Run images (B, C, H, W) to the activation at boundary 0."""
 
     def _norm(self, h: Tensor) -> Tensor:
-        """The final norm; none by default."""
+        """Apply the final norm; none by default."""
         return h
 
     @abstractmethod
     def parameter_groups(self) -> ParameterGroups:
-        """Which children and parameters of the anchor belong to what."""
+        """Group the children and parameters of the anchor by part."""
 
     def stem_in_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The map that `early` names, and the activation at boundary 0."""
+        """Run images to the map that `early` names, and to the activation at boundary 0."""
         raise NotImplementedError
 
     def run_to_boundaries(
@@ -83,37 +83,37 @@ class BlockView(View):
         at = start
         if h is None:
             h = self.stem(inputs.images)
-        found = {}
+        activations = {}
         for boundary in sorted(wanted):
             h = self.run(h, at, boundary, inputs)
-            found[boundary], at = h, boundary
-        return found
+            activations[boundary], at = h, boundary
+        return activations
 
-    def run_to_output(self, h: Tensor | None, start: int, inputs: Any, normed: bool = True) -> Any:
+    def run_to_output(self, h: Tensor | None, start: int, inputs: Any, normed: bool = True) -> Tensor:
         h = self.run_to_boundaries(h, start, (self.depth,), inputs)[self.depth]
         return self.head(self.norm(h) if normed else h)
 
     def run(self, h: Tensor, start: int, stop: int, inputs: ImageInputs) -> Tensor:
-        """Run blocks `start:stop` on the activation at boundary `start`; gives that at boundary `stop`."""
+        """Run blocks `start:stop` on the activation at boundary `start`, to that at boundary `stop`."""
         checkpointed = inputs.checkpointed
         for module in self.row(start, stop):
             h = recompute(module, h) if checkpointed else module(h)
         return h
 
     def row(self, start: int, stop: int) -> list[nn.Module]:
-        """The modules that are blocks `start:stop` one after another."""
+        """List the modules that make up blocks `start:stop`, in order."""
         return [module for index in range(start, stop) for module in self.modules(index)]
 
     def transition(self, index: int) -> nn.Module | None:
-        """What changes the resolution before block `index`, where the model has a module of its own for it."""
+        """Get the module that changes the resolution before block `index`, if the model has one."""
         return None
 
     def norm(self, h: Tensor) -> Tensor:
-        """The final norm, on the activation at the last boundary."""
+        """Apply the final norm to the activation at the last boundary."""
         return self._norm(h) if self.has_norm else h
 
     def head(self, h: Tensor, pre_logits: bool = False) -> Tensor:
-        """Normed activation to logits (B, num_classes), or to what enters the classifier."""
+        """Run a normed activation to logits (B, num_classes), or to the input of the classifier."""
         if not self.has_head:
             return h
         if "_hf_hook" in self.anchor.__dict__:
@@ -126,14 +126,14 @@ class BlockView(View):
         return h
 
     def _embed_size(self) -> tuple[int, int] | None:
-        """The image size that timm's patch embedding insists on, for `image_size`."""
+        """Get the image size that timm's patch embedding requires, for `image_size`."""
         embed: Any = self.anchor._modules.get("patch_embed")
         if embed is None:
             return self._kept_size
         return tuple(embed.img_size) if getattr(embed, "strict_img_size", True) and embed.img_size else None
 
     def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> BlockView:
-        """A view of a shallow copy of the anchor that holds, and shares, only what is asked for."""
+        """Make a view of a shallow copy of the anchor that holds, and shares, only these parts."""
         groups = self.parameter_groups()
         heads: set[str] = set()
         every_block = {name for i in range(self.depth) for name in self.block_names(i)}
@@ -145,25 +145,25 @@ class BlockView(View):
         if norm:
             keep.update(groups.norm)
         if head:
-            apart = {*groups.stem, *groups.norm, *(block.split(".")[0] for block in every_block)}
+            others = {*groups.stem, *groups.norm, *(block.split(".")[0] for block in every_block)}
             own = {*self.anchor._modules, *self.anchor._parameters, *self.anchor._buffers}
-            heads = own - apart
+            heads = own - others
             keep.update(heads)
         twin = copy.copy(self)
         twin._kept_size, twin.is_partial = self.image_size, True
         twin.anchor = partial_copy(self.anchor, keep)
-        for name in heads & set(twin.anchor._modules):  # heads are changed in place: Swin's, by reset_classifier
+        for name in heads & set(twin.anchor._modules):  # reset_classifier changes Swin's head in place
             twin.anchor._modules[name] = copy_structure(twin.anchor._modules[name])
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 
     def has_final_shape(self, index: int) -> bool:
-        """Whether what leaves block `index` has the channels and the resolution of the last block."""
+        """Whether the output of block `index` has the channels and the resolution of the last block."""
         end = self.widths[-1], self.reductions[-1]
         return (self.widths[index + 1], self.reductions[index + 1]) == end
 
     def refresh(self) -> None:
-        """Look at the anchor again, after its input size was changed."""
+        """Read the anchor again after a change of its input size."""
 
     def truncate(self, depth: int) -> None:
         """End after `depth` blocks."""

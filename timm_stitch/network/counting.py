@@ -1,4 +1,4 @@
-"""What each part of a network costs, measured once without arithmetic, for families that have no count of their own.
+"""Measure the costs of every part of a network, for families without a count of their own.
 
 Every step of the plan runs once on the meta device, under a counter of multiply-adds.
 """
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..anchors.macs import NORMS, Macs
 from ..anchors.meta_device import meta_copy
-from ..anchors.view import View
+from ..anchors.view import Output, View
 from ..plan.costs import AnchorCosts, Cost, PlanCosts
 from ..plan.steps import Block, Cross, Head, Stem, Step
 
@@ -24,17 +24,17 @@ def count_params(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def measure_steps(network: Any) -> PlanCosts:
+def measure_steps(network: Any) -> PlanCosts:  # a StitchableNetwork, whose file is above this one
     """Measure the costs of every step that a network holds, for one input.
 
     Args:
-        network: a `StitchableNetwork`, whose file is above this one, on any device.
+        network: a `StitchableNetwork` on any device.
     """
     inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), network.example(1))
     twin = meta_copy(network).eval()
     prepared, macs = twin.prepare_inputs(inputs, twin.plan), dict[Step, int]()
     for stitch in twin.plan:
-        h: Any = None
+        h: Output = None
         for n, step in enumerate(stitch.steps):
             with Macs(NORMS) as counter:
                 h = twin.executor.step(stitch, n, h, prepared)
@@ -48,7 +48,7 @@ def measure_steps(network: Any) -> PlanCosts:
 
 
 def _anchor_costs(number: int, view: View, macs: dict[Step, int]) -> AnchorCosts | None:
-    """The costs of one anchor, as far as the steps use it."""
+    """Sum the costs of one anchor over the steps that use it; None if none does."""
     own = {step: cost for step, cost in macs.items() if not isinstance(step, Cross) and step.anchor == number}
     if not own:
         return None

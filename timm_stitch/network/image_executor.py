@@ -1,4 +1,4 @@
-"""How a stitch of models that take images runs in one call: to what enters the head, and on to logits."""
+"""The execution of stitches of models that take images: to the features before the head, and on to logits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ImageExecutor(Executor):
     views: Sequence[BlockView]
 
     def features(self, stitch: Stitch, inputs: ImageInputs) -> Tensor:
-        """Run a stitch from images to what enters the head."""
+        """Run a stitch from images to the input of the head."""
         views, first = self.views, stitch.segments[0]
         view = views[first.anchor]
         h = view.run(view.stem(inputs.images), first.start, first.stop, inputs)
@@ -33,9 +33,9 @@ class ImageExecutor(Executor):
         return view.norm(h) if self.stitched_norm or stitch.is_anchor else h
 
     def hooked(self, stitch: Stitch, inputs: ImageInputs) -> Tensor:
-        """Run a stitch from images to logits by calls of the anchors, so that the hooks on these run.
+        """Run a stitch from images to logits by calls of the anchors, so that hooks on the anchors run.
 
-        The hooks of the front get the images, those of the back give the logits, and others see activations.
+        Hooks of the front see the images, those of the back see the logits, and others see activations.
         """
         h, segments = inputs.images, stitch.segments
         for i, segment in enumerate(segments):
@@ -56,16 +56,16 @@ class ImageExecutor(Executor):
         return self.views[stitch.back].norm(h) if self.runs_norm(stitch) else h
 
     def check(self, x: Tensor, stitch: Stitch, in_chans: int, anchors: Any) -> bool:
-        """Refuse images that a stitch does not take, and to run past an anchor that was replaced after stitching.
+        """Refuse images that a stitch does not take, and a stitch of which an anchor was replaced after stitching.
 
         Args:
             x: the images.
             stitch: the stitch that is to run.
-            in_chans: the channels of the images.
+            in_chans: the number of channels of the images.
             anchors: the list of anchors that the network has now.
 
         Returns:
-            Whether hooks hang on the call of an anchor.
+            Whether an anchor has hooks.
 
         Raises:
             TypeError: if the images are not a tensor.

@@ -1,4 +1,4 @@
-"""A stitchable network of models that turn images into one tensor, for families that need no more than that."""
+"""A stitchable network of models from images to one tensor, for families that need no more."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,7 +17,7 @@ class ImageNetwork(StitchableNetwork):
     """A stitchable network from images to logits.
 
     Args:
-        views: the anchors, opened, in the order of the plan.
+        views: the views of the anchors, in the order of the plan.
         plan: the stitches between them.
         stitch_id: the stitch of every call that names none; default the largest anchor alone.
 
@@ -27,7 +27,7 @@ class ImageNetwork(StitchableNetwork):
 
     executor: ImageExecutor
     _executor_class = ImageExecutor
-    example_size = (64, 64)  # of images that are made up, where no anchor insists on a size
+    example_size = (64, 64)  # the size of example images, where no anchor requires one
 
     def __init__(self, views: Sequence[BlockView], plan: StitchPlan, stitch_id: int | None = None) -> None:
         super().__init__()
@@ -37,8 +37,8 @@ class ImageNetwork(StitchableNetwork):
         """Classify images through one stitch, or each image through its own.
 
         Args:
-            x: images, shape (B, C, H, W).
-            stitch_id: an id for this call only, or one id per image; default the stitch that was set.
+            x: the images, shape (B, C, H, W).
+            stitch_id: an id for this call only, or one id per image; default the current stitch.
 
         Raises:
             ValueError: if an id is not in the plan, or there is not one per image.
@@ -57,7 +57,7 @@ class ImageNetwork(StitchableNetwork):
 
     @property
     def num_classes(self) -> int:
-        """The number of classes, as the network's output shows it."""
+        """The number of classes, by the width of the output."""
         with torch.no_grad(), evaluating(self):
             return int(self.forward(self.example(1)).shape[-1])
 

@@ -212,42 +212,42 @@ class StitchPlan:
         return " + ".join(f"{self.anchors[s.anchor].name}[{s.start}:{s.stop}]" for s in stitch.segments)
 
     def _check(self, stitch: Stitch) -> None:
-        label = f"stitch {stitch.stitch_id}"
+        name = f"stitch {stitch.stitch_id}"
         if not stitch.segments or len(stitch.layers) != len(stitch.segments) - 1:
             raise ValueError(
-                f"{label} has {len(stitch.segments)} segments and {len(stitch.layers)} stitching layers: "
+                f"{name} has {len(stitch.segments)} segments and {len(stitch.layers)} stitching layers: "
                 "expected one layer between each two segments."
             )
         for segment in stitch.segments:
             if not 0 <= segment.anchor < len(self.anchors):
                 raise ValueError(
-                    f"{label} uses anchor {segment.anchor}: the plan has anchors 0 to {len(self.anchors) - 1}."
+                    f"{name} uses anchor {segment.anchor}: the plan has anchors 0 to {len(self.anchors) - 1}."
                 )
             depth = self.anchors[segment.anchor].depth
             if not 0 <= segment.start < segment.stop <= depth:
                 raise ValueError(
-                    f"{label} runs blocks {segment.start}:{segment.stop} of {self.anchors[segment.anchor].name!r}: "
+                    f"{name} runs blocks {segment.start}:{segment.stop} of {self.anchors[segment.anchor].name!r}: "
                     f"expected 0 <= start < stop <= {depth}."
                 )
         if stitch.segments[0].start != 0 or stitch.segments[-1].stop != self.anchors[stitch.back].depth:
-            raise ValueError(f"{label} must begin at a front's first block and end at a back's last: {stitch.segments}.")
+            raise ValueError(f"{name} must begin at a front's first block and end at a back's last: {stitch.segments}.")
         for number, before, after in stitch.joints:
             if not 0 <= number < len(self.layers):
-                raise ValueError(f"{label} uses stitching layer {number}: the plan has {len(self.layers)} layers.")
+                raise ValueError(f"{name} uses stitching layer {number}: the plan has {len(self.layers)} layers.")
             layer, front, back = self.layers[number], self.anchors[before.anchor], self.anchors[after.anchor]
             if (layer.front, layer.back) != (before.anchor, after.anchor):
                 raise ValueError(
-                    f"{label} joins anchors {before.anchor} and {after.anchor} with layer {number}, "
+                    f"{name} joins anchors {before.anchor} and {after.anchor} with layer {number}, "
                     f"which joins {layer.front} and {layer.back}."
                 )
             if (layer.in_width, layer.out_width) != (front.widths[before.stop], back.widths[after.start]):
                 raise ValueError(
-                    f"{label} needs a map from {front.widths[before.stop]} to {back.widths[after.start]} channels; "
+                    f"{name} needs a map from {front.widths[before.stop]} to {back.widths[after.start]} channels; "
                     f"layer {number} maps {layer.in_width} to {layer.out_width}."
                 )
             if front.reductions[before.stop] != back.reductions[after.start]:
                 raise ValueError(
-                    f"{label} cannot join {front.name!r} after block {before.stop - 1} "
+                    f"{name} cannot join {front.name!r} after block {before.stop - 1} "
                     f"(1/{front.reductions[before.stop]} of the image) to {back.name!r} "
                     f"before block {after.start} (1/{back.reductions[after.start]}): "
                     "join blocks of equal spatial size."
