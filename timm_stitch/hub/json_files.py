@@ -143,7 +143,7 @@ def load_results(network: StitchableNetwork, saved: SavedNetwork) -> None:
     measured_rows = [row for row in rows if len(row) > 1 and row["stitch_id"] in plan]
     if stitches == whole.stitches:
         network.results.clear()
-        network.results.add(measured_rows, results.weights)
+        network.results.add(measured_rows, results.weights_id)
     else:
         network.results.adopt(measured_rows)  # the fingerprint is that of the whole
     network.trained = dict(results.training)

@@ -43,8 +43,10 @@ class ImageNetwork(StitchableNetwork):
         Raises:
             ValueError: if an id is not in the plan, or there is not one per image.
         """
-        several = stitch_id is not None and is_sequence_of_ids(stitch_id)
-        stitches = self._stitch_per_sample(stitch_id, len(x), "images") if several else [self._stitch(stitch_id)]
+        if is_sequence_of_ids(stitch_id):
+            stitches = self._stitch_per_sample(stitch_id, len(x), "images")
+        else:
+            stitches = [self._stitch(stitch_id)]
         inputs, distinct = self.prepare_inputs(x, stitches), set(stitches)
         if len(distinct) > 1:
             out: Tensor = self.executor.mixed(stitches, inputs, self._notify)

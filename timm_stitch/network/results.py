@@ -33,29 +33,29 @@ class NetworkResults:
         """All rows by stitch_id, even if the weights have changed since."""
         return dict(self.value.rows)
 
-    def add(self, rows: Iterable[Row], weights: str | None = None) -> None:
+    def add(self, rows: Iterable[Row], weights_id: str | None = None) -> None:
         """Add measured rows to those of the same weights.
 
         Times of further batch sizes are added. Times of another device or precision are dropped, for all stitches.
 
         Args:
             rows: dicts of `stitch_id` and measured figures, from `evaluate`, `profile` or a file.
-            weights: the fingerprint of the weights that rows without one belong to; default the network's own.
+            weights_id: the fingerprint of the weights that rows without one belong to; default the network's own.
 
         Raises:
             ValueError: if the rows belong to several weights, or to stitches that the plan does not have.
         """
-        self._network._measured = self.merged(rows, weights)
+        self._network._measured = self.merged(rows, weights_id)
 
-    def merged(self, rows: Iterable[Row], weights: Hashable = None) -> Results:
+    def merged(self, rows: Iterable[Row], weights_id: Hashable = None) -> Results:
         """Compute the results that `add` would store."""
         rows = list(rows)
         unknown = [row.get("stitch_id") for row in rows if row.get("stitch_id") not in self._network.plan]
         if unknown:
             raise ValueError(f"the rows hold stitches that the plan does not have: {unknown[:6]}.")
-        if rows and weights is None and not all(row.get("weights") for row in rows):
-            weights = cached_fingerprint(self._network)
-        return self.value.updated(Results.of(rows, weights))
+        if rows and weights_id is None and not all(row.get("weights") for row in rows):
+            weights_id = cached_fingerprint(self._network)
+        return self.value.updated(Results.of(rows, weights_id))
 
     def replace(self, results: Results) -> None:
         """Replace all rows by these results."""
@@ -92,14 +92,15 @@ class NetworkResults:
             ValueError: naming the weights.
         """
         if not self._are_current():
-            weights = self.value.weights if isinstance(self.value.weights, str) else "before they changed"
+            weights_id = self.value.weights_id if isinstance(self.value.weights_id, str) else "before they changed"
             raise ValueError(
-                f"the results of this network belong to other weights ({weights}) than it has now: evaluate it again."
+                f"the results of this network belong to other weights ({weights_id}) than it has now: "
+                "evaluate it again."
             )
 
     def _are_current(self) -> bool:
         if not self.value.rows:
             return True
-        weights = self.value.weights
-        now = cached_fingerprint(self._network) if isinstance(weights, str) else weights_version(self._network)
-        return weights == now
+        weights_id = self.value.weights_id
+        now = cached_fingerprint(self._network) if isinstance(weights_id, str) else weights_version(self._network)
+        return weights_id == now

@@ -7,7 +7,7 @@ those of transformers. The file is long because most of its methods are public: 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -423,7 +423,7 @@ class StitchableNetwork(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
 
-def is_sequence_of_ids(ids: object) -> bool:
+def is_sequence_of_ids(ids: object) -> TypeGuard[Sequence[int] | Tensor]:
     """Whether these are several ids: a list, a tuple, a 1-D tensor or array."""
     return hasattr(ids, "__len__") and not isinstance(ids, str) and getattr(ids, "ndim", 1) > 0
 

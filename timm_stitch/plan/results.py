@@ -28,19 +28,19 @@ class Results:
 
     Args:
         rows: `{stitch_id: {quantity: value}}`, without the columns that the network itself fills.
-        weights: the fingerprint of the weights, or another value that identifies them; None only without rows.
+        weights_id: the fingerprint of the weights, or another value that identifies them; None only without rows.
     """
 
     rows: Mapping[int, Row] = field(default_factory=dict)
-    weights: Hashable = None
+    weights_id: Hashable = None
 
     @classmethod
-    def of(cls, rows: Iterable[Row], weights: Hashable = None) -> Results:
+    def of(cls, rows: Iterable[Row], weights_id: Hashable = None) -> Results:
         """Collect rows, as `evaluate` and `profile` give them.
 
         Args:
             rows: rows with a `stitch_id`, and with the fingerprint as `weights` if it is known.
-            weights: the weights of rows that name none.
+            weights_id: the weights of rows that name none.
 
         Raises:
             ValueError: if the rows belong to several weights.
@@ -48,11 +48,11 @@ class Results:
         Example:
             >>> from timm_stitch.plan.results import Results
             >>> results = Results.of([{"stitch_id": 24, "name": "a + b", "top1": 74.5, "weights": "0f3a"}])
-            >>> results.weights, results.rows
+            >>> results.weights_id, results.rows
             ('0f3a', {24: {'top1': 74.5}})
         """
         rows = list(rows)
-        ids: set[Hashable] = {row.get("weights") or weights for row in rows}
+        ids: set[Hashable] = {row.get("weights") or weights_id for row in rows}
         if len(ids) > 1:
             raise ValueError(
                 f"rows must belong to one network, got those of {len(ids)} different weights "
@@ -68,9 +68,9 @@ class Results:
         """
         if not newer.rows:
             return self
-        if not self.rows or newer.weights != self.weights:
+        if not self.rows or newer.weights_id != self.weights_id:
             return newer
-        return Results(merge_rows([*self.rows.items(), *newer.rows.items()]), self.weights)
+        return Results(merge_rows([*self.rows.items(), *newer.rows.items()]), self.weights_id)
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class SavedResults:
     """The contents of a saved network's `stitches.json`.
 
     Args:
-        weights: the fingerprint of the weights that the rows belong to.
+        weights_id: the fingerprint of the weights that the rows belong to.
         plan: the network's plan.
         rows: the rows of the stitches, one each.
         training: the history of the weights: base models, training runs, repository.
     """
 
-    weights: str
+    weights_id: str
     plan: StitchPlan
     rows: Rows
     training: Mapping[str, Any] = field(default_factory=dict)
