@@ -185,7 +185,7 @@ class View(ABC):
         return (rows if own == prefixes else torch.cat([rows[:, :prefixes], rows[:, own:]], dim=1)).flatten(0, 1)
 
     def prefix_names(self) -> tuple[str, ...]:
-        """The names of children and parameters that the anchor's own prefix tokens need."""
+        """List the names of the children and parameters that the anchor's own prefix tokens need."""
         return ()
 
     # ── parts ────────────────────────────────────────────────────────────────────────────────────

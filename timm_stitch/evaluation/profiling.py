@@ -230,7 +230,7 @@ class _Clock:
 
 
 def _spread(values: Sequence[float]) -> float:
-    """The distance between the quartiles."""
+    """Compute the distance between the quartiles."""
     if len(values) < 2:
         return 0.0
     low, _, high = statistics.quantiles(values, n=4)

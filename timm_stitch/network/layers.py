@@ -22,8 +22,8 @@ Device = torch.device | str | None
 class StitchingLayer(nn.Linear):
     """An affine map of the channels at every position: (…, in_width) to (…, out_width).
 
-    It is called as a linear layer, with channels last, so that tools that wrap, adapt or quantise linear layers work
-    on it; `crossing` transposes maps of (B, C, H, W) before and after.
+    Channels are last, so tools that wrap, adapt or quantise linear layers work on it. `crossing` transposes maps of
+    (B, C, H, W) before and after.
     """
 
 

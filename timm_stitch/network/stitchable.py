@@ -133,7 +133,7 @@ class StitchableNetwork(nn.Module):
         return cast("PlanCosts", costs)
 
     def no_weight_decay(self) -> set[str]:
-        """The names of parameters that the anchors themselves exempt from weight decay."""
+        """Collect the names of the parameters that the anchors themselves exempt from weight decay."""
         return set()
 
     # ── the choice of a stitch ────────────────────────────────────────────────────────────────────

@@ -85,7 +85,7 @@ class PlanCosts:
         return costs
 
     def _body(self, stitch: Stitch) -> Cost:
-        """The cost of stem, blocks, stitching layers and head: all but the final norm."""
+        """Sum the costs of stem, blocks, stitching layers and head: all but the final norm."""
         total = self._anchor(stitch.front).stem + self._anchor(stitch.back).head
         # A block or layer that runs twice costs multiply-adds twice, parameters once.
         seen: set[tuple[int, int]] = set()
@@ -108,12 +108,12 @@ class PlanCosts:
         return total + Cost(0, sum(prefixes))
 
     def cost(self, stitch: Stitch) -> Cost:
-        """The cost of all that the stitch runs and holds."""
+        """Compute the cost of all that the stitch runs and holds."""
         body = self._body(stitch)
         return body + self._anchor(stitch.back).norm if stitch.is_anchor or self.stitched_norm else body
 
     def published(self, stitch: Stitch, count: PublishedCount) -> Cost:
-        """The cost as the authors' result files count it."""
+        """Compute the cost as the authors' result files count it."""
         front, back = self._anchor(stitch.front), self._anchor(stitch.back)
         body, norm = self._body(stitch), back.norm
         macs = body.macs + (norm.macs if stitch.is_anchor or count.stitched_norm else 0)
@@ -123,7 +123,7 @@ class PlanCosts:
         return Cost(macs, params)
 
     def step(self, step: Step) -> int:
-        """The multiply-adds of one of `Stitch.steps`."""
+        """Get the multiply-adds of one of `Stitch.steps`."""
         if isinstance(step, Cross):
             layer = self.layers[step.layer]
             return layer.macs if layer else 0

@@ -51,7 +51,7 @@ def schedule(stitches: Iterable[Stitch]) -> list[ScheduledRun]:
 
 
 def shared_macs(stitches: Iterable[Stitch], costs: PlanCosts) -> int:
-    """The macs of running all these stitches on one image with shared first steps run once."""
+    """Count the multiply-adds of all these stitches for one image, with shared first steps run once."""
     return sum(costs.step(step) for run in schedule(stitches) for step in run.stitch.steps[run.resume :])
 
 

@@ -91,7 +91,7 @@ class SavedResults:
 
 
 def measured(row: Row) -> Row:
-    """The measured figures of a row, without the columns that the network itself fills."""
+    """Select the measured figures of a row, without the columns that the network itself fills."""
     return {key: value for key, value in row.items() if key not in OWN and value is not None}
 
 
@@ -160,6 +160,13 @@ def read_rows(path: PathLike) -> Rows:
     Raises:
         OSError: if there is no such file.
         ValueError: if a line is not a JSON object.
+
+    Example:
+        >>> import tempfile, timm_stitch
+        >>> path = tempfile.mkdtemp() + "/results.jsonl"
+        >>> timm_stitch.write_rows(path, [{"stitch_id": 24, "top1": 74.5}])
+        >>> timm_stitch.read_rows(path)[0]["top1"]
+        74.5
     """
     rows = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):

@@ -22,7 +22,7 @@ _KEY = re.compile(LATENCY_AT + r"([1-9]\d{0,8})")
 
 
 def latency_key(images: int) -> str:
-    """The key for the milliseconds of a call with this number of images."""
+    """Make the key for the milliseconds of a call with this number of images."""
     return f"{LATENCY_AT}{images}"
 
 
@@ -88,5 +88,5 @@ def merge_rows(rows: Iterable[tuple[int, Row]]) -> dict[int, Row]:
 
 
 def _measured_on(row: Row) -> tuple[object, ...] | None:
-    """The device and precision of a row's times; None if it has no times."""
+    """Get the device and precision of a row's times; None if it has no times."""
     return tuple(row.get(key) for key in _SETUP) if call_times(row) else None

@@ -67,7 +67,7 @@ def test_a_pushed_network_loads_with_its_rows_and_settings(model, rows, repo, ca
     [
         ("model.safetensors", 401, PermissionError, "the Hub does not know the user"),
         ("model.safetensors", 403, PermissionError, "the token may not do that"),
-        ("model.safetensors", 429, ConnectionError, "the Hub asks to slow down"),
+        ("model.safetensors", 429, ConnectionError, "there were too many requests"),
         ("model.safetensors", 500, ConnectionError, "the Hub answered 500|could not be reached"),
         ("GET .*(safetensors|_lfs)", "drop", ConnectionError, "the connection failed"),
         ("GET .*(safetensors|_lfs)", 500, ConnectionError, "the Hub answered 500"),

@@ -118,10 +118,10 @@ def test_pushes_go_to_branches_pull_requests_and_private_repositories(model, rep
     [
         ("commit/main", 401, PermissionError, "the Hub does not know the user"),
         ("commit/main", 403, PermissionError, r"the token may not do that \(403\); nothing was committed. Give"),
-        ("commit/main", 429, ConnectionError, r"the Hub asks to slow down \(429\); nothing was committed. Wait"),
+        ("commit/main", 429, ConnectionError, r"there were too many requests \(429\); nothing was committed. Wait"),
         ("commit/main", 500, ConnectionError, "the Hub answered 500; nothing was committed. Try again later"),
         ("commit/main", 507, OSError, r"the storage on the Hub is full \(507\); nothing was committed"),
-        ("commit/main", 412, OSError, "somebody else committed meanwhile .*Push again"),
+        ("commit/main", 412, OSError, "there is a newer commit .*Push again"),
         ("POST .*(preupload|batch)", 500, ConnectionError, "the Hub answered 500; nothing was committed"),
         ("(PUT|commit/main)", "drop", ConnectionError, "the connection failed .*nothing was committed"),
     ],
