@@ -40,7 +40,7 @@ def plot_curve(
         ImportError: if matplotlib is missing.
         ValueError: if a row lacks `macs` or `top1`.
 
-    Example:
+    Examples:
         >>> import tempfile, timm_stitch
         >>> rows = [{"macs": macs, "top1": top1, "name": f"a[{macs}]"} for macs, top1 in [(2, 75.0), (4, 81.0)]]
         >>> timm_stitch.plot_curve(rows, tempfile.mkdtemp() + "/curve.png").name

@@ -81,7 +81,7 @@ def profile(
     Raises:
         ValueError: if an id is not in the plan, or an argument is out of range or contradicts another.
 
-    Example:
+    Examples:
         >>> import timm, timm_stitch
         >>> anchors = [timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_heads=heads,
         ...                              embed_dim=32 * heads, num_classes=4) for heads in (1, 2)]

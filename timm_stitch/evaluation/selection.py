@@ -43,7 +43,7 @@ def select(
         ValueError: if there is no budget, no stitch fits, an accuracy or quantity is unknown, the batch size was not
             measured, or the rows belong to other weights.
 
-    Example:
+    Examples:
         >>> import timm_stitch
         >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
         >>> timm_stitch.select(model, macs=8e8)  # by the accuracies that its authors published

@@ -54,7 +54,7 @@ def push_to_hub(
         ValueError: for the reasons of `save_pretrained`, or if `repo_id` is not the name of a repository.
         OSError: if the Hub refuses or cannot be reached.
 
-    Example:
+    Examples:
         >>> import timm_stitch
         >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False)
         >>> timm_stitch.push_to_hub(model, "user/name", private=True)  # doctest: +SKIP
@@ -118,7 +118,7 @@ def list_hub(
     Raises:
         OSError: if the Hub refuses or cannot be reached.
 
-    Example:
+    Examples:
         >>> from timm_stitch.hub.push import list_hub
         >>> list_hub("deit", author="timm")  # doctest: +SKIP
         [{'repo_id': 'timm/…', 'downloads': 12, 'likes': 1, 'updated': '2026-11-30', 'private': False}]

@@ -64,7 +64,7 @@ def save_pretrained(
             fit, or an existing card cannot be read.
         OSError: if it cannot be written; the folder is then unchanged.
 
-    Example:
+    Examples:
         >>> import tempfile, timm_stitch
         >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False)
         >>> folder = timm_stitch.save_pretrained(model, tempfile.mkdtemp())

@@ -48,7 +48,7 @@ class StitchableNetwork(nn.Module):
         executor: the object that runs the stitches.
         trained: the history of the weights: base models, training runs, repository.
 
-    Example:
+    Examples:
         >>> import timm_stitch
         >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
         >>> model.num_stitches, model.plan[3].name
@@ -165,7 +165,7 @@ class StitchableNetwork(nn.Module):
         Raises:
             ValueError: if the plan has no such id.
 
-        Example:
+        Examples:
             >>> import timm_stitch
             >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
             >>> model.set_stitch(3).stitch_id
@@ -200,7 +200,7 @@ class StitchableNetwork(nn.Module):
         Raises:
             ValueError: if there is no budget, no stitch fits, or an accuracy or quantity is unknown.
 
-        Example:
+        Examples:
             >>> import timm_stitch
             >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
             >>> model.set_budget(macs=8e8).stitch_id  # by the accuracies that its authors published
@@ -232,7 +232,7 @@ class StitchableNetwork(nn.Module):
             (stitch_id, output), in the order that shares most work. The output equals that of `forward` bit for bit:
             logits of shape (B, num_classes), for models of transformers an output with `logits`.
 
-        Example:
+        Examples:
             >>> import timm_stitch, torch
             >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
             >>> images = torch.randn(2, 3, 224, 224, device="meta")
@@ -282,7 +282,7 @@ class StitchableNetwork(nn.Module):
         Returns:
             A handle whose `remove()` unregisters the function.
 
-        Example:
+        Examples:
             >>> import timm_stitch, torch
             >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
             >>> handle = model.register_stitch_hook(lambda model, stitch_id, count: print(stitch_id, count))
@@ -313,7 +313,7 @@ class StitchableNetwork(nn.Module):
         Raises:
             ValueError: if the plan has no such id.
 
-        Example:
+        Examples:
             >>> import timm_stitch
             >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
             >>> [sum(p.numel() for p in network.parameters()) for network in (model, model.extract(3))]
@@ -337,7 +337,7 @@ class StitchableNetwork(nn.Module):
         Returns:
             The network itself.
 
-        Example:
+        Examples:
             >>> import timm_stitch
             >>> model = timm_stitch.load("snnetv2_deit3_sb", pretrained=False, device="meta")
             >>> model.plan.layers[0].rank, model.merge_low_rank().plan.layers[0].rank
@@ -362,7 +362,7 @@ class StitchableNetwork(nn.Module):
         Args:
             *args, **kwargs: the arguments of `torch.compile`.
 
-        Example:
+        Examples:
             >>> import timm_stitch
             >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False)
             >>> model.compile(dynamic=False)  # the first call of each block compiles it
@@ -389,7 +389,7 @@ class StitchableNetwork(nn.Module):
             none), counted as in their tables, and `published_top1`. Figures measured on the present weights follow:
             `top1`, `top5`, `latency_ms` and so on.
 
-        Example:
+        Examples:
             >>> import timm_stitch
             >>> model = timm_stitch.load("snnet_levit_192_256", pretrained=False, device="meta")
             >>> row = model.stitch_table()[3]

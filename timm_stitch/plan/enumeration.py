@@ -77,7 +77,7 @@ def enumerate_stitches(
     Raises:
         ValueError: if there is nothing to join, the window does not fit, or there would be too many stitches.
 
-    Example:
+    Examples:
         >>> from timm_stitch import Anchor
         >>> from timm_stitch.plan.enumeration import enumerate_stitches
         >>> anchors = [Anchor(f"deit_{size}", (width,) * 13, (16,) * 13)

@@ -23,7 +23,7 @@ def pareto_frontier(rows: Iterable[Row], cost: str = "macs", score: str = "top1"
     Raises:
         ValueError: if a row lacks either.
 
-    Example:
+    Examples:
         >>> rows = [{"macs": macs, "top1": top1} for macs, top1 in [(4, 81.0), (2, 75.0), (3, 74.0)]]
         >>> timm_stitch.pareto_frontier(rows)
         [{'macs': 2, 'top1': 75.0}, {'macs': 4, 'top1': 81.0}]

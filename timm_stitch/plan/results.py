@@ -45,7 +45,7 @@ class Results:
         Raises:
             ValueError: if the rows belong to several weights.
 
-        Example:
+        Examples:
             >>> from timm_stitch.plan.results import Results
             >>> results = Results.of([{"stitch_id": 24, "name": "a + b", "top1": 74.5, "weights": "0f3a"}])
             >>> results.weights_id, results.rows
@@ -143,7 +143,7 @@ def check_overwrite(path: PathLike, weights: str, stitch_ids: Collection[int], r
 def write_rows(path: PathLike, rows: Iterable[Row]) -> None:
     """Write rows as JSON lines; the file appears whole or not at all.
 
-    Example:
+    Examples:
         >>> import tempfile, timm_stitch
         >>> path = tempfile.mkdtemp() + "/results.jsonl"
         >>> timm_stitch.write_rows(path, [{"stitch_id": 24, "top1": 74.5}])
@@ -161,7 +161,7 @@ def read_rows(path: PathLike) -> Rows:
         OSError: if there is no such file.
         ValueError: if a line is not a JSON object.
 
-    Example:
+    Examples:
         >>> import tempfile, timm_stitch
         >>> path = tempfile.mkdtemp() + "/results.jsonl"
         >>> timm_stitch.write_rows(path, [{"stitch_id": 24, "top1": 74.5}])

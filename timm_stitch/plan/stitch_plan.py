@@ -36,7 +36,7 @@ class Anchor:
     Raises:
         ValueError: if there are no blocks, or the two sequences differ in length.
 
-    Example:
+    Examples:
         >>> timm_stitch.Anchor("deit_tiny_patch16_224", widths=(192,) * 13, reductions=(16,) * 13).depth
         12
     """
@@ -103,7 +103,7 @@ class Stitch:
         name: a name for people; default the plan's, e.g. `"deit_tiny_patch16_224[0:8] +
             deit_small_patch16_224[7:12]"`. Other names are not saved.
 
-    Example:
+    Examples:
         >>> from timm_stitch import Segment, Stitch
         >>> stitch = Stitch(2, segments=(Segment(0, 0, 8), Segment(1, 7, 12)), layers=(0,))
         >>> stitch.front, stitch.back, len(stitch.steps)
@@ -176,7 +176,7 @@ class StitchPlan:
         ValueError: if a stitch names blocks, anchors or layers that do not exist, crosses where widths or spatial
             sizes differ, or an id appears twice.
 
-    Example:
+    Examples:
         >>> from timm_stitch import Anchor
         >>> from timm_stitch.plan.enumeration import enumerate_stitches
         >>> plan = enumerate_stitches([Anchor(name, (width,) * 4, (16,) * 4) for name, width in [("s", 8), ("m", 16)]])
