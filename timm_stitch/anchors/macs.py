@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+Args, Kwargs = tuple[object, ...], Mapping[str, object] | None  # the arguments of an operation
 FlopCounts = Mapping[Any, Callable[..., int]]  # by operation
 
 # Operations on the meta device by their inputs: flops, and shape, stride and dtype of each result.
@@ -43,13 +44,7 @@ class Macs(TorchDispatchMode):
         """The multiply-adds so far."""
         return self.flops // 2
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
+    def __torch_dispatch__(self, func: OpOverload, types: object, args: Args = (), kwargs: Kwargs = None) -> object:
         kwargs = kwargs or {}
         try:
             key = self._kind, func, _key(args), _key(tuple(kwargs.items()))
@@ -69,7 +64,7 @@ class Macs(TorchDispatchMode):
             _CACHE[key] = self.flops - began, [(x.shape, x.stride(), x.dtype) for x in tensors]
         return out
 
-    def _run(self, func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+    def _run(self, func: OpOverload, args: Args, kwargs: Mapping[str, object]) -> object:
         count = self._further.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
         if count is None and func is not torch.ops.prim.device.default:
             with self:

@@ -54,9 +54,7 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("results", help=_RESULTS)
     verb.add_argument("--output", default="curve.png", help="image file to write (default: curve.png)")
     verb.add_argument("--title", default="", help="title of the plot")
-    verb.add_argument(
-        "--beside", nargs="*", default=[], metavar="RESULTS", help="further results to draw faintly for comparison"
-    )
+    verb.add_argument("--beside", nargs="*", default=[], metavar="RESULTS", help="further results to draw faintly")
 
     verb = add_verb(
         verbs,
@@ -71,9 +69,7 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--params", type=float, help="limit of parameters")
     verb.add_argument("--latency-ms", type=float, help="limit of milliseconds per call, as measured by profile")
     verb.add_argument("--memory-mb", type=float, help="limit of memory in MB, as measured by profile")
-    verb.add_argument(
-        "--batch-size", type=int, help="images in the call that --latency-ms limits, a size measured by profile"
-    )
+    verb.add_argument("--batch-size", type=int, help="images in the call that --latency-ms limits")
     _add_profile(verbs)
     verb = add_verb(
         verbs, "frontier", run_frontier, "print the rows that no other beats at its cost", "frontier results.jsonl"
@@ -92,17 +88,8 @@ def _add_eval(verbs: Verbs) -> None:
     add_model(verb)
     add_images(verb, "validation")
     verb.add_argument("--stitch-ids", type=int, nargs="+", metavar="ID", help="stitches to evaluate (default: all)")
-    verb.add_argument(
-        "--resume",
-        action="store_true",
-        help="keep the rows of these weights and images in --output, and measure the others",
-    )
-    verb.add_argument(
-        "--passes",
-        type=int,
-        default=1,
-        help="passes over which the stitches are spread; each saves its rows (default: 1)",
-    )
+    verb.add_argument("--resume", action="store_true", help="keep rows that --output has already")
+    verb.add_argument("--passes", type=int, default=1, help="passes over the images; each saves its rows (default: 1)")
     verb.add_argument("--output", help="JSON lines file to write")
     verb.add_argument("--save", action="store_true", help="add the rows to the network's folder, for select")
 
@@ -187,13 +174,9 @@ def _add_profile(verbs: Verbs) -> None:
     add_model(verb)
     verb.add_argument("--batch-size", type=int, help="images per call (default: 1)")
     verb.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="several numbers of images per call")
-    verb.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="precision of the network (default: fp32)"
-    )
+    verb.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of the call (default: fp32)")
     verb.add_argument("--repeats", type=int, default=10, help="rounds; each figure is their median (default: 10)")
-    verb.add_argument(
-        "--threads", type=int, help="CPU threads of the network; serve uses one less than there are cores"
-    )
+    verb.add_argument("--threads", type=int, help="CPU threads; serve uses one less than there are cores")
     verb.add_argument("--quick", action="store_true", help="time stem, blocks and head, and add them up")
     verb.add_argument("--compile", action="store_true", help="compile the network first")
     verb.add_argument("--stitch-ids", type=int, nargs="+", metavar="ID", help="stitches to measure (default: all)")

@@ -61,7 +61,7 @@ def add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--num-classes",
         type=int,
-        help="number of classes (default: that of the weights; another number gets a new classifier)",
+        help="classes (default: those of the weights; others get a new classifier)",
     )
 
 
@@ -77,9 +77,7 @@ def add_images(verb: argparse.ArgumentParser, split: str) -> None:
         help="arguments of the dataset's reader, e.g. '{input_key: img, target_key: fine_label}'",
     )
     verb.add_argument("--batch-size", type=int, default=64, help="images per batch (default: 64)")
-    verb.add_argument(
-        "--workers", type=int, default=0, help="processes that read images (default: 0, the main process)"
-    )
+    verb.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0, none)")
 
 
 def load_model(options: argparse.Namespace, feature: str = "", weights: bool = True) -> Any:

@@ -27,12 +27,10 @@ def add_verbs(verbs: Verbs) -> None:
         verbs, "list", run_list, "list the registered networks, or those on the Hub", "list --hub deit --author timm"
     )
     verb.add_argument(
-        "--hub", nargs="?", const="", metavar="SEARCH", help="list the networks on the Hub whose names contain SEARCH"
+        "--hub", nargs="?", const="", metavar="SEARCH", help="networks on the Hub with SEARCH in their names"
     )
     verb.add_argument("--author", help="user or organisation on the Hub")
-    verb.add_argument(
-        "--limit", type=int, default=50, help="largest number of networks on the Hub to list (default: 50)"
-    )
+    verb.add_argument("--limit", type=int, default=50, help="largest number of networks to list (default: 50)")
 
     verb = add_verb(
         verbs,

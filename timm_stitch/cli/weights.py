@@ -55,9 +55,7 @@ def add_verbs(verbs: Verbs) -> None:
         "push net --repo user/name --results results.jsonl",
     )
     add_model(verb)
-    verb.add_argument(
-        "--repo", required=True, metavar="USER/NAME", help="repository on the Hub, created if it does not exist"
-    )
+    verb.add_argument("--repo", required=True, metavar="USER/NAME", help="repository on the Hub, created if missing")
     verb.add_argument("--results", help="JSON lines file of eval, to publish with the network")
     verb.add_argument("--dataset", help="dataset that the results come from, e.g. imagenet-1k")
     verb.add_argument("--split", help="split of that dataset")

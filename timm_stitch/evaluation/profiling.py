@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
+from ..anchors.macs import Args, Kwargs
 from ..anchors.view import ImageInputs, Inputs, Output
 from ..families.registry import require
 from ..network.modes import evaluating
@@ -265,13 +266,7 @@ class _Alive(TorchDispatchMode):
         self.known = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in known)}
         self.living: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
+    def __torch_dispatch__(self, func: OpOverload, types: object, args: Args = (), kwargs: Kwargs = None) -> object:
         out: object = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
