@@ -16,7 +16,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-Args, Kwargs = tuple[object, ...], Mapping[str, object] | None  # the arguments of an operation
+Args = tuple[object, ...]  # the arguments of an operation
+Kwargs = Mapping[str, object] | None
 FlopCounts = Mapping[Any, Callable[..., int]]  # by operation
 
 # Operations on the meta device by their inputs: flops, and shape, stride and dtype of each result.

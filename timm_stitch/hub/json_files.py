@@ -74,7 +74,7 @@ def read_saved(folder: Path) -> SavedNetwork:
     """
     config = read_json(folder / CONFIG_FILE)
     family_of_config(config).check_config(config)
-    fingerprint: object = None
+    fingerprint: str | None = None
     results: SavedResults | None = None
     try:
         stitches = read_json(folder / STITCHES_FILE)
