@@ -3,10 +3,10 @@
 A view calls the model's own modules and methods in the model's own order. Models differ in these points, each of
 which a view reconciles:
 
-- what the stem is made of, and what comes before the first block besides a patch embedding;
-- what a block needs besides the activation (side inputs);
-- how an activation is laid out: `"NLC"` tokens, some of them no patches, `"NHWC"` or `"NCHW"` maps;
-- where the resolution changes: a downsampling that comes before a block belongs to that block.
+- the parts of the stem: a patch embedding, and others before the first block;
+- the inputs of a block besides the activation (side inputs);
+- the layout of an activation: `"NLC"` tokens, some of them no patches, `"NHWC"` or `"NCHW"` maps;
+- the place where the resolution changes: a downsampling before a block belongs to that block.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -24,16 +23,16 @@ from torch.utils.checkpoint import checkpoint
 from .modules import copy_structure, partial_copy, with_hook
 from .view import ImageInputs, View
 
-recompute = partial(checkpoint, use_reentrant=False)  # calls a module that keeps no activations for the backward pass
+recompute = partial(checkpoint, use_reentrant=False)  # calls a module without keeping its activations
 
 
 @dataclass(frozen=True)
 class ParameterGroups:
-    """The names of children and parameters that the stem and the norm need; the rest that no block has is the head's.
+    """The children and parameters of the stem and the norm; the rest that no block has is the head's.
 
     Args:
-        stem, norm: the names.
-        embeddings: the stem's parameters that the authors' count leaves out of stitched rows.
+        stem, norm: the names of children and parameters.
+        embeddings: the names of the stem's parameters that the authors' count leaves out of stitched rows.
     """
 
     stem: tuple[str, ...]
@@ -48,14 +47,14 @@ class BlockView(View):
     model's `forward_head`, as timm names it, where a view has none of its own.
 
     Attributes:
-        early: name, channels and reduction of a map (B, C, H, W) inside the stem, of a resolution that no block has.
+        early: the name, channels and reduction of a map (B, C, H, W) inside the stem, at a resolution of its own.
         has_norm: False where it was pruned; as with the head, the activation then passes on.
     """
 
     early: tuple[str, int, int] | None = None
     has_norm: bool = True
-    _fixed_size: tuple[int, int] | None = None  # of the images, where the model's modules do not tell
-    _kept_size: tuple[int, int] | None = None  # of the images, for a subset without the stem that knows it
+    _fixed_size: tuple[int, int] | None = None  # the size of the images, where no module of the model has it
+    _subset_size: tuple[int, int] | None = None  # the size of the images, for a subset without a stem
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -63,57 +62,56 @@ class BlockView(View):
 
     @abstractmethod
     def stem(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to the activation at boundary 0."""
+        """Turn images (B, C, H, W) into the activation at boundary 0."""
 
     def _norm(self, h: Tensor) -> Tensor:
-        """The final norm; none by default."""
+        """Apply the final norm; none by default."""
         return h
 
     @abstractmethod
     def parameter_groups(self) -> ParameterGroups:
-        """Which children and parameters of the anchor belong to what."""
+        """Name the children and parameters of the anchor that are its stem and its norm."""
 
     def stem_in_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The map that `early` names, and the activation at boundary 0."""
+        """Compute the map that `early` names, and the activation at boundary 0."""
         raise NotImplementedError
 
     def run_to_boundaries(
-        self, h: Tensor | None, start: int, wanted: Collection[int], inputs: Any
+        self, h: Tensor | None, start: int, wanted: Collection[int], inputs: ImageInputs
     ) -> dict[int, Tensor]:
-        at = start
         if h is None:
             h = self.stem(inputs.images)
-        found = {}
+        activations = {}
         for boundary in sorted(wanted):
-            h = self.run(h, at, boundary, inputs)
-            found[boundary], at = h, boundary
-        return found
+            activations[boundary] = h = self.run(h, start, boundary, inputs)
+            start = boundary
+        return activations
 
-    def run_to_output(self, h: Tensor | None, start: int, inputs: Any, normed: bool = True) -> Any:
+    def run_to_output(self, h: Tensor | None, start: int, inputs: ImageInputs, normed: bool = True) -> Tensor:
         h = self.run_to_boundaries(h, start, (self.depth,), inputs)[self.depth]
         return self.head(self.norm(h) if normed else h)
 
     def run(self, h: Tensor, start: int, stop: int, inputs: ImageInputs) -> Tensor:
-        """Run blocks `start:stop` on the activation at boundary `start`; gives that at boundary `stop`."""
+        """Run blocks `start:stop` on the activation at boundary `start`; returns that at boundary `stop`."""
         checkpointed = inputs.checkpointed
         for module in self.row(start, stop):
             h = recompute(module, h) if checkpointed else module(h)
         return h
 
     def row(self, start: int, stop: int) -> list[nn.Module]:
-        """The modules that are blocks `start:stop` one after another."""
+        """List the modules of blocks `start:stop` in their order."""
         return [module for index in range(start, stop) for module in self.modules(index)]
 
     def transition(self, index: int) -> nn.Module | None:
-        """What changes the resolution before block `index`, where the model has a module of its own for it."""
+        """The downsampling before block `index`, where it is a module of its own."""
         return None
 
     def norm(self, h: Tensor) -> Tensor:
-        """The final norm, on the activation at the last boundary."""
+        """Apply the final norm to the activation at the last boundary."""
         return self._norm(h) if self.has_norm else h
 
     def head(self, h: Tensor, pre_logits: bool = False) -> Tensor:
-        """Normed activation to logits (B, num_classes), or to what enters the classifier."""
+        """Turn the normed activation into logits (B, num_classes), or into what enters the classifier."""
         if not self.has_head:
             return h
         if "_hf_hook" in self.anchor.__dict__:
@@ -126,14 +124,13 @@ class BlockView(View):
         return h
 
     def _embed_size(self) -> tuple[int, int] | None:
-        """The image size that timm's patch embedding insists on, for `image_size`."""
-        embed: Any = self.anchor._modules.get("patch_embed")
+        """The image size that timm's patch embedding requires, for `image_size`."""
+        embed = self.anchor._modules.get("patch_embed")
         if embed is None:
-            return self._kept_size
+            return self._subset_size
         return tuple(embed.img_size) if getattr(embed, "strict_img_size", True) and embed.img_size else None
 
     def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> BlockView:
-        """A view of a shallow copy of the anchor that holds, and shares, only what is asked for."""
         groups = self.parameter_groups()
         heads: set[str] = set()
         every_block = {name for i in range(self.depth) for name in self.block_names(i)}
@@ -150,7 +147,7 @@ class BlockView(View):
             heads = own - apart
             keep.update(heads)
         twin = copy.copy(self)
-        twin._kept_size, twin.is_partial = self.image_size, True
+        twin._subset_size, twin.is_partial = self.image_size, True
         twin.anchor = partial_copy(self.anchor, keep)
         for name in heads & set(twin.anchor._modules):  # heads are changed in place: Swin's, by reset_classifier
             twin.anchor._modules[name] = copy_structure(twin.anchor._modules[name])
@@ -163,10 +160,10 @@ class BlockView(View):
         return (self.widths[index + 1], self.reductions[index + 1]) == end
 
     def refresh(self) -> None:
-        """Look at the anchor again, after its input size was changed."""
+        """Update the view after the input size of the anchor was changed."""
 
     def truncate(self, depth: int) -> None:
-        """End after `depth` blocks."""
+        """Leave out all blocks behind the first `depth`."""
         self.depth = depth
         self.widths, self.reductions = self.widths[: depth + 1], self.reductions[: depth + 1]
 
@@ -180,12 +177,13 @@ class StemOnly(BlockView):
     """
 
     def __init__(self, whole: BlockView, early: bool) -> None:
-        tap = whole.early if early else None
-        self._whole, self._ends_early, self.anchor, self.depth = whole, tap is not None, whole.anchor, 1
-        self.early = None if tap else whole.early
-        self._name, width, reduction = tap or (whole.parameter_groups().stem[-1], whole.widths[0], whole.reductions[0])
+        inner = whole.early if early else None
+        self._whole, self._ends_early, self.anchor, self.depth = whole, inner is not None, whole.anchor, 1
+        self.early = None if inner else whole.early
+        last = whole.parameter_groups().stem[-1], whole.widths[0], whole.reductions[0]
+        self._name, width, reduction = inner or last
         self.widths, self.reductions = (width, width), (reduction, reduction)
-        self.layout, self.prefix_tokens = ("NCHW", 0) if tap else whole.form_at(0)
+        self.layout, self.prefix_tokens = ("NCHW", 0) if inner else whole.form_at(0)
         self.has_norm, self.has_head, self.is_partial = False, False, True
 
     @property
