@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -43,8 +44,9 @@ class ParameterGroups:
 class BlockView(View):
     """A model as stem, blocks, norm and head.
 
-    A model's view implements the abstract methods here and `block_name`, `as_map` and `from_map`. The head is the
-    model's `forward_head`, as timm names it, where a view has none of its own.
+    A model's view implements the abstract methods here and `block_name`; one of tokens also `tokens_as_map`, where
+    these meet activations of another form. The head is the model's `forward_head`, as timm names it, where a view has
+    none of its own.
 
     Attributes:
         early: the name, channels and reduction of a map (B, C, H, W) inside the stem, at a resolution of its own.
@@ -75,6 +77,31 @@ class BlockView(View):
     def stem_in_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the map that `early` names, and the activation at boundary 0."""
         raise NotImplementedError
+
+    def tokens_as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        """Turn tokens (B, N, C) at a boundary into a map (B, C, H, W) without prefix tokens."""
+        raise NotImplementedError
+
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        layout, _ = self.form_at(boundary)
+        if layout == "NCHW":
+            return h
+        if layout == "NHWC":
+            return h.permute(0, 3, 1, 2).contiguous()
+        return self.tokens_as_map(h, image_size, boundary)
+
+    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
+        _, count = self.form_at(boundary)
+        return h[:, :count] if count else None
+
+    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
+        layout, _ = self.form_at(boundary)
+        if layout == "NCHW":
+            return spatial
+        if layout == "NHWC":
+            return spatial.permute(0, 2, 3, 1).contiguous()
+        tokens = spatial.flatten(2).transpose(1, 2)
+        return tokens if prefix is None else torch.cat([prefix, tokens], dim=1)
 
     def run_to_boundaries(
         self, h: Tensor | None, start: int, wanted: Collection[int], inputs: ImageInputs
@@ -208,8 +235,5 @@ class StemOnly(BlockView):
     def parameter_groups(self) -> ParameterGroups:
         return replace(self._whole.parameter_groups(), norm=())
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        return h if self._ends_early else self._whole.as_map(h, image_size, 0)
-
-    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
-        return None if self._ends_early else self._whole.prefix(h, 0)
+    def tokens_as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        return self._whole.tokens_as_map(h, image_size, 0)

@@ -192,7 +192,7 @@ def build_from_file(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -
         # The authors' training checkpoints hold their command line: a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return build()
-    except _WeightsError:
+    except _FetchError:
         raise  # an anchor's own, already in one line
     except OSError as error:
         hide(error)
@@ -218,16 +218,12 @@ def build_from_file(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -
         raise
 
 
-class _WeightsError(Exception):
-    """A problem with a weights file, in one line."""
+class _FetchError(OSError):
+    """A weights file could not be fetched, in one line."""
 
 
-class _NoFileError(_WeightsError, FileNotFoundError):
+class _NoFileError(_FetchError, FileNotFoundError):
     """There is no such file."""
-
-
-class _FetchError(_WeightsError, OSError):
-    """The file could not be fetched."""
 
 
 def _is_from_reader(error: BaseException) -> bool:

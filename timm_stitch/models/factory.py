@@ -156,7 +156,9 @@ def _note_origin(
     for holder in ("pretrained_cfg", "default_cfg"):
         getattr(model, holder).pop("state_dict", None)  # else the network would hold its weights twice
     if pretrained and network is not None and not cfg.source and not {"file", "url", "state_dict"} & set(overlay):
-        network.trained["base_models"] = _hub_ids(network)
+        cfgs = [cfg_of(anchor) for anchor in network.anchors]
+        own = [str(cfg["hf_hub_id"]) for cfg in cfgs if cfg.get("hf_hub_id") and not cfg.get("file")]
+        network.trained["base_models"] = own
     if pretrained and not (cfg.has_weights or cfg.state_dict or cfg.source):
         _logger.warning(
             "%s: the anchors have their own pretrained weights, the stitching layers are untrained: initialise them "
@@ -171,14 +173,7 @@ def _add_published(model: StitchableNetwork, name: str, as_released: bool) -> No
         if top1 is not None and row["stitch_id"] in model.plan:
             model.published_top1[row["stitch_id"]] = top1
     if as_released:
-        rows = [{"stitch_id": k, "top1": top1} for k, top1 in model.published_top1.items()]
-        model.results.adopt(rows)
-
-
-def _hub_ids(model: StitchableNetwork) -> list[str]:
-    """The Hub's ids of the anchors' own weights."""
-    cfgs = [cfg_of(anchor) for anchor in model.anchors]
-    return [str(cfg["hf_hub_id"]) for cfg in cfgs if cfg.get("hf_hub_id") and not cfg.get("file")]
+        model.results.adopt([{"stitch_id": k, "top1": top1} for k, top1 in model.published_top1.items()])
 
 
 def _assemble(

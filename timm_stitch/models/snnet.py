@@ -6,7 +6,7 @@ github.com/ziplab/SN-Netv2. Papers: arXiv:2302.06586, arXiv:2307.00154.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -100,70 +100,38 @@ default_cfgs = generate_default_cfgs(
 )  # fmt: skip
 
 
-def _published(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Create one of the authors' networks from its entry in `published.NETWORKS`."""
-    network = NETWORKS[ALIASES.get(variant, variant)]
-    return create_snnet(variant, pretrained, network.anchors, network.count, network.plan_args, **kwargs)
+def _register(name: str, description: str) -> Callable[..., nn.Module]:
+    """Register one of the authors' networks, from its entry in `published.NETWORKS`."""
+    network = NETWORKS[ALIASES.get(name, name)]
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return create_snnet(name, pretrained, network.anchors, network.count, network.plan_args, **kwargs)
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = description
+    return register_model(create)
 
 
-@register_model
-def snnet_deit_tsb(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """SN-Net of DeiT-Ti, -S and -B: 71 stitches."""
-    return _published("snnet_deit_tsb", pretrained, **kwargs)
-
-
-@register_model
-def snnet_deit(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """Another name of `snnet_deit_tsb`."""
-    return _published("snnet_deit", pretrained, **kwargs)
-
-
-@register_model
-def snnet_swin_tsb(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """SN-Net of Swin-Ti, -S and -B (ImageNet-22k to 1k): 41 stitches in three stages."""
-    return _published("snnet_swin_tsb", pretrained, **kwargs)
-
-
-@register_model
-def snnet_swin(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """Another name of `snnet_swin_tsb`."""
-    return _published("snnet_swin", pretrained, **kwargs)
-
-
-@register_model
-def snnet_resnet_18_50(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """SN-Net of ResNet-18 and -50: 10 stitches in two stages."""
-    return _published("snnet_resnet_18_50", pretrained, **kwargs)
-
-
-@register_model
-def snnet_resnet18_swin_t(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """SN-Net of ResNet-18 in front and Swin-Ti behind: 8 stitches in two stages."""
-    return _published("snnet_resnet18_swin_t", pretrained, **kwargs)
-
-
-@register_model
-def snnet_levit_192_256(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """SN-Net of LeViT-192 and -256: 8 stitches in two stages."""
-    return _published("snnet_levit_192_256", pretrained, **kwargs)
-
-
-@register_model
-def snnetv2_deit3_sb(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """SN-Netv2 of DeiT-III-S and -B (ImageNet-21k to 1k): 134 stitches, two-way."""
-    return _published("snnetv2_deit3_sb", pretrained, **kwargs)
-
-
-@register_model
-def snnetv2_deit3_sl(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """SN-Netv2 of DeiT-III-S and -L (ImageNet-21k to 1k): 134 stitches, two-way."""
-    return _published("snnetv2_deit3_sl", pretrained, **kwargs)
-
-
-@register_model
-def snnetv2_deit3_bl(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """SN-Netv2 of DeiT-III-B and -L (ImageNet-21k to 1k): 134 stitches, two-way."""
-    return _published("snnetv2_deit3_bl", pretrained, **kwargs)
+snnet_deit_tsb = _register("snnet_deit_tsb", "SN-Net of DeiT-Ti, -S and -B: 71 stitches.")
+snnet_deit = _register("snnet_deit", "Another name of `snnet_deit_tsb`.")
+snnet_swin_tsb = _register(
+    "snnet_swin_tsb", "SN-Net of Swin-Ti, -S and -B (ImageNet-22k to 1k): 41 stitches in three stages."
+)
+snnet_swin = _register("snnet_swin", "Another name of `snnet_swin_tsb`.")
+snnet_resnet_18_50 = _register("snnet_resnet_18_50", "SN-Net of ResNet-18 and -50: 10 stitches in two stages.")
+snnet_resnet18_swin_t = _register(
+    "snnet_resnet18_swin_t", "SN-Net of ResNet-18 in front and Swin-Ti behind: 8 stitches in two stages."
+)
+snnet_levit_192_256 = _register("snnet_levit_192_256", "SN-Net of LeViT-192 and -256: 8 stitches in two stages.")
+snnetv2_deit3_sb = _register(
+    "snnetv2_deit3_sb", "SN-Netv2 of DeiT-III-S and -B (ImageNet-21k to 1k): 134 stitches, two-way."
+)
+snnetv2_deit3_sl = _register(
+    "snnetv2_deit3_sl", "SN-Netv2 of DeiT-III-S and -L (ImageNet-21k to 1k): 134 stitches, two-way."
+)
+snnetv2_deit3_bl = _register(
+    "snnetv2_deit3_bl", "SN-Netv2 of DeiT-III-B and -L (ImageNet-21k to 1k): 134 stitches, two-way."
+)
 
 
 @register_model

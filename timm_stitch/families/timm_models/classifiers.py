@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Kwargs = Mapping[str, object]
+
 
 class Classifiers(tuple[nn.Module, ...]):
     """The classifiers of all anchors, fastest first; an anchor with two heads (distilled) has both here.
@@ -59,11 +61,7 @@ class _SharedTensor(Tensor):
 
     @classmethod
     def __torch_function__(
-        cls,
-        func: Callable[..., object],
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
+        cls, func: Callable[..., object], types: object, args: Sequence[object] = (), kwargs: Kwargs | None = None
     ) -> object:
         kwargs = dict(kwargs or {})
         changed = kwargs.get("tensor", args[0] if args else None)  # `torch.nn.init` names it

@@ -9,7 +9,7 @@ merged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -25,6 +25,8 @@ from ...plan.steps import Block, Head, Stem, Step
 from .pretrained_cfg import cfg_of
 from .timm_api import TimmModel
 
+Kwargs = Mapping[str, object]
+
 
 class _Pooling(TorchFunctionMode):
     """Counts one for each value that `adaptive_avg_pool2d` pools, as fvcore does for no other pooling."""
@@ -34,11 +36,7 @@ class _Pooling(TorchFunctionMode):
         self.values = 0
 
     def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
+        self, func: Callable[..., object], types: object, args: Sequence[object] = (), kwargs: Kwargs | None = None
     ) -> object:
         if func is nn.functional.adaptive_avg_pool2d and isinstance(args[0], Tensor):
             self.values += args[0].numel()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...anchors.block_view import BlockView, StemOnly
 from ...anchors.view import ImageInputs
-from ...network.extraction import Network, blocks_of, empty_twin, extract, with_gaps
+from ...network.extraction import Network, empty_twin, extract, with_gaps
 from ...network.image_executor import ImageExecutor
 from ...plan.steps import Block
 from ...plan.stitch_plan import Segment, Stitch, StitchPlan
@@ -49,11 +49,6 @@ class FeaturePoint(NamedTuple):
     def info(self) -> FeatureEntry:
         """The point as an entry of timm's `feature_info`."""
         return {"module": f"anchors.{self.anchor}.{self.module}", "num_chs": self.channels, "reduction": self.reduction}
-
-
-def is_by_level(views: Sequence[BlockView], stitch: Stitch) -> bool:
-    """Whether a stitch changes the resolution, so that it has one feature map for each level."""
-    return len({views[anchor].reductions[block + 1] for anchor, block in blocks_of(stitch)}) > 1
 
 
 def feature_points(views: Sequence[BlockView], stitch: Stitch, by_level: bool) -> list[FeaturePoint]:

@@ -7,15 +7,13 @@ afterwards: buffers that timm computes, and classifiers for another number of cl
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
 
 import torch
 from timm.layers import trunc_normal_
 from torch import nn
 
+from ...anchors.meta_device import Module
 from .timm_compat import reinit_non_persistent_buffers
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def can_build_on_meta(modules: Iterable[nn.Module]) -> bool:

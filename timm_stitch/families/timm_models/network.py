@@ -248,13 +248,7 @@ class SNNet(TimmModel):
             del destination[prefix + EXTRA_STATE]
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        prefix: str,
-        metadata: dict[str, object],
-        strict: bool,
-        missing: list[str],
-        *args: Any,
+        self, state_dict: dict[str, Tensor], prefix: str, metadata: object, strict: bool, missing: list[str], *args: Any
     ) -> None:
         if any(key.startswith(prefix + "stitch_layers.") for key in state_dict):
             raise ValueError(

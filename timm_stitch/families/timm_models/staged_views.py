@@ -90,7 +90,7 @@ class SwinView(StagedView):
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
-        """Whether a model has the shape that this view needs."""
+        """Whether a model has the structure that this view needs."""
         children = {"patch_embed", "layers", "norm", "head"}
         return (
             set(model._modules) == children
@@ -108,12 +108,6 @@ class SwinView(StagedView):
     def _norm(self, h: Tensor) -> Tensor:
         h = self.anchor.norm(h)
         return h
-
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        return h.permute(0, 3, 1, 2).contiguous()
-
-    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
-        return spatial.permute(0, 2, 3, 1).contiguous()
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(("patch_embed",), (), ("norm",))
@@ -134,7 +128,7 @@ class LevitView(StagedView):
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
-        """Whether a model has the shape that this view needs."""
+        """Whether a model has the structure that this view needs."""
         return (
             set(model._modules) in ({"stem", "stages", "head"}, {"stem", "stages", "head", "head_dist"})
             and hasattr(model, "use_conv")
@@ -150,16 +144,11 @@ class LevitView(StagedView):
     def _norm(self, h: Tensor) -> Tensor:
         return h
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        if self.layout == "NCHW":
-            return h
+    def tokens_as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         height, width = (-(-side // self._stride) for side in image_size)
         while height * width > h.shape[1]:  # each downsampling rounds up
             height, width = (height + 1) // 2, (width + 1) // 2
         return h.transpose(1, 2).reshape(h.shape[0], h.shape[2], height, width)
-
-    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
-        return spatial.flatten(2).transpose(1, 2) if self.layout == "NLC" else spatial
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(("stem",), (), ())
@@ -184,7 +173,7 @@ class ResNetView(StagedView):
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
-        """Whether a model has the shape that this view needs."""
+        """Whether a model has the structure that this view needs."""
         layers = {name for name in model._modules if name.startswith("layer")}
         return (
             {"layer1", "layer2"} <= layers
@@ -203,12 +192,6 @@ class ResNetView(StagedView):
 
     def _norm(self, h: Tensor) -> Tensor:
         return h
-
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        return h
-
-    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
-        return spatial
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(self._STEM, (), ())

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from ...anchors.block_view import BlockView
 from ...anchors.modules import anchor_name
 from ...anchors.view import ImageInputs
+from ...network.extraction import blocks_of
 from ...network.image_executor import ImageExecutor
 from ...network.stitchable import StitchableNetwork
 from ...plan.stitch_plan import Stitch
@@ -24,7 +25,6 @@ from .features import (
     extract_stem,
     extract_until,
     feature_points,
-    is_by_level,
     run_to_points,
 )
 from .timm_compat import feature_take_indices, update_model_input_size
@@ -52,7 +52,7 @@ class TimmModel(StitchableNetwork):
         stitch = self.plan[self.stitch_id]
         return stitch, self.views[stitch.back]
 
-    _by_level: bool | None = None  # whether there is one feature map for each level; None: as the stitch suggests
+    _by_level: bool | None = None
 
     @property
     def num_features(self) -> int:
@@ -88,7 +88,10 @@ class TimmModel(StitchableNetwork):
         return self._current[1].layout
 
     def _is_by_level(self, stitch: Stitch) -> bool:
-        return is_by_level(self.views, stitch) if self._by_level is None else self._by_level
+        """Whether there is one feature map for each resolution: by default where a stitch changes it."""
+        if self._by_level is not None:
+            return self._by_level
+        return len({self.views[anchor].reductions[block + 1] for anchor, block in blocks_of(stitch)}) > 1
 
     def _points(self, stitch: Stitch) -> list[FeaturePoint]:
         return feature_points(self.views, stitch, self._is_by_level(stitch))
@@ -114,13 +117,13 @@ class TimmModel(StitchableNetwork):
         Args:
             x: the images, shape (B, C, H, W).
             indices: the entries of `feature_info`: the last n if an int, all if None.
-            norm: apply the final norm of the block's own anchor to each that has the resolution and
+            norm: whether to apply the final norm of the block's own anchor to activations with the resolution and
                 the channels of that anchor's last block.
-            stop_early: run no further than the last of these entries.
-            output_fmt: `"NCHW"` maps, or `"NLC"` tokens.
-            intermediates_only: return the list alone, without the output of `forward_features`.
-            return_prefix_tokens: return (patch tokens, prefix tokens) pairs.
-            stitch_id: the stitch of this call.
+            stop_early: whether to end with the last of these entries.
+            output_fmt: `"NCHW"` for maps, or `"NLC"` for tokens.
+            intermediates_only: whether to return the list without the output of `forward_features`.
+            return_prefix_tokens: whether to return (patch tokens, prefix tokens) pairs.
+            stitch_id: the stitch of this call; default the current one.
 
         Example:
             >>> import timm, torch

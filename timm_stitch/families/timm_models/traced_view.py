@@ -15,7 +15,6 @@ import copy
 import inspect
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, fx, nn
 from typing_extensions import Self
 
@@ -167,33 +166,15 @@ class TracedView(BlockView):
             )
         return _call(self._usual.head, h)
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        layout = self._layouts[boundary]
-        if layout == "NCHW":
-            return h
-        if layout == "NHWC":
-            return h.permute(0, 3, 1, 2).contiguous()
+    def tokens_as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         height, width = (-(-side // self.reductions[boundary]) for side in image_size)
         tokens = h[:, self._prefixes[boundary] :]
-        if layout != "NLC" or tokens.shape[1] != height * width:
+        if self._layouts[boundary] != "NLC" or tokens.shape[1] != height * width:
             raise ValueError(
                 f"the activation of {anchor_name(self.anchor)!r} at boundary {boundary}, shape {tuple(h.shape)}, is no "
                 f"map of {height}x{width}: stitch it to a model with the same layout."
             )
         return tokens.reshape(h.shape[0], height, width, h.shape[-1]).permute(0, 3, 1, 2).contiguous()
-
-    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
-        count = self._prefixes[boundary]
-        return h[:, :count] if count else None
-
-    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
-        layout = self._layouts[boundary]
-        if layout == "NCHW":
-            return spatial
-        if layout == "NHWC":
-            return spatial.permute(0, 2, 3, 1).contiguous()
-        tokens = spatial.flatten(2).transpose(1, 2)
-        return torch.cat([prefix, tokens], dim=1) if prefix is not None else tokens
 
     def block_name(self, index: int) -> str:
         return self.block_names(index)[0]

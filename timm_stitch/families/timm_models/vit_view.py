@@ -32,7 +32,7 @@ class TransformerView(BlockView):
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
-        """Whether a model has the shape that this view needs."""
+        """Whether a model has the structure that this view needs."""
         same = getattr(type(model), "forward_features", None) is VisionTransformer.forward_features
         return same and hasattr(model.patch_embed, "patch_size") and hasattr(model.patch_embed, "dynamic_feat_size")
 
@@ -70,15 +70,12 @@ class TransformerView(BlockView):
         h = self.anchor.norm(h)
         return h
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+    def tokens_as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         height, width = (
             -(-side // self.reductions[0]) if self._pads else side // self.reductions[0] for side in image_size
         )
         h = h[:, self.prefix_tokens :]
         return h.reshape(h.shape[0], height, width, h.shape[-1]).permute(0, 3, 1, 2).contiguous()
-
-    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
-        return h[:, : self.prefix_tokens] if self.prefix_tokens else None
 
     def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
         parts = [] if prefix is None else [prefix]

@@ -9,7 +9,7 @@ the model itself, or on a part of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from torch.overrides import TorchFunctionMode
 from ....anchors.macs import Macs
 from ....anchors.meta_device import meta_copy
 from .recording import DEVICE, Program, Ref, Step, map_leaves, merged
+
+Args = tuple[object, ...]
+Kwargs = dict[str, object]
 
 
 def record(
@@ -129,11 +132,7 @@ class _Loose(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Iterable[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
+        self, func: Callable[..., object], types: Iterable[type], args: Args = (), kwargs: Kwargs | None = None
     ) -> object:
         kwargs = kwargs or {}
         if self.recorder.busy or any(issubclass(t, fx.Proxy) for t in types):
@@ -183,9 +182,7 @@ class _Recorder(fx.Tracer):
             twin.__dict__.pop("forward_head", None)
         return self._program(graph)
 
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> object:
+    def call_module(self, m: nn.Module, forward: Callable[..., object], args: Args, kwargs: Kwargs) -> object:
         if self.busy:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
@@ -226,7 +223,7 @@ class _Recorder(fx.Tracer):
         self.values[node] = (example, self.counter.total - before, version)
         return None if example is None else _Shadow(node, self, example)
 
-    def _example(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> object:
+    def _example(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: Kwargs) -> object:
         if kind == "placeholder":
             return self.image
         if kind == "get_attr":
