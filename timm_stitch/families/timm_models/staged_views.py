@@ -141,9 +141,6 @@ class LevitView(StagedView):
         h: Tensor = self.anchor.stem(x)
         return h.flatten(2).transpose(1, 2) if self.layout == "NLC" else h
 
-    def _norm(self, h: Tensor) -> Tensor:
-        return h
-
     def tokens_as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         height, width = (-(-side // self._stride) for side in image_size)
         while height * width > h.shape[1]:  # each downsampling rounds up
@@ -189,9 +186,6 @@ class ResNetView(StagedView):
         model = self.anchor
         early = model.act1(model.bn1(model.conv1(x)))
         return early, model.maxpool(early)
-
-    def _norm(self, h: Tensor) -> Tensor:
-        return h
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(self._STEM, (), ())
