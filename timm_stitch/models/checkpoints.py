@@ -45,6 +45,13 @@ def convert_checkpoint(
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is not a checkpoint of that network.
+
+    Examples:
+        >>> import timm, timm_stitch
+        >>> state_dict, args = timm_stitch.convert_checkpoint("snnet_deit.pth", "snnet_deit_tsb")  # doctest: +SKIP
+        >>> model = timm.create_model("snnet_deit_tsb", **args)  # doctest: +SKIP
+        >>> model.load_state_dict(state_dict)  # doctest: +SKIP
+        <All keys matched successfully>
     """
     loaded = path_or_state_dict
     raw = dict(loaded) if isinstance(loaded, Mapping) else read_weights(loaded)

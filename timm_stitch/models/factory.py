@@ -67,7 +67,7 @@ def create_snnet(
         plan_args: the arguments of `stitch`.
         **kwargs: the arguments of `create_model`; those that a network does not take go to every anchor.
 
-    Example:
+    Examples:
         >>> from timm_stitch import create_snnet
         >>> model = create_snnet("snnet", False, ["resnet18", "resnet34"], plan_args={"direction": "two_way"})
         >>> len(model.plan)

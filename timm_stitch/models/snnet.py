@@ -161,7 +161,7 @@ def snnet(
         plan: a custom plan (`StitchPlan.to_dict()`) instead of these five.
         **kwargs: further arguments of `timm.create_model`.
 
-    Example:
+    Examples:
         >>> import timm, timm_stitch
         >>> model = timm.create_model("snnet", anchors=["resnet18", "resnet34"], device="meta")
         >>> model.num_stitches

@@ -143,7 +143,7 @@ class SNNet(TimmModel):
             ValueError: if an id is not in the plan, there is not one per image, or the images have a
                 size that the anchors do not take.
 
-        Example:
+        Examples:
             >>> import timm, torch
             >>> model = timm.create_model("snnet", anchors=["resnet18", "resnet34"], num_classes=4)
             >>> model(torch.randn(3, 3, 64, 64), stitch_id=[0, 1, 2]).shape

@@ -125,7 +125,7 @@ class TimmModel(StitchableNetwork):
             return_prefix_tokens: whether to return (patch tokens, prefix tokens) pairs.
             stitch_id: the stitch of this call; default the current one.
 
-        Example:
+        Examples:
             >>> import timm, torch
             >>> model = timm.create_model("snnet", anchors=["resnet18", "resnet34"], stitch_id=0)
             >>> maps = model.forward_intermediates(torch.randn(1, 3, 64, 64), indices=2, intermediates_only=True)
