@@ -57,7 +57,7 @@ def test_compiled_graphs_do_not_depend_on_which_stitch_came_first(monkeypatch):
 
 def test_activations_are_recomputed_where_that_is_asked(monkeypatch):
     calls = []
-    recompute = "timm_stitch.families.timm_models.block_view.recompute"
+    recompute = "timm_stitch.anchors.block_view.recompute"
     monkeypatch.setattr(recompute, lambda module, h: calls.append(module) or module(h))
     go(RUN | {"grad_checkpointing": True, "max_steps": 1})
     assert calls
