@@ -29,7 +29,7 @@ def stitch_timm(
 
     Args:
         models: the models from the fastest to the slowest, taken as they are.
-        options: which stitches to make.
+        options: the choice of stitches.
         stitched_norm: run the back anchor's final norm on stitched paths.
         stitch_id: the current stitch at first; default the largest anchor alone.
 

@@ -36,23 +36,20 @@ class TimmModel(StitchableNetwork):
     executor: ImageExecutor
     num_classes: int
     in_chans: int
-    grad_checkpointing = False
     pretrained_cfg: dict[str, Any]
     default_cfg: dict[str, Any]
 
     _executor_class = ImageExecutor
+    _by_level: bool | None = None
 
     @property
     def views(self) -> Sequence[BlockView]:
-        """The anchors as stem, blocks and head."""
         return self.executor.views
 
     @property
     def _current(self) -> tuple[Stitch, BlockView]:
         stitch = self.plan[self.stitch_id]
         return stitch, self.views[stitch.back]
-
-    _by_level: bool | None = None
 
     @property
     def num_features(self) -> int:
@@ -267,7 +264,6 @@ class TimmModel(StitchableNetwork):
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """The parameters that the anchors themselves exempt from weight decay."""
         names: set[str] = set()
         for i, anchor in self._present():
             exempt = getattr(anchor, "no_weight_decay", set)
