@@ -97,7 +97,7 @@ def test_unknown_arguments_and_anchors_are_refused():
         create(not_an_argument=1)
     with pytest.raises(ValueError, match="timm has no model 'deit_huge'"):
         timm.create_model("snnet", anchors=["deit_huge", "deit_tiny_patch16_224"])
-    with pytest.raises(ValueError, match=r"anchors=\(\): expected two or more timm names"):
+    with pytest.raises(ValueError, match=r"anchors must be two or more timm names, fastest first, got \(\)"):
         timm.create_model("snnet")
     with pytest.raises(ValueError, match="names no timm model"):
         timm.create_model("snnet", anchors=[{"embed_dim": 3}, "deit_tiny_patch16_224"])

@@ -2,10 +2,10 @@
 
 A view calls the model's own modules and methods in the model's own order. It reconciles these differences of models:
 
-- the parts of the stem, and of what else precedes the first block;
-- the inputs of a block other than the activation;
-- the layout of activations: `"NLC"` tokens, some of which are not patches, `"NHWC"` or `"NCHW"` maps;
-- the places where the resolution changes: a downsampling before a block belongs to that block.
+- the parts of the stem: a patch embedding, and others before the first block;
+- the inputs of a block besides the activation (side inputs);
+- the layout of an activation: `"NLC"` tokens, some of them no patches, `"NHWC"` or `"NCHW"` maps;
+- the place where the resolution changes: a downsampling before a block belongs to that block.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .modules import copy_structure, partial_copy, with_hook
 from .view import ImageInputs, View
 
-recompute = partial(checkpoint, use_reentrant=False)  # recomputes the activations of a module in the backward pass
+recompute = partial(checkpoint, use_reentrant=False)  # calls a module without keeping its activations
 
 
 @dataclass(frozen=True)
 class ParameterGroups:
-    """The names of the children and parameters of the stem and the norm; all others outside blocks are the head's.
+    """The children and parameters of the stem and the norm; the rest that no block has is the head's.
 
     Args:
-        stem, norm: the names of the children and parameters.
-        embeddings: the stem's parameters that the authors' count leaves out of stitched rows.
+        stem, norm: the names of children and parameters.
+        embeddings: the names of the stem's parameters that the authors' count leaves out of stitched rows.
     """
 
     stem: tuple[str, ...]
@@ -43,19 +43,19 @@ class ParameterGroups:
 class BlockView(View):
     """A model as stem, blocks, norm and head.
 
-    A view of a model implements the abstract methods here and `block_name`, `as_map` and `from_map`. By default, the
-    head is the model's `forward_head`, timm's name for it.
+    A model's view implements the abstract methods here and `block_name`; one of tokens also `tokens_as_map`, where
+    these meet activations of another form. The head is the model's `forward_head`, as timm names it, where a view has
+    none of its own.
 
     Attributes:
-        early: the name, channels and reduction of a map (B, C, H, W) inside the stem, at a resolution of no
-            block.
-        has_norm: whether the norm was not pruned; else the activation passes unchanged.
+        early: the name, channels and reduction of a map (B, C, H, W) inside the stem, at a resolution of its own.
+        has_norm: False where it was pruned; as with the head, the activation then passes on.
     """
 
     early: tuple[str, int, int] | None = None
     has_norm: bool = True
-    _fixed_size: tuple[int, int] | None = None  # of images, where the model's modules do not hold it
-    _kept_size: tuple[int, int] | None = None  # of images, for a subset without the stem, which holds it
+    _fixed_size: tuple[int, int] | None = None  # the size of the images, where no module of the model has it
+    _subset_size: tuple[int, int] | None = None  # the size of the images, for a subset without a stem
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -63,7 +63,7 @@ class BlockView(View):
 
     @abstractmethod
     def stem(self, x: Tensor) -> Tensor:
-        """Run images (B, C, H, W) to the activation at boundary 0."""
+        """Turn images (B, C, H, W) into the activation at boundary 0."""
 
     def _norm(self, h: Tensor) -> Tensor:
         """Apply the final norm; none by default."""
@@ -71,41 +71,65 @@ class BlockView(View):
 
     @abstractmethod
     def parameter_groups(self) -> ParameterGroups:
-        """Group the children and parameters of the anchor by part."""
+        """Name the children and parameters of the anchor that are its stem and its norm."""
 
     def stem_in_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Run images to the map that `early` names, and to the activation at boundary 0."""
+        """Compute the map that `early` names, and the activation at boundary 0."""
         raise NotImplementedError
 
+    def tokens_as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        """Turn tokens (B, N, C) at a boundary into a map (B, C, H, W) without prefix tokens."""
+        raise NotImplementedError
+
+    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        layout, _ = self.form_at(boundary)
+        if layout == "NCHW":
+            return h
+        if layout == "NHWC":
+            return h.permute(0, 3, 1, 2).contiguous()
+        return self.tokens_as_map(h, image_size, boundary)
+
+    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
+        _, count = self.form_at(boundary)
+        return h[:, :count] if count else None
+
+    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
+        layout, _ = self.form_at(boundary)
+        if layout == "NCHW":
+            return spatial
+        if layout == "NHWC":
+            return spatial.permute(0, 2, 3, 1).contiguous()
+        tokens = spatial.flatten(2).transpose(1, 2)
+        return tokens if prefix is None else torch.cat([prefix, tokens], dim=1)
+
     def run_to_boundaries(
-        self, h: Tensor | None, start: int, wanted: Collection[int], inputs: Any
+        self, h: Tensor | None, start: int, wanted: Collection[int], inputs: ImageInputs
     ) -> dict[int, Tensor]:
-        at = start
         if h is None:
             h = self.stem(inputs.images)
         activations = {}
         for boundary in sorted(wanted):
-            h = self.run(h, at, boundary, inputs)
-            activations[boundary], at = h, boundary
+            activations[boundary] = h = self.run(h, start, boundary, inputs)
+            start = boundary
         return activations
 
-    def run_to_output(self, h: Tensor | None, start: int, inputs: Any, normed: bool = True) -> Tensor:
+    def run_to_output(self, h: Tensor | None, start: int, inputs: ImageInputs, normed: bool = True) -> Tensor:
         h = self.run_to_boundaries(h, start, (self.depth,), inputs)[self.depth]
         return self.head(self.norm(h) if normed else h)
 
     def run(self, h: Tensor, start: int, stop: int, inputs: ImageInputs) -> Tensor:
-        """Run blocks `start:stop` on the activation at boundary `start`, to that at boundary `stop`."""
+        """Run blocks `start:stop` on the activation at boundary `start`; returns that at boundary `stop`."""
         checkpointed = inputs.checkpointed
         for module in self.row(start, stop):
             h = recompute(module, h) if checkpointed else module(h)
         return h
 
     def row(self, start: int, stop: int) -> list[nn.Module]:
-        """List the modules that make up blocks `start:stop`, in order."""
+        """List the modules of blocks `start:stop` in their order."""
         return [module for index in range(start, stop) for module in self.modules(index)]
 
     def transition(self, index: int) -> nn.Module | None:
-        """Get the module that changes the resolution before block `index`, if the model has one."""
+        """The downsampling before block `index`, where it is a module of its own."""
         return None
 
     def norm(self, h: Tensor) -> Tensor:
@@ -113,7 +137,7 @@ class BlockView(View):
         return self._norm(h) if self.has_norm else h
 
     def head(self, h: Tensor, pre_logits: bool = False) -> Tensor:
-        """Run a normed activation to logits (B, num_classes), or to the input of the classifier."""
+        """Turn the normed activation into logits (B, num_classes), or into what enters the classifier."""
         if not self.has_head:
             return h
         if "_hf_hook" in self.anchor.__dict__:
@@ -126,14 +150,13 @@ class BlockView(View):
         return h
 
     def _embed_size(self) -> tuple[int, int] | None:
-        """Get the image size that timm's patch embedding requires, for `image_size`."""
-        embed: Any = self.anchor._modules.get("patch_embed")
+        """The image size that timm's patch embedding requires, for `image_size`."""
+        embed = self.anchor._modules.get("patch_embed")
         if embed is None:
-            return self._kept_size
+            return self._subset_size
         return tuple(embed.img_size) if getattr(embed, "strict_img_size", True) and embed.img_size else None
 
     def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> BlockView:
-        """Make a view of a shallow copy of the anchor that holds, and shares, only these parts."""
         groups = self.parameter_groups()
         heads: set[str] = set()
         every_block = {name for i in range(self.depth) for name in self.block_names(i)}
@@ -150,7 +173,7 @@ class BlockView(View):
             heads = own - others
             keep.update(heads)
         twin = copy.copy(self)
-        twin._kept_size, twin.is_partial = self.image_size, True
+        twin._subset_size, twin.is_partial = self.image_size, True
         twin.anchor = partial_copy(self.anchor, keep)
         for name in heads & set(twin.anchor._modules):  # reset_classifier changes Swin's head in place
             twin.anchor._modules[name] = copy_structure(twin.anchor._modules[name])
@@ -163,10 +186,10 @@ class BlockView(View):
         return (self.widths[index + 1], self.reductions[index + 1]) == end
 
     def refresh(self) -> None:
-        """Read the anchor again after a change of its input size."""
+        """Update the view after the input size of the anchor was changed."""
 
     def truncate(self, depth: int) -> None:
-        """End after `depth` blocks."""
+        """Leave out all blocks behind the first `depth`."""
         self.depth = depth
         self.widths, self.reductions = self.widths[: depth + 1], self.reductions[: depth + 1]
 
@@ -180,12 +203,13 @@ class StemOnly(BlockView):
     """
 
     def __init__(self, whole: BlockView, early: bool) -> None:
-        tap = whole.early if early else None
-        self._whole, self._ends_early, self.anchor, self.depth = whole, tap is not None, whole.anchor, 1
-        self.early = None if tap else whole.early
-        self._name, width, reduction = tap or (whole.parameter_groups().stem[-1], whole.widths[0], whole.reductions[0])
+        inner = whole.early if early else None
+        self._whole, self._ends_early, self.anchor, self.depth = whole, inner is not None, whole.anchor, 1
+        self.early = None if inner else whole.early
+        last = whole.parameter_groups().stem[-1], whole.widths[0], whole.reductions[0]
+        self._name, width, reduction = inner or last
         self.widths, self.reductions = (width, width), (reduction, reduction)
-        self.layout, self.prefix_tokens = ("NCHW", 0) if tap else whole.form_at(0)
+        self.layout, self.prefix_tokens = ("NCHW", 0) if inner else whole.form_at(0)
         self.has_norm, self.has_head, self.is_partial = False, False, True
 
     @property
@@ -210,8 +234,5 @@ class StemOnly(BlockView):
     def parameter_groups(self) -> ParameterGroups:
         return replace(self._whole.parameter_groups(), norm=())
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        return h if self._ends_early else self._whole.as_map(h, image_size, 0)
-
-    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
-        return None if self._ends_early else self._whole.prefix(h, 0)
+    def tokens_as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+        return self._whole.tokens_as_map(h, image_size, 0)

@@ -1,6 +1,6 @@
-"""Weights on their way in: the authors' layout to ours, and foreign weights refused in one line.
+"""Reading weights: the authors' layout becomes ours, and foreign weights are refused in one line.
 
-How the authors name things is in `authors_layout`. Nothing is read that needs more than `weights_only`.
+The authors' names are in `authors_layout`. Files are read with `weights_only`.
 """
 
 from __future__ import annotations
@@ -22,34 +22,41 @@ from timm.models import PretrainedCfg, clean_state_dict
 from torch import Tensor, nn
 
 from ..families.timm_models.network import SNNet
-from ..families.timm_models.pretrained_cfg import stems_and_heads
+from ..families.timm_models.pretrained_cfg import cfg_of, stems_and_heads
 from ..hub.errors import XET_ADVICE, is_xet_error, redact_tokens, unreadable
 from ..network.weights import EXTRA_STATE, check_keys, split_norm
 from .authors_layout import is_authors, rename
 
 
 def convert_checkpoint(
-    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], name: str
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, object], name: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Turn one of the authors' checkpoints into our layout.
 
     Args:
-        path_or_state_dict: a file of theirs (a release, or a training checkpoint with the optimizer
-            and so on beside the weights), or what `torch.load` gives for it.
-        name: the registered network that it is, e.g. `"snnet_deit_tsb"`.
+        path_or_state_dict: a file of theirs (a release, or a training checkpoint that holds the optimizer too),
+            or its contents as `torch.load` returns them.
+        name: the name of the registered network, e.g. `"snnet_deit_tsb"`.
 
     Returns:
-        The state dict, and the arguments that `timm.create_model(name, ...)` needs for these weights
-        to compute what the authors' code does.
+        The state dict, and the arguments of `timm.create_model(name, ...)` with which the network computes
+        the same as the authors' code.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is not a checkpoint of that network.
+
+    Examples:
+        >>> import timm, timm_stitch
+        >>> state_dict, args = timm_stitch.convert_checkpoint("snnet_deit.pth", "snnet_deit_tsb")  # doctest: +SKIP
+        >>> model = timm.create_model("snnet_deit_tsb", **args)  # doctest: +SKIP
+        >>> model.load_state_dict(state_dict)  # doctest: +SKIP
+        <All keys matched successfully>
     """
     loaded = path_or_state_dict
     raw = dict(loaded) if isinstance(loaded, Mapping) else read_weights(loaded)
-    model: Any = timm.create_model(name, device="meta")
-    if not hasattr(model, "stitch_ids"):
+    model = timm.create_model(name, device="meta")
+    if not isinstance(model, SNNet):
         raise ValueError(f"{name!r} is not a stitchable network: expected one of {timm.list_models('snnet*')}.")
     weights = unwrap(raw)
     if not is_authors(weights):
@@ -61,11 +68,11 @@ def convert_checkpoint(
     check_keys(state_dict, model.state_dict(), f"the authors' {name}")
     with_norm = trained_with_norm(model)
     if not with_norm:
-        state_dict[EXTRA_STATE] = torch.tensor(False)  # as in the network's own state_dict
+        state_dict[EXTRA_STATE] = torch.tensor(False)
     return state_dict, {"stitched_norm": with_norm}
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_weights(path: str | os.PathLike[str]) -> Mapping[str, object]:
     """Read a safetensors or PyTorch file without running anything in it.
 
     Raises:
@@ -79,52 +86,58 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return loaded
+            contents: Mapping[str, object] = torch.load(path, map_location="cpu", weights_only=True)
+            return contents
     except OSError:
         raise
     except Exception as error:  # torch's unpickler raises whatever a damaged file leads it to
         raise unreadable(path, error) from error
 
 
-def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights inside what a file holds: the file may be a whole training checkpoint."""
-    weights: Any = checkpoint
+def unwrap(checkpoint: Mapping[str, object]) -> dict[str, Tensor]:
+    """Take the weights out of the contents of a file, which may be a whole training checkpoint.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    weights: object = checkpoint
     for key in ("model", "state_dict"):
         if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
             weights = weights[key]
-    if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
+    named = weights if isinstance(weights, Mapping) else {}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    if not tensors:
         raise ValueError(
             f"no weights found: expected tensors by name, or such a dict under 'model'; got {list(checkpoint)[:6]}."
         )
-    return clean_state_dict({k: v for k, v in weights.items() if isinstance(v, Tensor)})
+    return clean_state_dict(tensors)
 
 
 def trained_with_norm(model: SNNet) -> bool:
-    """Whether the authors trained a network with the final norm on stitched paths: all but DeiT's."""
+    """Whether the authors trained a network with the final norm on stitched paths: all networks but DeiT's."""
     return model.published is None or model.published.stitched_norm
 
 
 def from_authors(state_dict: Mapping[str, Tensor], model: SNNet) -> dict[str, Tensor]:
-    """The authors' layout to ours; tensors that need no change are passed on, not copied.
+    """Turn weights in the authors' layout into ours; tensors that need no change are not copied.
 
     Args:
-        state_dict: in the authors' layout.
-        model: the network that it belongs to; it may be on the meta device.
+        state_dict: the weights in the authors' layout.
+        model: their network; it may be on the meta device.
     """
     return _by_family(rename(state_dict, model.plan), model)
 
 
-def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | None) -> dict[str, Tensor]:
-    """What timm's loader calls between reading weights and loading them.
+def adapt(state_dict: Mapping[str, object], model: SNNet, stitched_norm: bool | None) -> dict[str, Tensor]:
+    """Adapt weights to a network; timm's loader calls this between reading and loading them.
 
-    Takes the authors' layout or ours, and lets each anchor's own family adapt its weights
+    The weights are in the authors' layout or ours. Each anchor's own family adapts its weights
     (position embeddings to another image size, and so on).
 
     Args:
-        state_dict: as read.
+        state_dict: the contents of the file.
         model: the network that is being loaded.
-        stitched_norm: what the caller asked for, or None: what the weights were trained with.
+        stitched_norm: the caller's choice; None for that of the weights' training.
     """
     flag: bool | None
     weights = unwrap(state_dict)
@@ -133,15 +146,15 @@ def adapt(state_dict: Mapping[str, Any], model: SNNet, stitched_norm: bool | Non
     else:
         weights, flag = split_norm(weights)
         weights = _by_family(weights, model)
-    asked = flag if stitched_norm is None else stitched_norm
-    if asked is not None:
-        model.stitched_norm = asked
+    flag = flag if stitched_norm is None else stitched_norm
+    if flag is not None:
+        model.stitched_norm = flag
     # Classifiers and first convolutions may differ: timm adapts them to num_classes and in_chans.
-    named = stems_and_heads([getattr(anchor, "pretrained_cfg", None) or {} for anchor in model.anchors])
-    loose = {f"{name}.{leaf}" for name in named["classifier"] or () for leaf in ("weight", "bias")}
-    loose |= {f"{name}.weight" for name in named["first_conv"] or ()}
-    own = {k: v for k, v in model.state_dict().items() if k not in loose}
-    check_keys({k: v for k, v in weights.items() if k not in loose}, own, "this network")
+    named = stems_and_heads([cfg_of(anchor) for anchor in model.anchors])
+    adaptable = {f"{name}.{leaf}" for name in named["classifier"] or () for leaf in ("weight", "bias")}
+    adaptable |= {f"{name}.weight" for name in named["first_conv"] or ()}
+    own = {k: v for k, v in model.state_dict().items() if k not in adaptable}
+    check_keys({k: v for k, v in weights.items() if k not in adaptable}, own, "this network")
     return weights
 
 
@@ -156,9 +169,9 @@ def _by_family(weights: Mapping[str, Tensor], model: SNNet) -> dict[str, Tensor]
 
 
 def _family_filter(state_dict: dict[str, Tensor], anchor: nn.Module) -> dict[str, Tensor]:
-    """Apply the `checkpoint_filter_fn` that timm keeps beside an anchor's class, if there is one and need of it.
+    """Apply the `checkpoint_filter_fn` in the file of an anchor's class, if there is one and the weights need it.
 
-    Weights that fit are passed on as they are: some filters resample position embeddings to the size that they have.
+    Weights that fit stay as they are: some filters resample position embeddings to the size that they have.
     """
     own = {name: tensor.shape for name, tensor in anchor.state_dict().items()}
     if own == {name: tensor.shape for name, tensor in state_dict.items()}:
@@ -170,12 +183,12 @@ def _family_filter(state_dict: dict[str, Tensor], anchor: nn.Module) -> dict[str
     return dict(function(state_dict, anchor) if takes_model else function(state_dict))
 
 
-def reading(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -> nn.Module:
-    """Call what may download or read weights, and say in one line what went wrong with which file.
+def build_from_file(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a model whose weights may be downloaded or read, with one-line errors that name the file.
 
     Args:
-        cfg: timm's configuration of what is built, which names the file.
-        build: makes the model.
+        cfg: timm's configuration of the model, which names the file.
+        build: the function that makes the model.
 
     Raises:
         OSError: if there is no such file or it cannot be fetched.
@@ -186,7 +199,7 @@ def reading(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -> nn.Mod
         # The authors' training checkpoints hold their command line: a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return build()
-    except _WeightsError:
+    except _FetchError:
         raise  # an anchor's own, already in one line
     except OSError as error:
         redact_tokens(error)
@@ -201,30 +214,26 @@ def reading(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -> nn.Mod
             "weights: pretrained=False."
         ) from error
     except Exception as error:
-        said = str(error).splitlines()
-        if isinstance(error, RuntimeError) and said and said[0].startswith("Error(s) in loading state_dict"):
+        lines = str(error).splitlines()
+        if isinstance(error, RuntimeError) and lines and lines[0].startswith("Error(s) in loading state_dict"):
             raise ValueError(
-                f"the weights of {source!r} are not this network's ({' '.join(said[1].split()):.160} …): give those "
+                f"the weights of {source!r} are not this network's ({' '.join(lines[1].split()):.160} …): give those "
                 "that were saved of it."
             ) from error
-        if _while_reading(error) or (error.__cause__ is not None and _while_reading(error.__cause__)):
+        if _is_from_reader(error) or (error.__cause__ is not None and _is_from_reader(error.__cause__)):
             raise unreadable(str(source), error) from error
         raise
 
 
-class _WeightsError(Exception):
-    """What went wrong with a weights file, said in one line."""
+class _FetchError(OSError):
+    """A weights file could not be fetched, in one line."""
 
 
-class _NoFileError(_WeightsError, FileNotFoundError):
+class _NoFileError(_FetchError, FileNotFoundError):
     """There is no such file."""
 
 
-class _FetchError(_WeightsError, OSError):
-    """It could not be fetched."""
-
-
-def _while_reading(error: BaseException) -> bool:
-    """Whether an error came out of the readers of weight files."""
+def _is_from_reader(error: BaseException) -> bool:
+    """Whether the readers of weight files raised an error."""
     readers = (torch.serialization.__file__, safetensors.torch.__file__)
     return any(frame.f_code.co_filename in readers for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -1,6 +1,6 @@
 """Networks built as timm builds its own, with all of `create_model`'s arguments.
 
-Anchors are made by name, the network is stitched from them, and weights are loaded by timm's own loader.
+Anchors are made by name, the network is stitched from them, and timm's own loader loads the weights.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..families.family import SavedNetwork
 from ..families.registry import is_stitchable
 from ..families.timm_models.arguments import (
     OF_NETWORK,
+    Arguments,
     check_anchor,
     check_arguments,
     check_cfg,
@@ -31,6 +32,7 @@ from ..families.timm_models.arguments import (
 from ..families.timm_models.features import Features
 from ..families.timm_models.meta_build import can_build_on_meta, materialize
 from ..families.timm_models.network import SNNet
+from ..families.timm_models.pretrained_cfg import cfg_of
 from ..families.timm_models.stitching import for_each_anchor, stitch_timm
 from ..families.timm_models.timm_compat import resolve_pretrained_cfg
 from ..files import read_consistently
@@ -38,12 +40,12 @@ from ..hub.json_files import load_results_of_cfg, network_files
 from ..network.stitchable import StitchableNetwork
 from ..plan.costs import PublishedCount
 from ..plan.enumeration import PlanOptions
-from .checkpoints import adapt, reading
+from .checkpoints import adapt, build_from_file
 from .published import ALIASES, AUTHORS_TAG, published_table
 
 _logger = logging.getLogger(__name__)
 
-AnchorSpec = str | Mapping[str, Any]
+AnchorSpec = str | Arguments
 
 
 def create_snnet(
@@ -51,20 +53,27 @@ def create_snnet(
     pretrained: bool,
     anchors: Sequence[AnchorSpec],
     published: PublishedCount | None = None,
-    plan_args: Mapping[str, Any] | None = None,
+    plan_args: Arguments | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a registered network as timm builds its own, with all of `create_model`'s arguments.
 
     Args:
         variant: the registered name.
-        pretrained: load the weights of the tag; for a tag without weights of its own, those of each
+        pretrained: whether to load the weights of the tag; for a tag without weights of its own, those of each
             anchor, with random stitching layers.
-        anchors: names that timm knows, or dicts of such a name as `"architecture"` and its arguments.
-        published: how the authors counted, for a network of theirs, or None.
-        plan_args: arguments of `stitch`.
-        **kwargs: of `create_model`; what is not known here goes to every anchor.
+        anchors: timm names, or dicts of such a name as `"architecture"` and its arguments.
+        published: the authors' way of counting, for a network of theirs, or None.
+        plan_args: the arguments of `stitch`.
+        **kwargs: the arguments of `create_model`; those that a network does not take go to every anchor.
+
+    Examples:
+        >>> from timm_stitch import create_snnet
+        >>> model = create_snnet("snnet", False, ["resnet18", "resnet34"], plan_args={"direction": "two_way"})
+        >>> len(model.plan)
+        58
     """
+    # 1. The arguments, which a saved network's file may have given.
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     cfg_arg = kwargs.pop("pretrained_cfg", None)
     saved = kwargs.pop("saved", None)
@@ -74,15 +83,16 @@ def create_snnet(
     own_weights = bool(cfg.has_weights or cfg.state_dict or cfg.source)
     if not isinstance(saved, SavedNetwork):
         _check_arguments(cfg, kwargs, variant, anchors)
-    asked = kwargs.get("stitched_norm")
+    stitched_norm = kwargs.get("stitched_norm")
     on_meta = str(kwargs.get("device")) == "meta"
     if cfg.source and not pretrained and not on_meta:
-        with bounded():  # what a file asks for is built without memory first
+        with bounded():  # a network from a file is built without memory first
             _make_anchors(anchors, [None] * len(anchors), False, {**_common(kwargs), "device": "meta"})
+    # 2. Building: on the meta device where a file's tensors come later.
     deferred = pretrained and own_weights and not on_meta
     device = kwargs.pop("device", None) if deferred else None
     theirs = bool(pretrained and own_weights and published and cfg.tag == AUTHORS_TAG)
-    if theirs and asked is None and published is not None:
+    if theirs and stitched_norm is None and published is not None:
         kwargs["stitched_norm"] = published.stitched_norm
     build = partial(
         build_model_with_cfg,
@@ -91,13 +101,13 @@ def create_snnet(
         pretrained and own_weights,
         pretrained_cfg=cfg_arg,
         pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=partial(adapt, stitched_norm=asked),
+        pretrained_filter_fn=partial(adapt, stitched_norm=stitched_norm),
         feature_cfg={"out_indices": None, "feature_cls": Features},
         **kwargs,
     )
 
     def load() -> nn.Module:
-        model = reading(cfg, build)
+        model = build_from_file(cfg, build)
         if deferred:
             materialize(model, device)
             if saved is None and cfg.source and is_stitchable(model):
@@ -106,20 +116,19 @@ def create_snnet(
 
     by_timm = saved is None and cfg.source == "local-dir" and cfg.file
     model = read_consistently(network_files(Path(str(cfg.file))), load) if by_timm else load()
-    as_released = theirs and asked is None and not (cfg.file or cfg.state_dict or cfg.source)
+    # 3. What is known about the weights.
+    as_released = theirs and stitched_norm is None and not (cfg.file or cfg.state_dict or cfg.source)
     _note_origin(model, variant, cfg, overlay, pretrained, as_released)
     return model
 
 
-def _check_arguments(
-    cfg: PretrainedCfg, kwargs: Mapping[str, Any], variant: str, anchors: Sequence[AnchorSpec]
-) -> None:
+def _check_arguments(cfg: PretrainedCfg, kwargs: Arguments, variant: str, anchors: Sequence[AnchorSpec]) -> None:
     """Refuse arguments that timm itself read from a saved network's file, if they do more than build a network.
 
-    Whoever gives arguments, anchors that read other files and plans without end are refused where they are made.
+    The code that makes anchors and plans refuses anchors that read other files and plans without bounds.
 
     Raises:
-        ValueError: naming what is strange.
+        ValueError: naming what is wrong.
     """
     if cfg.source not in ("local-dir", "hf-hub"):
         return
@@ -128,8 +137,8 @@ def _check_arguments(
     check_arguments(kwargs.get("pretrained_model_args") or {"anchors": anchors}, variant)
 
 
-def _common(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a network's arguments, those that every anchor takes."""
+def _common(kwargs: Arguments) -> dict[str, object]:
+    """The arguments of a network that every anchor takes."""
     other = (
         "pretrained_model_args", "cache_dir", "device", "features_only", "out_indices", "feature_cls",
         "pretrained_strict", "drop_path_rate",
@@ -138,16 +147,18 @@ def _common(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _note_origin(
-    model: nn.Module, variant: str, cfg: PretrainedCfg, overlay: Mapping[str, Any], pretrained: bool, as_released: bool
+    model: nn.Module, variant: str, cfg: PretrainedCfg, overlay: Arguments, pretrained: bool, as_released: bool
 ) -> None:
-    """Let a network know what was published of it and where its weights came from; warn of untrained layers."""
+    """Note the published results of a network and the origin of its weights; warn of untrained layers."""
     network = model if is_stitchable(model) else None  # not a backbone for features
     if network is not None and network.published is not None:
-        _attach(network, ALIASES.get(variant, variant), as_released)
+        _add_published(network, ALIASES.get(variant, variant), as_released)
     for holder in ("pretrained_cfg", "default_cfg"):
         getattr(model, holder).pop("state_dict", None)  # else the network would hold its weights twice
     if pretrained and network is not None and not cfg.source and not {"file", "url", "state_dict"} & set(overlay):
-        network.trained["base_models"] = _hub_ids(network)
+        cfgs = [cfg_of(anchor) for anchor in network.anchors]
+        own = [str(cfg["hf_hub_id"]) for cfg in cfgs if cfg.get("hf_hub_id") and not cfg.get("file")]
+        network.trained["base_models"] = own
     if pretrained and not (cfg.has_weights or cfg.state_dict or cfg.source):
         _logger.warning(
             "%s: the anchors have their own pretrained weights, the stitching layers are untrained: initialise them "
@@ -155,27 +166,20 @@ def _note_origin(
         )  # fmt: skip
 
 
-def _attach(model: StitchableNetwork, name: str, as_released: bool) -> None:
-    """Note what the authors published of each stitch, and as its accuracy if these are their weights."""
+def _add_published(model: StitchableNetwork, name: str, as_released: bool) -> None:
+    """Note the authors' accuracy of each stitch, also as a result if these are their weights."""
     for row in published_table(name).get("stitches", ()):
         top1 = row.get("top1")
         if top1 is not None and row["stitch_id"] in model.plan:
             model.published_top1[row["stitch_id"]] = top1
     if as_released:
-        rows = [{"stitch_id": k, "top1": top1} for k, top1 in model.published_top1.items()]
-        model.results.adopt(rows)
-
-
-def _hub_ids(model: StitchableNetwork) -> list[str]:
-    """Where on the Hub the anchors' own weights are."""
-    cfgs = [getattr(anchor, "pretrained_cfg", None) or {} for anchor in model.anchors]
-    return [str(cfg["hf_hub_id"]) for cfg in cfgs if cfg.get("hf_hub_id") and not cfg.get("file")]
+        model.results.adopt([{"stitch_id": k, "top1": top1} for k, top1 in model.published_top1.items()])
 
 
 def _assemble(
     anchors: Sequence[AnchorSpec],
     pretrained_anchors: bool,
-    plan_args: Mapping[str, Any],
+    plan_args: Arguments,
     published: PublishedCount | None,
     deferred: bool = False,
     *,
@@ -186,9 +190,9 @@ def _assemble(
     drop_path_rate: float | Sequence[float] | None = None,
     **kwargs: Any,
 ) -> SNNet:
-    """The model class that `build_model_with_cfg` calls: anchors by name, then the network.
+    """Make the anchors by name, then the network; `build_model_with_cfg` calls this as the model class.
 
-    A deferred one is on the meta device, if all that a file does not hold can be computed after loading.
+    A deferred network is on the meta device, if everything that a file does not hold can be computed after loading.
     """
     rates: list[float | None] = for_each_anchor("drop_path_rate", drop_path_rate, len(anchors))
     with bounded():
@@ -204,9 +208,9 @@ def _assemble(
 
 
 def _make_anchors(
-    anchors: Sequence[AnchorSpec], rates: Sequence[float | None], pretrained: bool, kwargs: Mapping[str, Any]
+    anchors: Sequence[AnchorSpec], rates: Sequence[float | None], pretrained: bool, kwargs: Arguments
 ) -> list[nn.Module]:
-    """Each anchor by name, with its own arguments over the common ones."""
+    """Make each anchor by name, with its own arguments and the common ones."""
     resizable = any(_fixed_size(spec) for spec in anchors)
     models = []
     for spec, rate in zip(anchors, rates, strict=True):
@@ -214,25 +218,26 @@ def _make_anchors(
         name = own.pop("architecture", None)
         if not isinstance(name, str):
             raise ValueError(f"anchor {spec!r} names no timm model: give a name, or a dict with 'architecture'.")
-        given = {**own, **kwargs, **({} if rate is None else {"drop_path_rate": rate})}
+        args = {**own, **kwargs, **({} if rate is None else {"drop_path_rate": rate})}
         if resizable and not _fixed_size(spec):
-            given.pop("img_size", None)  # as timm does: only models made for one size take one
+            args.pop("img_size", None)  # as timm does: only models made for one size take one
         check_anchor(own)
-        models.append(_make_anchor(name, pretrained, given if pretrained else without_sources(given)))
+        models.append(_make_anchor(name, pretrained, args if pretrained else without_sources(args)))
     return models
 
 
-def _make_anchor(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
+def _make_anchor(name: str, pretrained: bool, kwargs: Arguments) -> nn.Module:
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm has no model {name!r}: see timm.list_models('*{name.split('_')[0]}*').")
     with library_errors(f"timm cannot make the anchor {name!r}", RuntimeError, TypeError):
         if not pretrained:
             return timm.create_model(name, **kwargs)
-        return reading(timm.get_pretrained_cfg(name), partial(timm.create_model, name, pretrained=True, **kwargs))
+        build = partial(timm.create_model, name, pretrained=True, **kwargs)
+        return build_from_file(timm.get_pretrained_cfg(name), build)
 
 
 def timm_cfg(anchor: AnchorSpec) -> dict[str, Any]:
-    """timm's own configuration of an anchor; empty for a name that it does not know."""
+    """timm's own configuration of an anchor; empty for an unknown name."""
     name = anchor if isinstance(anchor, str) else str(anchor.get("architecture"))
     with library_errors(f"timm cannot make the anchor {name!r}", RuntimeError):
         cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None

@@ -1,7 +1,7 @@
-"""The authors' published networks as data: their plans, how they counted, and what they measured.
+"""The authors' published networks as data: their plans, their way of counting, and their results.
 
-Facts of the public code (github.com/ziplab/SN-Net, github.com/ziplab/SN-Netv2) that their weights depend
-on and that the papers do not say. Plans that we make ourselves (`enumeration`) share none of the oddities.
+The weights depend on facts of the public code (github.com/ziplab/SN-Net, github.com/ziplab/SN-Netv2) that the papers
+do not mention. Plans that we make ourselves (`enumeration`) share none of the oddities.
 
 Sources: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154).
 """
@@ -26,9 +26,9 @@ class Published:
 
     Args:
         anchors: the timm tags of the weights that the authors began with, fastest first.
-        count: how the authors count.
-        stages: which stages are stitched; empty where blocks are not in stages.
-        two_way, rank: as in SN-Netv2.
+        count: the authors' way of counting.
+        stages: the numbers of the stitched stages; empty where blocks are not in stages.
+        two_way, rank: the direction and the rank of SN-Netv2.
     """
 
     anchors: tuple[str, ...]
@@ -38,14 +38,14 @@ class Published:
     rank: int = 0
 
     @property
-    def plan_args(self) -> dict[str, Any]:
-        """The arguments of `stitch` that give the published plan."""
+    def plan_args(self) -> dict[str, object]:
+        """The arguments of `stitch` for the published plan."""
         if self.two_way:
             return {"direction": "two_way", "rank": self.rank}
         return {"plan": partial(plan_by_stages, stages=self.stages)} if self.stages else {}
 
 
-AUTHORS_TAG = "snnet_in1k"  # of the authors' weights in timm's registry
+AUTHORS_TAG = "snnet_in1k"  # the tag of the authors' weights in timm's registry
 ALIASES = {"snnet_deit": "snnet_deit_tsb", "snnet_swin": "snnet_swin_tsb"}
 
 _DEIT3 = "deit3_{}_patch16_224.fb_in22k_ft_in1k"
@@ -61,9 +61,7 @@ NETWORKS = {
     ),
     "snnet_resnet_18_50": Published(("resnet18.tv_in1k", "resnet50.a1_in1k"), PublishedCount(), stages=(1, 2)),
     "snnet_resnet18_swin_t": Published(
-        ("resnet18.tv_in1k", "swin_tiny_patch4_window7_224.ms_in1k"),
-        PublishedCount(),
-        stages=(1, 2),
+        ("resnet18.tv_in1k", "swin_tiny_patch4_window7_224.ms_in1k"), PublishedCount(), stages=(1, 2)
     ),
     "snnet_levit_192_256": Published(
         ("levit_192.fb_dist_in1k", "levit_256.fb_dist_in1k"), PublishedCount(), stages=(0, 1)
@@ -78,17 +76,16 @@ NETWORKS = {
 
 
 def plan_by_stages(anchors: Sequence[Anchor], stages: Sequence[int]) -> StitchPlan:
-    """The plan of the authors' networks of several stages: Swin, ResNet, LeViT.
+    """Make the plan of the authors' networks of several stages: Swin, ResNet, LeViT.
 
-    Stages of equal depth: block j of the front goes to block j + 1 of the back, each through a layer of
-    its own. Stages of unequal depth: each block of the back but the first meets its nearest in the
-    front, and those with one nearest block are meant to share a layer; but the authors' list of layers
-    is one entry ahead of their list of joints, so that the first joint with each further front block
-    uses the layer of the block before.
+    Stages of equal depth: block j of the front goes to block j + 1 of the back, each through a layer of its own.
+    Stages of unequal depth: each block of the back but the first meets its nearest block in the front. Joints with
+    one front block should share a layer. But the authors' list of layers is one entry ahead of their list of joints,
+    so that the first joint with each further front block uses the layer of the block before.
 
     Args:
-        anchors: from the fastest to the slowest.
-        stages: which stages are stitched, counted from 0.
+        anchors: the anchors from the fastest to the slowest.
+        stages: the numbers of the stitched stages, counted from 0.
 
     Returns:
         The anchors alone, then stage by stage and pair by pair, in the order of the authors' tables.
@@ -109,20 +106,17 @@ def plan_by_stages(anchors: Sequence[Anchor], stages: Sequence[int]) -> StitchPl
             width = anchors[front].widths[a.stop], anchors[back].widths[b.stop]
             layers.extend(LayerSpec(front, back, *width) for _ in range(max(layer for *_, layer in joints) + 1))
             for j, k, layer in joints:
-                segments = (
-                    Segment(front, 0, a[j] + 1),
-                    Segment(back, b[k], anchors[back].depth),
-                )
+                segments = Segment(front, 0, a[j] + 1), Segment(back, b[k], anchors[back].depth)
                 stitches.append(Stitch(len(stitches), segments, (first + layer,)))
     return StitchPlan(anchors, tuple(layers), tuple(stitches))
 
 
 def published_table(name: str) -> dict[str, Any]:
-    """What the authors published of a network, as `hub_cards/NAME/stitches.json` holds it.
+    """Read the authors' results for a network from `hub_cards/NAME/stitches.json`.
 
     Returns:
         A dict with `stitches`, rows of `stitch_id` and of `top1` where it is known, and with `source`, `dataset`
-        and what is to be said of them; an empty one if there is no such file.
+        and remarks; an empty one if there is no such file.
     """
     try:
         return dict(json.loads(card_file(f"{name}/stitches.json").read_text(encoding="utf-8")))

@@ -1,13 +1,12 @@
 """The `snnet_*` models of timm's registry, which lists them under this file's name: `module="snnet"`.
 
-Weights of the authors: Apache-2.0, github.com/ziplab/SN-Net and github.com/ziplab/SN-Netv2. Papers:
-arXiv:2302.06586, arXiv:2307.00154.
-Importing it registers the models.
+Importing this module registers the models. Weights of the authors: Apache-2.0, github.com/ziplab/SN-Net and
+github.com/ziplab/SN-Netv2. Papers: arXiv:2302.06586, arXiv:2307.00154.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -20,33 +19,33 @@ from .factory import AnchorSpec, create_snnet, timm_cfg
 from .published import ALIASES, AUTHORS_TAG, NETWORKS
 
 
-def _cfg(anchors: Sequence[str], **kwargs: Any) -> dict[str, Any]:
-    """The configuration of a published network: its largest anchor's, and what `kwargs` says."""
-    found = [timm_cfg(anchor) for anchor in anchors]
+def _cfg(anchors: Sequence[str], **fields: object) -> dict[str, object]:
+    """The configuration of a published network: its largest anchor's, and the given fields."""
+    cfgs = [timm_cfg(anchor) for anchor in anchors]
     return {
         "url": "",
         "num_classes": 1000,
         "input_size": (3, 224, 224),
-        "pool_size": found[-1]["pool_size"],
-        "crop_pct": found[-1]["crop_pct"],
+        "pool_size": cfgs[-1]["pool_size"],
+        "crop_pct": cfgs[-1]["crop_pct"],
         "interpolation": "bicubic",
-        "fixed_input_size": any(cfg["fixed_input_size"] for cfg in found),
+        "fixed_input_size": any(cfg["fixed_input_size"] for cfg in cfgs),
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        **stems_and_heads(found),
+        **stems_and_heads(cfgs),
         "paper_ids": "arXiv:2302.06586",
         "paper_name": "Stitchable Neural Networks",
         "origin_url": "https://github.com/ziplab/SN-Net",
         "license": "apache-2.0",
-        **kwargs,
+        **fields,
     }
 
 
-def _v1(file: str, **kwargs: Any) -> dict[str, Any]:
-    return {"url": f"https://github.com/ziplab/SN-Net/releases/download/{file}", **kwargs}
+def _v1(file: str, **fields: object) -> dict[str, object]:
+    return {"url": f"https://github.com/ziplab/SN-Net/releases/download/{file}", **fields}
 
 
-def _v2(letters: str) -> dict[str, Any]:
+def _v2(letters: str) -> dict[str, object]:
     # The same files are in the release 1.0 of github.com/ziplab/SN-Netv2.
     name = f"snnetv2_deit3_{letters}"
     return {"hf_hub_id": f"ziplab/{name}_imagenet_1k", "hf_hub_filename": f"{name}.pth", **_V2_PAPER}
@@ -59,7 +58,7 @@ _V2_PAPER = {
     "origin_url": "https://github.com/ziplab/SN-Netv2",
 }
 
-# Where the authors' weights are, and with which settings they evaluated them; for ResNet and LeViT with timm's.
+# The files of the authors' weights, and their settings of evaluation; for ResNet and LeViT these are timm's.
 _WEIGHTS = {
     "snnet_deit_tsb": _v1("v1.0/snnet_deit.pth", crop_pct=0.875),
     "snnet_swin_tsb": _v1("v1.0/snnet_swin.pth", crop_pct=0.875),
@@ -72,8 +71,8 @@ _WEIGHTS = {
 }
 
 
-def _published_cfgs() -> dict[str, dict[str, Any]]:
-    """Two tags for each name: the authors' weights, and those of the anchors."""
+def _published_cfgs() -> dict[str, dict[str, object]]:
+    """Two tags for each name: the authors' weights, and the anchors' own."""
     cfgs = {}
     for name, weights in [*_WEIGHTS.items(), *((alias, _WEIGHTS[name]) for alias, name in ALIASES.items())]:
         anchors = NETWORKS[ALIASES.get(name, name)].anchors
@@ -101,76 +100,44 @@ default_cfgs = generate_default_cfgs(
 )  # fmt: skip
 
 
-def _published(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """One of the authors' networks, from what `published.NETWORKS` says of it."""
-    network = NETWORKS[ALIASES.get(variant, variant)]
-    return create_snnet(variant, pretrained, network.anchors, network.count, network.plan_args, **kwargs)
+def _register(name: str, description: str) -> Callable[..., nn.Module]:
+    """Register one of the authors' networks, from its entry in `published.NETWORKS`."""
+    network = NETWORKS[ALIASES.get(name, name)]
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return create_snnet(name, pretrained, network.anchors, network.count, network.plan_args, **kwargs)
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = description
+    return register_model(create)
+
+
+snnet_deit_tsb = _register("snnet_deit_tsb", "SN-Net of DeiT-Ti, -S and -B: 71 stitches.")
+snnet_deit = _register("snnet_deit", "Another name of `snnet_deit_tsb`.")
+snnet_swin_tsb = _register(
+    "snnet_swin_tsb", "SN-Net of Swin-Ti, -S and -B (ImageNet-22k to 1k): 41 stitches in three stages."
+)
+snnet_swin = _register("snnet_swin", "Another name of `snnet_swin_tsb`.")
+snnet_resnet_18_50 = _register("snnet_resnet_18_50", "SN-Net of ResNet-18 and -50: 10 stitches in two stages.")
+snnet_resnet18_swin_t = _register(
+    "snnet_resnet18_swin_t", "SN-Net of ResNet-18 in front and Swin-Ti behind: 8 stitches in two stages."
+)
+snnet_levit_192_256 = _register("snnet_levit_192_256", "SN-Net of LeViT-192 and -256: 8 stitches in two stages.")
+snnetv2_deit3_sb = _register(
+    "snnetv2_deit3_sb", "SN-Netv2 of DeiT-III-S and -B (ImageNet-21k to 1k): 134 stitches, two-way."
+)
+snnetv2_deit3_sl = _register(
+    "snnetv2_deit3_sl", "SN-Netv2 of DeiT-III-S and -L (ImageNet-21k to 1k): 134 stitches, two-way."
+)
+snnetv2_deit3_bl = _register(
+    "snnetv2_deit3_bl", "SN-Netv2 of DeiT-III-B and -L (ImageNet-21k to 1k): 134 stitches, two-way."
+)
 
 
 @register_model
-def snnet_deit_tsb(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """SN-Net of DeiT-Ti, -S and -B: 71 stitches."""
-    return _published("snnet_deit_tsb", pretrained, **kwargs)
-
-
-@register_model
-def snnet_deit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Another name of `snnet_deit_tsb`."""
-    return _published("snnet_deit", pretrained, **kwargs)
-
-
-@register_model
-def snnet_swin_tsb(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """SN-Net of Swin-Ti, -S and -B (ImageNet-22k to 1k): 41 stitches in three stages."""
-    return _published("snnet_swin_tsb", pretrained, **kwargs)
-
-
-@register_model
-def snnet_swin(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Another name of `snnet_swin_tsb`."""
-    return _published("snnet_swin", pretrained, **kwargs)
-
-
-@register_model
-def snnet_resnet_18_50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """SN-Net of ResNet-18 and -50: 10 stitches in two stages."""
-    return _published("snnet_resnet_18_50", pretrained, **kwargs)
-
-
-@register_model
-def snnet_resnet18_swin_t(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """SN-Net of ResNet-18 in front and Swin-Ti behind: 8 stitches in two stages."""
-    return _published("snnet_resnet18_swin_t", pretrained, **kwargs)
-
-
-@register_model
-def snnet_levit_192_256(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """SN-Net of LeViT-192 and -256: 8 stitches in two stages."""
-    return _published("snnet_levit_192_256", pretrained, **kwargs)
-
-
-@register_model
-def snnetv2_deit3_sb(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """SN-Netv2 of DeiT-III-S and -B (ImageNet-21k to 1k): 134 stitches, two-way."""
-    return _published("snnetv2_deit3_sb", pretrained, **kwargs)
-
-
-@register_model
-def snnetv2_deit3_sl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """SN-Netv2 of DeiT-III-S and -L (ImageNet-21k to 1k): 134 stitches, two-way."""
-    return _published("snnetv2_deit3_sl", pretrained, **kwargs)
-
-
-@register_model
-def snnetv2_deit3_bl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """SN-Netv2 of DeiT-III-B and -L (ImageNet-21k to 1k): 134 stitches, two-way."""
-    return _published("snnetv2_deit3_bl", pretrained, **kwargs)
-
-
-@register_model
-def snnet_efficientnet_lite_012(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def snnet_efficientnet_lite_012(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """SN-Net of EfficientNet-Lite0, 1 and 2: 65 stitches. No trained release: `pretrained=True` loads the anchors'."""
-    return create_snnet("snnet_efficientnet_lite_012", pretrained, _EFFICIENTNET_LITE, **kwargs)
+    return create_snnet("snnet_efficientnet_lite_012", pretrained, _EFFICIENTNET_LITE, None, None, **kwargs)
 
 
 @register_model
@@ -182,47 +149,49 @@ def snnet(
     kernel_size: int = 2,
     stride: int = 1,
     rank: int = 0,
-    plan: Mapping[str, Any] | None = None,
+    plan: Mapping[str, object] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """An SN-Net of any anchors that timm has; `pretrained=True` loads each anchor's own weights.
 
     Args:
-        pretrained: as in `create_snnet`.
+        pretrained: whether to load the weights of each anchor.
         anchors: timm names, or dicts of `"architecture"` and arguments, fastest first.
-        direction, nearest, kernel_size, stride, rank: as in `stitch`.
-        plan: a plan of one's own (`StitchPlan.to_dict()`) instead of these five.
-        **kwargs: of `timm.create_model`.
+        direction, nearest, kernel_size, stride, rank: the arguments of `stitch`.
+        plan: a custom plan (`StitchPlan.to_dict()`) instead of these five.
+        **kwargs: further arguments of `timm.create_model`.
+
+    Examples:
+        >>> import timm, timm_stitch
+        >>> model = timm.create_model("snnet", anchors=["resnet18", "resnet34"], device="meta")
+        >>> model.num_stitches
+        14
     """
     if isinstance(anchors, str) or len(anchors) < 2:
         raise ValueError(
-            f"anchors={anchors!r}: expected two or more timm names, fastest first, e.g. "
+            f"anchors must be two or more timm names, fastest first, got {anchors!r}: e.g. "
             "create_model('snnet', anchors=['deit_tiny_patch16_224', 'deit_small_patch16_224'], pretrained=True)."
         )
     if not isinstance(kwargs.get("pretrained_cfg"), (dict, PretrainedCfg)):
         kwargs["pretrained_cfg_overlay"] = {**_cfg_of(anchors), **(kwargs.get("pretrained_cfg_overlay") or {})}
-    plan_args: dict[str, Any] = {
-        "direction": direction,
-        "nearest": nearest,
-        "kernel_size": kernel_size,
-        "stride": stride,
-    }
-    plan_args["rank"] = rank
+    plan_args: dict[str, object] = {
+        "direction": direction, "nearest": nearest, "kernel_size": kernel_size, "stride": stride, "rank": rank,
+    }  # fmt: skip
     if plan is not None:
         plan_args["plan"] = StitchPlan.from_dict(plan)
     return create_snnet("snnet", pretrained, anchors, plan_args=plan_args, **kwargs)
 
 
-def _cfg_of(anchors: Sequence[AnchorSpec]) -> dict[str, Any]:
-    """What the largest anchor's own configuration says of images, with its arguments applied."""
+def _cfg_of(anchors: Sequence[AnchorSpec]) -> dict[str, object]:
+    """The image settings of the largest anchor's own configuration, with its arguments applied."""
     spec = anchors[-1]
     own = {"architecture": spec} if isinstance(spec, str) else dict(spec)
     cfg = timm_cfg(spec)
     fields = ("input_size", "crop_pct", "interpolation", "mean", "std", "num_classes", "fixed_input_size", "pool_size")
-    found = {field: cfg[field] for field in fields if cfg.get(field) is not None}
-    channels, *size = found.get("input_size", (3, 224, 224))
+    image = {field: cfg[field] for field in fields if cfg.get(field) is not None}
+    channels, *size = image.get("input_size", (3, 224, 224))
     img_size = own.get("img_size", size)
     img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    found["input_size"] = (own.get("in_chans", channels), *img_size)
-    found["num_classes"] = own.get("num_classes", found.get("num_classes", 1000))
-    return found | stems_and_heads([timm_cfg(anchor) for anchor in anchors])
+    image["input_size"] = (own.get("in_chans", channels), *img_size)
+    image["num_classes"] = own.get("num_classes", image.get("num_classes", 1000))
+    return image | stems_and_heads([timm_cfg(anchor) for anchor in anchors])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ..anchors.block_view import BlockView
 from ..anchors.modules import call_with_hooks
@@ -55,8 +54,8 @@ class ImageExecutor(Executor):
         """Apply the final norm, where a stitch has one."""
         return self.views[stitch.back].norm(h) if self.runs_norm(stitch) else h
 
-    def check(self, x: Tensor, stitch: Stitch, in_chans: int, anchors: Any) -> bool:
-        """Refuse images that a stitch does not take, and a stitch of which an anchor was replaced after stitching.
+    def check(self, x: Tensor, stitch: Stitch, in_chans: int, anchors: nn.Module | None) -> bool:
+        """Refuse images that a stitch does not take, and an anchor that was replaced after stitching.
 
         Args:
             x: the images.

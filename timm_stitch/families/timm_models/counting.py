@@ -1,17 +1,16 @@
 """Measures what each part of a network costs, once, without running it on real tensors.
 
-The parts run on a twin of the network on the meta device, counted by PyTorch's own registry of flops, so that it
-takes neither memory for weights nor arithmetic. The counter is told what fvcore counts besides matrix
-products and convolutions (normalisation, adaptive pooling), so that our figures line up with the papers' tables. The
-product inside a low-rank stitching layer is left out: it is of weights alone, the same for any number of
-images, and gone once merged.
+The parts run on a twin of the network on the meta device, which takes neither memory for weights nor arithmetic.
+PyTorch's own registry of flops counts them. The counter also counts what fvcore does besides matrix products and
+convolutions (normalisation, adaptive pooling), so that our figures agree with the papers' tables. It leaves out the
+product inside a low-rank stitching layer: that is of weights alone, the same for any number of images, and gone once
+merged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +22,28 @@ from ...anchors.meta_device import meta_copy
 from ...anchors.view import ImageInputs
 from ...plan.costs import AnchorCosts, Cost, PlanCosts
 from ...plan.steps import Block, Head, Stem, Step
+from .pretrained_cfg import cfg_of
+from .timm_api import TimmModel
+
+Kwargs = Mapping[str, object]
 
 
 class _Pooling(TorchFunctionMode):
-    """Counts what `adaptive_avg_pool2d` pools: fvcore counts it, and no other pooling, as one a value."""
+    """Counts one for each value that `adaptive_avg_pool2d` pools, as fvcore does for no other pooling."""
 
     def __init__(self) -> None:
         super().__init__()
         self.values = 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.adaptive_avg_pool2d:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: Sequence[object] = (), kwargs: Kwargs | None = None
+    ) -> object:
+        if func is nn.functional.adaptive_avg_pool2d and isinstance(args[0], Tensor):
             self.values += args[0].numel()
         return func(*args, **(kwargs or {}))
 
 
-def _macs(function: Callable[[], Any]) -> tuple[int, Any]:
+def _macs(function: Callable[[], Tensor]) -> tuple[int, Tensor]:
     counter, pooling = Macs(NORMS), _Pooling()
     with counter, pooling:
         result = function()
@@ -49,36 +54,37 @@ def _params(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in {id(t): t for t in tensors}.values())
 
 
-def image_size_of(network: Any) -> tuple[int, int]:
-    """(height, width) of the images that a network takes, or expects by default."""
+def image_size_of(network: TimmModel) -> tuple[int, int]:
+    """The (height, width) of the images that a network takes, or expects by default."""
     used = [network.views[segment.anchor] for stitch in network.plan for segment in stitch.segments]
     sizes = [view.image_size for view in dict.fromkeys(used) if view.image_size]
-    cfg = getattr(network, "pretrained_cfg", None)
-    if not cfg:  # not yet: what its anchors were made for
-        embeds: list[Any] = [getattr(view.anchor, "patch_embed", None) for view in used]
-        made_for = [embed.img_size for embed in embeds if getattr(embed, "img_size", None)]
-        cfg = dict(getattr(used[0].anchor, "pretrained_cfg", None) or {})
-        cfg |= {"input_size": (3, *made_for[0])} if made_for else {}
+    cfg = cfg_of(network)
+    if not cfg:  # not yet: the size for which its anchors were made
+        embeds = [getattr(view.anchor, "patch_embed", None) for view in used]
+        made_for = [size for embed in embeds if (size := getattr(embed, "img_size", None))]
+        cfg = {**cfg_of(used[0].anchor), **({"input_size": (3, *made_for[0])} if made_for else {})}
     height, width = sizes[0] if sizes else cfg.get("input_size", (3, 224, 224))[-2:]
     return height, width
 
 
 @torch.no_grad()
-def measure(network: Any) -> PlanCosts:
-    """The costs of every part that a network holds, for one image of its input size.
+def measure(network: TimmModel) -> PlanCosts:
+    """Measure every part that a network holds, for one image of its input size.
 
     Args:
-        network: an `SNNet` on any device, the meta device included; this file is below its class.
+        network: the network on any device, the meta device included.
 
     Returns:
-        macs and parameters by part; what the network does not hold (after `extract`) is None.
+        The macs and parameters by part; None for a part that the network does not hold (after `extract`).
     """
+    # 1. A twin without memory, with nothing that would hide arithmetic from the counter.
     twin = meta_copy(network).eval().merge_low_rank()
     for module in twin.modules():
-        if hasattr(module, "fused_attn"):  # a fused kernel would hide attention's products from the counter
-            module.fused_attn = False
-    image = torch.empty(1, twin.in_chans, *twin.image_size, device="meta", dtype=next(twin.parameters()).dtype)
+        if hasattr(module, "fused_attn"):  # a fused kernel would hide attention's products
+            module.__dict__["fused_attn"] = False
+    image = torch.empty(1, twin.in_chans, *image_size_of(twin), device="meta", dtype=next(twin.parameters()).dtype)
     inputs, executor = ImageInputs(image), twin.executor
+    # 2. The anchors, part by part, on the activations that enter these.
     steps = {step for stitch in twin.plan for step in stitch.steps}
     activations = _activations(twin, inputs)
     anchors = tuple(
@@ -87,6 +93,7 @@ def measure(network: Any) -> PlanCosts:
         else None
         for number, view in enumerate(twin.views)
     )
+    # 3. The stitching layers, between the activations where they are used.
     layers: list[Cost | None] = []
     for number, layer in enumerate(network.stitching_layers):
         if layer is None:
@@ -98,7 +105,7 @@ def measure(network: Any) -> PlanCosts:
         layers.append(Cost(macs, _params(layer.parameters())))
     present = (n for n, layer in enumerate(layers) if layer is not None)
     back_prefix_layers = frozenset(n for n in present if network.uses_back_prefix_tokens(n))
-    return PlanCosts(anchors, tuple(layers), network.stitched_norm, back_prefix_layers)
+    return PlanCosts(anchors, tuple(layers), network.executor.stitched_norm, back_prefix_layers)
 
 
 def _anchor_costs(
@@ -108,7 +115,7 @@ def _anchor_costs(
     activations: Mapping[tuple[int, int], Tensor],
     inputs: ImageInputs,
 ) -> AnchorCosts:
-    """What the parts of one anchor cost, as far as the steps use them."""
+    """Measure the parts of one anchor, as far as the steps use them."""
     groups = view.parameter_groups()
     own = dict(view.anchor.named_parameters())
     in_blocks = {name for i in range(view.depth) for name in view.block_names(i)}
@@ -143,16 +150,16 @@ def _anchor_costs(
     )
 
 
-def _activations(twin: Any, inputs: ImageInputs) -> dict[tuple[int, int], Tensor]:
-    """What crosses each (anchor, boundary) of the plan's stitches; its shape is the same in all of them."""
-    found: dict[tuple[int, int], Tensor] = {}
+def _activations(twin: TimmModel, inputs: ImageInputs) -> dict[tuple[int, int], Tensor]:
+    """Compute the activation at each (anchor, boundary) of the plan's stitches; its shape is the same in all."""
+    activations: dict[tuple[int, int], Tensor] = {}
     for stitch in twin.plan:
         h = None
         for n, place in enumerate(stitch.places):
-            if place not in found:
-                found[place] = twin.executor.step(stitch, n, h, inputs)
-            h = found[place]
-    return found
+            if place not in activations:
+                activations[place] = twin.executor.step(stitch, n, h, inputs)
+            h = activations[place]
+    return activations
 
 
 def _under(name: str, prefixes: Iterable[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from torch import nn
 from ...anchors.view import View
 from ...plan.enumeration import PlanOptions
 from ..family import CardFields, Family, ReadTensors, SavedNetwork
-from .arguments import check_config
+from .arguments import Config, check_config
 from .files import check_label_names, read_network, read_stitch, rebuild_args, stitched_norm, write_network
 from .naming import make_network
 from .network import SNNet
@@ -21,12 +21,12 @@ from .views import view_of
 
 
 class TimmFamily(Family):
-    """timm's models, and whatever other module runs as they do; asked last, since it accepts any."""
+    """timm's models, and any other module that runs as they do; last in the registry, since it accepts all."""
 
     name = "timm"
 
     def accepts(self, model: object) -> bool:
-        return True  # `open` says what an anchor must be
+        return True  # `open` refuses what cannot be an anchor
 
     def open(self, model: nn.Module) -> View:
         return view_of(model)
@@ -36,16 +36,16 @@ class TimmFamily(Family):
             raise ValueError("tokenizers are for models of transformers: leave them out.")
         return stitch_timm(models, options, **arguments)
 
-    def names_anchor(self, name: str, config: Mapping[str, Any] | None) -> bool:
-        return True  # `make` says which names there are
+    def names_anchor(self, name: str, config: Config | None) -> bool:
+        return True  # `make` refuses unknown names
 
-    def make(self, names: Sequence[str], pretrained: bool, device: str, **arguments: Any) -> SNNet:
+    def make(self, names: Sequence[str], pretrained: bool, device: str, **arguments: object) -> SNNet:
         return make_network(names, pretrained, device, arguments)
 
     def describe(self, network: SNNet) -> dict[str, Any]:
         return rebuild_args(network)
 
-    def build(self, config: Mapping[str, Any]) -> SNNet:
+    def build(self, config: Config) -> SNNet:
         return cast("SNNet", timm.create_model(config["architecture"], **config.get("model_args", {})))
 
     def check_savable(self, network: SNNet, label_names: Sequence[str] | None = None) -> None:
@@ -55,16 +55,16 @@ class TimmFamily(Family):
     def write(self, network: SNNet, folder: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
         return write_network(network, folder, label_names)
 
-    def reads(self, config: Mapping[str, Any]) -> bool:
-        return True  # `check_config` refuses what is not a network
+    def reads(self, config: Config) -> bool:
+        return True  # `check_config` refuses what is no network
 
-    def check_config(self, config: Mapping[str, Any]) -> None:
+    def check_config(self, config: Config) -> None:
         check_config(config)
 
-    def stitched_norm(self, config: Mapping[str, Any]) -> bool | None:
+    def stitched_norm(self, config: Config) -> bool | None:
         return stitched_norm(config)
 
-    def load(self, saved: SavedNetwork, **arguments: Any) -> Any:
+    def load(self, saved: SavedNetwork, **arguments: object) -> Any:
         return read_network(saved, arguments)
 
     def load_stitch(self, saved: SavedNetwork, stitch_id: int, read_tensors: ReadTensors, **arguments: Any) -> SNNet:
@@ -76,13 +76,13 @@ class TimmFamily(Family):
             )
         return read_stitch(saved, stitch_id, read_tensors, **arguments)
 
-    def keeps_rows(self, network: Any, saved: SavedNetwork) -> bool:
+    def keeps_rows(self, network: SNNet, saved: SavedNetwork) -> bool:
         config = saved.config
         size = config["pretrained_cfg"].get("input_size", (3, 224, 224))
         classes = config.get("num_classes", config["pretrained_cfg"].get("num_classes"))
         return (network.num_classes, network.in_chans, *network.image_size) == (classes, *size)
 
-    def card(self, config: Mapping[str, Any]) -> CardFields:
+    def card(self, config: Config) -> CardFields:
         cfg = config["pretrained_cfg"]
         return CardFields(
             library="timm",

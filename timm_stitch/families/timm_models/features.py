@@ -1,15 +1,16 @@
-"""Feature maps of a stitch: where they are taken, and the module that gives them to a dense head."""
+"""Feature maps of a stitch: the places where they are taken, and the module that gives them to a dense head."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
 
 from ...anchors.block_view import BlockView, StemOnly
 from ...anchors.view import ImageInputs
-from ...network.extraction import Network, blocks_of, empty_twin, with_gaps
+from ...network.extraction import Network, empty_twin, extract, with_gaps
 from ...network.image_executor import ImageExecutor
 from ...plan.steps import Block
 from ...plan.stitch_plan import Segment, Stitch, StitchPlan
@@ -18,14 +19,22 @@ from .timm_compat import FeatureGetterNet
 INSIDE_STEM, STEM = 0, 1  # the first places where features are taken, as numbers of steps
 
 
+class FeatureEntry(TypedDict):
+    """An entry of timm's `feature_info`."""
+
+    module: str
+    num_chs: int
+    reduction: int
+
+
 class FeaturePoint(NamedTuple):
     """One place along a path where features are taken.
 
     Args:
-        place: the number of steps after which they are taken; `INSIDE_STEM`, `STEM`, or more behind a block.
+        place: the number of steps before it: `INSIDE_STEM`, `STEM`, or more behind a block.
         anchor: the number of the anchor.
         boundary: the anchor's boundary; a map inside the stem has none.
-        module: the name of the module that gives them.
+        module: the name of the module whose output is taken.
         channels, reduction: the channels and the reduction of the map.
     """
 
@@ -37,20 +46,15 @@ class FeaturePoint(NamedTuple):
     reduction: int
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> FeatureEntry:
         """The point as an entry of timm's `feature_info`."""
         return {"module": f"anchors.{self.anchor}.{self.module}", "num_chs": self.channels, "reduction": self.reduction}
 
 
-def is_by_level(views: Sequence[BlockView], stitch: Stitch) -> bool:
-    """Whether a stitch changes the resolution, so that features are one a level."""
-    return len({views[anchor].reductions[block + 1] for anchor, block in blocks_of(stitch)}) > 1
-
-
 def feature_points(views: Sequence[BlockView], stitch: Stitch, by_level: bool) -> list[FeaturePoint]:
-    """List where a stitch gives features: behind every block, or behind the last of each resolution.
+    """List the feature points of a stitch: behind every block, or behind the last of each resolution.
 
-    With the latter also what the stem makes at a resolution of its own.
+    The latter include maps of the stem at a resolution of its own.
     """
     path = []
     for n, step in enumerate(stitch.steps):
@@ -77,8 +81,8 @@ def run_to_points(
     """Run a stitch and keep the activations at some feature points.
 
     Args:
-        executor: the executor that runs it.
-        stitch: the stitch.
+        executor: the executor that runs the stitch.
+        stitch: the stitch to run.
         inputs: the inputs of the call.
         places: the `place` of each point.
         end: the number of steps to run.
@@ -94,7 +98,7 @@ def run_to_points(
 
 
 def extract_stem(network: Network, front: int, early: bool) -> Network:
-    """A network that ends with the stem of anchor number `front`, or with the map inside it that its view names."""
+    """Extract a network that ends with the stem of anchor number `front`, or with the `early` map inside it."""
     view = StemOnly(network.executor.views[front].subset(True, (), False, False), early)
     plan = StitchPlan((view.describe(),), (), (Stitch(0, (Segment(0, 0, 1),)),))
     twin = empty_twin(network, plan)
@@ -103,13 +107,36 @@ def extract_stem(network: Network, front: int, early: bool) -> Network:
     return twin
 
 
+def extract_until(network: Network, stitch: Stitch, steps: int, norm: bool, head: bool) -> Network:
+    """Extract a network of one stitch that ends after some of its steps, the last of which is a block.
+
+    Args:
+        network: the whole network.
+        stitch: the stitch.
+        steps: the number of steps to keep.
+        norm, head: whether to keep those.
+    """
+    segments, left = [], sum(isinstance(step, Block) for step in stitch.steps[:steps])
+    for segment in stitch.segments:
+        if left:
+            segments.append(replace(segment, stop=min(segment.stop, segment.start + left)))
+            left -= segments[-1].stop - segment.start
+    end, anchors = segments[-1], list(network.plan.anchors)
+    whole, stop = anchors[end.anchor], end.stop + 1
+    anchors[end.anchor] = replace(whole, widths=whole.widths[:stop], reductions=whole.reductions[:stop])
+    short = replace(stitch, segments=tuple(segments), layers=stitch.layers[: len(segments) - 1])
+    pruned = extract(network, StitchPlan(tuple(anchors), network.plan.layers, (short,)), norm=norm, head=head)
+    pruned.views[end.anchor].truncate(end.stop)
+    return pruned
+
+
 class Features(FeatureGetterNet):
-    """timm's module around a model for its feature maps, with a default that looks at the network.
+    """timm's module that gives the feature maps of a model, with a default for stitchable networks.
 
     Args:
         model: the network.
-        out_indices: as timm's; None for every level of a staged network, and the last three blocks of others.
-        **kwargs: as timm's.
+        out_indices: timm's argument; None for every level of a staged network, and the last three blocks of others.
+        **kwargs: further arguments of timm's module.
     """
 
     def __init__(self, model: Any, out_indices: int | Sequence[int] | None = None, **kwargs: Any) -> None:

@@ -1,13 +1,13 @@
 """Networks of timm's models as files: `config.json` in timm's own form, and weights, which timm and we read.
 
-What is read may be a stranger's: `arguments` says what may stand in it.
+The files may be a stranger's: `arguments` checks them.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,20 @@ from torch import Tensor, nn
 
 from ...network.weights import NORM_FLAG, check_keys, split_norm
 from ..family import CONFIG_FILE, WEIGHTS_FILE, ReadTensors, SavedNetwork
-from .arguments import check_arguments
+from .arguments import Arguments, Config, check_arguments
 from .meta_build import materialize
 from .network import SNNet
+from .pretrained_cfg import cfg_of
 from .timm_compat import parse_model_cfg, save_config_for_hf
 
-# Arguments of timm.create_model that say where a model is made, not what it is.
+# Arguments of timm.create_model about where and from what a model is made, not which model.
 _RUNTIME = (
     "device", "dtype", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
 )  # fmt: skip
 
 
 def write_network(model: SNNet, folder: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
-    """Write configuration and weights into a folder; returns what is in `config.json`."""
+    """Write configuration and weights into a folder; returns the contents of `config.json`."""
     check_label_names(model, label_names)
     model_args = rebuild_args(model)
     save_file(_tensors_to_save(model), folder / WEIGHTS_FILE)
@@ -41,7 +42,7 @@ def check_label_names(model: SNNet, label_names: Sequence[str] | None) -> None:
     """Refuse names that are not one for each class.
 
     Raises:
-        ValueError: saying how many there are.
+        ValueError: naming both numbers.
     """
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(
@@ -50,7 +51,7 @@ def check_label_names(model: SNNet, label_names: Sequence[str] | None) -> None:
 
 
 def _tensors_to_save(model: SNNet) -> dict[str, Tensor]:
-    """The tensors as a file holds them: contiguous, and each with memory of its own."""
+    """Prepare the tensors for a file: contiguous, and each with memory of its own."""
     tensors: dict[str, Tensor] = {}
     places: set[int] = set()
     for name, tensor in split_norm(model.state_dict())[0].items():  # config.json says whether there is a final norm
@@ -64,17 +65,16 @@ def _tensors_to_save(model: SNNet) -> dict[str, Tensor]:
 
 
 def _edit_config(path: Path, model: SNNet, label_names: Sequence[str] | None) -> dict[str, Any]:
-    """Change what timm wrote to what both timm and transformers read; returns it."""
+    """Change the file that timm wrote into one that transformers reads too; returns its contents."""
     config: dict[str, Any] = json.loads(path.read_text())
     # transformers passes num_classes itself and trips over a second one; timm reads it from the top level.
     config["model_args"].pop("num_classes", None)
     if len({_pooling(anchor) for anchor in model.anchors}) > 1:  # each anchor pools in its own way
         config["model_args"].pop("global_pool", None)
-    own: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     for field in ("label_names", "label_descriptions"):
         config["pretrained_cfg"].pop(field, None)
-        if (known := own.get(field)) and len(known) == model.num_classes:
-            config.setdefault(field, known)
+        if (names := cfg_of(model).get(field)) and len(names) == model.num_classes:
+            config.setdefault(field, names)
     if label_names is not None:
         config["label_names"] = list(label_names)
         config.pop("label_descriptions", None)
@@ -83,13 +83,13 @@ def _edit_config(path: Path, model: SNNet, label_names: Sequence[str] | None) ->
 
 
 def _pooling(anchor: nn.Module) -> str:
-    """How an anchor pools, by timm's name."""
-    pool: Any = getattr(anchor, "global_pool", None)
+    """The pooling of an anchor, by timm's name."""
+    pool = getattr(anchor, "global_pool", None)
     return str(getattr(pool, "pool_type", pool) if isinstance(pool, nn.Module) else pool)
 
 
 def rebuild_args(model: SNNet) -> dict[str, Any]:
-    """The arguments with which timm makes this network again.
+    """The arguments with which timm makes a network again.
 
     Raises:
         ValueError: if an anchor is not one that timm can make by name, or making it again by name gives
@@ -103,22 +103,18 @@ def rebuild_args(model: SNNet) -> dict[str, Any]:
         )
     args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _RUNTIME}
     args.update(stitch_id=model.stitch_id, stitched_norm=model.stitched_norm)
-    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    name = str(cfg["architecture"])
-    if name != "snnet":
-        _check_rebuilt(model, name, args)
-        return args  # timm made it by name, and recorded how
-    if "anchors" in args:
+    name = str(cfg_of(model)["architecture"])
+    if name == "snnet" and "anchors" in args:  # timm made it by name, and recorded how
         specs = [{"architecture": a} if isinstance(a, str) else dict(a) for a in args["anchors"]]
         args["anchors"] = [{k: v for k, v in spec.items() if k not in _RUNTIME} for spec in specs]
-    else:
+    elif name == "snnet":
         args |= {"anchors": [_anchor_args(anchor) for anchor in model.anchors], "plan": model.plan.to_dict()}
     _check_rebuilt(model, name, args)
     return args
 
 
-def _check_rebuilt(model: SNNet, name: str, args: Mapping[str, Any]) -> None:
-    """Make the network again without memory, and compare."""
+def _check_rebuilt(model: SNNet, name: str, args: Arguments) -> None:
+    """Make the network again on the meta device, and compare."""
     check_arguments(args, name)
     shape = {"num_classes": model.num_classes, "in_chans": model.in_chans}
     again = timm.create_model(name, device="meta", **{**shape, **args, **shape})
@@ -133,7 +129,7 @@ def _check_rebuilt(model: SNNet, name: str, args: Mapping[str, Any]) -> None:
 
 
 def _anchor_args(anchor: nn.Module | None) -> dict[str, Any]:
-    name = (getattr(anchor, "pretrained_cfg", None) or {}).get("architecture")
+    name = cfg_of(anchor).get("architecture")
     recorded = getattr(anchor, "_model_args", None)
     if anchor is None or not name or recorded is None:
         raise ValueError(
@@ -143,7 +139,7 @@ def _anchor_args(anchor: nn.Module | None) -> dict[str, Any]:
     return {"architecture": name, **{k: v for k, v in recorded.items() if k not in _RUNTIME}}
 
 
-def read_network(saved: SavedNetwork, arguments: Mapping[str, Any]) -> nn.Module:
+def read_network(saved: SavedNetwork, arguments: Arguments) -> nn.Module:
     """Load a whole network from a folder whose `config.json` was checked; timm reads its weights.
 
     Raises:
@@ -151,13 +147,13 @@ def read_network(saved: SavedNetwork, arguments: Mapping[str, Any]) -> nn.Module
     """
     source = {"file": str(saved.folder), "source": "local-dir"}
     cfg, architecture, model_args = parse_model_cfg(copy.deepcopy(dict(saved.config)), source)
-    given = {"pretrained": True} | {name: value for name, value in arguments.items() if value is not None}
+    own = {"pretrained": True} | {name: value for name, value in arguments.items() if value is not None}
     try:
         model = timm.create_model(
             architecture, pretrained_cfg=cfg, pretrained_model_args=dict(model_args), saved=saved,
-            **{**model_args, **given},
+            **{**model_args, **own},
         )  # fmt: skip
-        model._model_args.pop("saved")  # type: ignore[operator, union-attr] # where timm notes all that it was given
+        model._model_args.pop("saved")  # type: ignore[operator, union-attr] # timm records all arguments there
         return model
     except TypeError as error:
         raise ValueError(f"this network cannot be built with these arguments: {error!s:.160}.") from error
@@ -169,7 +165,7 @@ def read_stitch(
     """Load one stitch of a network.
 
     Raises:
-        ValueError: if the configuration asks for no network, or there is no such stitch.
+        ValueError: if the configuration is not that of a network, or there is no such stitch.
     """
     config = saved.config
     shape = {"num_classes": config.get("num_classes"), "pretrained_cfg": dict(config["pretrained_cfg"])}
@@ -191,6 +187,6 @@ def read_stitch(
     return small
 
 
-def stitched_norm(config: Mapping[str, Any]) -> bool:
+def stitched_norm(config: Config) -> bool:
     """Whether stitched paths of a saved network run the final norm."""
     return bool(config.get("model_args", {}).get(NORM_FLAG, True))

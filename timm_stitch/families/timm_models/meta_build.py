@@ -1,21 +1,19 @@
-"""Networks built on the meta device, which a file's own tensors fill.
+"""Networks built on the meta device, which the tensors of a file fill.
 
-A network built there is not initialised. Loading hands it the very tensors that were read, and what no file holds is
-made afterwards: buffers that timm computes, and classifiers for another number of classes.
+A network built there is not initialised. Loading gives it the very tensors that were read. The rest is made
+afterwards: buffers that timm computes, and classifiers for another number of classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
 
 import torch
 from timm.layers import trunc_normal_
 from torch import nn
 
+from ...anchors.meta_device import Module
 from .timm_compat import reinit_non_persistent_buffers
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def can_build_on_meta(modules: Iterable[nn.Module]) -> bool:
@@ -28,15 +26,15 @@ def can_build_on_meta(modules: Iterable[nn.Module]) -> bool:
     )
 
 
-def materialize(model: Module, device: Any = None) -> Module:
+def materialize(model: Module, device: torch.device | str | None = None) -> Module:
     """Give memory and values to what is still on the meta device after loading.
 
     Buffers that timm computes are computed; a linear layer (a classifier for other classes) begins as timm's
     vision transformers begin theirs: truncated normal with deviation 0.02, and zero.
 
     Args:
-        model: loaded, as far as the file went.
-        device: where everything goes; default where it is.
+        model: the model, with what the file held.
+        device: the device to move everything to; default none.
     """
     computed = False
     for module in list(model.modules()):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import timm
+from torch import nn
 
 from ...plan.enumeration import PlanOptions
 from ...plan.stitch_plan import StitchPlan
-from .arguments import OF_NETWORK
+from .arguments import OF_NETWORK, Arguments
 from .network import SNNet
 from .stitching import for_each_anchor, stitch_timm
 
 
-def make_network(names: Sequence[str], pretrained: bool, device: str, arguments: Mapping[str, Any]) -> SNNet:
+def make_network(names: Sequence[str], pretrained: bool, device: str, arguments: Arguments) -> SNNet:
     """Make a network that is registered, or one of several anchors.
 
     Args:
@@ -27,9 +27,10 @@ def make_network(names: Sequence[str], pretrained: bool, device: str, arguments:
     Raises:
         ValueError: if there is no such model, or it is not a stitchable network.
     """
-    arguments = {**arguments, **({"device": device} if device == "meta" else {})}
+    if device == "meta":
+        arguments = {**arguments, "device": device}
     if len(names) > 1 and any(":" in name for name in names):  # which the registry cannot make by name
-        model: Any = _stitch_sources(names, pretrained, arguments)
+        model: nn.Module = _stitch_sources(names, pretrained, arguments)
     elif len(names) > 1:
         model = timm.create_model("snnet", anchors=list(names), pretrained=pretrained, **arguments)
     else:
@@ -44,7 +45,7 @@ def make_network(names: Sequence[str], pretrained: bool, device: str, arguments:
     return model if device == "meta" else model.to(device)
 
 
-def _stitch_sources(names: Sequence[str], pretrained: bool, arguments: Mapping[str, Any]) -> SNNet:
+def _stitch_sources(names: Sequence[str], pretrained: bool, arguments: Arguments) -> SNNet:
     """Stitch models in folders or on the Hub, with the arguments that `snnet` takes for registered anchors."""
     of_network = {name: value for name, value in arguments.items() if name in OF_NETWORK}
     common = {name: value for name, value in arguments.items() if name not in (*OF_NETWORK, "drop_path_rate")}

@@ -1,10 +1,9 @@
 """The stitchable network: one set of weights, many networks, one of which runs.
 
-Source: SN-Net (arXiv:2302.06586). The network decides nothing: which stitches there are is in `plan`, which one runs
-is the caller's word, and how it runs is in `executor`. What timm asks of a model besides is in `timm_api`.
+Source: SN-Net (arXiv:2302.06586). The network decides nothing: `plan` lists the stitches, the caller chooses one, and
+`executor` runs it. The rest of the interface of timm's models is in `timm_api`.
 """
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -28,26 +27,24 @@ from .views import view_of
 
 torch.fx.wrap("give_zero_gradients")  # a call of its own in traced graphs, not what is inside it
 
-_logger = logging.getLogger(__name__)
-
 
 class SNNet(TimmModel):
     """A stitchable neural network (SN-Net): one set of weights, many networks.
 
     Args:
         anchors: timm models or their views, in the order of the plan; taken as they are, neither copied nor changed.
-        plan: which stitches there are between them.
+        plan: the stitches between them.
         stitched_norm: whether stitched paths run the back anchor's final norm. The authors' DeiT weights were
             trained without.
         stitch_id: the stitch of every call that names none; by default the largest anchor alone.
-        touch_unused: in training, give every parameter that a call did not use a zero gradient, for
-            trainers that insist on one.
-        published: how the authors counted, for their columns of `stitch_table`; None for none.
+        touch_unused: whether to give parameters that a call in training did not use a zero gradient, for
+            trainers that require one.
+        published: the authors' way of counting, for their columns of `stitch_table`; None for no such columns.
 
     Attributes:
-        executor: runs the stitches.
-        results: what was measured of the stitches, and of which weights.
-        trained: how the weights came about, as its card says it.
+        executor: the executor of the stitches.
+        results: the results measured for the stitches, and the id of the weights.
+        trained: the origin of the weights, for the model card.
 
     Raises:
         TypeError: if an anchor is not a model that can be opened.
@@ -77,16 +74,16 @@ class SNNet(TimmModel):
         update_model_args(self, stitched_norm=self.stitched_norm)
 
     def _replicate_for_data_parallel(self) -> Self:
-        """As torch's, for `nn.DataParallel`: the executor is made when the replica runs, on its own anchors."""
+        """Replicate for `nn.DataParallel`; the executor is made when the replica runs, on its own anchors."""
         replica: Self = super()._replicate_for_data_parallel()
         replica._replica_of = replica.__dict__.pop("executor")
         return replica
 
     def __getattr__(self, name: str) -> Any:
-        """As torch's; of a replica that has not run, the executor."""
+        """Get an attribute as torch does; make the executor of a replica that has not run yet."""
         if name == "executor" and "_replica_of" in self.__dict__:
             whole: ImageExecutor = self.__dict__["_replica_of"]
-            anchors: Any = self.anchors
+            anchors = self.anchors._modules.values()
             views = [
                 view if anchor is None else view.rebind(anchor)
                 for view, anchor in zip(whole.views, anchors, strict=True)
@@ -95,8 +92,8 @@ class SNNet(TimmModel):
             return self.executor
         return super().__getattr__(name)
 
-    def record(self, **args: Any) -> None:
-        """Note arguments with which this network would be made again."""
+    def record(self, **args: object) -> None:
+        """Note arguments with which timm would make this network again."""
         update_model_args(self, **args)
 
     def _plan_changed(self) -> None:
@@ -135,9 +132,9 @@ class SNNet(TimmModel):
         """Classify images through one stitch, or each image through its own.
 
         Args:
-            x: images, shape (B, C, H, W).
-            stitch_id: for this call only; an int, or one id per image (a list or 1-D tensor of length
-                B; images whose stitches begin alike run together that far). Default: the stitch that was set.
+            x: the images, shape (B, C, H, W).
+            stitch_id: the stitch of this call; an int, or one id per image (a list or 1-D tensor of length B).
+                Images whose stitches begin with the same steps share these. Default: the current stitch.
 
         Returns:
             Logits of shape (B, num_classes).
@@ -145,6 +142,12 @@ class SNNet(TimmModel):
         Raises:
             ValueError: if an id is not in the plan, there is not one per image, or the images have a
                 size that the anchors do not take.
+
+        Examples:
+            >>> import timm, torch
+            >>> model = timm.create_model("snnet", anchors=["resnet18", "resnet34"], num_classes=4)
+            >>> model(torch.randn(3, 3, 64, 64), stitch_id=[0, 1, 2]).shape
+            torch.Size([3, 4])
         """
         if (
             stitch_id is not None
@@ -167,7 +170,7 @@ class SNNet(TimmModel):
         return out
 
     def forward_features(self, x: Tensor, stitch_id: int | None = None) -> Tensor:
-        """What enters the head: the back anchor's last activation, normed where the stitch does so."""
+        """Compute the input of the head: the back anchor's last activation, normed if the stitch has the final norm."""
         return self._tag_features(self._features(x, stitch_id), stitch_id)
 
     def _features(self, x: Tensor, stitch_id: int | None = None) -> Tensor:
@@ -178,7 +181,7 @@ class SNNet(TimmModel):
         return self.executor.features(stitch, inputs)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, stitch_id: int | None = None) -> Tensor:
-        """Pool and classify what `forward_features` gave, with the head of the stitch's back anchor.
+        """Pool and classify the output of `forward_features`, with the head of the stitch's back anchor.
 
         Raises:
             ValueError: if the features came from a stitch that ends in another anchor.
@@ -209,44 +212,43 @@ class SNNet(TimmModel):
         return out
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What `torch.jit.script` gets: the current stitch alone, as a graph of the anchors' own modules."""
+        """Give `torch.jit.script` the current stitch alone, as a graph of the anchors' own modules."""
         return single_stitch_graph(self.extract())
 
-    # ── what is known of the stitches ─────────────────────────────────────────────────────────────
+    # ── costs ─────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of the images that the network takes, or expects by default."""
+        """The (height, width) of the images that the network takes, or expects by default."""
         return image_size_of(self)
 
     def costs(self) -> PlanCosts:
-        """What every part costs at the present image size; measured when first asked for, then kept."""
+        """The cost of every part at the present image size; measured at first use, then cached."""
         key = (self.plan, self.image_size, self.num_classes, self.stitched_norm)
-        cached: Any = self.__dict__.get("_costs")
-        if cached is None or cached[0] != key:
-            cached = key, measure(self)
-            self.__dict__["_costs"] = cached
-        found: PlanCosts = cached[1]
-        return found
+        cached_key, costs = self.__dict__.get("_costs") or (None, None)
+        if costs is None or cached_key != key:
+            costs = measure(self)
+            self.__dict__["_costs"] = key, costs
+        return costs
 
     # ── weights ───────────────────────────────────────────────────────────────────────────────────
 
     def get_extra_state(self) -> Tensor:
-        """Whether stitched paths run the final norm: a checkpoint of weights that were trained without says so."""
+        """Whether stitched paths run the final norm, for checkpoints of weights that were trained without it."""
         return torch.tensor(self.stitched_norm)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over what `get_extra_state` gave."""
+        """Restore the output of `get_extra_state`."""
         if not state.is_meta:
             self.stitched_norm = bool(state)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, object], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.stitched_norm:  # the usual: nothing beside the weights
+        if self.stitched_norm:  # the default, which needs no entry
             del destination[prefix + EXTRA_STATE]
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *args: Any
+        self, state_dict: dict[str, Tensor], prefix: str, metadata: object, strict: bool, missing: list[str], *args: Any
     ) -> None:
         if any(key.startswith(prefix + "stitch_layers.") for key in state_dict):
             raise ValueError(
@@ -264,8 +266,8 @@ class SNNet(TimmModel):
 
 def _parameters(model: nn.Module) -> list[Tensor]:
     """All parameters, reached one attribute at a time so that torch.fx sees each of them."""
-    found = []
+    parameters = []
     for name, _ in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
-        found.append(getattr(model.get_submodule(owner), leaf))
-    return found
+        parameters.append(getattr(model.get_submodule(owner), leaf))
+    return parameters

@@ -7,31 +7,37 @@ from typing import Any
 
 from torch import nn
 
-# What a network takes over from its largest anchor's configuration.
+Cfg = Mapping[str, Any]  # a `pretrained_cfg` of timm's, by its fields
+
+# The fields that a network takes over from its largest anchor's configuration.
 _IMAGE_FIELDS = (
     "num_classes", "input_size", "fixed_input_size", "pool_size", "crop_pct", "crop_mode", "interpolation",
     "mean", "std",
 )  # fmt: skip
 
 
-def merged_cfg(models: Sequence[nn.Module]) -> dict[str, Any]:
-    """timm's configuration for the network: the largest anchor's, with the names of all stems and heads."""
-    cfgs = [dict(getattr(model, "pretrained_cfg", None) or {}) for model in models]
-    config = {k: v for k, v in cfgs[-1].items() if k in _IMAGE_FIELDS}
-    return {**config, "architecture": "snnet", **stems_and_heads(cfgs)}
+def cfg_of(model: nn.Module | None) -> Cfg:
+    """The `pretrained_cfg` of a model; empty for one without."""
+    return getattr(model, "pretrained_cfg", None) or {}
 
 
-def stems_and_heads(cfgs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...] | None]:
-    """The `first_conv` and `classifier` of a network: what timm's configurations of its anchors name, all together.
+def merge_cfgs(models: Sequence[nn.Module]) -> dict[str, object]:
+    """Make timm's configuration for a network: the largest anchor's, with the names of all stems and heads."""
+    config = {field: value for field, value in cfg_of(models[-1]).items() if field in _IMAGE_FIELDS}
+    return {**config, "architecture": "snnet", **stems_and_heads([cfg_of(model) for model in models])}
+
+
+def stems_and_heads(cfgs: Sequence[Cfg]) -> dict[str, tuple[str, ...] | None]:
+    """The `first_conv` and `classifier` of a network: the names in the configurations of all its anchors.
 
     Args:
-        cfgs: of each anchor; an empty one names nothing.
+        cfgs: the configuration of each anchor; an empty one names nothing.
     """
-    found: dict[str, tuple[str, ...] | None] = {}
+    fields: dict[str, tuple[str, ...] | None] = {}
     for field in ("first_conv", "classifier"):
         names: list[str] = []
         for i, cfg in enumerate(cfgs):
             value = cfg.get(field) or ()
             names += [f"anchors.{i}.{name}" for name in ((value,) if isinstance(value, str) else value)]
-        found[field] = tuple(names) or None
-    return found
+        fields[field] = tuple(names) or None
+    return fields

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
@@ -14,11 +14,11 @@ class Slices:
 
     Args:
         anchor: the model, or a subset that holds what is run.
-        partition: where to cut.
+        partition: the boundaries where to cut.
 
     Attributes:
         stem, blocks, norm, head: the parts; None for a norm that is not there, and for a head that is the model's own.
-        alone: of each block the name of the model's own module, where it is that and nothing else.
+        alone: for each block the name of the model's own module, where the block is that module and nothing else.
     """
 
     def __init__(self, anchor: nn.Module, partition: Partition) -> None:
@@ -36,7 +36,7 @@ class Slice(nn.Module):
 
     Args:
         anchor: the model, or a subset that holds what the steps use.
-        span: which steps, and what enters and leaves.
+        span: the steps, and what enters and leaves them.
     """
 
     def __init__(self, anchor: nn.Module, span: Span) -> None:
@@ -50,12 +50,11 @@ class Slice(nn.Module):
             tuple(v for v, at in last.items() if at == n and v != span.exit) for n in range(len(span.steps))
         )
 
-    def forward(self, h: Tensor, *sides: Any) -> Any:
+    def forward(self, h: Tensor, *sides: object) -> object:
         span, anchor, device = self.span, self._anchor[0], h.device
-        values: dict[int, Any] = dict(zip(span.sides, sides, strict=True))
+        values: dict[int, object] = dict(zip(span.sides, sides, strict=True))
         values[span.entry] = h
-        for number in span.batches:
-            values[number] = h.shape[0]
+        values.update(dict.fromkeys(span.batches, h.shape[0]))
         for (number, step), drops in zip(span.steps, self._drops, strict=True):
             values[number] = step.run(anchor, values, device)
             for used in drops:
@@ -65,19 +64,19 @@ class Slice(nn.Module):
     @property
     def targets(self) -> tuple[str, ...]:
         """The names of the modules and tensors that the steps use."""
-        return tuple(dict.fromkeys(step.target for _, step in self.span.steps if step.kind in ("module", "attribute")))
+        return tuple(dict.fromkeys(step.target for _, step in self.span.steps if step.reads_model))
 
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own parameters among those, by the model's names."""
+    def named_parameters(self, *args: object, **kwargs: object) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters that the steps use, by the model's names."""
         for name, parameter in self._anchor[0].named_parameters():
             if any(name == target or name.startswith(target + ".") for target in self.targets):
                 yield name, parameter
 
 
 def _only_module(span: Span) -> str | None:
-    """The name of the model's own module where a slice is that and nothing else."""
+    """The name of the model's own module, where a slice is that module and nothing else."""
     if len(span.steps) == 1 and not span.sides:
         _, step = span.steps[0]
-        if step.kind == "module" and not step.kwargs and len(step.args) == 1:
+        if step.kind == "module" and not step.kwargs and isinstance(step.args, tuple) and len(step.args) == 1:
             return str(step.target)
     return None

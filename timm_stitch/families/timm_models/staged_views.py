@@ -1,15 +1,16 @@
 """Views of timm models in stages of falling resolution: Swin, LeViT and ResNet.
 
-A block is numbered through all stages. timm puts the downsampling at the start of a stage; here it
-belongs to the first block of that stage, so that every boundary lies after a block or the stem.
+Blocks are numbered through all stages. timm puts the downsampling at the start of a stage; here it belongs to the
+first block of that stage, so that every boundary lies after a block or the stem.
 
-A recording would cut most of these models at the same boundaries, and run as fast. It takes as long to make as the
-model itself, has no map inside ResNet's stem, and cuts elsewhere where a stage has one block.
+A recording would cut most of these models at the same boundaries, and run as fast. Making it takes as long as making
+the model; it has no map inside ResNet's stem, and cuts elsewhere where a stage has one block.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,27 +18,34 @@ from ...anchors.block_view import BlockView, ParameterGroups
 from ...anchors.modules import child, find_submodule
 
 
+class Stage(NamedTuple):
+    """One stage of a model.
+
+    Args:
+        blocks: the names of the modules of each block.
+        width, reduction: the channels and the reduction of its output.
+    """
+
+    blocks: list[tuple[str, ...]]
+    width: int
+    reduction: int
+
+
 class StagedView(BlockView):
-    """A model whose blocks lie in stages. What remains is the stem, the norm and the head.
+    """A model whose blocks lie in stages; the rest is the stem, the norm and the head.
 
     Args:
         anchor: the model.
-        stem_width, stem_reduction: what crosses boundary 0.
-        stages: for each stage the names of its blocks' modules, and the channels and reduction it gives.
+        stem_width, stem_reduction: the channels and the reduction at boundary 0.
+        stages: the stages.
     """
 
-    def __init__(
-        self,
-        anchor: nn.Module,
-        stem_width: int,
-        stem_reduction: int,
-        stages: list[tuple[list[tuple[str, ...]], int, int]],
-    ) -> None:
+    def __init__(self, anchor: nn.Module, stem_width: int, stem_reduction: int, stages: Sequence[Stage]) -> None:
         self.anchor = anchor
-        self._parts = [block for blocks, _, _ in stages for block in blocks]
+        self._parts = [block for stage in stages for block in stage.blocks]
         self.depth = len(self._parts)
-        self.widths = (stem_width, *(width for blocks, width, _ in stages for _ in blocks))
-        self.reductions = (stem_reduction, *(reduction for blocks, _, reduction in stages for _ in blocks))
+        self.widths = (stem_width, *(stage.width for stage in stages for _ in stage.blocks))
+        self.reductions = (stem_reduction, *(stage.reduction for stage in stages for _ in stage.blocks))
 
     def modules(self, index: int) -> tuple[nn.Module, ...]:
         return tuple(child(self.anchor, name) for name in self._parts[index])
@@ -52,15 +60,18 @@ class StagedView(BlockView):
         return find_submodule(self.anchor, self._parts[index][0]) if len(self._parts[index]) > 1 else None
 
 
-def _blocks(root: str, stage: Any, index: int) -> list[tuple[str, ...]]:
-    """The names of the blocks of a stage that has `downsample` and `blocks`."""
-    names: list[tuple[str, ...]] = [(f"{root}.{index}.blocks.{name}",) for name in stage.blocks._modules]
-    if not isinstance(stage.downsample, nn.Identity):
-        names[0] = (f"{root}.{index}.downsample", *names[0])
-    return names
+def _stages(anchor: Any, root: str) -> list[Stage]:
+    """List the stages under `root`, each of which is a module of `downsample` and `blocks`."""
+    stages = []
+    for index, (stage, info) in enumerate(zip(getattr(anchor, root), anchor.feature_info, strict=True)):
+        names: list[tuple[str, ...]] = [(f"{root}.{index}.blocks.{name}",) for name in stage.blocks._modules]
+        if not isinstance(stage.downsample, nn.Identity):
+            names[0] = (f"{root}.{index}.downsample", *names[0])
+        stages.append(Stage(names, info["num_chs"], info["reduction"]))
+    return stages
 
 
-def _has_stages(stages: Any) -> bool:
+def _has_stages(stages: object) -> bool:
     """Whether these are stages of `downsample`, then `blocks` in a row."""
     return isinstance(stages, nn.Sequential) and all(
         set(stage._modules) == {"downsample", "blocks"} and isinstance(stage.blocks, (nn.Sequential, nn.ModuleList))
@@ -75,15 +86,11 @@ class SwinView(StagedView):
 
     def __init__(self, anchor: Any) -> None:
         first = anchor.feature_info[0]
-        stages = [
-            (_blocks("layers", stage, i), info["num_chs"], info["reduction"])
-            for i, (stage, info) in enumerate(zip(anchor.layers, anchor.feature_info, strict=True))
-        ]
-        super().__init__(anchor, first["num_chs"], first["reduction"], stages)
+        super().__init__(anchor, first["num_chs"], first["reduction"], _stages(anchor, "layers"))
 
     @staticmethod
-    def fits(model: Any) -> bool:
-        """Whether a model has the shape that this view needs."""
+    def fits(model: nn.Module) -> bool:
+        """Whether a model has the structure that this view needs."""
         children = {"patch_embed", "layers", "norm", "head"}
         return (
             set(model._modules) == children
@@ -102,12 +109,6 @@ class SwinView(StagedView):
         h = self.anchor.norm(h)
         return h
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        return h.permute(0, 3, 1, 2).contiguous()
-
-    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
-        return spatial.permute(0, 2, 3, 1).contiguous()
-
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(("patch_embed",), (), ("norm",))
 
@@ -117,11 +118,7 @@ class LevitView(StagedView):
 
     def __init__(self, anchor: Any) -> None:
         first = anchor.feature_info[0]
-        stages = [
-            (_blocks("stages", stage, i), info["num_chs"], info["reduction"])
-            for i, (stage, info) in enumerate(zip(anchor.stages, anchor.feature_info, strict=True))
-        ]
-        super().__init__(anchor, first["num_chs"], first["reduction"], stages)
+        super().__init__(anchor, first["num_chs"], first["reduction"], _stages(anchor, "stages"))
         self.layout = "NCHW" if anchor.use_conv else "NLC"
         self._stride: int = anchor.stem.stride
         # The attention biases fix the grid; only a downsampling keeps it under a name.
@@ -130,8 +127,8 @@ class LevitView(StagedView):
         self._fixed_size = (grid[0] * self._stride, grid[1] * self._stride) if grid else None
 
     @staticmethod
-    def fits(model: Any) -> bool:
-        """Whether a model has the shape that this view needs."""
+    def fits(model: nn.Module) -> bool:
+        """Whether a model has the structure that this view needs."""
         return (
             set(model._modules) in ({"stem", "stages", "head"}, {"stem", "stages", "head", "head_dist"})
             and hasattr(model, "use_conv")
@@ -144,19 +141,11 @@ class LevitView(StagedView):
         h: Tensor = self.anchor.stem(x)
         return h.flatten(2).transpose(1, 2) if self.layout == "NLC" else h
 
-    def _norm(self, h: Tensor) -> Tensor:
-        return h
-
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        if self.layout == "NCHW":
-            return h
+    def tokens_as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         height, width = (-(-side // self._stride) for side in image_size)
         while height * width > h.shape[1]:  # each downsampling rounds up
             height, width = (height + 1) // 2, (width + 1) // 2
         return h.transpose(1, 2).reshape(h.shape[0], h.shape[2], height, width)
-
-    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
-        return spatial.flatten(2).transpose(1, 2) if self.layout == "NLC" else spatial
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(("stem",), (), ())
@@ -170,28 +159,24 @@ class ResNetView(StagedView):
 
     def __init__(self, anchor: Any) -> None:
         infos = {info["module"]: info for info in anchor.feature_info if info["module"].startswith("layer")}
-        stages: list[Any] = [
-            (
-                [(f"{layer}.{name}",) for name in anchor.get_submodule(layer)._modules],
-                info["num_chs"],
-                info["reduction"],
-            )
-            for layer, info in infos.items()
-        ]
+        stages = []
+        for layer, info in infos.items():
+            names: list[tuple[str, ...]] = [(f"{layer}.{name}",) for name in anchor.get_submodule(layer)._modules]
+            stages.append(Stage(names, info["num_chs"], info["reduction"]))
         early = anchor.feature_info[0]
         super().__init__(anchor, early["num_chs"], infos["layer1"]["reduction"], stages)
         if early["reduction"] < self.reductions[0]:
             self.early = early["module"], early["num_chs"], early["reduction"]
 
     @staticmethod
-    def fits(model: Any) -> bool:
-        """Whether a model has the shape that this view needs."""
+    def fits(model: nn.Module) -> bool:
+        """Whether a model has the structure that this view needs."""
         layers = {name for name in model._modules if name.startswith("layer")}
         return (
             {"layer1", "layer2"} <= layers
             and set(model._modules) == {*ResNetView._STEM, *layers, "global_pool", "fc"}
             and all(isinstance(model._modules[name], nn.Sequential) for name in layers)
-            and layers == {info["module"] for info in model.feature_info[1:]}
+            and layers == {info["module"] for info in getattr(model, "feature_info", ())[1:]}
         )
 
     def stem(self, x: Tensor) -> Tensor:
@@ -201,15 +186,6 @@ class ResNetView(StagedView):
         model = self.anchor
         early = model.act1(model.bn1(model.conv1(x)))
         return early, model.maxpool(early)
-
-    def _norm(self, h: Tensor) -> Tensor:
-        return h
-
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        return h
-
-    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
-        return spatial
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(self._STEM, (), ())

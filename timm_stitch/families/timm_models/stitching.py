@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 from torch import nn
 
@@ -12,8 +12,10 @@ from ...anchors.view import View
 from ...network.compatibility import check_meeting, number_duplicates
 from ...plan.enumeration import PlanOptions
 from .network import SNNet
-from .pretrained_cfg import merged_cfg
+from .pretrained_cfg import cfg_of, merge_cfgs
 from .views import view_of
+
+Value = TypeVar("Value")
 
 
 def stitch_timm(
@@ -27,9 +29,9 @@ def stitch_timm(
 
     Args:
         models: the models from the fastest to the slowest, taken as they are.
-        options: which stitches to make.
+        options: the choice of stitches.
         stitched_norm: run the back anchor's final norm on stitched paths.
-        stitch_id: the stitch to begin with; default the largest anchor alone.
+        stitch_id: the current stitch at first; default the largest anchor alone.
 
     Raises:
         TypeError: if a model cannot be opened as an anchor.
@@ -40,7 +42,7 @@ def stitch_timm(
     warn_of_preprocessing(models, views)
     plan = options.make(number_duplicates([view.describe() for view in views]))
     network = SNNet(views, plan, stitched_norm=stitched_norm, stitch_id=stitch_id)
-    config = merged_cfg(models) | {
+    config = merge_cfgs(models) | {
         "num_classes": network.num_classes,
         "input_size": (network.in_chans, *network.image_size),
     }
@@ -48,8 +50,8 @@ def stitch_timm(
     return network
 
 
-def for_each_anchor(name: str, value: Any, count: int) -> list[Any]:
-    """An argument that is one value, or one for each anchor, as one for each.
+def for_each_anchor(name: str, value: Value | Sequence[Value], count: int) -> list[Value]:
+    """Give every anchor its value of an argument that is one value for all, or a sequence of one for each.
 
     Raises:
         ValueError: if there are more or fewer.
@@ -63,10 +65,10 @@ def for_each_anchor(name: str, value: Any, count: int) -> list[Any]:
 def warn_of_preprocessing(models: Sequence[nn.Module], views: Sequence[View]) -> None:
     """Warn of anchors that were trained on images normalised differently."""
     differing = {}
-    for what in ("mean", "std"):
-        values = [tuple((getattr(model, "pretrained_cfg", None) or {}).get(what) or ()) for model in models]
+    for field in ("mean", "std"):
+        values = [tuple(cfg_of(model).get(field) or ()) for model in models]
         if len({value for value in values if value}) > 1:
-            differing[what] = dict(zip([view.describe().name for view in views], values, strict=True))
+            differing[field] = dict(zip([view.describe().name for view in views], values, strict=True))
     if differing:
         warnings.warn(
             f"the anchors were trained on images normalised differently: {differing}. One input serves all stitches, "

@@ -1,60 +1,55 @@
-"""What timm asks of a model besides `forward`: features, classifier, sizes, parameter groups."""
+"""The interface of timm's models besides `forward`: features, classifier, sizes, parameter groups."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
-from typing_extensions import Self
 
 from ...anchors.block_view import BlockView
 from ...anchors.modules import anchor_name
 from ...anchors.view import ImageInputs
-from ...network.extraction import extract
+from ...network.extraction import blocks_of
 from ...network.image_executor import ImageExecutor
 from ...network.stitchable import StitchableNetwork
-from ...plan.steps import Block
-from ...plan.stitch_plan import Stitch, StitchPlan
+from ...plan.stitch_plan import Stitch
 from .classifiers import Classifiers
 from .features import (
     INSIDE_STEM,
     STEM,
+    FeatureEntry,
     FeaturePoint,
     Features,
     extract_stem,
+    extract_until,
     feature_points,
-    is_by_level,
     run_to_points,
 )
 from .timm_compat import feature_take_indices, update_model_input_size
 
 
 class TimmModel(StitchableNetwork):
-    """The half of `SNNet` that timm and its users know from every model; all of it follows the current stitch."""
+    """The half of `SNNet` that timm's users know from every model; all of it follows the current stitch."""
 
     executor: ImageExecutor
     num_classes: int
     in_chans: int
-    grad_checkpointing = False
     pretrained_cfg: dict[str, Any]
     default_cfg: dict[str, Any]
 
     _executor_class = ImageExecutor
+    _by_level: bool | None = None
 
     @property
     def views(self) -> Sequence[BlockView]:
-        """The anchors as stem, blocks and head."""
         return self.executor.views
 
     @property
     def _current(self) -> tuple[Stitch, BlockView]:
         stitch = self.plan[self.stitch_id]
         return stitch, self.views[stitch.back]
-
-    _by_level: bool | None = None  # whether features are one a level; None: as the current path suggests
 
     @property
     def num_features(self) -> int:
@@ -80,25 +75,27 @@ class TimmModel(StitchableNetwork):
 
     @property
     def global_pool(self) -> str | None:
-        """How the current stitch pools."""
-        pool: Any = getattr(self._current[1].anchor, "global_pool", None)
-        found: str | None = getattr(pool, "pool_type", None) if isinstance(pool, nn.Module) else pool
-        return found
+        """The pooling of the current stitch."""
+        pool = getattr(self._current[1].anchor, "global_pool", None)
+        return getattr(pool, "pool_type", None) if isinstance(pool, nn.Module) else pool
 
     @property
     def output_fmt(self) -> str:
-        """The layout of what `forward_features` gives for the current stitch: `"NLC"`, `"NHWC"`, `"NCHW"`."""
+        """The layout of `forward_features` for the current stitch: `"NLC"`, `"NHWC"`, `"NCHW"`."""
         return self._current[1].layout
 
     def _is_by_level(self, stitch: Stitch) -> bool:
-        return is_by_level(self.views, stitch) if self._by_level is None else self._by_level
+        """Whether there is one feature map for each resolution: by default where a stitch changes it."""
+        if self._by_level is not None:
+            return self._by_level
+        return len({self.views[anchor].reductions[block + 1] for anchor, block in blocks_of(stitch)}) > 1
 
     def _points(self, stitch: Stitch) -> list[FeaturePoint]:
         return feature_points(self.views, stitch, self._is_by_level(stitch))
 
     @property
-    def feature_info(self) -> list[dict[str, Any]]:
-        """One entry a block of the current stitch, or one a resolution: module, channels and reduction."""
+    def feature_info(self) -> list[FeatureEntry]:
+        """An entry for each block of the current stitch, or for each resolution: module, channels and reduction."""
         return [point.info for point in self._points(self._current[0])]
 
     def forward_intermediates(
@@ -112,21 +109,28 @@ class TimmModel(StitchableNetwork):
         return_prefix_tokens: bool = False,
         stitch_id: int | None = None,
     ) -> Any:
-        """The activations after chosen blocks of a stitch, as timm's models give them.
+        """Compute the activations after chosen blocks of a stitch, as timm's models do.
 
         Args:
-            x: images, shape (B, C, H, W).
-            indices: entries of `feature_info`: the last n if an int, all if None.
-            norm: apply the final norm of the block's own anchor to each that has the resolution and
+            x: the images, shape (B, C, H, W).
+            indices: the entries of `feature_info`: the last n if an int, all if None.
+            norm: whether to apply the final norm of the block's own anchor to activations with the resolution and
                 the channels of that anchor's last block.
-            stop_early: run no further than the last one asked for.
-            output_fmt: `"NCHW"` maps, or `"NLC"` tokens.
-            intermediates_only: return the list alone, without what `forward_features` gives.
-            return_prefix_tokens: give (patch tokens, prefix tokens) pairs.
-            stitch_id: for this call only.
+            stop_early: whether to end with the last of these entries.
+            output_fmt: `"NCHW"` for maps, or `"NLC"` for tokens.
+            intermediates_only: whether to return the list without the output of `forward_features`.
+            return_prefix_tokens: whether to return (patch tokens, prefix tokens) pairs.
+            stitch_id: the stitch of this call; default the current one.
+
+        Examples:
+            >>> import timm, torch
+            >>> model = timm.create_model("snnet", anchors=["resnet18", "resnet34"], stitch_id=0)
+            >>> maps = model.forward_intermediates(torch.randn(1, 3, 64, 64), indices=2, intermediates_only=True)
+            >>> [tuple(h.shape) for h in maps]
+            [(1, 256, 4, 4), (1, 512, 2, 2)]
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt={output_fmt!r} is unknown: expected 'NCHW' or 'NLC'.")
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}.")
         stitch, inputs = self._stitch(stitch_id), ImageInputs(x, self.grad_checkpointing)
         self.executor.check(x, stitch, self.in_chans, self.anchors)
         points = self._points(stitch)
@@ -140,17 +144,17 @@ class TimmModel(StitchableNetwork):
         ]
         return maps if intermediates_only else (self._tag_features(self.executor.norm(h, stitch), stitch_id), maps)
 
-    def _tag_features(self, features: Tensor, stitch_id: Any) -> Tensor:
-        """Note on features of a stitch that is not the one set, whose head they need."""
+    def _tag_features(self, features: Tensor, stitch_id: int | None) -> Tensor:
+        """Note on features of a stitch other than the current one, which head they need."""
         if stitch_id is not None and not isinstance(stitch_id, fx.Proxy) and stitch_id != self.stitch_id:
-            marked: Any = features
-            marked.needs_head_of = self.plan[stitch_id].back, stitch_id
+            tagged: Any = features
+            tagged.needs_head_of = self.plan[stitch_id].back, stitch_id
         return features
 
     def _map(
         self, h: Tensor, point: FeaturePoint, inputs: ImageInputs, norm: bool, output_fmt: str, with_prefix: bool
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Turn the activation at a feature point into what `forward_intermediates` gives."""
+        """Turn the activation at a feature point into an entry of `forward_intermediates`."""
         view, prefix = self.views[point.anchor], None
         if point.place > STEM and norm and view.has_final_shape(point.boundary - 1):
             if view.is_partial and not view.has_norm and self.num_classes:
@@ -168,7 +172,7 @@ class TimmModel(StitchableNetwork):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Become the current stitch alone, up to the last block that `indices` asks for.
+        """Reduce the network to the current stitch, up to the last block in `indices`.
 
         Returns:
             The indices, all non-negative.
@@ -180,39 +184,22 @@ class TimmModel(StitchableNetwork):
         if end.place <= STEM:
             pruned = extract_stem(self, end.anchor, early=end.place == INSIDE_STEM)
         else:
-            pruned = self._up_to(stitch, end.place, norm=not prune_norm, head=not prune_head)
+            pruned = extract_until(self, stitch, end.place, norm=not prune_norm, head=not prune_head)
         pruned._by_level = self._is_by_level(stitch)
         self.__dict__.update(pruned.__dict__)
         if prune_head:
             self.num_classes = 0
         return take
 
-    def _up_to(self, stitch: Stitch, steps: int, norm: bool, head: bool) -> Self:
-        """Extract a stitch that ends after so many steps, of which the last is a block."""
-        segments, left = [], sum(isinstance(step, Block) for step in stitch.steps[:steps])
-        for segment in stitch.segments:
-            if left:
-                segments.append(replace(segment, stop=min(segment.stop, segment.start + left)))
-                left -= segments[-1].stop - segment.start
-        end, anchors = segments[-1], list(self.plan.anchors)
-        whole = anchors[end.anchor]
-        anchors[end.anchor] = replace(
-            whole, widths=whole.widths[: end.stop + 1], reductions=whole.reductions[: end.stop + 1]
-        )
-        short = replace(stitch, segments=tuple(segments), layers=stitch.layers[: len(segments) - 1])
-        pruned = extract(self, StitchPlan(tuple(anchors), self.plan.layers, (short,)), norm=norm, head=head)
-        pruned.views[end.anchor].truncate(end.stop)
-        return pruned
-
     def backbone(self, stitch_id: int | None = None, out_indices: int | Sequence[int] | None = None) -> Features:
-        """The feature maps of one stitch, for a detection or segmentation head; as timm's `features_only`.
+        """Make a module of one stitch's feature maps for a detection or segmentation head, as timm's `features_only`.
 
         Several backbones of one network share its weights.
 
         Args:
-            stitch_id: which, for good; default the one that is set.
-            out_indices: entries of the stitch's `feature_info`, or how many of the last; default every level of a
-                staged network, and the last three blocks of others, as timm's own models give.
+            stitch_id: the stitch, fixed from then on; default the current one.
+            out_indices: the entries of the stitch's `feature_info`, or the number of the last; default every level of
+                a staged network, and the last three blocks of others, as for timm's own models.
 
         Returns:
             A module from images (B, C, H, W) to a list of maps (B, channels, H', W'), with timm's `feature_info`
@@ -221,22 +208,22 @@ class TimmModel(StitchableNetwork):
         return Features(self.extract(stitch_id), out_indices)
 
     def get_classifier(self) -> Classifiers:
-        """The classifiers of all anchors, fastest first; of an anchor with two heads (distilled) both."""
-        found: list[nn.Module] = []
+        """The classifiers of all anchors, fastest first; both of an anchor with two heads (distilled)."""
+        classifiers: list[nn.Module] = []
         current = 0
         for number, view in enumerate(self.views):
-            heads: Any = view.anchor.get_classifier() if view.has_head else ()
+            heads = view.anchor.get_classifier() if view.has_head else ()
             if number == self._current[0].back:
-                current = len(found)
-            found.extend(heads if isinstance(heads, (tuple, list)) else (heads,))
-        return Classifiers(found, found[current] if found else nn.Identity())
+                current = len(classifiers)
+            classifiers.extend(heads if isinstance(heads, (tuple, list)) else (heads,))
+        return Classifiers(classifiers, classifiers[current] if classifiers else nn.Identity())
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give every anchor a new classifier.
 
         Args:
-            num_classes: its classes; 0 for none.
-            global_pool: how to pool before it; None leaves that as it is.
+            num_classes: the number of classes; 0 for no classifier.
+            global_pool: the pooling before the classifier; None leaves it as it is.
         """
         for view in self.views:
             if view.has_head:
@@ -248,15 +235,15 @@ class TimmModel(StitchableNetwork):
     def set_input_size(self) -> Callable[..., None]:
         """`set_input_size(img_size)`: set the size of the images, resampling position embeddings.
 
-        Like timm's models, a network has this only if its anchors take other sizes: LeViT does not. Of anchors that
-        take images of any size it sets what the network expects, counts costs for and is exported for.
+        Like timm's models, a network has this only if its anchors take other sizes: LeViT does not. With anchors that
+        take images of any size, it sets the size that the network expects, counts costs for and is exported for.
         """
         for view in self.views:
             if view.image_size and not hasattr(view.anchor, "set_input_size"):
                 raise AttributeError(f"{anchor_name(view.anchor)!r} is made for images of {view.image_size}.")
         return self._set_input_size
 
-    def _set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: Any = None) -> None:
+    def _set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: object = None) -> None:
         if patch_size is not None:
             raise ValueError("the patch size of stitched anchors cannot be changed: it is part of the plan.")
         if any(view.is_partial for view in self.views):
@@ -270,26 +257,25 @@ class TimmModel(StitchableNetwork):
         update_model_input_size(self, size)
         if size:
             self.pretrained_cfg = {**(self.pretrained_cfg or {}), "input_size": (self.in_chans, *size)}
-        self.results.clear()  # it was measured at the other size
+        self.results.clear()  # they were measured at the other size
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """The parameters that the anchors themselves exempt from weight decay."""
-        found: set[str] = set()
+        names: set[str] = set()
         for i, anchor in self._present():
             exempt = getattr(anchor, "no_weight_decay", set)
-            found.update(f"anchors.{i}.{name}" for name in exempt())
+            names.update(f"anchors.{i}.{name}" for name in exempt())
         if any(view.is_partial for view in self.views):
-            found &= {name for name, _ in self.named_parameters()}
-        return found
+            names &= {name for name, _ in self.named_parameters()}
+        return names
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for layer-wise decay: blocks of equal index together, stitching layers with the heads."""
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Group parameters for layer-wise decay: blocks of equal index together, stitching layers with the heads."""
         stem: list[str] = []
-        blocks: list[tuple[str, Any]] = []
+        blocks: list[tuple[object, ...]] = []
         for i, anchor in self._present():
             groups = anchor.group_matcher(coarse=coarse)
             stem.append(_prefixed(i, groups["stem"]))

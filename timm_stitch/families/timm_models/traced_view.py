@@ -14,9 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from typing_extensions import Self
 
@@ -29,42 +27,42 @@ from .tracing.partition import Partition
 from .tracing.partitioner import partition
 from .tracing.recording import DEVICE
 
-_SIZES = 64  # of images, for which what depends on the size is kept
+_MOST_SIZES = 64  # how many sizes of images are remembered
 
 
 class TracedView(BlockView):
     """A model by its recorded forward pass.
 
-    Where the pass takes another way for images of another size (a position embedding that is resampled), it is
-    recorded again for each size that comes, with boundaries at the same places.
+    Where the forward pass depends on the size of the images (a position embedding that is resampled), it is
+    recorded again for each new size, with boundaries at the same places.
     """
 
     def __init__(self, anchor: nn.Module) -> None:
         self._open(anchor)
 
     def _open(self, anchor: nn.Module) -> None:
-        found = partition(anchor)
-        boundaries = found.boundaries
+        recording = partition(anchor)
+        boundaries = recording.boundaries
         self.depth = len(boundaries) - 1
         self.widths = tuple(b.width for b in boundaries)
         self.reductions = tuple(b.reduction for b in boundaries)
         self._prefixes = tuple(b.prefix for b in boundaries)
         self._layouts = tuple(b.layout for b in boundaries)
         self.layout, self.prefix_tokens = self._layouts[0], self._prefixes[0]
-        self._fixed_size = found.image_size
-        self._meta = meta_copy(anchor) if found.needs_sizes or found.varies else None
-        self._sizes: dict[tuple[int, ...], dict[int, Any]] = {}
-        self._recorded = {found.program.size: found}  # by the size of the images
-        self._bind(anchor, found)
+        self._fixed_size = recording.image_size
+        self._meta = meta_copy(anchor) if recording.needs_sizes or recording.varies else None
+        self._sizes: dict[tuple[int, ...], dict[int, object]] = {}
+        self._recorded = {recording.program.size: recording}  # by the size of the images
+        self._bind(anchor, recording)
 
     def refresh(self) -> None:
         self._open(self.anchor)
 
-    def _bind(self, anchor: nn.Module, found: Partition) -> None:
+    def _bind(self, anchor: nn.Module, recording: Partition) -> None:
         """Make the slices on a model, or on a subset of it."""
         self.anchor = anchor
-        self._usual = Slices(anchor, found)
-        self._sliced = {found.program.size: self._usual}
+        self._usual = Slices(anchor, recording)
+        self._sliced = {recording.program.size: self._usual}
 
     def _slices(self, images: Tensor) -> Slices:
         """The slices for images of one size."""
@@ -73,7 +71,7 @@ class TracedView(BlockView):
             return usual
         size = (int(images.shape[-2]), int(images.shape[-1]))
         if size not in self._sliced:
-            if len(self._sliced) > _SIZES:
+            if len(self._sliced) > _MOST_SIZES:
                 self._sliced = {usual.partition.program.size: usual}
             self._sliced[size] = Slices(self.anchor, self._recording(size))
         return self._sliced[size]
@@ -81,23 +79,20 @@ class TracedView(BlockView):
     def _recording(self, size: tuple[int, int]) -> Partition:
         """The model's recording for images of one size."""
         if size not in self._recorded:
-            usual = self._usual.partition
-            if len(self._recorded) > _SIZES:
+            usual, name = self._usual.partition, anchor_name(self.anchor)
+            advice = f"give it {usual.program.size[0]}x{usual.program.size[1]}, as it was stitched."
+            if len(self._recorded) > _MOST_SIZES:
                 self._recorded.clear()
             try:
-                found = partition(self._meta, size) if self._meta is not None else usual
+                recording = partition(self._meta, size) if self._meta is not None else usual
             except TypeError as error:
                 reason = str(error.__cause__ or error).strip().partition("\n")[0]
                 raise ValueError(
-                    f"{anchor_name(self.anchor)!r} does not take images of {size[0]}x{size[1]} ({reason:.160}): give "
-                    f"it {usual.program.size[0]}x{usual.program.size[1]}, as it was stitched."
+                    f"{name!r} does not take images of {size[0]}x{size[1]} ({reason:.160}): {advice}"
                 ) from error
-            if [b.form for b in found.boundaries] != [b.form for b in usual.boundaries]:
-                raise ValueError(
-                    f"{anchor_name(self.anchor)!r} is cut elsewhere for images of {size[0]}x{size[1]}: give it "
-                    f"{usual.program.size[0]}x{usual.program.size[1]}, as it was stitched."
-                )
-            self._recorded[size] = found
+            if [b.form for b in recording.boundaries] != [b.form for b in usual.boundaries]:
+                raise ValueError(f"{name!r} is cut elsewhere for images of {size[0]}x{size[1]}: {advice}")
+            self._recorded[size] = recording
         return self._recorded[size]
 
     def form_at(self, boundary: int) -> tuple[str, int]:
@@ -131,29 +126,27 @@ class TracedView(BlockView):
                 h = recompute(block, h, *sides) if inputs.checkpointed else _call(block, h, *sides)
         return h
 
-    def _side_inputs(self, partition: Partition, block: Slice, image: Tensor) -> tuple[Any, ...]:
-        """The side inputs of a slice, from the image's size and the model's parameters."""
+    def _side_inputs(self, partition: Partition, block: Slice, image: Tensor) -> tuple[object, ...]:
+        """Compute the side inputs of a slice from the image's size and the model's parameters."""
         if not block.span.sides:
             return ()
-        values: dict[int, Any] = {0: image}
-        measured: dict[int, Any] | None = None
-        for number, step in partition.sources(block.span.sides):
+        values: dict[int, object] = {0: image}
+        sources = partition.sources(block.span.sides)
+        sizes = self._sizes_for(partition, image) if any(step is None for _, step in sources) else {}
+        for number, step in sources:
             if step is None:
-                if measured is None:
-                    measured = self._sizes_for(partition, image)
-                found = measured[number]
-                values[number] = image.device if found is DEVICE else found
+                values[number] = image.device if sizes[number] is DEVICE else sizes[number]
             else:
                 values[number] = step.run(self.anchor, values, image.device)
         return tuple(values[number] for number in block.span.sides)
 
-    def _sizes_for(self, partition: Partition, image: Tensor) -> dict[int, Any]:
-        """Sizes that arise inside the model, by running it on the meta device; kept for each shape of image."""
+    def _sizes_for(self, partition: Partition, image: Tensor) -> dict[int, object]:
+        """Find sizes that arise inside the model by running it on the meta device, once for each shape of image."""
         if self._meta is None or not partition.needs_sizes or isinstance(image, fx.Proxy):
             return partition.example_sizes
         key = tuple(image.shape)
         if key not in self._sizes:
-            if len(self._sizes) > _SIZES:
+            if len(self._sizes) > _MOST_SIZES:
                 self._sizes.clear()
             self._sizes[key] = partition.sizes(self._meta, key)
         return self._sizes[key]
@@ -163,7 +156,7 @@ class TracedView(BlockView):
 
     def _head(self, h: Tensor, pre_logits: bool) -> Tensor:
         if self._usual.head is None:
-            head: Any = self.anchor.forward_head
+            head = self.anchor.forward_head
             h = head(h, pre_logits=pre_logits) if "pre_logits" in inspect.signature(head).parameters else head(h)
             return h
         if pre_logits:
@@ -173,54 +166,35 @@ class TracedView(BlockView):
             )
         return _call(self._usual.head, h)
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
-        layout = self._layouts[boundary]
-        if layout == "NCHW":
-            return h
-        if layout == "NHWC":
-            return h.permute(0, 3, 1, 2).contiguous()
+    def tokens_as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         height, width = (-(-side // self.reductions[boundary]) for side in image_size)
         tokens = h[:, self._prefixes[boundary] :]
-        if layout != "NLC" or tokens.shape[1] != height * width:
+        if self._layouts[boundary] != "NLC" or tokens.shape[1] != height * width:
             raise ValueError(
                 f"the activation of {anchor_name(self.anchor)!r} at boundary {boundary}, shape {tuple(h.shape)}, is no "
                 f"map of {height}x{width}: stitch it to a model with the same layout."
             )
         return tokens.reshape(h.shape[0], height, width, h.shape[-1]).permute(0, 3, 1, 2).contiguous()
 
-    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
-        count = self._prefixes[boundary]
-        return h[:, :count] if count else None
-
-    def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
-        layout = self._layouts[boundary]
-        if layout == "NCHW":
-            return spatial
-        if layout == "NHWC":
-            return spatial.permute(0, 2, 3, 1).contiguous()
-        tokens = spatial.flatten(2).transpose(1, 2)
-        return torch.cat([prefix, tokens], dim=1) if prefix is not None else tokens
-
     def block_name(self, index: int) -> str:
         return self.block_names(index)[0]
 
     def block_names(self, index: int) -> tuple[str, ...]:
-        """The names of everything that block `index` uses inside the anchor."""
         return self._usual.blocks[index].targets
 
     def parameter_groups(self) -> ParameterGroups:
-        direct = tuple(step.target for _, step in self._usual.stem.span.steps if step.kind == "attribute")
-        norm = self._usual.norm.targets if self._usual.norm is not None else ()
-        return ParameterGroups(self._usual.stem.targets, direct, norm)
+        usual = self._usual
+        embeddings = tuple(step.target for _, step in usual.stem.span.steps if step.kind == "attribute")
+        return ParameterGroups(usual.stem.targets, embeddings, usual.norm.targets if usual.norm is not None else ())
 
     def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> BlockView:
         usual = self._usual
-        kept = [usual.blocks[i] for i in blocks]
-        keep: set[str] = {name for block in kept for name in block.targets}
+        slices = [usual.blocks[i] for i in blocks]
+        keep: set[str] = {name for block in slices for name in block.targets}
         groups = self.parameter_groups()
-        for block in [*kept, *([usual.stem] if stem else [])]:
-            steps = [step for _, step in usual.partition.sources(block.span.sides) if step is not None]
-            keep.update(step.target for step in steps if step.kind in ("module", "attribute"))
+        for part in [*slices, *([usual.stem] if stem else [])]:
+            steps = [step for _, step in usual.partition.sources(part.span.sides) if step is not None]
+            keep.update(step.target for step in steps if step.reads_model)
         keep.update(groups.stem if stem else ())
         keep.update(groups.norm if norm else ())
         if head:
@@ -240,7 +214,7 @@ class TracedView(BlockView):
 
     def has_block(self, index: int) -> bool:
         for name in self.block_names(index):
-            module: Any = self.anchor
+            module = self.anchor
             for atom in name.split("."):
                 children = {**module._modules, **module._parameters, **module._buffers}
                 module = children.get(atom, getattr(module, atom, None) if atom in module.__dict__ else None)
@@ -249,8 +223,7 @@ class TracedView(BlockView):
         return True
 
 
-def _call(module: nn.Module, *args: Any) -> Tensor:
-    """Call a module; under torch.fx, which knows only the model's own modules, look into a slice."""
-    inside = isinstance(args[0], fx.Proxy) and isinstance(module, Slice)
-    h: Tensor = module.forward(*args) if inside else module(*args)
-    return h
+def _call(part: Slice, h: Tensor, *sides: object) -> Tensor:
+    """Call a slice; torch.fx, which knows only the model's own modules, looks into it."""
+    out: Tensor = part.forward(h, *sides) if isinstance(h, fx.Proxy) else part(h, *sides)
+    return out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, fx, nn
@@ -17,23 +15,24 @@ class TransformerView(BlockView):
 
     _STEM = ("patch_embed", "cls_token", "reg_token", "dist_token", "pos_embed", "pos_drop", "patch_drop", "norm_pre")
 
-    def __init__(self, anchor: Any) -> None:
+    def __init__(self, anchor: nn.Module) -> None:
         self.anchor = anchor
-        self.depth = sum(1 for _ in anchor.blocks.children())
-        patch = anchor.patch_embed.patch_size
+        model = self.anchor
+        self.depth = sum(1 for _ in model.blocks.children())
+        patch = model.patch_embed.patch_size
         if patch[0] != patch[1]:
             raise ValueError(
                 f"cannot stitch {anchor_name(anchor)!r}: its patches of {patch[0]}x{patch[1]} pixels are not square."
             )
-        self.widths = (anchor.embed_dim,) * (self.depth + 1)
-        self.reductions = (anchor.feature_info[0]["reduction"],) * (self.depth + 1)  # of hybrids not the patch size
-        self.prefix_tokens = anchor.num_prefix_tokens
-        self._pads = bool(getattr(anchor.patch_embed, "dynamic_img_pad", False))
-        self._numbers = tuple(anchor.blocks._modules)
+        self.widths = (model.embed_dim,) * (self.depth + 1)
+        self.reductions = (model.feature_info[0]["reduction"],) * (self.depth + 1)  # not the patch size in hybrids
+        self.prefix_tokens = model.num_prefix_tokens
+        self._pads = bool(getattr(model.patch_embed, "dynamic_img_pad", False))
+        self._numbers = tuple(model.blocks._modules)
 
     @staticmethod
-    def fits(model: Any) -> bool:
-        """Whether a model has the shape that this view needs."""
+    def fits(model: nn.Module) -> bool:
+        """Whether a model has the structure that this view needs."""
         same = getattr(type(model), "forward_features", None) is VisionTransformer.forward_features
         return same and hasattr(model.patch_embed, "patch_size") and hasattr(model.patch_embed, "dynamic_feat_size")
 
@@ -42,15 +41,15 @@ class TransformerView(BlockView):
     def stem(self, x: Tensor) -> Tensor:
         model = self.anchor
         if isinstance(x, fx.Proxy) and self.image_size is None:
-            alone: Tensor = self._stem_alone()(x)  # what it does depends on the size, which torch.fx cannot follow
-            return alone
-        h: Tensor = model.patch_embed(x)
+            h: Tensor = self._stem_module()(x)  # torch.fx cannot follow what depends on the size
+            return h
+        h = model.patch_embed(x)
         h = with_hook(model, model._pos_embed, h) if "_hf_hook" in model.__dict__ else model._pos_embed(h)
         h = model.norm_pre(model.patch_drop(h))
         return h
 
-    def _stem_alone(self) -> nn.Module:
-        """The stem as a module that TorchScript compiles as it does the model."""
+    def _stem_module(self) -> nn.Module:
+        """Make the stem a module of its own, which TorchScript compiles as it does the model."""
         twin = partial_copy(self.anchor, set(self.parameter_groups().stem))
         twin.__class__ = type("Stem", (type(self.anchor),), {"forward": _stem_of})
         return twin
@@ -65,21 +64,18 @@ class TransformerView(BlockView):
             blocks = self.anchor._modules["blocks"]._modules  # looked up once: this is in every forward pass
             return list(map(blocks.__getitem__, self._numbers[start:stop]))
         except KeyError:
-            return [self.block(index) for index in range(start, stop)]  # says what is missing
+            return [self.block(index) for index in range(start, stop)]  # raises, naming the missing block
 
     def _norm(self, h: Tensor) -> Tensor:
         h = self.anchor.norm(h)
         return h
 
-    def as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
+    def tokens_as_map(self, h: Tensor, image_size: tuple[int, int], boundary: int) -> Tensor:
         height, width = (
             -(-side // self.reductions[0]) if self._pads else side // self.reductions[0] for side in image_size
         )
         h = h[:, self.prefix_tokens :]
         return h.reshape(h.shape[0], height, width, h.shape[-1]).permute(0, 3, 1, 2).contiguous()
-
-    def prefix(self, h: Tensor, boundary: int) -> Tensor | None:
-        return h[:, : self.prefix_tokens] if self.prefix_tokens else None
 
     def from_map(self, spatial: Tensor, prefix: Tensor | None, boundary: int) -> Tensor:
         parts = [] if prefix is None else [prefix]
@@ -89,7 +85,7 @@ class TransformerView(BlockView):
         return torch.cat([*parts, spatial.flatten(2).transpose(1, 2)], dim=1)
 
     def _own_prefix(self) -> Tensor:
-        """What the stem puts before the patch tokens, (1, prefix_tokens, C)."""
+        """The tokens that the stem puts before the patch tokens, (1, prefix_tokens, C)."""
         normed: Tensor = self.anchor.norm_pre(with_hook(self.anchor, self._unnormed_prefix))
         return normed
 
@@ -97,7 +93,7 @@ class TransformerView(BlockView):
         model = self.anchor
         names = ("cls_token", "dist_token", "reg_token")
         own = torch.cat([t for t in (getattr(model, name, None) for name in names) if t is not None], dim=1)
-        # An extracted back that asks for none does not hold the embedding: it is asked for last.
+        # An extracted back without embedded class tokens has no position embedding: look at the flag first.
         if not getattr(model, "no_embed_class", False) and model.pos_embed is not None:
             own = own + model.pos_embed[:, : self.prefix_tokens]
         return own
@@ -114,6 +110,6 @@ class TransformerView(BlockView):
         return ParameterGroups(self._STEM, embeddings, ("norm",))
 
 
-def _stem_of(self: Any, x: Tensor) -> Tensor:
+def _stem_of(self: VisionTransformer, x: Tensor) -> Tensor:
     h: Tensor = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
     return h

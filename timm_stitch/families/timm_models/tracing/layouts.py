@@ -1,4 +1,4 @@
-"""What the shape of an activation says: its layout, width and reduction."""
+"""The layout, width and reduction of an activation, from its shape."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Sequence
 
 
 def map_layout(shape: Sequence[int], size: tuple[int, int]) -> str | None:
-    """Which layout the shape of a map can have, if there is but one."""
+    """The layout of a map of this shape, where only one is possible."""
     _, a, b, c = shape
     fits = {"NHWC": (a, b), "NCHW": (b, c)}
     small = {k: (h, w) for k, (h, w) in fits.items() if h <= size[0] and w <= size[1]}
-    good = [k for k, (h, w) in small.items() if abs(size[0] * w - size[1] * h) <= max(size)]
-    return good[0] if len(good) == 1 else None
+    layouts = [k for k, (h, w) in small.items() if abs(size[0] * w - size[1] * h) <= max(size)]
+    return layouts[0] if len(layouts) == 1 else None
 
 
 def describe(shape: Sequence[int], size: tuple[int, int], hint: int, default: str) -> tuple[str, int, int, int, int]:
-    """Layout, width, reduction, prefix tokens and all tokens that an activation's shape speaks of.
+    """Derive the layout, width, reduction, prefix tokens and all tokens of an activation from its shape.
 
     Args:
-        shape: (B, …).
-        size: (height, width) of the image.
-        hint: how many prefix tokens the model says that it has.
+        shape: the shape of the activation, (B, …).
+        size: the (height, width) of the image.
+        hint: the number of prefix tokens by the model's own attribute.
         default: the layout of maps whose shape fits both.
 
     Returns:
@@ -49,7 +49,7 @@ def describe(shape: Sequence[int], size: tuple[int, int], hint: int, default: st
 
 
 def _reduction(side: int, cells: int) -> int:
-    """Pixels to a position; strided layers round up or down where they do not divide."""
+    """The pixels for each position; strided layers round up or down where they do not divide."""
     for power in (1, 2, 4, 8, 16, 32, 64):
         if cells in (-(-side // power), side // power):
             return power

@@ -1,69 +1,73 @@
-"""Where a recorded forward pass can be cut into stem, blocks, norm and head."""
+"""Cuts a recorded forward pass into stem, blocks, norm and head."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 from torch import nn
 
+from ....anchors.modules import anchor_name
 from ....errors import WrongTypeError
+from ..pretrained_cfg import cfg_of
 from .layouts import describe, map_layout
-from .leaf_modules import OPENED, is_block, multiplies
+from .leaf_modules import EXPANSION_LEVELS, is_block, multiplies
 from .partition import Boundary, Partition, Span
 from .recorder import record
-from .recording import Program, Ref, Step, differs
-from .values import kinds_of, refs, single_values
+from .recording import Program, Ref, Step, differs, refs
+from .values import dependencies, single_values
 
-_ENOUGH = 3
+_ENOUGH = 3  # boundaries in the middle of the work
 
 
 def partition(model: nn.Module, size: tuple[int, int] | None = None) -> Partition:
     """Record a model and find its boundaries, with as few and as large blocks as give enough of them.
 
     Args:
-        model: on any device; neither run nor changed.
-        size: (height, width) of the images; default one that the model takes.
+        model: the model on any device; neither run nor changed.
+        size: the (height, width) of the images; default one that the model takes.
 
     Raises:
         TypeError: if the forward pass cannot be recorded, or no single tensor crosses anywhere inside.
     """
     best: Partition | None = None
     problem: Exception | None = None
-    for level, opens in enumerate(OPENED):
+    for level, should_expand in enumerate(EXPANSION_LEVELS):
         try:
-            found = _partition(model, *_record(model, opens, [size] if size else _sizes_to_try(model)), level)
+            sizes = [size] if size else _sizes_to_try(model)
+            candidate = _partition(model, *_record(model, should_expand, sizes), level)
         except Exception as error:
             problem = problem or error
             continue
-        if best is None or _worth(found) > _worth(best):
-            best = found
-        if _worth(best) == (True, True):
+        if best is None or _quality(candidate) > _quality(best):
+            best = candidate
+        if _quality(best) == (True, True):
             break
     if best is None:
-        cfg = getattr(model, "pretrained_cfg", None) or {}
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise WrongTypeError(
-            f"{cfg.get('architecture') or type(model).__name__!r} cannot be an anchor: it was not recognised as a "
+            f"{anchor_name(model)!r} cannot be an anchor: it was not recognised as a "
             f"stem, blocks and a head ({reason:.160}). Use another model of timm."
         ) from problem
     return best
 
 
-def _worth(found: Partition) -> tuple[bool, bool]:
+def _quality(candidate: Partition) -> tuple[bool, bool]:
     """Whether there are enough boundaries, and two blocks of equal reduction, between which others can join."""
-    reductions = {boundary.reduction for boundary in found.boundaries[1:]}
-    return found.middle >= _ENOUGH, len(reductions) < len(found.blocks)
+    reductions = {boundary.reduction for boundary in candidate.boundaries[1:]}
+    return candidate.middle >= _ENOUGH, len(reductions) < len(candidate.blocks)
 
 
-def _record(model: nn.Module, opens: Any, sizes: Sequence[tuple[int, int]]) -> tuple[Program, Program]:
+def _record(
+    model: nn.Module, should_expand: Callable[[nn.Module], bool], sizes: Sequence[tuple[int, int]]
+) -> tuple[Program, Program]:
+    """Record a model at the first size that it takes, with two batch sizes."""
     problem: Exception | None = None
     for size in sizes:
         try:
-            program = record(model, _channels(model), size, opens)
-            other = record(model, _channels(model), size, opens, batch=3, training=False)
+            program = record(model, _channels(model), size, should_expand)
+            other = record(model, _channels(model), size, should_expand, batch=3, training=False)
         except Exception as error:
             problem = problem or error
             continue
@@ -74,9 +78,9 @@ def _record(model: nn.Module, opens: Any, sizes: Sequence[tuple[int, int]]) -> t
 
 
 def _sizes_to_try(model: nn.Module) -> list[tuple[int, int]]:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
     own = [getattr(getattr(model, "patch_embed", None), "img_size", None), getattr(model, "img_size", None)]
-    own += [(getattr(model, "_model_args", None) or {}).get("img_size"), (cfg.get("input_size") or ())[-2:]]
+    own.append((getattr(model, "_model_args", None) or {}).get("img_size"))
+    own.append((cfg_of(model).get("input_size") or ())[-2:])
     sizes = []
     for size in [*own, 224, 256, 64]:
         pair = (size, size) if isinstance(size, int) else tuple(size or ())
@@ -86,20 +90,21 @@ def _sizes_to_try(model: nn.Module) -> list[tuple[int, int]]:
 
 
 def _channels(model: nn.Module) -> int:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    known = getattr(model, "in_chans", None)
-    if known is None:
-        known = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    return int(known or (cfg.get("input_size") or (3,))[0])
+    channels = getattr(model, "in_chans", None)
+    if channels is None:
+        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return int(channels or (cfg_of(model).get("input_size") or (3,))[0])
 
 
 def _partition(model: nn.Module, program: Program, other: Program, level: int) -> Partition:
     """Cut a recording, with the help of another one that was made with another batch size."""
-    kinds = kinds_of(program)
+    # 1. What the values depend on, and which of them are the batch size.
+    kinds = dependencies(program)
     batches = frozenset(
         i for i, (a, b) in enumerate(zip(program.examples, other.examples, strict=True))
         if kinds[i] == "shape" and type(a) is int and (a, b) == (program.batch, other.batch)
     )  # fmt: skip
+    # 2. Where one tensor crosses alone, and which of these places become boundaries.
     end = program.head if program.head is not None else min(refs(program.output))
     crossing = dict(single_values(program, kinds, end))
     units = _units(model, program, level, end)
@@ -112,30 +117,31 @@ def _partition(model: nn.Module, program: Program, other: Program, level: int) -
     def span(since: int, entry: int, exit: int) -> Span:
         return _span(program, kinds, batches, since, entry, exit)
 
+    # 3. What lies between the boundaries.
     boundaries, blocks, norm = _blocks_and_norm(program, model, boundaries, span)
     last = boundaries[-1]
     begin = program.head if program.head is not None else last.position
-    used = [s.target for s in program.steps[begin + 1 :] if s is not None and s.kind in ("module", "attribute")]
+    used = [step.target for step in program.steps[begin + 1 :] if step is not None and step.reads_model]
     return Partition(
         program, kinds, boundaries, span(0, 0, boundaries[0].value), blocks, norm,
         _head(program, last, span) if program.head is None else None,
-        frozenset(used), program.size if _insists(model) else None,
+        frozenset(used), program.size if _requires_fixed_size(model) else None,
     )  # fmt: skip
 
 
 def _units(model: nn.Module, program: Program, level: int, end: int) -> dict[int, nn.Module]:
-    """The steps that do the work: blocks, or where these are opened the layers in them."""
-    found = {}
+    """The steps that do the work: blocks, or where these are expanded the layers in them."""
+    units = {}
     for number, step in enumerate(program.steps[: end + 1]):
         if step is not None and step.kind == "module":
             module = model.get_submodule(step.target)
             if is_block(module) if level == 0 else multiplies(module):
-                found[number] = module
-    return found
+                units[number] = module
+    return units
 
 
 def _positions(program: Program, crossing: dict[int, int], units: dict[int, nn.Module], level: int) -> list[int]:
-    """The boundaries: before the first block, and wherever possible behind each one."""
+    """The positions of the boundaries: before the first block, and wherever possible behind each one."""
     tops = Counter(program.step(n).target.split(".")[0] for n in units)
     kinds = Counter(type(m) for m in units.values())
     after_image = [n for n in units if 0 not in program.step(n).inputs]
@@ -145,9 +151,7 @@ def _positions(program: Program, crossing: dict[int, int], units: dict[int, nn.M
         (n for n in after_image if tops[program.step(n).target.split(".")[0]] > 1 or kinds[type(units[n])] > 1),
         after_image[0],
     )
-    before = [p for p in crossing if p < first]
-    if not before:
-        before = [min(crossing)] if crossing else []
+    before = [p for p in crossing if p < first] or sorted(crossing)[:1]
     positions, pending = before[-1:], False
     start = positions[0] if positions else 0
     for number in range(start + 1, max(crossing, default=0) + 1):
@@ -164,7 +168,7 @@ def _positions(program: Program, crossing: dict[int, int], units: dict[int, nn.M
 
 
 def _describe(program: Program, model: nn.Module, places: Sequence[tuple[int, int]]) -> tuple[Boundary, ...]:
-    """The boundaries at (position, value), with what the shapes of the examples say."""
+    """Describe the boundaries at pairs of position and value by the shapes of the examples."""
     hint = getattr(model, "num_prefix_tokens", 0) or 0
     shapes = [tuple(program.examples[value].shape) for _, value in places]
     clear = Counter(f for f in (map_layout(s, program.size) for s in shapes if len(s) == 4) if f)
@@ -179,7 +183,7 @@ def _describe(program: Program, model: nn.Module, places: Sequence[tuple[int, in
 
 
 def _without_downsampling(boundaries: tuple[Boundary, ...], units: dict[int, nn.Module]) -> tuple[Boundary, ...]:
-    """Let a layer that only makes the map smaller belong to the block behind it."""
+    """Merge a layer that only makes the map smaller with the block behind it."""
     classes = [
         {type(units[n]) for n in range(a.position + 1, b.position + 1) if n in units} for a, b in pairwise(boundaries)
     ]
@@ -195,7 +199,7 @@ def _without_downsampling(boundaries: tuple[Boundary, ...], units: dict[int, nn.
 
 
 def _without_late_prefixes(boundaries: tuple[Boundary, ...]) -> tuple[Boundary, ...]:
-    """Let blocks behind a late class token belong to the last block before it: at all joints tokens are alike."""
+    """Merge blocks behind a late class token with the last block before it: at all joints tokens are alike."""
     usual = Counter(boundary.prefix for boundary in boundaries[:-1]).most_common(1)[0][0]
     first, *inner, last = boundaries
     return _if_enough([first, *(b for b in inner if b.prefix == usual), last], boundaries)
@@ -209,7 +213,7 @@ def _if_enough(fewer: Sequence[Boundary], boundaries: tuple[Boundary, ...]) -> t
 def _blocks_and_norm(
     program: Program, model: nn.Module, boundaries: tuple[Boundary, ...], span: Callable[[int, int, int], Span]
 ) -> tuple[tuple[Boundary, ...], tuple[Span, ...], Span | None]:
-    """What lies between the boundaries, and after the last; this moves where the norm needs side inputs."""
+    """The blocks between the boundaries, and the norm after the last; this moves where the norm needs side inputs."""
     norm, last = None, boundaries[-1]
     if program.head is not None and last.value != program.head:
         norm = span(last.position, last.value, program.head)
@@ -221,7 +225,7 @@ def _blocks_and_norm(
 
 
 def _head(program: Program, last: Boundary, span: Callable[[int, int, int], Span]) -> Span:
-    """What leads from the last boundary to the logits, in a model without a `forward_head`."""
+    """The steps from the last boundary to the logits, in a model without a `forward_head`."""
     if not isinstance(program.output, Ref):
         raise TypeError(f"its forward pass returns {len(refs(program.output))} values instead of logits")
     head = span(last.position, last.value, program.output.index)
@@ -254,10 +258,9 @@ def _span(
     return Span(tuple(sorted(steps.items())), entry, exit, tuple(sorted(sides)), tuple(sorted(batches)))
 
 
-def _insists(model: nn.Module) -> bool:
-    """Whether a model says that it takes images of one size."""
+def _requires_fixed_size(model: nn.Module) -> bool:
+    """Whether a model takes images of one size only, by its own attributes."""
     embed = getattr(model, "patch_embed", None)
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    fixed = bool(cfg.get("fixed_input_size"))
+    fixed = bool(cfg_of(model).get("fixed_input_size"))
     strict = getattr(embed, "strict_img_size", None)
     return fixed if strict is None else bool(strict and (getattr(embed, "img_size", None) or fixed))

@@ -1,6 +1,6 @@
 """A model's forward pass as a list of steps, recorded once on the meta device.
 
-A twin without storage runs one forward pass under torch.fx while every value keeps an example beside it.
+A twin without storage runs one forward pass under torch.fx while every value keeps an example.
 So sizes stay symbolic where the model computes with them, control flow goes where it goes for images of
 this size, and the shape of each value is known. Blocks and layers are single steps; what is between them
 (the model's own glue) is recorded operation by operation. The steps hold names, no modules: they run on
@@ -9,33 +9,37 @@ the model itself, or on a part of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Target
 from torch.overrides import TorchFunctionMode
 
 from ....anchors.macs import Macs
 from ....anchors.meta_device import meta_copy
 from .recording import DEVICE, Program, Ref, Step, map_leaves, merged
 
+Args = tuple[object, ...]
+Kwargs = dict[str, object]
+
 
 def record(
     model: nn.Module,
     channels: int,
     size: tuple[int, int],
-    opens: Callable[[nn.Module], bool],
+    should_expand: Callable[[nn.Module], bool],
     batch: int = 2,
     training: bool = True,
 ) -> Program:
     """Record a model's forward pass in evaluation, with the arguments that differ in training marked.
 
     Args:
-        model: on any device; neither run nor changed.
-        channels, size, batch: of the images.
-        opens: whether a module is recorded operation by operation, or as one step.
-        training: whether to look at training mode, too.
+        model: the model on any device; neither run nor changed.
+        channels, size, batch: the channels, the (height, width) and the number of the images.
+        should_expand: whether a module is recorded operation by operation, not as one step.
+        training: whether to record training mode, too.
 
     Raises:
         Exception: whatever the model raises when its glue cannot be recorded.
@@ -43,26 +47,29 @@ def record(
     twin = meta_copy(model)
     closed: set[type] = set()
     counter = Macs()
-    while True:
-        recorder = _Recorder(lambda m: opens(m) and type(m) not in closed, counter)
+    while True:  # a module that cannot be expanded becomes one step
+        recorder = _Recorder(lambda m: should_expand(m) and type(m) not in closed, counter)
         try:
             program = recorder.record(twin.eval(), channels, size, batch)
             break
         except Exception:
-            if recorder.inside is None:
+            if recorder.failed is None:
                 raise
-            closed.add(recorder.inside)
+            closed.add(recorder.failed)
     if not training:
         return program
     try:
-        recorder = _Recorder(lambda m: opens(m) and type(m) not in closed, counter)
+        recorder = _Recorder(lambda m: should_expand(m) and type(m) not in closed, counter)
         return merged(program, recorder.record(twin.train(), channels, size, batch))
     except Exception:
         return program
 
 
 class _Shadow(fx.Proxy):
-    """A recorded value with its example; where Python needs a number, the example's is given."""
+    """A recorded value with its example; where Python needs a number, it is the example's."""
+
+    tracer: _Recorder
+    example: Any
 
     def __init__(self, node: fx.Node, tracer: _Recorder, example: Any) -> None:
         super().__init__(node, tracer)
@@ -79,7 +86,7 @@ class _Shadow(fx.Proxy):
             return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[fx.Proxy]:
         shadow: Any = self
         return iter([shadow[i] for i in range(len(self.example))])
 
@@ -87,8 +94,7 @@ class _Shadow(fx.Proxy):
         return len(self.example)
 
     def _force(self) -> Any:
-        tracer: Any = self.tracer
-        tracer.forced = True
+        self.tracer.forced = True
         return self.example
 
     def __bool__(self) -> bool:
@@ -103,7 +109,7 @@ class _Shadow(fx.Proxy):
     def __index__(self) -> int:
         return int(self._force().__index__())
 
-    def __contains__(self, item: Any) -> bool:
+    def __contains__(self, item: object) -> bool:
         return item in self._force()
 
 
@@ -114,7 +120,7 @@ class _Images(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, image: Any) -> Any:
+    def forward(self, image: Tensor) -> object:
         return self.model(image)
 
 
@@ -125,7 +131,9 @@ class _Loose(TorchFunctionMode):
         super().__init__()
         self.recorder = recorder
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: Iterable[type], args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if self.recorder.busy or any(issubclass(t, fx.Proxy) for t in types):
             return func(*args, **kwargs)
@@ -142,32 +150,31 @@ class _Loose(TorchFunctionMode):
 class _Recorder(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, opens: Callable[[nn.Module], bool], counter: Macs) -> None:
+    def __init__(self, should_expand: Callable[[nn.Module], bool], counter: Macs) -> None:
         super().__init__()
-        self.opens, self.counter = opens, counter
-        self.inside: type | None = None
+        self.should_expand, self.counter = should_expand, counter
+        self.failed: type | None = None  # the innermost expanded module that raised
         self.busy = self.forced = False
-        self.found: dict[fx.Node, tuple[Any, int, int | None]] = {}
-        self.heads: list[tuple[Any, int]] = []
+        self.values: dict[fx.Node, tuple[Any, int, int | None]] = {}  # example, macs, version of the example
+        self.head_values: list[object] = []  # what entered and left each call of `forward_head`
 
     def record(self, twin: nn.Module, channels: int, size: tuple[int, int], batch: int) -> Program:
-        self.image = torch.empty(batch, channels, *size, device="meta")
+        dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), None)
+        self.image = torch.empty(batch, channels, *size, dtype=dtype, device="meta")
         self.batch, self.size = batch, size
-        dtypes = [p.dtype for p in twin.parameters() if p.is_floating_point()]
-        self.image = self.image.to(dtypes[0]) if dtypes else self.image
         root = _Images(twin)
         loose = ((name, k, v) for name, m in root.named_modules() for k, v in m.__dict__.items())
         self.names = {id(v): f"{name}.{k}" for name, k, v in loose if isinstance(v, Tensor)}
         head = getattr(twin, "forward_head", None)
         if head is not None:
 
-            def noted(*args: Any, **kwargs: Any) -> Any:
-                self.heads.append((args[0] if len(args) == 1 and not kwargs else None, len(self.graph.nodes)))
+            def recorded_head(*args: object, **kwargs: object) -> object:
+                self.head_values.append(args[0] if len(args) == 1 and not kwargs else None)
                 result = head(*args, **kwargs)
-                self.heads.append((result, -1))
+                self.head_values.append(result)
                 return result
 
-            twin.__dict__["forward_head"] = noted
+            twin.__dict__["forward_head"] = recorded_head
         try:
             with torch.no_grad(), self.counter, _Loose(self):
                 graph = self.trace(root)
@@ -175,24 +182,23 @@ class _Recorder(fx.Tracer):
             twin.__dict__.pop("forward_head", None)
         return self._program(graph)
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def call_module(self, m: nn.Module, forward: Callable[..., object], args: Args, kwargs: Kwargs) -> object:
         if self.busy:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
-        if path != "model" and not self.opens(m):
+        if path != "model" and not self.should_expand(m):
             return self.create_proxy("call_module", path, args, kwargs)
-        result = _not_recorded = object()
         try:
-            result = forward(*args, **kwargs)
-        finally:
-            if result is _not_recorded and self.inside is None and path != "model":
-                self.inside = type(m)
-        return result
+            return forward(*args, **kwargs)
+        except BaseException:
+            if self.failed is None and path != "model":
+                self.failed = type(m)
+            raise
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> object:
         return attr_val if self.busy else super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def create_arg(self, a: Any) -> Any:
+    def create_arg(self, a: object) -> Any:
         if isinstance(a, Tensor) and id(a) in self.names:
             return self.create_proxy("get_attr", self.names[id(a)], (), {}).node
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not any(a is b for b in self.root.buffers()):
@@ -203,7 +209,9 @@ class _Recorder(fx.Tracer):
             return a
         return super().create_arg(a)
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
+    def create_proxy(
+        self, kind: str, target: Target, args: object, kwargs: object, *more: object, **named: object
+    ) -> Any:
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
         before = self.counter.total
         self.busy = True
@@ -212,10 +220,10 @@ class _Recorder(fx.Tracer):
         finally:
             self.busy = False
         version = example._version if isinstance(example, Tensor) else None
-        self.found[node] = (example, self.counter.total - before, version)
+        self.values[node] = (example, self.counter.total - before, version)
         return None if example is None else _Shadow(node, self, example)
 
-    def _example(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+    def _example(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: Kwargs) -> object:
         if kind == "placeholder":
             return self.image
         if kind == "get_attr":
@@ -227,7 +235,9 @@ class _Recorder(fx.Tracer):
             return getattr(args[0], target)(*args[1:], **kwargs)
         return target(*args, **kwargs)
 
-    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> fx.Node:
+    def create_node(
+        self, kind: str, target: Target, args: object, kwargs: object, *more: object, **named: object
+    ) -> fx.Node:
         # Arguments stay outside the node: fx would want constants of its own types only.
         node = self.graph.create_node(kind, target, (), {})
         node.meta["args"] = (args, kwargs)
@@ -238,7 +248,7 @@ class _Recorder(fx.Tracer):
         nodes = [n for n in graph.nodes if n.op != "output"]
         order = {node: i for i, node in enumerate(nodes)}
 
-        def to_ref(leaf: Any) -> Any:
+        def to_ref(leaf: object) -> object:
             return Ref(order[leaf]) if isinstance(leaf, fx.Node) else leaf
 
         steps: list[Step | None] = [None]
@@ -248,16 +258,16 @@ class _Recorder(fx.Tracer):
             steps.append(Step(kinds[node.op], target, args, kwargs))
         last = next(n for n in graph.nodes if n.op == "output")
         output = map_leaves(to_ref, last.meta["args"][0])[0]
-        examples, macs, versions = zip(*(self.found[n] for n in nodes), strict=True)
+        examples, macs, versions = zip(*(self.values[n] for n in nodes), strict=True)
         stable = tuple(v is None or e._version == v for e, v in zip(examples, versions, strict=True))
         head = None
-        ends = [value.node for value, _ in self.heads if isinstance(value, fx.Proxy)]
-        if len(self.heads) == len(ends) == 2 and output == Ref(order[ends[1]]):
+        ends = [value.node for value in self.head_values if isinstance(value, fx.Proxy)]
+        if len(self.head_values) == len(ends) == 2 and output == Ref(order[ends[1]]):
             head = order[ends[0]]
         return Program(tuple(steps), output, examples, macs, stable, head, self.forced, self.size, self.batch)
 
 
-def _example(leaf: Any) -> Any:
+def _example(leaf: object) -> object:
     if isinstance(leaf, _Shadow):
         return leaf.example
     return torch.device("meta") if leaf is DEVICE or isinstance(leaf, torch.device) else leaf

@@ -6,10 +6,11 @@ The steps hold names, no modules and no tensors: they run on the model itself, o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ....anchors.modules import child, with_hook
@@ -26,8 +27,8 @@ class Ref:
 class ByMode:
     """An argument that differs between evaluation and training."""
 
-    evaluating: Any
-    training: Any
+    evaluating: object
+    training: object
 
 
 class _OnDevice:
@@ -42,21 +43,24 @@ class Step:
     """One operation: `kind` is `"module"`, `"attribute"`, `"function"` or `"method"`."""
 
     kind: str
-    target: Any
-    args: Any
-    kwargs: Any
+    target: Any  # a name, or the function itself
+    args: object
+    kwargs: object
 
     @property
     def inputs(self) -> set[int]:
-        """The values that the step reads."""
-        found: set[int] = set()
-        map_leaves(lambda leaf: found.add(leaf.index) if isinstance(leaf, Ref) else None, (self.args, self.kwargs))
-        return found
+        """The numbers of the values that the step reads."""
+        return refs([self.args, self.kwargs])
 
-    def run(self, model: nn.Module, values: dict[int, Any], device: Any) -> Any:
-        """The step's value, given those that it reads."""
+    @property
+    def reads_model(self) -> bool:
+        """Whether the step uses a module or a tensor of the model, which `target` names."""
+        return self.kind in ("module", "attribute")
 
-        def fill(leaf: Any) -> Any:
+    def run(self, model: nn.Module, values: dict[int, object], device: torch.device) -> object:
+        """Compute the step's value from those that it reads."""
+
+        def fill(leaf: object) -> object:
             if isinstance(leaf, Ref):
                 return values[leaf.index]
             if isinstance(leaf, ByMode):
@@ -80,17 +84,18 @@ class Program:
     """A recorded forward pass.
 
     Args:
-        steps: step number i gives value i; number 0 is the image and no step.
+        steps: the steps, of which number i gives value i; number 0 is the image and no step.
         output: the value that the model returns.
         examples: each value for `batch` images of `size`, on the meta device.
-        macs: of each step, for the whole batch.
+        macs: the multiply-adds of each step, for the whole batch.
         stable: whether nothing changes a value in place after its step.
         head: the value that enters `forward_head`, if there is one such call and nothing else follows.
         forced: whether a size was turned into a Python number or decision on the way.
+        size, batch: the (height, width) and the number of the images.
     """
 
     steps: tuple[Step | None, ...]
-    output: Any
+    output: object
     examples: tuple[Any, ...]
     macs: tuple[int, ...]
     stable: tuple[bool, ...]
@@ -107,13 +112,13 @@ class Program:
 
 
 def differs(a: Program, b: Program) -> bool:
-    """Whether two recordings of one model, made with other sizes, are different programs."""
+    """Whether two recordings of one model, made with other batch sizes, are different programs."""
 
-    def plain(leaf: Any) -> Any:
+    def plain(leaf: object) -> object:
         return leaf.evaluating if isinstance(leaf, ByMode) else leaf
 
-    found = [[(s.kind, s.target, str(map_leaves(plain, (s.args, s.kwargs)))) for s in p.steps if s] for p in (a, b)]
-    return found[0] != found[1]
+    texts = [[(s.kind, s.target, str(map_leaves(plain, (s.args, s.kwargs)))) for s in p.steps if s] for p in (a, b)]
+    return texts[0] != texts[1]
 
 
 def merged(evaluating: Program, training: Program) -> Program:
@@ -121,25 +126,30 @@ def merged(evaluating: Program, training: Program) -> Program:
     if len(evaluating.steps) != len(training.steps):
         return evaluating
     steps: list[Step | None] = [None]
-    for a, b in zip(evaluating.steps[1:], training.steps[1:], strict=True):
-        assert a is not None
-        assert b is not None
+    for number in range(1, len(evaluating.steps)):
+        a, b = evaluating.step(number), training.step(number)
         if (a.kind, a.target) != (b.kind, b.target):
             return evaluating
-        both = _both((a.args, a.kwargs), (b.args, b.kwargs))
-        steps.append(Step(a.kind, a.target, both[0], both[1]))
-    return Program(**{**evaluating.__dict__, "steps": tuple(steps)})
+        steps.append(Step(a.kind, a.target, _both(a.args, b.args), _both(a.kwargs, b.kwargs)))
+    return replace(evaluating, steps=tuple(steps))
 
 
-def _both(a: Any, b: Any) -> Any:
-    if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
+def _both(a: object, b: object) -> object:
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
         return type(a)(_both(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return {k: _both(a[k], b[k]) for k in a}
     return a if a is b or (type(a) is type(b) and a == b) else ByMode(a, b)
 
 
-def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+def refs(tree: object) -> set[int]:
+    """The numbers of the values that nested arguments refer to."""
+    numbers: set[int] = set()
+    map_leaves(lambda leaf: numbers.add(leaf.index) if isinstance(leaf, Ref) else None, tree)
+    return numbers
+
+
+def map_leaves(function: Callable[[object], object], tree: object) -> Any:
     """Apply a function to the leaves of nested tuples and the like."""
     if isinstance(tree, tuple):
         return tuple([map_leaves(function, x) for x in tree])
