@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 import timm_stitch
 from timm_stitch.cli.entry import make_parser
@@ -54,7 +56,9 @@ def test_every_argument_is_described_by_a_noun():
 def test_every_public_function_has_an_example_that_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     function = getattr(timm_stitch, name)
-    tests = doctest.DocTestFinder(recurse=False).find(function, name, globs={"timm_stitch": timm_stitch})
+    tests = doctest.DocTestFinder(recurse=False).find(
+        function, name, globs={"timm_stitch": timm_stitch, "timm": timm, "torch": torch}
+    )
     assert any(test.examples for test in tests), f"{name} has no example"
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for test in tests:

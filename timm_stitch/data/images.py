@@ -157,7 +157,7 @@ class Labels:
 
     Args:
         classes: the number of classes of the network.
-        positions: for each of the images' classes its number in the network; default the same numbers.
+        positions: the network's class number for each of the images' classes; default the same numbers.
     """
 
     def __init__(self, classes: int, positions: Sequence[int] | None = None) -> None:

@@ -174,7 +174,9 @@ def make_page(
         ValueError: as `Viewer`.
 
     Examples:
-        `make_page(model, examples=["cat.jpg"]).launch()`
+        >>> network = timm.create_model("snnet_levit_192_256")
+        >>> page = timm_stitch.make_page(network, title="LeViT")  # doctest: +SKIP
+        >>> page.launch()  # doctest: +SKIP
     """
     require(model, "demo")
     try:

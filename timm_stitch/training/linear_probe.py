@@ -36,14 +36,23 @@ def linear_probe(model: SNNet, loader: Iterable[Any], images: int = 1000) -> lis
     Args:
         model: the network.
         loader: batches of (images (B, C, H, W), labels (B,)).
-        images: how many to use, about; the features of all are held at once.
+        images: the number of images to use, to the end of a batch; the features of all are held at once.
 
     Returns:
-        For each anchor, how many of the images in per cent it would name rightly had they been left out; None where its
-        classifier is not one linear layer, which is then left as it is.
+        The accuracy of each anchor in per cent, on images that are left out; None where its classifier is not one
+        linear layer, which then stays as it is.
 
     Raises:
         ValueError: if there are no images.
+
+    Examples:
+        >>> from timm.models.vision_transformer import VisionTransformer
+        >>> sizes = {"img_size": 32, "patch_size": 8, "depth": 2, "num_heads": 2, "num_classes": 3}
+        >>> network = timm_stitch.stitch([VisionTransformer(embed_dim=width, **sizes) for width in (16, 32)])
+        >>> images, labels = torch.randn(60, 3, 32, 32), torch.arange(60) % 3
+        >>> accuracies = timm_stitch.linear_probe(network, [(images, labels)])
+        >>> len(accuracies)
+        2
     """
     require(model, "linear_probe")
     probed = {n: head for n, view in enumerate(model.views) if (head := _linear_head(view)) is not None}

@@ -22,8 +22,8 @@ class LossMeter:
 
     Args:
         groups: the ids of each group's stitches.
-        macs: of each stitch.
-        device: where the losses are.
+        macs: the multiply-adds of each stitch.
+        device: the device of the losses.
     """
 
     def __init__(self, groups: Sequence[Sequence[int]], macs: Mapping[int, int], device: torch.device) -> None:

@@ -92,6 +92,12 @@ def train_recipe(
         OSError: if there is no such recipe or no such images.
         TypeError: if a value has the wrong type.
         ValueError: if it is not a recipe, a field is unknown or contradicts another, or the images do not fit.
+
+    Examples:
+        >>> network, log = timm_stitch.train_recipe("deit_tsb", {"data_dir": "imagenet"})  # doctest: +SKIP
+        >>> timm_stitch.train_recipe("no_such_recipe")
+        Traceback (most recent call last):
+        FileNotFoundError: there is no recipe 'no_such_recipe': expected a YAML file, or deit3_v2_bl, ...
     """
     spec = read_recipe(recipe, overrides)
     config = spec.config
