@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import timm
 import torch
 from safetensors.torch import load_file
 from timm.models import PretrainedCfg, clean_state_dict
 from torch import Tensor, nn
 
+from ..families.timm_models.naming import make_registered
 from ..families.timm_models.network import SNNet
 from ..families.timm_models.pretrained_cfg import cfg_of, stems_and_heads
 from ..hub.errors import XET_ADVICE, is_xet_error, redact_tokens, unreadable
@@ -55,9 +55,7 @@ def convert_checkpoint(
     """
     loaded = path_or_state_dict
     raw = dict(loaded) if isinstance(loaded, Mapping) else read_weights(loaded)
-    model = timm.create_model(name, device="meta")
-    if not isinstance(model, SNNet):
-        raise ValueError(f"{name!r} is not a stitchable network: expected one of {timm.list_models('snnet*')}.")
+    model = make_registered(name, device="meta")
     weights = unwrap(raw)
     if not is_authors(weights):
         raise ValueError(

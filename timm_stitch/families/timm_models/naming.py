@@ -45,6 +45,18 @@ def make_network(names: Sequence[str], pretrained: bool, device: str, arguments:
     return model if device == "meta" else model.to(device)
 
 
+def make_registered(name: str, **arguments: Any) -> SNNet:
+    """Make a network that is registered with timm.
+
+    Raises:
+        ValueError: if the model of that name is not a stitchable network.
+    """
+    model = timm.create_model(name, **arguments)
+    if not isinstance(model, SNNet):
+        raise ValueError(f"{name!r} is not a stitchable network: expected one of {timm.list_models('snnet*')}.")
+    return model
+
+
 def _stitch_sources(names: Sequence[str], pretrained: bool, arguments: Arguments) -> SNNet:
     """Stitch models in folders or on the Hub, with the arguments that `snnet` takes for registered anchors."""
     of_network = {name: value for name, value in arguments.items() if name in OF_NETWORK}
