@@ -45,13 +45,13 @@ def make_network(names: Sequence[str], pretrained: bool, device: str, arguments:
     return model if device == "meta" else model.to(device)
 
 
-def make_registered(name: str, **arguments: Any) -> SNNet:
+def make_registered(name: str, device: str = "cpu") -> SNNet:
     """Make a network that is registered with timm.
 
     Raises:
         ValueError: if the model of that name is not a stitchable network.
     """
-    model = timm.create_model(name, **arguments)
+    model = timm.create_model(name, device=device)
     if not isinstance(model, SNNet):
         raise ValueError(f"{name!r} is not a stitchable network: expected one of {timm.list_models('snnet*')}.")
     return model
