@@ -5,6 +5,8 @@ it alone: no weight decay, no momentum. (The authors' runs, on torch 1.12, had z
 `dense_updates`.)
 
 All random numbers of a step are a function of the seed and the step; the state of a run is in `run_state`.
+
+The file is long because a run is one story, from the first batch to the last evaluation, and reads best in one place.
 """
 
 from __future__ import annotations
