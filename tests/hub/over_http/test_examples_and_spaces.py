@@ -73,7 +73,7 @@ def test_a_pushed_space_runs_and_shows_what_the_network_gives(repo, tmp_path, hu
         port = free.getsockname()[1]
     # As on the Hub: nothing of this repository but what is in the Space.
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    env |= {"GRADIO_ENDPOINT_PORT": str(port), "HF_HUB_CACHE": str(tmp_path / "cache")}
+    env |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_CACHE": str(tmp_path / "cache")}
     app = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=env, stderr=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 120
