@@ -107,6 +107,56 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
         go(BASE | {"output": str(tmp_path), "resume": "auto"})
 
 
+def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path):
+    store, rng = Checkpoints(tmp_path), random.Random(0)
+    before = store.save(1, {"weights": torch.zeros(100)})
+    path = store.save(2, {"weights": torch.ones(100), "best": 0.5})
+    good = path.read_bytes()
+    for _ in range(500):
+        damaged = bytearray(good)
+        damaged[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"step-000000002.* cannot be read .* continue from .*step-000000001") as e:
+            store.load()
+        assert "\n" not in str(e.value)
+    for length in range(0, len(good) - 64, 97):
+        path.write_bytes(good[:length])
+        with pytest.raises(ValueError, match=r"cannot be read"):
+            store.load()
+    before.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="begin the run again, since no earlier one is intact"):
+        store.load()
+    path.write_bytes(good)
+    assert store.load()["best"] == 0.5
+    assert torch.equal(torch.load(path, weights_only=True)["weights"], torch.ones(100))  # by torch itself
+
+
+def test_a_damaged_checkpoint_is_removed_and_the_run_goes_on(tmp_path):
+    alone, _ = go(BASE | {"checkpoint_steps": None})
+    values = BASE | {"output": str(tmp_path), "resume": "auto"}
+    go(values | {"max_steps": 6})
+    path = Checkpoints(tmp_path / "checkpoints").last
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="remove it to continue from .*step-000000004"):
+        go(values)
+    path.unlink()
+    resumed, _ = go(values)
+    assert fingerprint(resumed) == fingerprint(alone)
+
+
+def test_a_checkpoint_of_before_without_a_sum_loads_with_a_warning(tmp_path, caplog):
+    store = Checkpoints(tmp_path)
+    torch.save({"format": 2, "step": 3}, tmp_path / "step-000000003.pt")
+    assert store.load() == {"format": 2, "step": 3}
+    assert "step-000000003.pt' has no sum over its bytes" in caplog.text
+    caplog.clear()
+    store.save(4, {})
+    store.load()
+    assert not caplog.text
+
+
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
     go(BASE | {"output": str(tmp_path), "max_steps": 4})
     path = Checkpoints(tmp_path / "checkpoints").last

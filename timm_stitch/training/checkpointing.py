@@ -1,15 +1,19 @@
 """Checkpoints of a training run: whole files or none, the last few and the best.
 
 A checkpoint is one file, written under a temporary name, flushed to the disk and renamed; `run_state` has its content.
+After what torch writes stands a line with the length and the sum of these bytes, which is compared before anything is
+loaded. torch reads the file with that line too.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -17,6 +21,10 @@ from torch import Tensor
 from ..files import PathLike, whole_file
 
 FORMAT = 2
+_CHUNK = 1 << 22
+_ZIP_END = b"PK\x05\x06", 22  # the signature and the length of the last record of what torch writes
+
+_logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -57,7 +65,9 @@ class Checkpoints:
             raise OSError(f"the folder {str(self.folder)!r} has vanished: no checkpoint of step {step} was written.")
         try:
             with whole_file(path) as temporary, temporary.open("wb") as file:  # given a path, torch hides disk errors
-                torch.save({"format": FORMAT, "step": step, **state}, file)
+                summed = _SummedFile(file)
+                torch.save({"format": FORMAT, "step": step, **state}, summed)
+                file.write(_sum_line(summed.size, summed.crc))
             if best:
                 with whole_file(self.folder / "best.pt") as temporary:
                     _link(path, temporary)
@@ -76,19 +86,36 @@ class Checkpoints:
     def load(self, path: PathLike | None = None) -> dict[str, Any] | None:
         """Read a checkpoint, by default the latest; None if there is none.
 
+        A checkpoint of an earlier version, without a sum, is read with a warning.
+
         Raises:
-            ValueError: if the file is not a checkpoint of this format.
+            ValueError: if the file is damaged, or is not a checkpoint of this format.
         """
         file = Path(path) if path is not None else self.last
         if file is None:
             return None
+        intact = _is_intact(file)
+        if intact is False:
+            raise self._damaged(file, "its bytes are not those that were written")
+        if intact is None:
+            _logger.warning("%r has no sum over its bytes, so damage in it would not be noticed.", str(file))
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, KeyError) as error:
-            raise ValueError(f"{str(file)!r} cannot be read ({str(error).splitlines()[0]:.120}): remove it.") from error
+        except OSError:
+            raise
+        except Exception as error:  # whatever stands in a file without a sum
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise self._damaged(file, f"{reason:.120}") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise ValueError(f"{str(file)!r} is not a checkpoint of format {FORMAT}: train into another output.")
         return state
+
+    def _damaged(self, file: Path, reason: str) -> ValueError:
+        """Make the error of a damaged checkpoint, which names the one before it that can be used."""
+        earlier = (path for path in reversed(self.all) if path < file and _is_intact(path) is not False)
+        before = next(earlier, None)
+        advice = f"continue from {str(before)!r}" if before else "begin the run again, since no earlier one is intact"
+        return ValueError(f"the checkpoint {str(file)!r} cannot be read ({reason}): remove it to {advice}.")
 
     def clean(self) -> None:
         """Remove the temporary files of killed processes."""
@@ -115,6 +142,42 @@ def check_same(kept: Mapping[str, object], now: Mapping[str, object], folder: Pa
 def check_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Find the name of the first tensor with a number that is not finite, if there is one."""
     return next((k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())), None)
+
+
+class _SummedFile:
+    """A file that sums up the bytes written to it, for `torch.save`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size, self.crc = file, 0, 0
+
+    def write(self, data: bytes) -> int:
+        self.crc = zlib.crc32(data, self.crc)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _sum_line(size: int, crc: int) -> bytes:
+    """Format the last line of a checkpoint."""
+    return f"\ntimm-stitch size={size:016d} crc32={crc:08x}\n".encode()
+
+
+def _is_intact(path: Path) -> bool | None:
+    """Whether a checkpoint has the bytes that were written; None if it is whole but has no sum to compare with."""
+    size, length = path.stat().st_size, len(_sum_line(0, 0))
+    with path.open("rb") as file:
+        signature, end = _ZIP_END
+        file.seek(max(size - end, 0))
+        if file.read(len(signature)) == signature:
+            return None
+        file.seek(0)
+        left, crc = size - length, 0
+        while left > 0 and (chunk := file.read(min(left, _CHUNK))):
+            crc = zlib.crc32(chunk, crc)
+            left -= len(chunk)
+        return size > length and file.read() == _sum_line(size - length, crc)
 
 
 def _link(path: Path, other: Path) -> None:
