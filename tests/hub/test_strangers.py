@@ -189,6 +189,37 @@ def test_ranges_go_on_and_notice_another_version():
             file.fetch(8, 16)
 
 
+F32 = {"dtype": "F32", "shape": [10]}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"a": F32 | {"data_offsets": [0, 40]}, "b": F32 | {"data_offsets": [20, 60]}}, "'b' overlaps"),
+        ({"a": F32 | {"data_offsets": [0, 40]}, "b": F32 | {"data_offsets": [0, 40]}}, "'b' overlaps"),
+        ({"a": F32 | {"data_offsets": [0, 40]}, "b": F32 | {"data_offsets": [48, 88]}}, "'b' leaves a gap"),
+        ({"a": F32 | {"data_offsets": [8, 48]}}, "'a' leaves a gap"),
+        ({"a": F32 | {"data_offsets": [0, 40]}}, "its tensors end at byte"),
+        ({"a": F32 | {"data_offsets": [0, 40]}, "b": F32 | {"data_offsets": [40, 84]}}, "as its shape says"),
+        ({"a": F32 | {"data_offsets": [0.0, 40.0]}}, "no numbers of bytes"),
+    ],
+    ids=["partly", "wholly", "between", "before", "after", "longer", "fractions"],
+)
+def test_tensors_that_do_not_fill_their_file_are_refused_by_ranges_too(tmp_path, tensors, message):
+    header = json.dumps(tensors).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(100)
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(ValueError, match="not a readable weights file"):
+        ranges.read_local(tmp_path / "x", ["a"])
+    with server(lambda start, stop: (data[start:stop], len(data), '"1"')) as url:
+        file = ranges.RemoteFile(url, {}, "x", len(data))
+        with pytest.raises(ValueError, match=message):
+            file.header()
+        overlapping = {name: ranges.Entry(torch.float32, (10,), 10 + i, 50 + i) for i, name in enumerate("ab")}
+        with pytest.raises(ValueError, match="has tensors that overlap: 'a' and 'b'"):
+            file.tensors(overlapping)
+
+
 def test_blocks_are_counted_before_anything_is_built():
     spec = {"architecture": "vit_tiny_patch16_224", "depth": 400}
     check_arguments({"anchors": [spec, "resnet18"]})

@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_removed_and_the_run_goes_on(tmp_path):
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 4
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="remove it to continue from .*step-000000004"):
+    with pytest.raises(ValueError, match=r"remove it to continue from .*step-000000004"):
         go(values)
     path.unlink()
     resumed, _ = go(values)

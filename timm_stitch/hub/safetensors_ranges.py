@@ -56,7 +56,7 @@ class Entry:
 
 
 def parse_header(raw: bytes, begin: int, size: int | None) -> dict[str, Entry]:
-    """Read the header of a safetensors file.
+    """Read the header of a safetensors file, whose tensors must fill the file, each byte once.
 
     Args:
         raw: the JSON.
@@ -64,18 +64,28 @@ def parse_header(raw: bytes, begin: int, size: int | None) -> dict[str, Entry]:
         size: the length of the file, if known.
 
     Raises:
-        ValueError: if it is not a header, or tensors lie outside the file.
+        ValueError: if it is not a header, or tensors overlap, leave gaps, or lie outside the file.
     """
     try:
-        data = json.loads(raw)
+        data = json.loads(raw.decode())
         data.pop("__metadata__", None)
         entries = {}
         for name, entry in data.items():
             dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-            count = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
-            if min(0, start, *shape) < 0 or stop - start != count or (size is not None and begin + stop > size):
-                raise ValueError(f"tensor {name:.80} does not lie in the file")
+            if any(type(number) is not int or number < 0 for number in (start, stop, *shape)):
+                raise ValueError(f"tensor {name!r:.80} has offsets or a shape that are no numbers of bytes")
+            if stop - start != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"tensor {name!r:.80} does not lie in the file as its shape says")
             entries[name] = Entry(dtype, shape, begin + start, begin + stop)
+        end = begin
+        for name, found in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+            if found.start != end:
+                raise ValueError(
+                    f"tensor {name!r:.80} {'overlaps' if found.start < end else 'leaves a gap after'} another"
+                )
+            end = found.stop
+        if size is not None and end != size:
+            raise ValueError(f"its tensors end at byte {end:,}, the file at {size:,}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"model.safetensors has no readable header ({error!s:.120}): it is truncated or not a safetensors file."
@@ -136,13 +146,17 @@ class RemoteFile:
         return parse_header(self.fetch(8, 8 + length), 8 + length, self.size)
 
     def tensors(self, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
-        """Read tensors, each into memory of its own; other bytes in the ranges are dropped at once."""
+        """Read tensors, each into memory of its own; other bytes in the ranges are dropped at once.
+
+        Raises:
+            ValueError: if two of them overlap, so that some bytes would be left as they lay in memory.
+        """
+        spans = sorted((e.start, e.stop, name) for name, e in entries.items() if e.stop > e.start)
+        for (_, stop, name), (start, _, other) in pairwise(spans):
+            if start < stop:
+                raise ValueError(f"model.safetensors has tensors that overlap: {name!r:.80} and {other!r:.80}.")
         tensors = {name: torch.empty(e.shape, dtype=e.dtype) for name, e in entries.items()}
-        views = sorted(
-            (e.start, e.stop, tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-            for name, e in entries.items()
-            if e.stop > e.start
-        )
+        views = [(start, stop, tensors[name].reshape(-1).view(torch.uint8).numpy().data) for start, stop, name in spans]
         for start, stop in merge_ranges(entries, self.read):
             inside = [view for view in views if start <= view[0] and view[1] <= stop]
             self._stream(start, stop, partial(_scatter, views=inside))
