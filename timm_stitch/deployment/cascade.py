@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.batches import Batch
-from ..evaluation.scores import split_targets
+from ..evaluation.scores import flatten_pairs, split_targets, to_class_numbers
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork, logits_of
 from ..plan.prefix_sharing import common_steps, shared_macs
@@ -139,12 +139,15 @@ def _answers(
     with evaluating(model):
         for batch in tqdm(loader, desc="cascade", unit="batch", disable=not progress):
             inputs, targets = split_targets(model, Batch.of(batch).to(device))
-            if targets.labels.ndim > 1:
-                raise ValueError("a cascade needs one label per input, and these are labels of tokens.")
             for stitch_id, out in model.forward_each(inputs, ids):
-                top = logits_of(out).softmax(-1).max(-1)
+                if targets.are_spans or logits_of(out).ndim > 2:
+                    raise ValueError("a cascade needs one label per input, and these are labels of tokens.")
+                logits, labels = flatten_pairs(out, targets)
+                top = logits.softmax(-1).max(-1)
                 sure[place[stitch_id]].append(top.values.float().cpu())
-                right[place[stitch_id]].append((top.indices.cpu() == targets.labels.cpu()).float())
+                right[place[stitch_id]].append(
+                    (top.indices == to_class_numbers(labels, logits.shape[-1])).float().cpu()
+                )
     if not sure[0]:
         raise ValueError("the loader must give images to choose a cascade on, got none.")
     return torch.stack([torch.cat(s) for s in sure]), torch.stack([torch.cat(r) for r in right])

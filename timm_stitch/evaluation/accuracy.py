@@ -44,8 +44,8 @@ def evaluate(
     Args:
         model: the network; it is evaluated in eval mode, on its own device.
         loader: batches of (images (B, C, H, W), labels (B,)), or mappings of tensors with `labels` from a tokenizer and
-            a collator (causal language models need no labels: the text is the target). Each of several processes
-            passes the same loader. A `DataLoader` over a whole dataset, also one prepared by Accelerate, is shared
+            a collator (causal language models need no labels: the text is the target). Labels are class numbers;
+            one-hot labels (B, classes) of images count as such. Each of several processes passes the same loader. A `DataLoader` over a whole dataset, also one prepared by Accelerate, is shared
             image by image; any other is shared batch by batch and must have the same order everywhere.
         stitch_ids: the stitches; default all.
         results: a JSON-lines file that keeps the rows. Rows of these weights (by their fingerprint, with as many images
@@ -63,7 +63,8 @@ def evaluate(
         add `tokens`, language models `perplexity`. Padding and labels of -100 are left out.
 
     Raises:
-        ValueError: if an id is not in the plan, there are no images, or passes is not positive.
+        ValueError: if an id is not in the plan, there are no images, passes is not positive, or the labels are not
+            those of one class each (mixed, multi-label or regression targets).
 
     Examples:
         >>> import timm, torch, timm_stitch
@@ -123,7 +124,7 @@ def _run_pass(
                 sums[number[stitch_id]] += sum_scores(output, targets).to(sums)
     *scores, (num_samples, *_) = summed(sums).tolist()
     if not scores[0][3]:
-        raise ValueError("there is nothing to evaluate on: the loader gave no images.")
+        raise ValueError("there is nothing to evaluate on: the loader gave no images with labels that count.")
     costs = model.costs()
     rows = []
     for stitch_id, (top1, top5, loss, count) in zip(ids, scores, strict=True):

@@ -14,6 +14,7 @@ from ..families.transformers_models.inputs import IGNORED
 from ..network.stitchable import StitchableNetwork, logits_of
 
 _SPAN = ("start_positions", "end_positions")
+_OTHER_TASKS = {"regression": "regression", "multi_label_classification": "multi-label classification"}
 
 
 class Targets(NamedTuple):
@@ -43,10 +44,11 @@ def split_targets(model: StitchableNetwork, batch: Batch) -> tuple[Inputs, Targe
         The inputs (images or a mapping of tensors), and the targets.
 
     Raises:
-        ValueError: if there are no labels.
+        ValueError: if there are no labels, or they are not those of a classification with one class each.
     """
     inputs, labels = batch
     if not isinstance(inputs, Tensor):
+        _check_task(model, labels)
         if labels is None and _SPAN[0] in inputs:
             labels = torch.stack([inputs[name] for name in _SPAN], dim=1)
             return _without_span(inputs), Targets(labels, are_spans=True)
@@ -60,7 +62,55 @@ def split_targets(model: StitchableNetwork, batch: Batch) -> tuple[Inputs, Targe
             "this batch has no labels: expected (images, labels), or a mapping of tensors with 'labels' (for question "
             "answering 'start_positions' and 'end_positions')."
         )
-    return inputs, Targets(labels, shifts_labels)
+    return inputs, Targets(to_tensor(labels), shifts_labels)
+
+
+def to_tensor(labels: object) -> Tensor:
+    """Convert labels, such as a list of numbers, to a tensor.
+
+    Raises:
+        ValueError: if they are no numbers.
+    """
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"labels must be class numbers in a tensor, got {labels!r:.80}.") from None
+
+
+def to_class_numbers(labels: Tensor, classes: int) -> Tensor:
+    """Convert one-hot labels (B, classes) to class numbers (B,); class numbers stay as they are.
+
+    Raises:
+        ValueError: if they are neither.
+    """
+    if labels.ndim == 2 and labels.shape[1] == classes > 1 and is_one_hot(labels):
+        return labels.float().argmax(1)
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be class numbers (B,) or one-hot (B, {classes}), got {labels.dtype} of shape "
+            f"{tuple(labels.shape)} that is neither, such as mixed, multi-label or regression targets."
+        )
+    return labels
+
+
+def is_one_hot(labels: Tensor) -> bool:
+    """Whether every row of labels (B, classes) is one class alone."""
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all())
+
+
+def check_mixed(labels: Tensor) -> Tensor:
+    """Refuse mixed targets (B, classes) that are not the probabilities of classes, such as several labels of one image.
+
+    Raises:
+        ValueError: if a row does not sum to one.
+    """
+    if bool((labels < 0).any()) or bool((labels.sum(1) - 1).abs().max() > 0.01):
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} must be probabilities of classes, which sum to 1 for each image, "
+            f"got sums of {labels.sum(1).min():.3g} to {labels.sum(1).max():.3g}: multi-label targets have no "
+            "cross-entropy of one class."
+        )
+    return labels
 
 
 def sum_scores(output: Output, targets: Targets) -> Tensor:
@@ -68,23 +118,59 @@ def sum_scores(output: Output, targets: Targets) -> Tensor:
     if targets.are_spans:
         return _sum_span_scores(output, targets.labels)
     logits, labels = flatten_pairs(output, targets)
-    logits = logits.float()
+    logits, labels = logits.float(), to_class_numbers(labels, logits.shape[-1])
     correct = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
     loss = nn.functional.cross_entropy(logits, labels, reduction="sum").detach()
-    return torch.stack([correct[:, 0].sum().to(loss), correct.sum().to(loss), loss, loss.new_tensor(len(labels))])
+    return torch.stack([correct[:, 0].sum().to(loss), correct.sum().to(loss), loss, (labels != IGNORED).sum().to(loss)])
 
 
 def flatten_pairs(output: Output, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Pair logits (n, classes) with labels (n,), without `IGNORED` labels."""
+    """Pair logits (n, classes) with labels (n,), or mixed targets (n, classes), without those that do not count.
+
+    Raises:
+        ValueError: if the labels do not fit the logits.
+    """
     if targets.are_spans:
-        return torch.cat([output.start_logits, output.end_logits]), targets.labels.T.reshape(-1)
+        logits, labels = torch.cat([output.start_logits, output.end_logits]), targets.labels.T.reshape(-1)
+        counts = (labels >= 0) & (labels < logits.shape[-1])  # an answer outside of the text counts for nothing
+        return logits[counts], labels[counts]
     logits, labels = logits_of(output), targets.labels
     if targets.shifts_labels:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    if logits.ndim > 2:
+    classes = logits.shape[-1]
+    if classes == 1:
+        raise ValueError(
+            "a network of one output is a regression: accuracy and cross-entropy need two classes or more."
+        )
+    if labels.shape == logits.shape and isinstance(output, Tensor):  # one-hot or mixed, of images
+        return logits, labels
+    if labels.shape != logits.shape[:-1] or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be class numbers of shape {tuple(logits.shape[:-1])}, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}."
+        )
+    labels = labels.long()
+    if logits.ndim > 2 or labels.is_cpu:  # on a GPU that would wait for it; cross-entropy leaves them out too
         counts = labels != IGNORED
         logits, labels = logits[counts], labels[counts]
+    if labels.is_cpu and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"labels must be from 0 to {classes - 1} (or {IGNORED} for none), got {int(labels.min())} to "
+            f"{int(labels.max())}: correct them, or use a network of more classes."
+        )
     return logits, labels
+
+
+def _check_task(model: StitchableNetwork, labels: object) -> None:
+    """Refuse a network of transformers' models, or labels, of another task than classification with one class each."""
+    configs = [getattr(holder, "config", None) for holder in (model, *(view.anchor for view in model.views))]
+    kinds = [kind for config in configs if (kind := getattr(config, "problem_type", None)) in _OTHER_TASKS]
+    if kinds or (isinstance(labels, Tensor) and labels.is_floating_point()):
+        kind = _OTHER_TASKS[kinds[0]] if kinds else "multi-label classification or regression, by its float labels"
+        raise ValueError(
+            f"this network is for {kind}, which has no accuracy and cross-entropy of one class each: train and "
+            "evaluate it with transformers' Trainer, whose loss is the network's own."
+        )
 
 
 def _without_span(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -94,6 +180,13 @@ def _without_span(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _sum_span_scores(output: Output, spans: Tensor) -> Tensor:
     """Sum the scores of question answering, where an answer is correct if its start and end are."""
     both = [output.start_logits.float(), output.end_logits.float()]
+    if spans.ndim != 2 or len(spans) != len(both[0]):
+        raise ValueError(
+            f"start_positions and end_positions must be numbers of tokens of shape ({len(both[0])},), got shape "
+            f"{tuple(spans.shape[:1] + spans.shape[2:])}."
+        )
+    counts = ((spans >= 0) & (spans < both[0].shape[-1])).all(1)  # an answer outside of the text counts for nothing
+    spans, both = spans[counts], [logits[counts] for logits in both]
     correct = torch.stack([logits.argmax(-1) for logits in both], dim=1).eq(spans).all(1).sum()
     losses = [nn.functional.cross_entropy(x, spans[:, i], reduction="sum") for i, x in enumerate(both)]
     loss = torch.stack(losses).mean().detach()

@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -41,7 +41,7 @@ from ..data.loader import (
 from ..data.look import inspect_before_training
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
-from ..evaluation.scores import split_targets
+from ..evaluation.scores import Targets, check_mixed, is_one_hot, split_targets
 from ..families.registry import family_of, require
 from ..hub.saving import save_pretrained
 from ..network.stitchable import StitchableNetwork
@@ -254,9 +254,8 @@ class TrainingRun:
         config, ids = self.config, self.rule(self.state.step)
         seed_all(derive(config.seed, "step", self.state.step, number, self.accelerator.process_index))
         inputs, targets = split_targets(self.model, batch)
-        if self.mixup is not None:
-            inputs, mixed = self.mixup(inputs, targets.labels)
-            targets = targets._replace(labels=mixed)
+        if isinstance(inputs, Tensor):
+            inputs, targets = self.mix(inputs, targets)
         with self.accelerator.autocast():
             teacher_output = self.loss.teacher_logits(inputs)
             if len(ids) == 1:
@@ -269,6 +268,24 @@ class TrainingRun:
             self.average.begin(ids, total)
         self.accelerator.backward(total / config.accumulate)
         self.meter.add(losses)
+
+    def mix(self, images: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+        """Mix images and labels, which may be class numbers, one-hot, or mixed by the dataset itself.
+
+        Raises:
+            ValueError: if the labels are none of these, or are mixed already and `config` mixes too.
+        """
+        labels, classes = targets.labels, getattr(self.model, "num_classes", None)
+        if labels.ndim == 2 and labels.shape[1] == classes:
+            labels = labels.float().argmax(1) if is_one_hot(labels) else check_mixed(labels)
+        if self.mixup is not None:
+            if labels.ndim != 1 or labels.is_floating_point():
+                raise ValueError(
+                    f"labels must be class numbers for mixup={self.config.mixup} and cutmix={self.config.cutmix}, got "
+                    f"{labels.dtype} of shape {tuple(labels.shape)}: set both to 0 for labels that are mixed already."
+                )
+            images, labels = self.mixup(images, labels)
+        return images, targets._replace(labels=labels)
 
     def optimizer_step(self) -> None:
         """Average the gradients over all processes, clip them, and update the parameters."""
