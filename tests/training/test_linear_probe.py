@@ -102,3 +102,50 @@ def test_a_recipe_begins_with_a_linear_probe(tmp_path):
         net, _ = timm_stitch.train_recipe("folder", values | {"init_classifiers": count}, progress=False)
         found.append(max(rates(net, (test[0] - 0.5) / 0.5, test[1])))
     assert found[1] > found[0] + 30
+
+
+CLASSES = ["c0", "c1", "c2", "c3", "c4"]
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "outcome"),
+    [
+        (CLASSES, 5, "kept"),
+        (None, 5, "kept"),
+        (CLASSES[::-1], 5, "reordered"),
+        (["ant", "bee", "cat", "dog", "emu"], 5, "fitted"),
+        (None, 7, "fitted"),
+    ],
+    ids=["the same classes", "as many unnamed", "another order", "other classes", "another number"],
+)
+def test_a_pretrained_classifier_of_these_classes_stays(tmp_path, capsys, caplog, names, count, outcome):
+    for split in ("train", "validation"):
+        for label in CLASSES:
+            (tmp_path / split / label).mkdir(parents=True)
+            for n in range(4):
+                Image.effect_noise((32, 32), 30 + 9 * n).convert("RGB").save(tmp_path / split / label / f"{n}.png")
+    before = []
+    for spec in deit_specs(depth=2, num_classes=count)[:2]:
+        anchor = timm.create_model(spec["architecture"], **{k: v for k, v in spec.items() if k != "architecture"})
+        anchor.pretrained_cfg = {**anchor.pretrained_cfg, **({"label_names": names} if names else {})}
+        torch.nn.init.normal_(anchor.head.weight)
+        kept = {k: v for k, v in spec.items() if k not in ("architecture", "num_classes")}
+        timm.models.save_for_hf(anchor, tmp_path / spec["architecture"], {"label_names": names}, model_args=kept)
+        before.append(anchor.head.weight.detach().clone())
+    args = {"anchors": [f"local-dir:{tmp_path / s['architecture']}" for s in deit_specs()[:2]], "num_classes": 5}
+    values = {
+        "model_args": args, "data_dir": str(tmp_path), "max_steps": 1, "batch_size": 4, "lr": 0.0, "min_lr": 0.0,
+        "warmup_lr": 0.0, "workers": 0, "auto_augment": None, "evaluate_every": 0, "init_images": 0,
+    }  # fmt: skip
+    net, _ = timm_stitch.train_recipe("folder", values, progress=outcome != "reordered")
+    after = [anchor.head.weight for anchor in net.anchors]
+    if outcome != "fitted":
+        assert all(torch.equal(a, b if outcome == "kept" else b.flip(0)) for a, b in zip(after, before, strict=True))
+    else:
+        assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    err = capsys.readouterr().err
+    if outcome == "kept":
+        assert "classifiers fitted to these images: none; kept, as trained on these classes: anchor 0, 1." in err
+    if outcome == "fitted":
+        assert "classifiers fitted to these images: anchor 0 (" in err
+        assert ("anchor 0 classifies others (ant, …): its classifier is replaced" in caplog.text) == (names is not None)

@@ -121,12 +121,25 @@ def name_classes(model: SNNet, dataset: Any) -> None:
         model: the network; if it has the same names in another order, it keeps them.
         dataset: the training images, from `build_dataset`.
     """
-    names, positions = class_names(dataset), dataset.target_transform.positions
-    if len(names) != model.num_classes or set(names) == set(network_classes(model)):
+    names = classes_by_output(model, dataset)
+    if not names or set(names) == set(network_classes(model)):
         return
-    placed = dict(zip(positions or range(len(names)), names, strict=True))
-    model.pretrained_cfg["label_names"] = [placed[number] for number in range(len(names))]
+    model.pretrained_cfg["label_names"] = names
     model.pretrained_cfg.pop("label_descriptions", None)
+
+
+def classes_by_output(model: SNNet, dataset: Any) -> list[str]:
+    """List the names of a dataset's classes in the order of a network's outputs; empty if not every output has one.
+
+    Args:
+        model: the network.
+        dataset: the images, from `build_dataset`.
+    """
+    names, positions = class_names(dataset), dataset.target_transform.positions
+    if len(names) != model.num_classes:
+        return []
+    placed = dict(zip(positions or range(len(names)), names, strict=True))
+    return [placed[number] for number in range(len(names))]
 
 
 def _class_positions(config: DataConfig, model: SNNet, training: bool, names: Sequence[str]) -> Sequence[int] | None:

@@ -45,8 +45,9 @@ def evaluate(
         model: the network; it is evaluated in eval mode, on its own device.
         loader: batches of (images (B, C, H, W), labels (B,)), or mappings of tensors with `labels` from a tokenizer and
             a collator (causal language models need no labels: the text is the target). Labels are class numbers;
-            one-hot labels (B, classes) of images count as such. Each of several processes passes the same loader. A `DataLoader` over a whole dataset, also one prepared by Accelerate, is shared
-            image by image; any other is shared batch by batch and must have the same order everywhere.
+            one-hot labels (B, classes) of images count as such. Each of several processes passes the same loader. A
+            `DataLoader` over a whole dataset, also one prepared by Accelerate, is shared image by image; any other is
+            shared batch by batch and must have the same order everywhere.
         stitch_ids: the stitches; default all.
         results: a JSON-lines file that keeps the rows. Rows of these weights (by their fingerprint, with as many images
             and the same `data`) are read from it instead of measured, and each pass adds its rows.

@@ -10,7 +10,7 @@ Source: ridge regression with leave-one-out residuals in closed form (the PRESS 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from ..anchors.block_view import BlockView
 from ..anchors.view import ImageInputs
+from ..data.batches import Batch
+from ..evaluation.scores import split_targets, to_class_numbers
 from ..families.registry import require
 from ..families.timm_models.network import SNNet
 from ..network.modes import evaluating
@@ -30,20 +32,24 @@ _logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def linear_probe(model: SNNet, loader: Iterable[Any], images: int = 1000) -> list[float | None]:
+def linear_probe(
+    model: SNNet, loader: Iterable[Any], images: int = 1000, *, keep: Collection[int] = ()
+) -> list[float | None]:
     """Fit the classifier of every anchor, in place.
 
     Args:
         model: the network.
         loader: batches of (images (B, C, H, W), labels (B,)).
         images: the number of images to use, to the end of a batch; the features of all are held at once.
+        keep: the numbers of anchors whose classifiers stay as they are.
 
     Returns:
-        The accuracy of each anchor in per cent, on images that are left out; None where its classifier is not one
-        linear layer, which then stays as it is.
+        The accuracy of each anchor in per cent, on images that are left out; None where its classifier is kept, or
+        is not one linear layer, which then stays as it is.
 
     Raises:
-        ValueError: if there are no images.
+        ValueError: if there are no images, the labels are not class numbers or one-hot, or the network has no
+            classifiers that it can fit.
 
     Examples:
         >>> from timm.models.vision_transformer import VisionTransformer
@@ -55,35 +61,85 @@ def linear_probe(model: SNNet, loader: Iterable[Any], images: int = 1000) -> lis
         2
     """
     require(model, "linear_probe")
-    probed = {n: head for n, view in enumerate(model.views) if (head := _linear_head(view)) is not None}
+    heads = {n: _linear_head(view) for n, view in enumerate(model.views) if n not in keep}
+    probed = {n: head for n, head in heads.items() if head is not None}
     features: dict[int, list[Tensor]] = {n: [] for n in probed}
     labels: list[Tensor] = []
-    device, seen = next(model.parameters()).device, 0
+    device, classes, seen = next(model.parameters()).device, model.num_classes, 0
     with evaluating(model):
-        for batch, wanted, *_ in loader:
-            inputs = ImageInputs(batch.to(device))
+        for item in loader:
+            images_of_batch, targets = split_targets(model, Batch.of(item).to(device))
+            labels.append(_check_labels(to_class_numbers(targets.labels, classes), len(images_of_batch), classes))
+            inputs = ImageInputs(images_of_batch)
             for number in probed:
                 features[number].append(_features(model.views[number], inputs).double())
-            labels.append(wanted.to(device))
-            seen += len(batch)
+            seen += len(images_of_batch)
             if seen >= images:
                 break
     if not seen:
         raise ValueError("there are no images to fit classifiers to.")
-    targets = torch.cat(labels)
+    wanted = torch.cat(labels)
     found: list[float | None] = []
     for number in range(len(model.views)):
         if number not in probed:
-            _logger.warning("the classifier of anchor %d is left as it is: it is not one linear layer.", number)
+            if number in heads:
+                _logger.warning("the classifier of anchor %d is left as it is: it is not one linear layer.", number)
             found.append(None)
             continue
-        weight, bias, rate = _fit(torch.cat(features[number]), targets, model.num_classes)
+        weight, bias, rate = _fit(torch.cat(features[number]), wanted, classes)
         head = probed[number]
         head.weight.copy_(weight)
         head.bias.copy_(bias)
         found.append(rate)
     model.results.clear()
     return found
+
+
+def trained_classifiers(model: SNNet, classes: Sequence[str]) -> list[int]:
+    """Find the anchors whose classifiers came with pretrained weights for these classes, which a fit would destroy.
+
+    A classifier of the same classes in another order is put into this one.
+
+    Args:
+        model: the network, whose anchors have pretrained weights.
+        classes: the name of each class by its number in the network; empty if they have none.
+
+    Returns:
+        The numbers of the anchors. Of an anchor that does not name its classes, their number decides.
+    """
+    trained = []
+    for number, view in enumerate(model.views):
+        cfg = getattr(view.anchor, "pretrained_cfg", None) or {}
+        names = cfg.get("label_names") or ()  # timm's may be a mapping from numbers to names
+        own = [str(name) for name in (names.values() if isinstance(names, Mapping) else names)]
+        if cfg.get("num_classes") != model.num_classes:
+            continue  # timm began a new one
+        if own and classes and own != list(classes):
+            head = _linear_head(view)
+            if head is None or sorted(own) != sorted(classes):
+                _logger.warning("anchor %d classifies others (%s, …): its classifier is replaced.", number, own[0])
+                continue
+            order = torch.tensor([own.index(name) for name in classes], device=head.weight.device)
+            with torch.no_grad():
+                head.weight.copy_(head.weight[order])
+                head.bias.copy_(head.bias[order])
+            cfg["label_names"] = list(classes)
+        trained.append(number)
+    return trained
+
+
+def _check_labels(labels: Tensor, count: int, classes: int) -> Tensor:
+    """Refuse labels that are not one class of the network for each image.
+
+    Raises:
+        ValueError: naming what they are.
+    """
+    if len(labels) != count or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"labels must be {count} class numbers from 0 to {classes - 1} for {count} images, got {len(labels)} from "
+            f"{int(labels.min())} to {int(labels.max())}."
+        )
+    return labels.long()
 
 
 def _linear_head(view: BlockView) -> nn.Linear | None:

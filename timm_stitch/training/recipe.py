@@ -6,7 +6,9 @@ are shipped in the folder `recipes`; `train_recipe(NAME)` and `timm-stitch train
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +20,10 @@ import torch
 import yaml
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..data.dataset import build_dataset
+from ..data.dataset import build_dataset, classes_by_output
 from ..data.fields import check, option, options, read
 from ..data.loader import first_images
+from ..data.processes import rank
 from ..data.yaml_text import load_yaml
 from ..families.registry import require
 from ..files import PathLike
@@ -28,12 +31,13 @@ from ..hub.loading import load
 from ..network.stitchable import StitchableNetwork
 from .config import TrainConfig
 from .least_squares import least_squares_init
-from .linear_probe import linear_probe
+from .linear_probe import linear_probe, trained_classifiers
 from .run_state import open_checkpoints
 from .trainer import train
 
 FOLDER = Path(__file__).parent / "recipes"
 
+_logger = logging.getLogger(__name__)
 _network = partial(option, group="network")
 
 
@@ -63,8 +67,8 @@ class Recipe:
     )
     init_classifiers: int = _network(
         0,
-        "labelled images to which the anchors' classifiers are fitted before training, for new classes; 0 leaves them "
-        "as they are",
+        "labelled images to which the anchors' classifiers are fitted before training, for new classes; a pretrained "
+        "classifier of these classes stays, and 0 leaves all as they are",
         range=(0, math.inf),
     )
 
@@ -120,7 +124,17 @@ def _initialise(model: Any, spec: Recipe, progress: bool) -> None:
         return DataLoader(data, min(16, count), shuffle=shuffle, generator=generator)
 
     if spec.init_classifiers:
-        linear_probe(model, batches(spec.init_classifiers), spec.init_classifiers)
+        kept = trained_classifiers(model, classes_by_output(model, data)) if spec.pretrained else []
+        rates: list[float | None] = []
+        if len(kept) < len(model.anchors):
+            rates = linear_probe(model, batches(spec.init_classifiers), spec.init_classifiers, keep=kept)
+        fitted = [f"anchor {n} ({rate:.1f} % right, left out)" for n, rate in enumerate(rates) if rate is not None]
+        report = f"classifiers fitted to these images: {', '.join(fitted) or 'none'}"
+        if kept:
+            report += f"; kept, as trained on these classes: anchor {', '.join(map(str, kept))}"
+        _logger.info(report)
+        if progress and rank() == 0:
+            print(f"{report}.", file=sys.stderr)
     if spec.init_images:
         least_squares_init(model, first_images(batches(spec.init_images), spec.init_images), progress=progress)
 
