@@ -159,7 +159,7 @@ def test_training_refuses_what_cannot_be_trained(model):
         timm_stitch.TrainConfig.from_dict({"batchsize": 3})
     with pytest.raises(ValueError, match="no images are named: set data_dir"):
         timm_stitch.train(model, timm_stitch.TrainConfig())
-    with pytest.raises(ValueError, match="batch_size must be at most 64, the number of images, got 1024"):
+    with pytest.raises(ValueError, match="batch_size must be at most 64, the number of training items, got 1024"):
         timm_stitch.train(model, timm_stitch.TrainConfig(), train_data=squares())
     with pytest.raises(ValueError, match="needs a teacher"):
         timm_stitch.train(

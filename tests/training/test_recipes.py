@@ -123,6 +123,15 @@ def test_another_model_leaves_out_what_made_the_recipes_own(small, tmp_path):
     assert read_recipe("folder", {"model": "snnet_deit", "init_images": 3}).init_images == 3
 
 
+def test_a_warm_up_is_shortened_with_the_epochs(caplog):
+    assert read_recipe("folder", {"epochs": 1}).config.warmup == 0.1
+    assert "warmup_epochs is 0.1 instead of 1, in proportion to epochs=1." in caplog.text
+    assert read_recipe("deit_tsb", {"epochs": 5}).config.warmup == 0.5
+    assert read_recipe("deit_tsb", {"epochs": 15}).config.warmup == 5  # which ends: it stays
+    with pytest.raises(ValueError, match=r"warmup_epochs must be below epochs=2, .* got 2"):
+        read_recipe("folder", {"epochs": 2, "warmup_epochs": 2})
+
+
 def test_a_paper_recipe_distils_from_a_timm_teacher(folder, monkeypatch):
     """The teacher is made by its name, with pretrained weights; here a small one stands in for it."""
     config = read_recipe(

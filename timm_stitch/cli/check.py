@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from ..data.config import DataConfig
 from ..data.look import check_unreadable, find_warnings, inspect_split, summary
 from ..data.yaml_text import read_argument
-from .options import add_verb
+from .options import add_verb, print_json
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -43,7 +42,7 @@ def run_check(options: argparse.Namespace) -> None:
         splits.append(inspect_split(config, training=False))
     warnings = find_warnings(splits)
     if options.json:
-        print(json.dumps({"splits": splits, "warnings": warnings}))
+        print_json({"splits": splits, "warnings": warnings})
     else:
         for split in splits:
             print(summary(split))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from ..data.loader import first_images
 from ..deployment.demo import make_page
 from ..deployment.exporting import FORMATS, export
 from ..deployment.spaces import push_space
-from .options import add_images, add_model, add_verb, load_images, load_model, print_rows
+from .options import add_images, add_model, add_verb, load_images, load_model, print_json, print_rows, print_url
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -80,7 +79,7 @@ def run_export(options: argparse.Namespace) -> None:
         batch_size=options.export_batch_size,
     )  # fmt: skip
     if options.json:
-        print(json.dumps(manifest))
+        print_json(manifest)
         return
     shown = ("stitch_id", "name", "macs", "params", "file", "agreement")
     rows = [{k: row[k] for k in shown if k in row} for row in manifest["stitches"]]
@@ -94,7 +93,7 @@ def run_demo(options: argparse.Namespace) -> None:
     """Serve the web page, or push it as a Space."""
     if options.push:
         url = push_space(options.model[0], options.push, examples=options.examples, private=options.private)
-        print(json.dumps({"url": url}) if options.json else url)
+        print_url(url, options.json)
         return
     title = " + ".join(Path(name).name if Path(name).is_dir() else name for name in options.model)
     page = make_page(load_model(options, "demo"), title=title, examples=options.examples)
@@ -102,5 +101,5 @@ def run_demo(options: argparse.Namespace) -> None:
         server_port=options.port, share=options.share, quiet=options.json, prevent_thread_lock=True
     )
     if options.json:
-        print(json.dumps({"url": url, "shared": shared}), flush=True)
+        print_json({"url": url, "shared": shared})
     page.block_thread()

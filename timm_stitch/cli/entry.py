@@ -7,16 +7,21 @@ files here, each with a function `add_verbs`.
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 
 import torch
 import yaml
 
+from .. import __version__
 from ..data.processes import leave, rank
 from ..errors import OutputInUseError, WrongTypeError
 from ..training.interruption import RunInterrupted
 from . import check, deployment, evaluation, plans, serving, training, weights
+from .options import json_alone
 
 # The errors of input: arguments, files, the network, packages, a diverging run, memory. Others are our mistakes.
 _ERRORS = (
@@ -30,16 +35,32 @@ _ERRORS = (
     yaml.YAMLError,
 )
 
+_SIGPIPE = 13
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            _flush()
+    except BrokenPipeError:  # whoever reads the output has closed it, as `head` does
+        _discard_output()
+        return 128 + _SIGPIPE
+
+
+def _run(argv: Sequence[str] | None) -> int:
     options, unknown = make_parser().parse_known_args(argv)
     if unknown and options.verb != "train":  # which says what fields there are
         return _fail(f"unknown arguments: {' '.join(unknown)}; see timm-stitch {options.verb} --help.", 2)
     options.unknown = unknown
     try:
-        status: int | None = options.run(options)
+        with json_alone() if options.json else nullcontext():
+            status: int | None = options.run(options)
     except _ERRORS as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():  # not a connection that broke
+            raise
         return _fail(str(error) or repr(error), 1)
     except RunInterrupted as ended:
         return _fail(str(ended), 128 + ended.number) if rank() == 0 else 128 + ended.number
@@ -53,10 +74,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; it sets `run` to the function that does what a verb says."""
     parser = argparse.ArgumentParser(prog="timm-stitch", description="Stitchable neural networks for timm.")
+    parser.add_argument("--version", action="version", version=f"timm-stitch {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for group in (plans, check, training, evaluation, weights, deployment, serving):
         group.add_verbs(verbs)
     return parser
+
+
+def _flush() -> None:
+    """Write what is printed; a closed pipe shows here at the latest."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+
+
+def _output_is_closed() -> bool:
+    """Whether stdout or stderr is a pipe that nobody reads any more."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # one that is no file
+            poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard_output() -> None:
+    """Let what is still to be printed vanish, so that the interpreter ends without a message."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # one that is no file
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _fail(message: str, status: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from .options import (
     images_fingerprint,
     load_images,
     load_model,
+    print_path,
     print_rows,
     set_threads,
 )
@@ -129,7 +129,7 @@ def run_plot(options: argparse.Namespace) -> None:
     """Draw accuracy against multiply-adds to a file."""
     others = {Path(source).stem: _read_results(source) for source in options.beside}
     path = plot_curve(_read_results(options.results), options.output, title=options.title, others=others)
-    print(json.dumps({"path": str(path)}) if options.json else path)
+    print_path(path, options.json)
 
 
 def _read_results(source: str) -> Rows:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -23,6 +26,9 @@ from ..plan.timings import LATENCY_AT, Row
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+_json_streams: list[TextIO] = []  # stdout as it was, while `json_alone` holds
 
 
 def add_verb(
@@ -139,11 +145,51 @@ def images_fingerprint(options: argparse.Namespace, model: Any) -> str:
     return hashlib.blake2b(repr(choice).encode(), digest_size=8).hexdigest()
 
 
+@contextmanager
+def json_alone() -> Iterator[None]:
+    """Keep stdout for `print_json`: whatever else is printed meanwhile goes to stderr."""
+    _json_streams.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _json_streams.pop()
+
+
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON, at once; numbers that are not finite, which JSON lacks, become null."""
+    print(json.dumps(_finite(value), allow_nan=False), file=_json_streams[-1] if _json_streams else None, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_path(path: object, as_json: bool) -> None:
+    """Print where a verb has written to."""
+    if as_json:
+        print_json({"path": str(path)})
+    else:
+        print(path)
+
+
+def print_url(url: object, as_json: bool) -> None:
+    """Print the address of what a verb has put on the Hub."""
+    if as_json:
+        print_json({"url": str(url)})
+    else:
+        print(url)
+
+
 def print_rows(rows: Sequence[Row], as_json: bool) -> None:
     """Print rows as JSON lines, or as a table for people with `latency_ms_batch_8` as `ms_8`."""
     if as_json:
         for row in rows:
-            print(json.dumps(row))
+            print_json(row)
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
     heads = [column.replace(LATENCY_AT, "ms_") for column in columns]

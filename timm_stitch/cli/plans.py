@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 import timm
@@ -15,7 +14,7 @@ from ..hub.push import list_hub
 from ..models.published import ALIASES
 from ..network.compatibility import meeting_points
 from ..plan.results import Row
-from .options import add_model, add_verb, load_model, print_rows
+from .options import add_model, add_verb, load_model, print_json, print_rows
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -76,6 +75,6 @@ def run_plan(options: argparse.Namespace) -> None:
     if not options.json and "plan_without_weights" in model.unsupported:
         model = load_model(options)
     if options.json:
-        print(json.dumps(model.plan.to_dict()))
+        print_json(model.plan.to_dict())
     else:
         print_rows(model.stitch_table(), False)

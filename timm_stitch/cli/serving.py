@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..deployment.serving.latencies import known_rows
 from ..deployment.serving.scale import Scale, serve_config, target_requests_per_replica
 from ..errors import library_errors
 from ..files import whole_file
-from .options import add_model, add_verb, load_model, set_threads
+from .options import add_model, add_verb, load_model, print_json, set_threads
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -120,7 +119,10 @@ def _run_replicas(options: argparse.Namespace, serving: ServingConfig) -> int:
     if options.ray_config:
         with whole_file(options.ray_config) as tmp_path:
             tmp_path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        print(f"{options.ray_config} is written: serve run {options.ray_config}, or serve deploy {options.ray_config}")
+        if options.json:
+            print_json({"path": str(options.ray_config)})
+        else:
+            print(f"{options.ray_config} is written: serve run {options.ray_config}, or deploy it by serve deploy")
         return 0
     with library_errors("Ray starts no replica", RuntimeError):
         server = RayServer(config, options.ray_address)
@@ -154,7 +156,7 @@ def _most_bytes(options: argparse.Namespace) -> int:
 def _announce(options: argparse.Namespace, server: Mapping[str, object], scale: str) -> None:
     """Print the address of a server."""
     if options.json:
-        print(json.dumps(server), flush=True)
+        print_json(server)
         return
     print(
         f"{server['name']} at {server['url']}: {scale} within {options.latency_ms:g} ms\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ from ..training.config import TrainConfig
 from ..training.least_squares import METHODS, least_squares_init
 from ..training.recalibration import recalibrate
 from ..training.recipe import Recipe, read_recipe, shipped_recipes, train_recipe
-from .options import add_images, add_model, add_verb, check_device, load_images, load_model
+from .options import add_images, add_model, add_verb, check_device, load_images, load_model, print_json, print_path
 from .weights import save_stitch
 
 if TYPE_CHECKING:
@@ -91,11 +90,10 @@ def run_train(options: argparse.Namespace) -> None:
         )
     _, log = train_recipe(options.recipe, fields, device=options.device)
     if rank() == 0:
-        print(
-            json.dumps(log)
-            if options.json
-            else f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}"
-        )
+        if options.json:
+            print_json(log)
+        else:
+            print(f"{log['steps']} steps in {log['seconds']:.0f} s, loss {log['loss']:.3f}")
 
 
 def _add_fields(verb: argparse.ArgumentParser) -> None:
@@ -143,5 +141,4 @@ def run_recalibrate(options: argparse.Namespace) -> None:
     if options.stitch_id is not None:
         save_stitch(model, options)
     else:
-        path = save_pretrained(model, options.output)
-        print(json.dumps({"path": str(path)}) if options.json else path)
+        print_path(save_pretrained(model, options.output), options.json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from ..models.checkpoints import convert_checkpoint
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import kept_state
 from ..plan.results import read_rows
-from .options import add_model, add_verb, load_model
+from .options import add_model, add_verb, load_model, print_json, print_path, print_url
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -89,7 +88,10 @@ def save_stitch(small: StitchableNetwork, options: argparse.Namespace) -> None:
         save_file({k: v.contiguous() for k, v in kept_state(small).items()}, temporary)
     params = sum(p.numel() for p in small.parameters())
     row = {"path": str(path), "stitch_id": options.stitch_id, "name": name, "params": params}
-    print(json.dumps(row) if options.json else f"{path}: {params:,} parameters of {name}")
+    if options.json:
+        print_json(row)
+    else:
+        print(f"{path}: {params:,} parameters of {name}")
 
 
 def run_convert(options: argparse.Namespace) -> None:
@@ -97,7 +99,7 @@ def run_convert(options: argparse.Namespace) -> None:
     state, args = convert_checkpoint(options.checkpoint, options.name)
     model = load(options.name, pretrained=False, **args)
     model.load_state_dict(state)
-    print(save_pretrained(model, options.output))
+    print_path(save_pretrained(model, options.output), options.json)
 
 
 def run_push(options: argparse.Namespace) -> None:
@@ -108,7 +110,7 @@ def run_push(options: argparse.Namespace) -> None:
         model, options.repo, results=rows, dataset=options.dataset, split=options.split, private=options.private,
         revision=options.revision, create_pr=options.create_pr, commit_message=options.message,
     )  # fmt: skip
-    print(json.dumps({"url": str(url)}) if options.json else url)
+    print_url(url, options.json)
 
 
 def run_pull(options: argparse.Namespace) -> None:
@@ -116,4 +118,4 @@ def run_pull(options: argparse.Namespace) -> None:
     if options.stitch_id is not None:
         save_stitch(from_hub(options.repo, extract=options.stitch_id, revision=options.revision), options)
     else:
-        print(save_pretrained(from_hub(options.repo, revision=options.revision), options.output))
+        print_path(save_pretrained(from_hub(options.repo, revision=options.revision), options.output), options.json)

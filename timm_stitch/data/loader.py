@@ -184,7 +184,7 @@ def build_loader(data: Any, config: DataConfig, processes: int, collate: Collate
         )
     images = count_images(data, processes)
     if images < batch_size:
-        raise ValueError(f"batch_size must be at most {images}, the number of images, got {batch_size}.")
+        raise ValueError(f"batch_size must be at most {images}, the number of training items, got {batch_size}.")
     if isinstance(data, IterableDataset):
         if config.repeated_aug > 1:
             raise ValueError(

@@ -161,7 +161,7 @@ def read_recipe(recipe: PathLike, overrides: Mapping[str, object] | None = None)
     values = _read_file(recipe)
     if overrides.get("model", values.get("model")) != values.get("model"):
         values = {name: value for name, value in values.items() if name not in _of_own_model(values)}
-    values |= overrides
+    values = _shorten_warmup(values, overrides) | overrides
     of_network = {name: values.pop(name) for name in options(Recipe) if name in values}
     if of_network.get("model") is None:
         raise ValueError(f"{str(recipe)!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another.")
@@ -172,6 +172,17 @@ def read_recipe(recipe: PathLike, overrides: Mapping[str, object] | None = None)
     if config.distillation != "none" and config.teacher is None:
         raise ValueError(f"distillation={config.distillation!r} has no teacher: set teacher to a timm model's name.")
     return Recipe(config=config, **read(Recipe, of_network))
+
+
+def _shorten_warmup(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
+    """Shorten a recipe's warm-up in proportion, if the run is given so few epochs that it would not end."""
+    own, epochs, warmup = values.get("epochs"), overrides.get("epochs"), values.get("warmup_epochs")
+    numbers = all(isinstance(number, (int, float)) for number in (own, epochs, warmup))
+    if "warmup_epochs" in overrides or not numbers or not 0 < epochs <= warmup < own:  # type: ignore[operator]
+        return values
+    shorter = warmup * epochs / own  # type: ignore[operator]
+    _logger.warning("warmup_epochs is %g instead of %g, in proportion to epochs=%s.", shorter, warmup, epochs)
+    return values | {"warmup_epochs": shorter}
 
 
 def _of_own_model(values: Mapping[str, object]) -> tuple[str, ...]:
