@@ -67,3 +67,55 @@ def test_check_has_no_stray_warnings(tmp_path, capsys, recwarn):
     assert "warning: validation: images with transparent parts: 5." in told.out
     assert not told.err
     assert not [str(warning.message) for warning in recwarn]
+
+
+def save(root, *names):
+    for n, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(root / name)
+
+
+def check(capsys, *words):
+    code = main(["check", *map(str, words)])
+    return code, capsys.readouterr()
+
+
+SAME = "warning: validation has the same files as train, so its figures say nothing of other images"
+
+
+def test_both_splits_of_the_same_files_are_reported(tmp_path, capsys):
+    save(tmp_path, *(f"{split}/{c}/{n}.png" for split in ("train", "validation") for c in "ab" for n in range(2)))
+    code, said = check(capsys, tmp_path)
+    assert (code, "warning" in said.out) == (0, False)
+    for folder in ("train", "validation"):
+        code, said = check(capsys, tmp_path / folder)
+        assert (code, SAME in said.out) == (0, True)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/train").symlink_to(tmp_path / "train")
+    (tmp_path / "linked/validation").symlink_to(tmp_path / "train")
+    assert SAME in check(capsys, tmp_path / "linked")[1].out
+
+
+@pytest.mark.parametrize("links", [["train/a/up"], ["train/a/up", "train/b/up"], ["train/a/deep/up"]])
+def test_links_that_lead_back_are_refused(tmp_path, capsys, links):
+    save(tmp_path, "train/a/0.png", "train/b/0.png", "train/a/deep/1.png", "validation/a/0.png", "validation/b/0.png")
+    for link in links:
+        (tmp_path / link).symlink_to(tmp_path / "train")
+    code, said = check(capsys, tmp_path)
+    assert code == 1
+    assert "the folder that it lies in, so its images would be read again and again: remove the link." in said.err
+
+
+def test_folders_that_are_no_class_are_reported(tmp_path, capsys):
+    save(tmp_path, "train/a/0.png", "train/a/2020/1.png", "train/b/2020/2.png", "train/3.png", "validation/a/0.png")
+    (tmp_path / "train/notes").mkdir()
+    (tmp_path / "train/.cache").mkdir()
+    (tmp_path / "train/c").symlink_to(tmp_path / "train/a")
+    out = check(capsys, tmp_path)[1].out
+    for line in (
+        "train: 1 images lie in no class folder: move them into one.",
+        "and their class is the innermost, '2020': move them up.",
+        "train: no class, for want of images: 'notes'.",
+        "train: 2 images are read more than once, through links between the folders.",
+    ):
+        assert line in out

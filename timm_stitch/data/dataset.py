@@ -16,6 +16,7 @@ from ..errors import library_errors
 from .augmentation import patch_posterize
 from .classes import SPLITS, check_split, class_names, folder_classes, ordered, positions, split_folder
 from .config import DataConfig
+from .folders import check_links
 from .images import Images, Labels, open_image
 from .processes import world_size
 
@@ -77,13 +78,13 @@ def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:
 
     Raises:
         OSError: if the folder does not exist.
-        ValueError: if there is no such split, or the reader cannot read the files.
+        ValueError: if there is no such split, the reader cannot read the files, or links in the folder lead back.
     """
     split = config.train_split if training else config.val_split
     if not config.dataset and not os.path.exists(str(config.data_dir)):
         raise FileNotFoundError(f"there is no folder {config.data_dir!r}: set data_dir to a folder of class folders.")
     if not config.dataset and os.path.isdir(str(config.data_dir)):
-        split_folder(str(config.data_dir), split)
+        check_links(split_folder(str(config.data_dir), split))
     check_split(config.dataset or "", split)
     further: dict[str, Any] = dict(config.dataset_args or {})
     try:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from PIL import Image
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
 from .classes import class_names, ordered
 from .config import DataConfig
 from .dataset import open_dataset
+from .folders import digest_files, find_folder_problems
 from .images import ImageError, Images
 from .loader import count_images
 
@@ -35,7 +37,14 @@ class _SplitContent(TypedDict):
     classes: list[str]
 
 
-class SplitReport(_SplitContent, total=False):
+class _FolderReport(TypedDict, total=False):
+    """The problems of a split's folders."""
+
+    files: str
+    folders: list[str]
+
+
+class SplitReport(_SplitContent, _FolderReport, total=False):
     """The content and the problems of a split, as `inspect_split` returns them."""
 
     read: int
@@ -84,7 +93,8 @@ def inspect_split(config: DataConfig, training: bool, seconds: float = math.inf)
     Returns:
         `split`, `images` (their number) and `classes` (their names, or labels). For images with random access also
         `read` (the number read), `unreadable` (the error of each), `passed_over` (the number of skipped files of a
-        folder, by suffix), `sizes` and `modes` (the number of images of each), and `transparent` (the number of images
+        folder, by suffix), `folders` (a sentence on each problem of its folders), `files` (a digest of which files
+        these are), `sizes` and `modes` (the number of images of each), and `transparent` (the number of images
         with transparent parts). For evaluation images in a stream also `read`, `missing` and `sizes`.
 
     Raises:
@@ -120,6 +130,7 @@ def inspect_split(config: DataConfig, training: bool, seconds: float = math.inf)
         "modes": dict(modes.most_common()),
         "transparent": transparent,
         "passed_over": skipped_files(data),
+        **_inspect_folders(data),
     }
 
 
@@ -183,6 +194,15 @@ def skipped_files(data: Any) -> dict[str, int]:
     return dict(Counter(file.suffix.lower() or "no ending" for file in files if str(file) not in used).most_common())
 
 
+def _inspect_folders(data: Any) -> _FolderReport:
+    """Inspect the class folders of images, if they are in such."""
+    reader = getattr(data, "reader", None)
+    if not isinstance(reader, ReaderImageFolder):
+        return {}
+    files = [str(sample[0]) for sample in reader.samples]
+    return {"files": digest_files(files), "folders": find_folder_problems(Path(reader.root), files)}
+
+
 def find_warnings(splits: list[SplitReport]) -> list[str]:
     """Find the problems of splits, one line each."""
     warnings = []
@@ -207,8 +227,14 @@ def find_warnings(splits: list[SplitReport]) -> list[str]:
                 f"{name}: {count} files ({ending}) are skipped: to read them, name their suffixes in dataset_args "
                 "(input_key: '.png;.jpg;.webp')."
             )
+        warnings += [f"{name}: {problem}" for problem in split.get("folders", [])]
     first = splits[0]
     for split in splits[1:]:
+        if "files" in split and split["files"] == first.get("files"):
+            warnings.append(
+                f"{split['split']} has the same files as {first['split']}, so its figures say nothing of other images: "
+                "give the folder that holds both splits, or images of their own."
+            )
         for one, other in ((first, split), (split, first)):
             lacking = [name for name in one["classes"] if name not in set(other["classes"])]
             if lacking:
