@@ -25,6 +25,17 @@ _DAY = 24 * 60 * 60  # seconds
 _TRIES, _PATIENCE = 3, 60.0
 
 
+def named(path: PathLike) -> Path:
+    """Return a path, unless it is empty, which as a path would be the working folder.
+
+    Raises:
+        ValueError: if it is empty.
+    """
+    if not os.fspath(path):
+        raise ValueError("a file or folder must have a name, got '': give '.' for the working folder.")
+    return Path(path)
+
+
 @contextmanager
 def whole_file(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path to write to, which is renamed to `path` on success and removed on failure.
@@ -34,7 +45,7 @@ def whole_file(path: PathLike) -> Iterator[Path]:
     Args:
         path: the final path; its folder is created if it does not exist.
     """
-    path = Path(path)
+    path = named(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{_unique_suffix()}{path.suffix}")
     try:
@@ -56,7 +67,7 @@ def atomic_files(folder: PathLike) -> Iterator[Path]:
     Args:
         folder: the final folder; created if it does not exist.
     """
-    folder = Path(folder)
+    folder = named(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -163,7 +174,7 @@ def whole_folder(folder: PathLike) -> Iterator[Path]:
     Raises:
         FileExistsError: if `folder` exists and is not an empty folder.
     """
-    folder = Path(folder).resolve()
+    folder = named(folder).resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{str(folder)!r} is not empty: give a new or empty folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Networks that are kept in folders: damaged and hostile ones, their cards, and transformers."""
 
+import errno
 import json
 import logging
 import re
@@ -210,11 +211,39 @@ def test_a_full_disk_leaves_the_folder_as_it_was(net, folder):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
-        with pytest.raises(Exception, match="File too large"):
+        with pytest.raises(OSError, match=r"cannot write model\.safetensors: File too large$") as caught:
             timm_stitch.save_pretrained(net, folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_folder_without_a_name_is_not_the_working_folder(net, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"must have a name, got '': give '\.' for the working folder"):
+        timm_stitch.save_pretrained(net, "")
+    assert list(tmp_path.iterdir()) == []
+    assert (timm_stitch.save_pretrained(net, ".") / "config.json").exists()
+    with pytest.raises(ValueError, match="output must be a folder, got ''"):
+        timm_stitch.TrainConfig(output="")
+
+
+@pytest.mark.parametrize("extract", [None, 9])
+@pytest.mark.parametrize("how", ["a link to nothing", "a folder", "a link to itself"])
+def test_a_fingerprint_that_cannot_be_read_is_refused(folder, how, extract):
+    file = folder / "stitches.json"
+    file.unlink()
+    if how == "a folder":
+        file.mkdir()
+    else:
+        file.symlink_to(file if how == "a link to itself" else folder / "nothing.json")
+    with pytest.raises(
+        ValueError, match=r"^stitches\.json is in [^\n]* cannot be read [^\n]*, or remove it to load[^\n]*$"
+    ):
+        timm_stitch.from_hub(folder, extract=extract)
+    file.rmdir() if how == "a folder" else file.unlink()
+    timm_stitch.from_hub(folder, extract=extract)
 
 
 # ── cards ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,15 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors.torch import save_file
-
 from ..files import whole_file
 from ..hub.loading import from_hub, load
 from ..hub.push import push_to_hub
 from ..hub.saving import save_pretrained
 from ..models.checkpoints import convert_checkpoint
 from ..network.stitchable import StitchableNetwork
-from ..network.weights import kept_state
+from ..network.weights import kept_state, save_file
 from ..plan.results import read_rows
 from .options import add_model, add_verb, load_model, print_json, print_path, print_url
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Generic
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from ..anchors.view import View
 from ..network.stitchable import StitchableNetwork
-from ..network.weights import check_keys, kept_state
+from ..network.weights import check_keys, kept_state, save_file
 from ..plan.enumeration import PlanOptions
 from ..plan.results import SavedResults
 

@@ -37,6 +37,7 @@ def read_json(path: PathLike) -> JsonObject:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        OSError: if it cannot be read.
         ValueError: if it is too large, not JSON, or not an object.
     """
     path = Path(path)
@@ -70,7 +71,8 @@ def read_saved(folder: Path) -> SavedNetwork:
 
     Raises:
         FileNotFoundError: if there is no `config.json`.
-        ValueError: if it does not describe a stitchable network, or asks for more than building one.
+        ValueError: if it does not describe a stitchable network, or asks for more than building one; if there is a
+            `stitches.json` that cannot be read.
     """
     config = read_json(folder / CONFIG_FILE)
     family_of_config(config).check_config(config)
@@ -81,6 +83,11 @@ def read_saved(folder: Path) -> SavedNetwork:
         fingerprint = stitches.get("weights")
         results = parse_stitches(stitches)
     except OSError as error:
+        if os.path.lexists(folder / STITCHES_FILE):
+            raise ValueError(
+                f"{STITCHES_FILE} is in {str(folder)!r} and cannot be read ({error!s:.120}), so the weights cannot be "
+                "compared with its fingerprint: fetch it again, or remove it to load the network without its rows."
+            ) from None
         _logger.debug("there are no rows with the weights: %s", error)
     except ValueError as error:
         _logger.warning("the network loads without its rows: %s", error)

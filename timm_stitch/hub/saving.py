@@ -15,7 +15,7 @@ from pathlib import Path
 from ..evaluation.plotting import plot_curve
 from ..families.family import STITCHES_FILE
 from ..families.registry import family_of
-from ..files import PathLike, atomic_files
+from ..files import PathLike, atomic_files, named
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cache_fingerprint, fingerprint
 from ..plan.results import Results, Row, Rows
@@ -71,6 +71,7 @@ def save_pretrained(
         >>> sorted(path.name for path in folder.iterdir())
         ['README.md', 'config.json', 'model.safetensors', 'stitches.json']
     """
+    folder = named(folder)
     weights = fingerprint(model)
     cache_fingerprint(model, weights)
     images = {"dataset": dataset, "split": split, "revision": dataset_revision}
@@ -83,7 +84,6 @@ def save_pretrained(
         "stitches": rows,
     }
     base_models = _base_models(model, repo_id) if base_models is None else base_models
-    folder = Path(folder)
     old_card = folder / CARD_FILE
     existing = old_card.read_text(encoding="utf-8") if old_card.is_file() else None
     with atomic_files(folder) as temporary:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Callable, Hashable, Mapping
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from ..files import PathLike
 
 # A flag among the weights says whether stitched paths run the final norm. Files of version 0.1 and fingerprints call it
 # `stitched_norm`; the `state_dict()` of a network without that norm has it under torch's name for extra state.
@@ -80,6 +86,23 @@ def cached_fingerprint(model: nn.Module) -> str:
 def cache_fingerprint(model: nn.Module, fingerprint: str) -> None:
     """Cache the `fingerprint` of weights that were just compared with it."""
     model.__dict__["_fingerprint"] = weights_version(model), fingerprint
+
+
+def save_file(tensors: Mapping[str, Tensor], path: PathLike, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a safetensors file.
+
+    Raises:
+        OSError: if it cannot be written, which safetensors reports by an error of its own.
+    """
+    try:
+        safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(
+            int(number[1]), f"cannot write {os.path.basename(path)}: {os.strerror(int(number[1]))}"
+        ) from error
 
 
 def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:

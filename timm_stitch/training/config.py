@@ -151,6 +151,8 @@ class TrainConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.output == "":
+            raise ValueError("output must be a folder, got '': leave it out to keep the network in memory only.")
         self._check_unused()
         if self.group_width is not None and self.groups is not None:
             raise ValueError(f"group_width={self.group_width} and groups={self.groups} contradict: give one of them.")

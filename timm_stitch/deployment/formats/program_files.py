@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...network.weights import save_file
 from .job import Job, Location, Run
 
 BATCHES: tuple[str, ...] = ("any", "number", "range")

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...network.weights import NORM_FLAG, check_keys, split_norm
+from ...network.weights import NORM_FLAG, check_keys, save_file, split_norm
 from ..family import CONFIG_FILE, WEIGHTS_FILE, ReadTensors, SavedNetwork
 from .arguments import Arguments, Config, check_arguments
 from .meta_build import materialize

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
 from ...errors import library_errors
-from ...network.weights import check_keys
+from ...network.weights import check_keys, save_file
 from ..family import WEIGHTS_FILE, Config, Options, ReadTensors, SavedNetwork
 from .configuration import SNNetConfig, check_config
 from .network import StitchedModel
