@@ -42,12 +42,14 @@ class SavedNetwork:
         config: the contents of `config.json`.
         fingerprint: the fingerprint of the weights in `stitches.json`, if it has one.
         results: the contents of `stitches.json`; None if it is missing or cannot be read.
+        sums: the checksum of each tensor in `stitches.json`; networks saved by earlier versions have none.
     """
 
     folder: Path
     config: Config
     fingerprint: str | None = None
     results: SavedResults | None = None
+    sums: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

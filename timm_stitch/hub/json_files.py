@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,9 +80,11 @@ def read_saved(folder: Path) -> SavedNetwork:
     family_of_config(config).check_config(config)
     fingerprint: str | None = None
     results: SavedResults | None = None
+    sums: Any = None
     try:
         stitches = read_json(folder / STITCHES_FILE)
-        fingerprint = stitches.get("weights")
+        _compare_sums(config, stitches)
+        fingerprint, sums = stitches.get("weights"), stitches.get("tensors")
         results = parse_stitches(stitches)
     except OSError as error:
         if os.path.lexists(folder / STITCHES_FILE):
@@ -93,7 +97,20 @@ def read_saved(folder: Path) -> SavedNetwork:
         _logger.warning("the network loads without its rows: %s", error)
         if fingerprint is None:
             _logger.warning("the weights are not compared with their fingerprint, which cannot be read.")
-    return SavedNetwork(folder, config, fingerprint, results)
+    return SavedNetwork(folder, config, fingerprint, results, sums if isinstance(sums, dict) else None)
+
+
+def sum_json(content: Mapping[str, Any]) -> str:
+    """Compute a checksum of what is in a JSON file, by which damage in it is noticed."""
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def _compare_sums(config: Mapping[str, Any], stitches: Mapping[str, Any]) -> None:
+    """Warn of JSON files that are not as `save_pretrained` wrote them; those of earlier versions have no checksums."""
+    rest = {key: value for key, value in stitches.items() if key not in ("config", "sum")}
+    for name, checksum, content in ((CONFIG_FILE, "config", config), (STITCHES_FILE, "sum", rest)):
+        if checksum in stitches and stitches[checksum] != sum_json(content):
+            _logger.warning("%s is not as it was saved with these weights: it was edited or damaged.", name)
 
 
 def parse_stitches(data: JsonObject) -> SavedResults:

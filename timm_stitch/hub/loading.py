@@ -12,11 +12,11 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from ..errors import library_errors
-from ..families.family import CONFIG_FILE, WEIGHTS_FILE, Family, ReadTensors, SavedNetwork
+from ..families.family import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, Family, ReadTensors, SavedNetwork
 from ..families.registry import families, family_of_config
 from ..files import PathLike, read_consistently
 from ..network.stitchable import StitchableNetwork
-from ..network.weights import cache_fingerprint, fingerprint_of
+from ..network.weights import cache_fingerprint, fingerprint_of, sum_tensors
 from ..plan.bounds import JsonObject
 from .errors import check_repo_id, check_token, translate_hub_errors
 from .json_files import load_results, network_files, read_json, read_saved
@@ -86,7 +86,8 @@ def from_hub(
         revision: a branch, tag or commit.
         token: a token of huggingface_hub; default that of the current login.
         cache_dir: the cache of huggingface_hub.
-        verify: whether to compare the weights of a whole network with their saved fingerprint.
+        verify: whether to compare the weights of a whole network with their saved fingerprint, and each tensor of a
+            stitch with its checksum (which networks saved by earlier versions lack).
         **kwargs: arguments of `timm.create_model`, e.g. `stitch_id` and `num_classes`; with `extract` only num_classes.
             For networks of transformers' models those of its `from_pretrained`, and `stitch_id`; with `extract` none.
 
@@ -122,7 +123,7 @@ def from_hub(
             saved = read_saved(folder)
             if extract is None:
                 return _load_whole(saved, verify, kwargs)
-            return _load_stitch(saved, extract, kwargs, partial(_read_tensors, folder / WEIGHTS_FILE))
+            return _load_stitch(saved, extract, verify, kwargs, partial(_read_tensors, folder / WEIGHTS_FILE))
 
         return read_consistently(network_files(folder), read).eval()
     repo_id, _, pinned = place.partition("@")
@@ -132,7 +133,7 @@ def from_hub(
     if extract is None:
         network = _load_whole(saved, verify, kwargs)
     else:
-        network = _load_stitch(saved, extract, kwargs, partial(fetch_tensors, remote))
+        network = _load_stitch(saved, extract, verify, kwargs, partial(fetch_tensors, remote))
     network.trained["pulled_from"] = repo_id
     return network.eval()
 
@@ -164,13 +165,30 @@ def _load_whole(saved: SavedNetwork, verify: bool, arguments: JsonObject) -> Sti
 def _load_stitch(
     saved: SavedNetwork,
     stitch_id: int,
+    verify: bool,
     arguments: JsonObject,
     read_tensors: ReadTensors,
 ) -> StitchableNetwork:
-    """Load one stitch, with its weights from a file or by ranges from the Hub."""
-    network = family_of_config(saved.config).load_stitch(saved, stitch_id, read_tensors, **arguments)
+    """Load one stitch, with its weights from a file or by ranges from the Hub, each compared with its checksum."""
+
+    def read_checked(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        tensors = read_tensors(own)
+        if verify and saved.sums is not None:
+            _check_sums(tensors, saved.sums)
+        return tensors
+
+    network = family_of_config(saved.config).load_stitch(saved, stitch_id, read_checked, **arguments)
     load_results(network, saved)
     return network
+
+
+def _check_sums(tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
+    other = [name for name, checksum in sum_tensors(tensors).items() if saved.get(name) != checksum]
+    if other:
+        raise ValueError(
+            f"{len(other)} tensors of {WEIGHTS_FILE} (e.g. {other[0]!r:.80}) are not those that {STITCHES_FILE} was "
+            "written for: the file was damaged or exchanged. Fetch it again, or give verify=False to use it so."
+        )
 
 
 def _read_tensors(file: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..evaluation.plotting import plot_curve
-from ..families.family import STITCHES_FILE
+from ..families.family import CONFIG_FILE, STITCHES_FILE
 from ..families.registry import family_of
 from ..files import PathLike, atomic_files, named
 from ..network.stitchable import StitchableNetwork
-from ..network.weights import cache_fingerprint, fingerprint
+from ..network.weights import cache_fingerprint, fingerprint, kept_state, sum_tensors
 from ..plan.results import Results, Row, Rows
-from .json_files import is_plain, plain_training
+from .json_files import is_plain, plain_training, sum_json
 from .model_card import render_card
 
 CARD_FILE, CURVE_FILE = "README.md", "curve.png"
@@ -79,6 +79,7 @@ def save_pretrained(
     stitches = {
         "version": 1,
         "weights": weights,
+        "tensors": sum_tensors(kept_state(model)),
         "training": plain_training(model.trained),
         "plan": model.plan.to_dict(),
         "stitches": rows,
@@ -88,7 +89,9 @@ def save_pretrained(
     existing = old_card.read_text(encoding="utf-8") if old_card.is_file() else None
     with atomic_files(folder) as temporary:
         config = family_of(model).write(model, temporary, label_names)
-        (temporary / STITCHES_FILE).write_text(json.dumps(stitches, indent=1) + "\n", encoding="utf-8")
+        written = json.loads((temporary / CONFIG_FILE).read_text(encoding="utf-8"))
+        sums = {"config": sum_json(written), "sum": sum_json(json.loads(json.dumps(stitches)))}
+        (temporary / STITCHES_FILE).write_text(json.dumps({**stitches, **sums}, indent=1) + "\n", encoding="utf-8")
         picture = _draw(rows, temporary / CURVE_FILE, (repo_id or folder.name).rpartition("/")[2])
         card = render_card(
             stitches, config, repo_id=repo_id, base_models=base_models, license=license, picture=picture,

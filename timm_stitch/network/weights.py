@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import zlib
 from collections.abc import Callable, Hashable, Mapping
 
 import safetensors.torch
@@ -54,9 +55,22 @@ def fingerprint_of(state_dict: Mapping[str, Tensor], stitched_norm: bool | None 
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()
+
+
+def sum_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Compute a checksum of each tensor: 8 hexadecimal digits, by which a part of the weights can be checked alone."""
+    return {
+        name: f"{zlib.crc32(_bytes_of(tensor), zlib.crc32(f'{tuple(tensor.shape)}{tensor.dtype}'.encode())):08x}"
+        for name, tensor in split_norm(tensors)[0].items()
+    }
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    data: memoryview = flat.view(torch.uint8).numpy().data
+    return data
 
 
 def weights_version(model: nn.Module) -> Hashable:

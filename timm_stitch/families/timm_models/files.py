@@ -26,6 +26,8 @@ from .timm_compat import parse_model_cfg, save_config_for_hf
 _RUNTIME = (
     "device", "dtype", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
 )  # fmt: skip
+# What timm's models raise for values that they do not know.
+_BUILDING_ERRORS = (AssertionError, LookupError, AttributeError, ArithmeticError)
 
 
 def write_network(model: SNNet, folder: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def read_network(saved: SavedNetwork, arguments: Arguments) -> nn.Module:
         )  # fmt: skip
         model._model_args.pop("saved")  # type: ignore[operator, union-attr] # timm records all arguments there
         return model
-    except TypeError as error:
+    except (TypeError, *_BUILDING_ERRORS) as error:
         raise ValueError(f"this network cannot be built with these arguments: {error!s:.160}.") from error
 
 
@@ -170,7 +172,7 @@ def read_stitch(
     shape = {"num_classes": config.get("num_classes"), "pretrained_cfg": dict(config["pretrained_cfg"])}
     try:
         whole = timm.create_model(config["architecture"], device="meta", **{**config.get("model_args", {}), **shape})
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, *_BUILDING_ERRORS) as error:
         raise ValueError(f"config.json asks for a network that cannot be built ({error!s:.160}).") from error
     if not isinstance(whole, SNNet):
         raise ValueError(f"config.json asks for a {type(whole).__name__} instead of the network: save it again.")
