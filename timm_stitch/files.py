@@ -25,7 +25,7 @@ _DAY = 24 * 60 * 60  # seconds
 _TRIES, _PATIENCE = 3, 60.0
 
 
-def named(path: PathLike) -> Path:
+def require_name(path: PathLike) -> Path:
     """Return a path, unless it is empty, which as a path would be the working folder.
 
     Raises:
@@ -45,7 +45,7 @@ def whole_file(path: PathLike) -> Iterator[Path]:
     Args:
         path: the final path; its folder is created if it does not exist.
     """
-    path = named(path)
+    path = require_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{_unique_suffix()}{path.suffix}")
     try:
@@ -67,7 +67,7 @@ def atomic_files(folder: PathLike) -> Iterator[Path]:
     Args:
         folder: the final folder; created if it does not exist.
     """
-    folder = named(folder)
+    folder = require_name(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -174,7 +174,7 @@ def whole_folder(folder: PathLike) -> Iterator[Path]:
     Raises:
         FileExistsError: if `folder` exists and is not an empty folder.
     """
-    folder = named(folder).resolve()
+    folder = require_name(folder).resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{str(folder)!r} is not empty: give a new or empty folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -78,12 +78,11 @@ def parse_header(raw: bytes, begin: int, size: int | None) -> dict[str, Entry]:
                 raise ValueError(f"tensor {name!r:.80} does not lie in the file as its shape says")
             entries[name] = Entry(dtype, shape, begin + start, begin + stop)
         end = begin
-        for name, found in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
-            if found.start != end:
-                raise ValueError(
-                    f"tensor {name!r:.80} {'overlaps' if found.start < end else 'leaves a gap after'} another"
-                )
-            end = found.stop
+        for name, tensor in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+            if tensor.start != end:
+                problem = "overlaps" if tensor.start < end else "leaves a gap after"
+                raise ValueError(f"tensor {name!r:.80} {problem} another")
+            end = tensor.stop
         if size is not None and end != size:
             raise ValueError(f"its tensors end at byte {end:,}, the file at {size:,}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

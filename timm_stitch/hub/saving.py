@@ -15,7 +15,7 @@ from pathlib import Path
 from ..evaluation.plotting import plot_curve
 from ..families.family import CONFIG_FILE, STITCHES_FILE
 from ..families.registry import family_of
-from ..files import PathLike, atomic_files, named
+from ..files import PathLike, atomic_files, require_name
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cache_fingerprint, fingerprint, kept_state, sum_tensors
 from ..plan.results import Results, Row, Rows
@@ -71,7 +71,7 @@ def save_pretrained(
         >>> sorted(path.name for path in folder.iterdir())
         ['README.md', 'config.json', 'model.safetensors', 'stitches.json']
     """
-    folder = named(folder)
+    folder = require_name(folder)
     weights = fingerprint(model)
     cache_fingerprint(model, weights)
     images = {"dataset": dataset, "split": split, "revision": dataset_revision}
