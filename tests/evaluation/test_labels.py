@@ -160,6 +160,25 @@ def test_answers_outside_of_the_text_count_for_nothing(texts):
         assert rows[0]["loss"] == pytest.approx(net(**texts, **whole, stitch_id=0).loss.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (torch.tensor([1, 2]), r"must be the numbers of tokens, one for each of 4 texts, got shapes \(2,\) and \(4,\)"),
+        (torch.ones(4, 1).long(), r"got shapes \(4, 1\) and"),
+        (torch.ones(4), "of torch.float32"),
+        (None, "this batch has no labels"),
+    ],
+    ids=["too few", "a column", "floats", "none"],
+)
+def test_answers_that_are_no_positions_are_one_line(texts, start, message):
+    import transformers as hf
+
+    anchors = [bert(width, 2, hf.BertForQuestionAnswering, num_labels=2) for width in (32, 48)]
+    batch = texts | {"end_positions": torch.ones(4).long()} | ({} if start is None else {"start_positions": start})
+    with pytest.raises(ValueError, match=message):
+        timm_stitch.evaluate(timm_stitch.stitch(anchors), [batch])
+
+
 def test_a_linear_probe_of_texts_is_refused(texts):
     net = timm_stitch.stitch([bert(32, 2), bert(48, 3)])
     with pytest.raises(ValueError, match="linear_probe fits the classifiers of timm's models"):

@@ -49,9 +49,8 @@ def split_targets(model: StitchableNetwork, batch: Batch) -> tuple[Inputs, Targe
     inputs, labels = batch
     if not isinstance(inputs, Tensor):
         _check_task(model, labels)
-        if labels is None and _SPAN[0] in inputs:
-            labels = torch.stack([inputs[name] for name in _SPAN], dim=1)
-            return _without_span(inputs), Targets(labels, are_spans=True)
+        if labels is None and all(name in inputs for name in _SPAN):
+            return _without_span(inputs), Targets(_stack_span(batch), are_spans=True)
         inputs = _without_span(inputs)
     shifts_labels = bool(getattr(model, "shifts_labels", False))
     if labels is None and shifts_labels:
@@ -62,7 +61,9 @@ def split_targets(model: StitchableNetwork, batch: Batch) -> tuple[Inputs, Targe
             "this batch has no labels: expected (images, labels), or a mapping of tensors with 'labels' (for question "
             "answering 'start_positions' and 'end_positions')."
         )
-    return inputs, Targets(to_tensor(labels), shifts_labels)
+    if not isinstance(labels, Tensor):
+        labels = to_tensor(labels).to(next(model.parameters()).device)
+    return inputs, Targets(labels, shifts_labels)
 
 
 def to_tensor(labels: object) -> Tensor:
@@ -173,6 +174,22 @@ def _check_task(model: StitchableNetwork, labels: object) -> None:
         )
 
 
+def _stack_span(batch: Batch) -> Tensor:
+    """Stack the starts and ends of answers, (B, 2).
+
+    Raises:
+        ValueError: if they are not one number for each text.
+    """
+    span = [to_tensor(batch.inputs[name]) for name in _SPAN]
+    if any(numbers.shape != (batch.batch_size,) or numbers.is_floating_point() for numbers in span):
+        shapes = " and ".join(str(tuple(numbers.shape)) for numbers in span)
+        raise ValueError(
+            f"{' and '.join(_SPAN)} must be the numbers of tokens, one for each of {batch.batch_size} texts, got "
+            f"shapes {shapes} of {span[0].dtype}."
+        )
+    return torch.stack(span, dim=1)
+
+
 def _without_span(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if name not in _SPAN}
 
@@ -180,11 +197,6 @@ def _without_span(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _sum_span_scores(output: Output, spans: Tensor) -> Tensor:
     """Sum the scores of question answering, where an answer is correct if its start and end are."""
     both = [output.start_logits.float(), output.end_logits.float()]
-    if spans.ndim != 2 or len(spans) != len(both[0]):
-        raise ValueError(
-            f"start_positions and end_positions must be numbers of tokens of shape ({len(both[0])},), got shape "
-            f"{tuple(spans.shape[:1] + spans.shape[2:])}."
-        )
     counts = ((spans >= 0) & (spans < both[0].shape[-1])).all(1)  # an answer outside of the text counts for nothing
     spans, both = spans[counts], [logits[counts] for logits in both]
     correct = torch.stack([logits.argmax(-1) for logits in both], dim=1).eq(spans).all(1).sum()
