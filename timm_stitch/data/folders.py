@@ -16,7 +16,8 @@ def check_links(root: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: naming the link.
     """
-    folders = [(os.fspath(root), (os.path.realpath(root),))]  # with the real paths of those above
+    top: tuple[str, ...] = (os.path.realpath(root),)
+    folders = [(os.fspath(root), top)]  # each with its real path and those of the folders above
     while folders:
         folder, above = folders.pop()
         with suppress(OSError):  # one that cannot be listed has no images for readers either

@@ -7,18 +7,22 @@ loaded. torch reads the file with that line too.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..files import PathLike, whole_file
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 FORMAT = 2
 _CHUNK = 1 << 22
@@ -64,10 +68,9 @@ class Checkpoints:
         if not self.folder.is_dir():
             raise OSError(f"the folder {str(self.folder)!r} has vanished: no checkpoint of step {step} was written.")
         try:
-            with whole_file(path) as temporary, temporary.open("wb") as file:  # given a path, torch hides disk errors
-                summed = _SummedFile(file)
-                torch.save({"format": FORMAT, "step": step, **state}, summed)
-                file.write(_sum_line(summed.size, summed.crc))
+            with whole_file(path) as temporary, _SummedFile(temporary) as file:  # given a path, torch hides disk errors
+                torch.save({"format": FORMAT, "step": step, **state}, file)
+                file.write(_sum_line(file.size, file.crc))
             if best:
                 with whole_file(self.folder / "best.pt") as temporary:
                     _link(path, temporary)
@@ -144,19 +147,21 @@ def check_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())), None)
 
 
-class _SummedFile:
-    """A file that sums up the bytes written to it, for `torch.save`."""
+class _SummedFile(io.BufferedWriter):
+    """A file that sums up the bytes written to it.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.size, self.crc = file, 0, 0
+    Args:
+        path: the path of the file.
+    """
 
-    def write(self, data: bytes) -> int:
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self.size, self.crc = 0, 0
+
+    def write(self, data: ReadableBuffer, /) -> int:
         self.crc = zlib.crc32(data, self.crc)
-        self.size += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
+        self.size += memoryview(data).nbytes
+        return super().write(data)
 
 
 def _sum_line(size: int, crc: int) -> bytes:
