@@ -47,8 +47,8 @@ class HttpServer:
         host: the address where the server listens.
         port: the port where it listens; 0 for a free one.
         most_bytes: the largest size of a request's body.
-        hosts: the names by which clients call the server, besides addresses and local names. By default that is
-            `host` where only this machine can reach it, and any name otherwise.
+        hosts: the names by which clients call the server, besides addresses and local names. By default there
+            are none where only this machine can reach it, and any name otherwise.
 
     Attributes:
         address: the URL of the server.
@@ -70,7 +70,7 @@ class HttpServer:
         hosts: Collection[str] | None = None,
     ) -> None:
         self.load = load
-        hosts = (host,) if hosts is None and host in _LOOPBACK else hosts
+        hosts = () if hosts is None and host in _LOOPBACK else hosts
         self.socket = listen(host, port)
         try:
             self.service = InferenceService(load(), config, plain_name(name))
@@ -145,7 +145,8 @@ class HttpServer:
             self.service.replace(self.load())
             _logger.warning("the network was reloaded.")
         except Exception as error:  # any fault of a file
-            _logger.error("the network was not replaced: %s", " ".join(str(error).split()))
+            kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+            _logger.error("the network was not replaced: %s%s", kind, " ".join(str(error).split()))
 
 
 def listen(host: str, port: int) -> socket.socket:
