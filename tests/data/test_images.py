@@ -13,6 +13,7 @@ from tiny import deit_specs
 from torch.utils.data import DataLoader
 
 from timm_stitch.data import dataset as datasets
+from timm_stitch.data import decoding
 from timm_stitch.data.augmentation import patch_posterize
 from timm_stitch.data.config import DataConfig
 from timm_stitch.data.dataset import build_dataset
@@ -69,6 +70,13 @@ def test_16_bit_grey_is_scaled_to_8(tmp_path, suffix):
     for mode in ("L", "RGB"):
         seen = np.asarray(open_image(str(tmp_path / f"a.{suffix}"), mode)).reshape(4, -1)
         assert (seen == [[0], [1], [128], [255]]).all()
+
+
+def test_deep_images_are_scaled_in_strips(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 65536, (37, 5), dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    monkeypatch.setattr(decoding, "_STRIP", 15)
+    assert np.array_equal(open_image(str(tmp_path / "a.png"), "L"), np.rint(pixels / 257))
 
 
 def test_numbers_without_a_known_white_are_refused(tmp_path):

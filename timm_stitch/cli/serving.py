@@ -55,6 +55,13 @@ def add_verbs(verbs: Verbs) -> None:
         "--max-pixels", type=int, default=50_000_000, help="most pixels of an image (default: 50 million)"
     )
     verb.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="name that leads to this server, such as that of a proxy; repeatable (default: any, or none if only this "
+        "machine can reach it)",
+    )
+    verb.add_argument(
         "--threads", type=int, help="CPU threads of the network (default: one fewer than there are cores)"
     )
     ray = verb.add_argument_group("replicas, by Ray Serve")
@@ -75,7 +82,10 @@ def run_serve(options: argparse.Namespace) -> int:
     serving = ServingConfig(
         options.latency_ms, options.reserve_ms, options.policy, options.stitch_id, options.max_queue, options.max_pixels
     )
+    most_bytes = _most_bytes(options)
     if options.ray or options.ray_config:
+        if options.allowed_host:
+            raise ValueError("--allowed-host is for one process: with --ray, name the hosts in the proxy before it.")
         return _run_replicas(options, serving)
     for name in _RAY_OPTIONS:
         if getattr(options, name.replace("-", "_")) is not None:
@@ -88,7 +98,7 @@ def run_serve(options: argparse.Namespace) -> int:
     set_threads(options.threads, default=max(1, cores - 1))
     server = HttpServer(
         lambda: load_model(options, "serve"), serving, name=Path(options.model[0]).name, host=options.host,
-        port=options.port, most_bytes=_most_bytes(options),
+        port=options.port, most_bytes=most_bytes, hosts=options.allowed_host,
     )  # fmt: skip
     service = server.service
     description = {"url": server.address, "name": service.name, "stitch_ids": service.table.stitch_ids}
@@ -150,6 +160,13 @@ def _scale(options: argparse.Namespace) -> Scale:
 
 
 def _most_bytes(options: argparse.Namespace) -> int:
+    """Read the largest size of a body.
+
+    Raises:
+        ValueError: if it is not at least a byte and at most a GiB.
+    """
+    if not 1 <= options.max_body_mb * (1 << 20) <= 1 << 30:  # NaN is neither
+        raise ValueError(f"--max-body-mb must be above 0 and at most 1024, got {options.max_body_mb:g}.")
     return int(options.max_body_mb * (1 << 20))
 
 

@@ -1,97 +1,20 @@
-"""Image files, opened without silent losses, around timm's readers.
+"""Images and labels without silent losses, around timm's readers.
 
-An image with an EXIF orientation is turned upright, and 16-bit grey becomes 8-bit grey. An unreadable image, or one
-without a valid label, is an error that names the file; timm's own dataset replaces it by the next image.
+An image with an EXIF orientation is turned upright, and 16-bit grey becomes 8-bit grey (`decoding`). An unreadable
+image, or one without a valid label, is an error that names the file; timm's own dataset replaces it by the next image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ORIENTATION = 0x0112
+from .decoding import ImageError, open_image
 
-
-class ImageError(ValueError):
-    """An unreadable image, or one whose label does not fit; the message names it.
-
-    If it is raised in a worker, torch wraps its message into a traceback, from which it is taken out again.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rstrip().rpartition(f"{type(self).__name__}: ")[2])
-
-
-def open_image(
-    file: str | IO[bytes], mode: str = "RGB", name: str | None = None, formats: tuple[str, ...] | None = None
-) -> Image.Image:
-    """Read an image, upright and with 8 bits.
-
-    Args:
-        file: the path of the image, or an open file.
-        mode: Pillow's mode of the result.
-        name: the name of the file, for errors.
-        formats: the allowed formats, by Pillow's names; default all.
-
-    Raises:
-        ImageError: naming the unreadable file.
-    """
-    name = str(file) if name is None else name
-    try:
-        image = Image.open(file, formats=formats)
-        image.load()
-        if image.mode == "P":
-            image.info.pop("transparency", None)  # Pillow would warn; the colours are those of the palette
-        return _in_8_bits(_upright(image), name).convert(mode)
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow raises many types for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
-            f"the image {name!r} cannot be read ({reason:.160}): replace or remove it; timm-stitch check lists all "
-            "such files."
-        ) from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image upright by its EXIF data; with unreadable data it stays as stored."""
-    try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data
-        turn = None
-    return image if turn is None else image.transpose(turn)
-
-
-def _in_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """Scale an image with more bits to 8; Pillow would clip values above 255.
-
-    Raises:
-        ImageError: if the value of white is unknown.
-    """
-    if not image.mode.startswith(("I", "F")):
-        return image
-    pixels = np.asarray(image).astype(np.float64)
-    low, high = float(pixels.min()), float(pixels.max())
-    white = 65535.0 if image.mode.startswith("I") else 1.0 if high <= 1 else 255.0
-    if not (low >= 0 and high <= white):
-        raise ImageError(
-            f"the image {name!r} has pixels from {low:g} to {high:g} in Pillow's mode {image.mode!r}, where the value "
-            "of white is unknown: save it with 8 or 16 bits."
-        )
-    return Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8))
+__all__ = ["ImageError", "Images", "Labels", "open_image"]
 
 
 class Images(Dataset[Any]):

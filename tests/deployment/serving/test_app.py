@@ -93,6 +93,9 @@ def test_a_request_may_say_how_it_is_answered(client):
         ("latency_ms=-1", "latency_ms must be above 0 and at most 600,000, got -1"),
         ("latency_ms=inf", "latency_ms must be a number, got 'inf'"),
         ("stitch_id=3&macs=1e9", "not both"),
+        ("stitch_id=1_0", "stitch_id must be a whole number, got '1_0'"),
+        ("stich_id=1", "there is no option 'stich_id': expected latency_ms, stitch_id, macs, top"),
+        ("top=1&top=2", "top is given twice"),
         ("top=0", "top must be 1 to 20, got 0"),
         ("top=21", "top must be 1 to 20, got 21"),
     ],
@@ -152,27 +155,16 @@ def test_overload_is_503_at_once(client):
     assert 'images_total{outcome="refused",stitch_id=""} 1.0' in client.get("/metrics").text
 
 
-def test_a_late_event_loop_answers_503(client):
-    client.application.lag = 1e9
+def test_a_late_event_loop_answers_503(client, monkeypatch):
+    monkeypatch.setattr(type(client.application), "lag", property(lambda self: 1e9, lambda self, seconds: None), False)
     said = client.post("/predict", content=file())
     assert (said.status_code, "ms behind" in said.json()["error"]) == (503, True)
 
 
-def test_images_whose_time_is_over_are_not_read(client, monkeypatch):
-    reading, read = threading.Event(), client.service.read
-
-    def slow(data):
-        assert reading.wait(60)
-        return read(data)
-
-    monkeypatch.setattr(client.service, "read", slow)
-    first = client.service.read_soon([file()], time.monotonic() + 60)
-    second = client.service.read_soon([file()], time.monotonic() + 0.01)
-    time.sleep(0.05)
-    reading.set()
-    assert first.result(60).shape == (1, 3, 32, 32)
+def test_images_whose_time_is_over_are_not_read(client):
     with pytest.raises(OverloadError, match="could not be read in time"):
-        second.result(60)
+        client.service.read_soon([file()], time.monotonic() - 1).result(60)
+    assert client.service.read_soon([file()] * 2, time.monotonic() + 60).result(60).shape == (2, 3, 32, 32)
     said = client.post("/predict?latency_ms=0.000001", content=file())
     assert said.status_code == 503
 
@@ -188,11 +180,72 @@ def test_a_network_that_fails_is_500(client, caplog):
     assert "secret" not in said.text
 
 
+def test_logits_that_are_no_numbers_are_500(client, monkeypatch):
+    run = client.service.engine.deployment.run
+
+    def fail(images, stitch_id):
+        return run(images, stitch_id).index_fill(1, torch.tensor([3]), float("nan"))
+
+    client.service.engine.deployment = client.service.engine.deployment._replace(run=fail)
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0.0] * 3072}
+    for said in (
+        client.post("/predict", content=file()),
+        client.post("/v2/models/net/infer", json={"inputs": [tensor]}),
+    ):
+        assert said.status_code == 500
+        assert said.json()["error"] == "the network failed: the logits of stitch 2 are not finite numbers."
+
+
+def test_a_network_that_raises_value_errors_is_500_too(client, caplog):
+    def fail(images, stitch_id):
+        raise ValueError("there is no stitch 2")
+
+    client.service.engine.deployment = client.service.engine.deployment._replace(run=fail)
+    assert client.post("/predict", content=file()).status_code == 500
+
+
+@pytest.mark.parametrize("value", [1.7, True, "1_0", [1]])
+def test_options_of_the_protocol_are_numbers(client, value):
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0.0] * 3072}
+    said = client.post("/v2/models/net/infer", json={"inputs": [tensor], "parameters": {"stitch_id": value}})
+    assert said.status_code == 400
+    assert "stitch_id must be a whole number" in said.text or "plain values" in said.text
+
+
+def test_a_timeout_of_zero_is_none(client):
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0.0] * 3072}
+
+    def post(parameters, query=""):
+        body = {"inputs": [tensor], "parameters": parameters}
+        return client.post(f"/v2/models/net/infer{query}", json=body)
+
+    assert post({"timeout": 0}).json()["parameters"]["stitch_id"] == 2
+    assert post({"timeout": 60_000_000}).status_code == 200
+    assert "timeout must be a number" in post({"timeout": True}).json()["error"]
+    assert "not both" in post({"timeout": 5, "latency_ms": 5}).json()["error"]
+    assert "there is no option 'priority'" in post({"priority": 1}).json()["error"]
+    assert "not in the query" in post({}, "?stitch_id=1").json()["error"]
+
+
+def test_pages_of_other_sites_are_refused(service):
+    with TestClient(HttpApp(service, hosts=[]).asgi(), base_url="http://127.0.0.1:8000") as client:
+        assert client.post("/predict", content=file()).status_code == 200
+        for headers in ({"origin": "http://evil.example"}, {"host": "evil.example"}):
+            said = client.post("/predict", content=file(), headers=headers)
+            assert (said.status_code, "--allowed-host" in said.json()["error"]) == (403, True)
+        assert client.get("/metrics", headers={"host": "evil.example"}).status_code == 403
+
+
+def test_a_body_has_at_least_a_byte(service):
+    with pytest.raises(ValueError, match="most_bytes must be 1 or more, got 0"):
+        HttpApp(service, most_bytes=0)
+
+
 def test_health_and_metadata(client):
     assert client.get("/health").json()["ready"]
     assert client.get("/v2/health/live").status_code == 200
     assert client.get("/v2/models/net/ready").status_code == 200
-    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data", "classification"]
     assert client.get("/v2/models/net").json()["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}]
     client.service.engine.close(1.0)
     assert client.get("/health").status_code == 503
@@ -242,7 +295,7 @@ def test_another_network_is_served_if_clients_need_not_know(client, anchors):
     after = client.post("/predict", content=file()).json()
     assert before["predictions"] != after["predictions"]
     unknown = timm_stitch.stitch(anchors).eval()
-    unknown.pretrained_cfg = {**unknown.pretrained_cfg, "label_names": LABELS[::-1]}
+    unknown.pretrained_cfg = {**unknown.pretrained_cfg, "label_names": LABELS}
     with pytest.raises(ValueError, match="known accuracy"):
         client.service.replace(unknown)
     assert (client.service.labels, client.service.accuracy[2]) == (LABELS, 80.0)  # nothing of it stays
@@ -250,6 +303,48 @@ def test_another_network_is_served_if_clients_need_not_know(client, anchors):
     wrong.reset_classifier(7)
     with pytest.raises(ValueError, match="has 7 classes, the old one"):
         client.service.replace(wrong)
+
+
+def test_a_network_with_other_classes_or_preparation_is_refused(client, anchors):
+    other = known(timm_stitch.stitch(anchors).eval())
+    config = other.pretrained_cfg
+    other.pretrained_cfg = {**config, "label_names": LABELS[1:] + LABELS[:1]}
+    with pytest.raises(ValueError, match="class 0 of the new network is 'kind 1', it was 'kind 0'"):
+        client.service.replace(other)
+    other.pretrained_cfg = {**config, "mean": (0.1, 0.1, 0.1)}
+    with pytest.raises(ValueError, match="the new network prepares images with mean="):
+        client.service.replace(other)
+    other.pretrained_cfg = {**config, "interpolation": "nonsense"}
+    with pytest.raises(Exception, match="nonsense"):
+        client.service.replace(other)
+    assert client.service.labels == LABELS
+    assert client.post("/predict?top=1", content=file()).json()["predictions"][0]["label"].startswith("kind ")
+
+
+def test_an_answer_is_of_one_network(client, anchors):
+    """A request that waits while its network is replaced is answered by it, with its stitches."""
+    held, running = threading.Event(), threading.Event()
+    last = max(client.service.stitches)
+    engine, run = client.service.engine, client.service.engine.deployment.run
+
+    def hold(images, stitch_id):
+        running.set()
+        assert held.wait(60)
+        return run(images, stitch_id)
+
+    engine.deployment = engine.deployment._replace(run=hold)
+    answers = []
+    sending = threading.Thread(
+        target=lambda: answers.append(client.post(f"/predict?stitch_id={last}", content=file()).json())
+    )
+    sending.start()
+    assert running.wait(60)
+    client.service.replace(known(timm_stitch.stitch(anchors[:2]).eval()))  # it has fewer stitches
+    held.set()
+    sending.join(60)
+    assert answers[0]["stitch_id"] == last
+    assert answers[0]["stitch"]
+    assert f"there is no stitch {last}" in client.post(f"/predict?stitch_id={last}", content=file()).json()["error"]
 
 
 def test_the_page_says_nothing_unescaped(client):

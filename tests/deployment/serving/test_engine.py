@@ -219,17 +219,19 @@ def test_closing_without_time_gives_up_what_waits(engine):
     network.may_run.set()
 
 
-def test_another_network_from_the_next_call_on(engine):
+def test_requests_are_answered_by_the_network_for_which_they_came(engine):
     old, new = Network(held=True), Network()
     running = engine(old)
     first = running.submit(request(1))
     assert old.running.wait(LONG)
     second = running.submit(request(2))
     running.replace(Deployment(new, FixedPolicy(TABLE, 0), TABLE))
+    third = running.submit(request(3))
     old.may_run.set()
     assert first.result(LONG).stitch_id == 9
-    assert second.result(LONG).stitch_id == 3
-    assert new.calls == [(3, [2])]
+    assert second.result(LONG).stitch_id == 9
+    assert third.result(LONG).stitch_id == 3
+    assert (old.calls[1:], new.calls) == ([(9, [2])], [(3, [3])])
 
 
 def test_a_cancelled_request_is_not_run(engine):

@@ -18,8 +18,12 @@ def body(tensor, behind=b"", **more):
     return head.encode() + behind, str(len(head))
 
 
+def output(parameters):
+    return body({"data": [0] * 8}, outputs=[{"name": "logits", "parameters": parameters}])[0]
+
+
 def read(data, length=None, most=8):
-    return read_inference(data, length, SHAPE, most)
+    return read_inference(data, length, SHAPE, most, classes=4)
 
 
 @pytest.mark.parametrize("data", [IMAGES.tolist(), IMAGES.ravel().tolist()])
@@ -81,6 +85,24 @@ def test_image_files_come_as_bytes_or_base64():
         (*body({"parameters": {"binary_data_size": 31}}, bytes(31)), "31 bytes are not float32"),
         (*body({"parameters": {"binary_data_size": 32}}, b"\xff" * 32), "must hold finite numbers"),
         (*body({"parameters": []}), "parameters must be an object"),
+        (body({"data": [True] * 8})[0], None, "not numbers"),
+        (body({"data": ["1"] * 8})[0], None, "not numbers"),
+        (body({"data": [float("nan")] * 8})[0], None, "not JSON"),
+        (*body({"data": [0] * 8}, bytes(8)), "8 bytes stand behind the JSON, but 'image' has no binary_data_size"),
+        (*body({"data": [0] * 8, "parameters": {"binary_data_size": 32}}, bytes(32)), "has data twice"),
+        (body({"data": [0] * 8}, id=7)[0], None, "id must be a text of at most 256 letters, got 7"),
+        (body({"data": [0] * 8}, model="x")[0], None, "'model' is not supported: fields of a request are"),
+        (body({"data": [0] * 8, "layout": "x"})[0], None, "'layout' is not supported: fields of an input are"),
+        (body({"parameters": {"shared_memory_region": "r"}})[0], None, "'shared_memory_region' is not supported"),
+        (
+            output({"shared_memory_region": "r"}),
+            None,
+            "'shared_memory_region' is not supported: parameters of an output",
+        ),
+        (output({"binary_data": 1}), None, "binary_data must be true or false, got 1"),
+        (output({"classification": 0}), None, "classification must be a number of classes"),
+        (output({"classification": True}), None, "classification must be a number of classes"),
+        (output({"classification": "3"}), None, "classification must be a number of classes"),
         (*body({}, parameters={"a": {}}), "parameters must be an object"),
         (body({"datatype": "BYTES", "shape": [1], "data": ["%"]})[0], None, "base64"),
         (body({"datatype": "BYTES", "shape": [2], "data": ["YQ=="]})[0], None, "2 files as base64"),
@@ -118,3 +140,19 @@ def test_answers_carry_logits_as_numbers_or_bytes():
     assert json.loads(sent[:end])["outputs"][0]["parameters"] == {"binary_data_size": 16}
     assert np.array_equal(np.frombuffer(sent[end:], "<f4").reshape(2, 2), logits)
     assert describe("net", SHAPE, 2)["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 2, 2]}]
+
+
+def test_the_best_classes_may_be_returned_as_texts():
+    logits = np.array([[0.5, 1.5, -1.0, 1.0], [3.0, 2.0, 1.0, 0.0]], dtype=np.float32)
+    request = read(output({"classification": 2}))
+    said = json.loads(write_inference("net", request, logits, {}, ["a", "b", "c", "d"])[0])["outputs"][0]
+    expected = ["1.500000:1:b", "1.000000:3:d", "3.000000:0:a", "2.000000:1:b"]
+    assert said == {"name": "logits", "datatype": "BYTES", "shape": [2, 2], "data": expected}
+    sent, headers = write_inference(
+        "net", read(output({"classification": 9, "binary_data": True})), logits, {}, ["a", "b", "c", "d"]
+    )
+    head = json.loads(sent[: int(headers["inference-header-content-length"])])["outputs"][0]
+    assert head["shape"] == [2, 4]
+    assert sent.endswith(struct.pack("<I", 13) + b"-0.000000:3:d") or sent.endswith(b"0.000000:3:d")
+    with pytest.raises(ValueError, match="classification must be"):
+        read_inference(output({"classification": 2}), None, SHAPE, 8)  # whose classes are not known

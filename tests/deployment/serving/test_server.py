@@ -184,6 +184,62 @@ def test_clients_that_misbehave_and_a_network_that_is_replaced(server, folder):
     half.close()
 
 
+def connect(server, sent=b""):
+    host, port = server.at.split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection.sendall(sent)
+    return connection
+
+
+def refused(connection):
+    """Read a refusal until the connection ends."""
+    with connection, connection.makefile("rb") as stream:
+        head, _, body = stream.read().partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head
+    return head.split(b" ")[1], json.loads(body)["error"], head
+
+
+def test_idle_connections_lock_nobody_out(folder):
+    made = Server(folder, "--max-queue", "20")  # and so 220 connections
+    try:
+        half = b"POST /predict HTTP/1.1\r\nHost: x\r\nX-A: "
+        idle = [connect(made, half if n % 2 else b"") for n in range(400)]
+        for method, path, body in (("GET", "/health", None), ("GET", "/metrics", None), ("POST", "/predict", file())):
+            assert made.ask(method, path, body)[0] == 200
+        status, error, head = refused(idle[1])
+        assert (status, error) == (b"503", "too many connections: try again later.")
+        assert b"retry-after: 1" in head
+        for connection in idle:
+            connection.close()
+        assert made.ask(body=file())[0] == 200
+    finally:
+        made.process.kill()
+        made.process.wait()
+        made.process.stdout.close()
+        made.process.stderr.close()
+
+
+def test_heads_are_bounded_and_refusals_are_json(server):
+    endless = connect(server, b"POST /predict HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * (80 << 10))
+    slow = connect(server, b"POST /predict HTTP/1.1\r\nHost:")
+    assert refused(endless)[0] == b"431"
+    assert refused(connect(server, b"\x16\x03\x01\xff\r\n\r\n"))[0] == b"400"
+    for headers in (b"Host: evil.example", b"Host: 127.0.0.1\r\nOrigin: http://evil.example"):
+        foreign = connect(server, b"POST /predict HTTP/1.1\r\n" + headers + b"\r\nConnection: close\r\n\r\n")
+        assert refused(foreign)[0] == b"403"
+    assert refused(slow)[0] == b"408"
+    assert server.process.poll() is None
+
+
+def test_an_early_refusal_can_be_read_after_the_whole_body(server):
+    connection = http.client.HTTPConnection(server.at, timeout=60)
+    connection.request("POST", "/predict", bytes(17 << 20))
+    assert connection.getresponse().read().startswith(b'{"error":"the body has 17825792 bytes')
+    connection.request("POST", "/predict", file())
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_after_its_answers(ending, number):
     """What was sent before it is answered, and its exit is silent."""
@@ -218,6 +274,11 @@ def test_what_cannot_be_served_is_one_line(folder, capsys, tmp_path):
         assert f"cannot listen at 127.0.0.1:{port} (" in capsys.readouterr().err
     assert main(["serve", str(folder), "--latency-ms", "-5", "--port", "0"]) == 1
     assert "latency_ms must be positive and finite, got -5.0" in capsys.readouterr().err
+    for size in ("0", "-1", "nan", "inf", "1e9"):
+        assert main(["serve", str(folder), "--latency-ms", "50", "--port", "0", "--max-body-mb", size]) == 1
+        assert "--max-body-mb must be above 0 and at most 1024, got" in capsys.readouterr().err
+    assert main(["serve", str(folder), "--latency-ms", "50", "--port", "0", "--threads", "0"]) == 1
+    assert "--threads must be 1 or more, got 0" in capsys.readouterr().err
     model = timm_stitch.stitch(deits())
     timm_stitch.save_pretrained(model, tmp_path / "unknown")
     assert main(["serve", str(tmp_path / "unknown"), "--latency-ms", "50", "--port", "0"]) == 1

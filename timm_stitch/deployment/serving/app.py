@@ -2,33 +2,40 @@
 
 An ASGI app on Starlette, for uvicorn or another ASGI server (`pip install 'timm_stitch[serve]'`). Errors are JSON,
 `{"error": …}`: 400 for unreadable input, 408 for a body that arrives too slowly, 413 for one that is too large, and
-503 with `Retry-After` if there is no time.
+403 for a page of another site, 500 if the network fails, and 503 with `Retry-After` if there is no time or memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from .bodies import BodyBudget
 from .config import RequestOptions
-from .engine import Answer, OverloadError
+from .engine import Answer, Deployment, OverloadError
+from .hosts import HostCheck
 from .metrics import Metrics
+from .network import ServedNetwork
 from .open_inference import EXTENSIONS, HEADER_LENGTH, describe, read_inference, write_inference
-from .service import InferenceService
+from .options import read_number, read_options, read_query, read_whole_number
+from .service import InferenceService, described
+
+_logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +44,7 @@ MOST_TOP = 20  # classes in an answer
 PATIENCE = 10.0  # seconds that a body may take to arrive
 _LARGE = 1 << 16  # bytes that are worth another thread
 _STEP = 0.02  # seconds between measurements of the event loop's lag
+_ALL_BODIES = 256 << 20  # bytes of all bodies together, or four of the largest
 
 
 class HttpApp:
@@ -45,13 +53,22 @@ class HttpApp:
     Args:
         service: the service that answers.
         most_bytes: the largest size of a request's body.
+        hosts: the names by which clients call the server, besides addresses and local names; default any.
+
+    Raises:
+        ValueError: if `most_bytes` is not positive.
 
     Attributes:
         metrics: the counts of requests and of the network's calls.
     """
 
-    def __init__(self, service: InferenceService, most_bytes: int = 16 << 20) -> None:
-        self.service, self.most_bytes = service, most_bytes
+    def __init__(
+        self, service: InferenceService, most_bytes: int = 16 << 20, hosts: Collection[str] | None = None
+    ) -> None:
+        if most_bytes < 1:
+            raise ValueError(f"most_bytes must be 1 or more, got {most_bytes}.")
+        self.service, self.most_bytes, self.hosts = service, most_bytes, hosts
+        self.bodies = BodyBudget(max(_ALL_BODIES, 4 * most_bytes))
         self.metrics = Metrics(lambda: service.accuracy)
         service.watch(self.metrics.watch)
         self.lag = 0.0  # of the event loop, in seconds
@@ -74,7 +91,12 @@ class HttpApp:
             *(Route(f"{path}/ready", self.ready) for path in versions),
             *(Route(f"{path}/infer", self.with_errors(self.infer), methods=["POST"]) for path in versions),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _http_error}, lifespan=self.lifespan)
+        return Starlette(
+            routes=routes,
+            exception_handlers={HTTPException: _http_error, Exception: _fault},
+            lifespan=self.lifespan,
+            middleware=[Middleware(HostCheck, self.hosts)],
+        )
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -97,14 +119,18 @@ class HttpApp:
     # ── requests ──────────────────────────────────────────────────────────────────────────────────
 
     def with_errors(
-        self, handler: Callable[[Request, float], Awaitable[Response]]
+        self, handler: Callable[[Request, bytes, float], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
-        """Wrap a handler: its errors become JSON, its answers are counted."""
+        """Wrap a handler of a body: its errors become JSON, its answers are counted."""
 
         async def answer(request: Request) -> Response:
             arrived_at = time.monotonic()
             try:
-                response = await handler(request, arrived_at)
+                with self.bodies.body() as body:
+                    self.check_head(request)
+                    response = await handler(
+                        request, await body.read(request.stream(), self.most_bytes, PATIENCE), arrived_at
+                    )
             except HTTPException as error:
                 response = _http_error(request, error)
             except ClientDisconnect:
@@ -113,59 +139,60 @@ class HttpApp:
                 response = _error(400, str(error))
             except OverloadError as error:
                 response = _error(503, str(error), {"retry-after": "1"})
-            except Exception as error:  # a fault of the network; the engine has logged it
-                response = _error(500, f"the network failed ({type(error).__name__}): see the server's log.")
+            except Exception as error:
+                response = _fault(request, error)
             self.metrics.answered(response.status_code, time.monotonic() - arrived_at)
             return response
 
         return answer
 
-    async def body(self, request: Request) -> bytes:
-        """Read a request's body, bounded in bytes and time."""
+    def check_head(self, request: Request) -> None:
+        """Refuse a request whose body would be refused, before it is read."""
         length = request.headers.get("content-length", "0")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise HTTPException(415, "bodies must come without content-encoding.")
-        if not length.isdecimal() or int(length) > self.most_bytes:
+        if not length.isdecimal() or len(length) > 20 or int(length) > self.most_bytes:
             raise HTTPException(413, f"the body has {length:.20} bytes: at most {self.most_bytes:,} are accepted.")
-        parts, total = [], 0
 
-        async def read() -> bytes:
-            nonlocal total
-            async for part in request.stream():
-                total += len(part)
-                if total > self.most_bytes:
-                    raise HTTPException(413, f"the body is too large: at most {self.most_bytes:,} bytes are accepted.")
-                parts.append(part)
-            return b"".join(parts)
+    async def answer(
+        self, images: torch.Tensor | list[bytes], options: RequestOptions, deployment: Deployment, arrived_at: float
+    ) -> Answer:
+        """Read images, queue them for a network and wait for their answer.
 
-        try:
-            return await asyncio.wait_for(read(), PATIENCE)
-        except asyncio.TimeoutError:
-            raise HTTPException(408, f"the body duration_s more than {PATIENCE:g} s to arrive.") from None
-
-    async def answer(self, images: torch.Tensor | list[bytes], options: RequestOptions, arrived_at: float) -> Answer:
-        """Read images, queue them and wait for their answer."""
+        Raises:
+            OverloadError: if there is no time.
+            HTTPException: if the network fails.
+        """
         service = self.service
-        allowed, deadline = service.allowed_stitches(options), service.deadline(options, arrived_at)
+        allowed, deadline = service.allowed_stitches(options, deployment), service.deadline(options, arrived_at)
         try:
             if self.lag > (deadline - arrived_at) / 2:
                 raise OverloadError(f"the server is {1e3 * self.lag:.0f} ms behind: try again later.")
             if isinstance(images, list):
-                images = await asyncio.wrap_future(service.read_soon(images, deadline))
-            answer = service.submit(images, deadline, allowed, arrived_at)
+                images = await asyncio.wrap_future(service.read_soon(images, deadline, deployment))
+            queued = service.submit(images, deadline, allowed, arrived_at, deployment)
         except OverloadError:
             self.metrics.refused(len(images))
             raise
-        return await asyncio.wrap_future(answer)
+        try:
+            answer = await asyncio.wrap_future(queued)
+        except OverloadError:
+            raise
+        except Exception as error:  # the engine has logged it
+            reason = f"the network failed ({type(error).__name__}): see the server's log."
+            raise HTTPException(500, reason) from error
+        if not torch.isfinite(answer.logits).all():
+            reason = f"the network failed: the logits of stitch {answer.stitch_id} are not finite numbers."
+            raise HTTPException(500, reason)
+        return answer
 
-    def facts(self, answer: Answer, arrived_at: float) -> dict[str, object]:
+    def facts(self, answer: Answer, network: ServedNetwork, arrived_at: float) -> dict[str, object]:
         """Describe an answer: its stitch, and the times that it took."""
-        service = self.service
-        row = service.stitches.get(answer.stitch_id, {})  # a network that was replaced may have had other stitches
+        row = network.stitches[answer.stitch_id]
         return {
             "stitch_id": answer.stitch_id,
             "stitch": row.get("name"),
-            "top1": service.accuracy.get(answer.stitch_id),
+            "top1": network.accuracy.get(answer.stitch_id),
             "macs": row.get("macs"),
             "late": answer.late,
             "waited_ms": round(1e3 * answer.waited_s, 3),
@@ -174,45 +201,53 @@ class HttpApp:
             "batch": answer.batch,
         }
 
-    async def predict(self, request: Request, arrived_at: float) -> Response:
+    async def predict(self, request: Request, body: bytes, arrived_at: float) -> Response:
         """Classify the image file in the body."""
-        query = request.query_params
-        options = read_options(query)
-        most = _number({"top": 5, **query}, "top", int)
+        deployment = self.service.engine.deployment  # of this request, whatever is loaded meanwhile
+        network, query = described(deployment), read_query(request.query_params.multi_items())
+        options, most = read_options(query, ("top",)), read_whole_number({"top": 5, **query}, "top") or 0
         if not 1 <= most <= MOST_TOP:
             raise ValueError(f"top must be 1 to {MOST_TOP}, got {most}.")
-        answer = await self.answer([await self.body(request)], options, arrived_at)
+        answer = await self.answer([body], options, deployment, arrived_at)
         values, classes = answer.logits[0].softmax(0).topk(min(most, answer.logits.shape[1]))
         predictions = [
-            {"class": number, "label": self.service.labels[number], "probability": round(p, 6)}
+            {"class": number, "label": network.labels[number], "probability": round(p, 6)}
             for number, p in zip(classes.tolist(), values.tolist(), strict=True)
         ]
-        return JSONResponse({"predictions": predictions, **self.facts(answer, arrived_at)})
+        return JSONResponse({"predictions": predictions, **self.facts(answer, network, arrived_at)})
 
     async def run_in_thread(self, size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Work on some bytes, on another thread if they are many and would block the event loop."""
         if size < _LARGE:
             return work(*args, **kwargs)
-        return await asyncio.wrap_future(self.service.readers.submit(work, *args, **kwargs))
+        return await asyncio.wrap_future(self.service.parsers.submit(work, *args, **kwargs))
 
-    async def infer(self, request: Request, arrived_at: float) -> Response:
+    async def infer(self, request: Request, body: bytes, arrived_at: float) -> Response:
         """Answer a request of the Open Inference Protocol."""
-        service = self.service
-        body, length = await self.body(request), request.headers.get(HEADER_LENGTH)
+        service, deployment = self.service, self.service.engine.deployment
+        network, length = described(deployment), request.headers.get(HEADER_LENGTH)
+        if request.query_params:
+            raise ValueError("this request takes its options as parameters in its JSON, not in the query.")
         inference = await self.run_in_thread(
-            len(body), read_inference, body, length, service.shape, service.config.most_images
+            len(body), read_inference, body, length, network.shape, service.config.most_images, len(network.labels)
         )
-        parameters = dict(inference.parameters)
-        if "timeout" in parameters:  # Triton's, in microseconds
-            parameters["latency_ms"] = (_number(parameters, "timeout", float) or 0.0) / 1e3
+        parameters: dict[str, object] = dict(inference.parameters)
+        timeout = read_number(parameters, "timeout")  # Triton's, in microseconds; 0 is none
+        parameters.pop("timeout", None)
+        if timeout:
+            if "latency_ms" in parameters:
+                raise ValueError("give timeout or latency_ms, not both.")
+            parameters["latency_ms"] = timeout / 1e3
         images = inference.images if isinstance(inference.images, list) else torch.from_numpy(inference.images)
-        answer = await self.answer(images, read_options(parameters), arrived_at)
-        facts = self.facts(answer, arrived_at)
+        answer = await self.answer(images, read_options(parameters), deployment, arrived_at)
+        facts = self.facts(answer, network, arrived_at)
         known = {key: value for key, value in facts.items() if value is not None}
         logits = np.asarray(answer.logits, dtype=np.float32)
         size = 0 if inference.binary else 10 * logits.size
-        body, headers = await self.run_in_thread(size, write_inference, service.name, inference, logits, known)
-        return Response(body, headers=headers)
+        written, headers = await self.run_in_thread(
+            size, write_inference, service.name, inference, logits, known, network.labels
+        )
+        return Response(written, headers=headers)
 
     # ── health, metadata and the page ─────────────────────────────────────────────────────────────
 
@@ -231,8 +266,8 @@ class HttpApp:
 
     async def metadata(self, request: Request) -> Response:
         """Return the network's metadata."""
-        service = self.service
-        return JSONResponse(describe(service.name, service.shape, service.model.num_classes))
+        network = self.service.network
+        return JSONResponse(describe(self.service.name, network.shape, len(network.labels)))
 
     async def prometheus(self, request: Request) -> Response:
         """Return the counts for Prometheus."""
@@ -244,12 +279,13 @@ class HttpApp:
 
     async def recent(self, request: Request) -> Response:
         """Return the figures that the page draws."""
-        service, table = self.service, self.service.table
+        service, deployment = self.service, self.service.engine.deployment
+        network, table = described(deployment), deployment.table
         stitches = [
             {
                 "stitch_id": k,
-                "name": service.stitches[k]["name"],
-                "top1": service.accuracy.get(k),
+                "name": network.stitches[k]["name"],
+                "top1": network.accuracy.get(k),
                 "ms": round(1e3 * s, 3),
             }
             for k, s in zip(table.stitch_ids, table.each, strict=True)
@@ -261,31 +297,6 @@ class HttpApp:
         return JSONResponse(figures)
 
 
-def read_options(values: Mapping[str, Any]) -> RequestOptions:
-    """Read the options of a request from its query or its parameters.
-
-    Raises:
-        ValueError: if a value is not a number.
-    """
-    return RequestOptions(
-        _number(values, "latency_ms", float), _number(values, "stitch_id", int), _number(values, "macs", float)
-    )
-
-
-def _number(values: Mapping[str, Any], name: str, kind: type[int] | type[float]) -> Any:
-    value = values.get(name)
-    if value is None:
-        return None
-    try:
-        number = kind(value)
-        if not math.isfinite(number):
-            raise ValueError
-        return number
-    except (TypeError, ValueError, OverflowError):
-        expected = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{name} must be {expected}, got {value!r:.40}.") from None
-
-
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     return JSONResponse({"error": message}, status, headers)
 
@@ -295,4 +306,10 @@ def _http_error(request: Request, error: Exception) -> Response:
     return _error(error.status_code, error.detail, error.headers)
 
 
-Application = HttpApp  # the earlier name
+def _fault(request: Request, error: Exception) -> Response:
+    """Answer what should not happen; the log has more."""
+    _logger.error("a request failed", exc_info=error)
+    return _error(500, f"the server failed ({type(error).__name__}): see its log.")
+
+
+Application = HttpApp  # its former name

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..policies import LatencyTable, Policy, Slowdown
+from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
 
@@ -36,11 +37,13 @@ class Deployment(NamedTuple):
         run: computes the logits, shape (B, classes), of images, shape (B, C, H, W), by a stitch; both on the CPU.
         policy: the policy that chooses stitches.
         table: the latencies of the stitches that the policy chooses from.
+        network: the description of the network, for those who prepare its images and read its answers.
     """
 
     run: Callable[[Tensor, int], Tensor]
     policy: Policy
     table: LatencyTable
+    network: ServedNetwork | None = None
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,14 @@ class Request:
         deadline: the time when the answer is due, by `time.monotonic`.
         allowed: the stitches that may answer; default all.
         arrived_at: the time of arrival, by `time.monotonic`.
+        deployment: the network that answers, for which they are prepared; default the one that serves now.
     """
 
     images: Tensor
     deadline: float
     allowed: frozenset[int] | None = None
     arrived_at: float = field(default_factory=time.monotonic)
+    deployment: Deployment | None = None
     answer: Future[Answer] = field(default_factory=Future)
 
     def __len__(self) -> int:
@@ -160,6 +165,7 @@ class Engine:
                 raise OverloadError("the server is shutting down: ask another one.")
             if len(self._deadlines) + len(request) > self.most_waiting:
                 raise OverloadError(f"{len(self._deadlines)} images wait already: try again later.")
+            request.deployment = request.deployment or self.deployment
             position = bisect_right(self._deadlines, request.deadline)
             self._deadlines[position:position] = [request.deadline] * len(request)
             self._owners[position:position] = [request] * len(request)
@@ -167,7 +173,7 @@ class Engine:
         return request.answer
 
     def replace(self, deployment: Deployment) -> None:
-        """Run another network from the next call on; requests that wait are kept."""
+        """Queue new requests for another network; those that wait are answered by the one for which they came."""
         with self._changed:
             self.deployment, self.slowdown = deployment, Slowdown()
 
@@ -199,19 +205,28 @@ class Engine:
                     if self._closing:
                         return
                     self._changed.wait()
-                deployment = self.deployment
-                dropped, batch, stitch_id, expected = self._choose(deployment)
+                deployment, dropped, batch, stitch_id, expected = self._choose()
             _reject(dropped, "it could not be answered in time: try again later, or allow more time.")
             self._answer(deployment, batch, stitch_id, expected, sum(map(len, dropped)))
 
-    def _choose(self, deployment: Deployment) -> tuple[list[Request], list[Request], int, float | None]:
-        """Choose the requests to drop, those to run together, their stitch, and the seconds that the table predicts."""
-        decision = deployment.policy.choose(time.monotonic(), self._deadlines, self.slowdown)
-        end = decision.dropped
-        while end and self._owners[end - 1] is self._owners[end]:  # a request is dropped as a whole
-            end -= 1
-        dropped = self._remove(range(end))
-        most_urgent, table = self._owners[0], deployment.table
+    def _choose(self) -> tuple[Deployment, list[Request], list[Request], int, float | None]:
+        """Choose what runs next.
+
+        Returns:
+            The network of the most urgent request, the requests to drop, those to run together, their stitch, and the
+            seconds that the table predicts.
+        """
+        dropped: list[Request] = []
+        while True:
+            deployment = self._owners[0].deployment or self.deployment
+            decision = deployment.policy.choose(time.monotonic(), self._deadlines, self.slowdown)
+            end = decision.dropped
+            while end and self._owners[end - 1] is self._owners[end]:  # a request is dropped as a whole
+                end -= 1
+            dropped += self._remove(range(end))
+            most_urgent, table = self._owners[0], deployment.table
+            if most_urgent.deployment is deployment:
+                break
 
         def stitch_of(request: Request) -> int:
             return _nearest(table, decision.table_index, request.allowed)
@@ -225,9 +240,13 @@ class Engine:
             most = table.largest_within(index, slack, table.best_batch[index])
         else:  # a stitch outside the policy's table
             most = 1
-        batch = self._remove(_fitting(self._owners, lambda request: stitch_of(request) == stitch_id, most))
+
+        def fits(request: Request) -> bool:
+            return request.deployment is deployment and stitch_of(request) == stitch_id
+
+        batch = self._remove(_fitting(self._owners, fits, most))
         count = sum(map(len, batch))
-        return dropped, batch, stitch_id, None if index is None else table.seconds(index, count)
+        return deployment, dropped, batch, stitch_id, None if index is None else table.seconds(index, count)
 
     def _remove(self, positions: Sequence[int]) -> list[Request]:
         """Take the images at ascending positions, of whole requests, out of the queue; returns the requests."""
@@ -264,7 +283,7 @@ class Engine:
                 for request in batch:
                     if not request.answer.done():
                         request.answer.set_exception(error)
-        if expected is not None and duration_s and not failed:
+        if expected is not None and duration_s and not failed and deployment is self.deployment:
             self.slowdown.note(duration_s, expected)
         ran, factor = stitch_id if batch else None, self.slowdown.capped_quantile
         self.watch(Call(ran, met, late, dropped, failed, duration_s, expected, factor, self.waiting))

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 INPUT, OUTPUT = "image", "logits"
 HEADER_LENGTH = "inference-header-content-length"
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "classification")
+_FIELDS = ("id", "parameters", "inputs", "outputs")
+_MOST_ID = 256  # letters
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,20 @@ class Inference:
         images: prepared images, shape (N, C, H, W), or the bytes of N image files.
         parameters: the request's parameters, plain values.
         identity: the request's `id`, which the answer repeats.
-        binary: whether the answer has the logits as bytes behind its JSON.
+        binary: whether the answer has its output as bytes behind its JSON.
+        class_count: the number of best classes to return instead of all logits; None for the logits.
     """
 
     images: NDArray[np.float32] | list[bytes]
     parameters: Mapping[str, str | int | float]
     identity: str | None
     binary: bool
+    class_count: int | None = None
 
 
-def read_inference(body: bytes, header_length: str | None, shape: Sequence[int], most_images: int) -> Inference:
+def read_inference(
+    body: bytes, header_length: str | None, shape: Sequence[int], most_images: int, classes: int | None = None
+) -> Inference:
     """Read the body of an `infer` request.
 
     Args:
@@ -48,9 +54,10 @@ def read_inference(body: bytes, header_length: str | None, shape: Sequence[int],
         header_length: the length of the JSON, from the HTTP header of that name.
         shape: the shape (C, H, W) of the images that the network takes.
         most_images: the largest number of images in a request.
+        classes: the number of classes of the network; without it the extension "classification" is refused.
 
     Raises:
-        ValueError: naming the part that is wrong.
+        ValueError: naming the part that is wrong or not supported.
     """
     end = len(body)
     if header_length is not None:
@@ -58,7 +65,7 @@ def read_inference(body: bytes, header_length: str | None, shape: Sequence[int],
             raise ValueError(f"{HEADER_LENGTH}={header_length!r:.40} is not the length of the JSON in this body.")
         end = int(header_length)
     try:
-        request = json.loads(body[:end])
+        request = json.loads(body[:end], parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise ValueError("the body is not JSON: expected a request of the Open Inference Protocol.") from None
     inputs = request.get("inputs") if isinstance(request, dict) else None
@@ -69,13 +76,37 @@ def read_inference(body: bytes, header_length: str | None, shape: Sequence[int],
         raise ValueError(f"expected one input, {INPUT!r}, and one output, {OUTPUT!r}.")
     if len(outputs) != 1 or outputs[0].get("name", OUTPUT) != OUTPUT:
         raise ValueError(f"the only output is {OUTPUT!r}.")
-    parameters = _plain(request.get("parameters"))
-    binary = _plain(outputs[0].get("parameters")).get("binary_data", parameters.pop("binary_data_output", False))
+    _only(request, _FIELDS, "fields of a request")
+    _only(tensor, ("name", "datatype", "shape", "data", "parameters"), "fields of an input")
+    _only(outputs[0], ("name", "parameters"), "fields of an output")
+    parameters, wanted = _plain(request.get("parameters")), _plain(outputs[0].get("parameters"))
+    _only(wanted, ("binary_data", "classification"), "parameters of an output")
+    binary = wanted.get("binary_data", parameters.pop("binary_data_output", False))
+    if not isinstance(binary, bool):
+        raise ValueError(f"binary_data must be true or false, got {binary!r:.40}.")
+    class_count = wanted.get("classification")
+    if class_count is not None and (type(class_count) is not int or class_count < 1 or not classes):
+        raise ValueError(f"classification must be a number of classes, 1 or more, got {class_count!r:.40}.")
     identity = request.get("id")
-    return Inference(
-        _images(tensor, body[end:], shape, most_images), parameters,
-        identity[:256] if isinstance(identity, str) else None, bool(binary),
-    )  # fmt: skip
+    if identity is not None and not (isinstance(identity, str) and len(identity) <= _MOST_ID):
+        raise ValueError(f"id must be a text of at most {_MOST_ID} letters, got {identity!r:.40}.")
+    images = _images(tensor, body[end:], shape, most_images)
+    return Inference(images, parameters, identity, binary, class_count)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _only(values: Mapping[str, object], names: Sequence[str], kind: str) -> None:
+    """Refuse what would be ignored.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{name!r:.60} is not supported: {kind} are {', '.join(names)}.")
 
 
 def _plain(parameters: object) -> dict[str, str | int | float]:
@@ -104,25 +135,33 @@ def _images(
             f"{INPUT!r} has datatype {kind!r:.20} and shape {sizes!r:.60}: expected FP32 of {['N', *shape]}, or image "
             "files as BYTES of ['N']."
         )
+    _only(parameters, ("binary_data_size",), "parameters of an input")
     count = sizes[0]
     if not 1 <= count <= most:
         raise ValueError(f"the request has {count} images: 1 to {most} are accepted.")
     if "binary_data_size" in parameters:
-        if parameters["binary_data_size"] != len(behind):
+        if "data" in tensor:
+            raise ValueError(f"{INPUT!r} has data twice, in the JSON and behind it: give it once.")
+        if parameters["binary_data_size"] != len(behind) or isinstance(parameters["binary_data_size"], bool):
             raise ValueError(f"binary_data_size={parameters['binary_data_size']!r:.40}, but {len(behind)} bytes came.")
         if files:
             return _cut(behind, count)
         if len(behind) != 4 * count * math.prod(shape):
             raise ValueError(f"{len(behind)} bytes are not float32 of {sizes}.")
         return _finite(np.frombuffer(behind, "<f4").astype(np.float32).reshape(count, *shape))
+    if behind:
+        raise ValueError(f"{len(behind)} bytes stand behind the JSON, but {INPUT!r} has no binary_data_size.")
     data = tensor.get("data")
     if not isinstance(data, list):
         raise ValueError(f"{INPUT!r} has no data.")
     if files:
         return _decoded(data, count)
     try:
+        numbers = np.asarray(data)
+        if numbers.dtype.kind not in "iuf":  # texts and truth values would become numbers
+            raise TypeError
         with np.errstate(over="ignore"):  # too large a number becomes infinite, which is refused
-            images = np.asarray(data, dtype=np.float32).reshape(count, *shape)
+            images = numbers.astype(np.float32).reshape(count, *shape)
     except (ValueError, TypeError):
         raise ValueError(f"the data of {INPUT!r} are not numbers of shape {sizes}.") from None
     return _finite(images)
@@ -158,7 +197,11 @@ def _decoded(data: Sequence[Any], count: int) -> list[bytes]:
 
 
 def write_inference(
-    name: str, request: Inference, logits: NDArray[np.float32], parameters: Mapping[str, object]
+    name: str,
+    request: Inference,
+    logits: NDArray[np.float32],
+    parameters: Mapping[str, object],
+    labels: Sequence[str] = (),
 ) -> tuple[bytes, dict[str, str]]:
     """Write the body of an answer, and its headers.
 
@@ -167,17 +210,28 @@ def write_inference(
         request: the request.
         logits: the logits, shape (N, classes).
         parameters: further plain values of the answer.
+        labels: the name of each class, for the extension "classification".
     """
     output: dict[str, object] = {"name": OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
     answer = {"model_name": name, "model_version": "1", "parameters": dict(parameters), "outputs": [output]}
     if request.identity is not None:
         answer["id"] = request.identity
+    values: list[float] | list[str]
+    if request.class_count is None:
+        values, data = logits.ravel().tolist(), logits.astype("<f4").tobytes()
+    else:
+        best = np.argsort(-logits, axis=1, kind="stable")[:, : request.class_count]
+        values = texts = [
+            f"{row[k]:f}:{k}:{labels[k]}" for row, classes in zip(logits, best, strict=True) for k in classes
+        ]
+        encoded = [text.encode() for text in texts]
+        data = b"".join(struct.pack("<I", len(value)) + value for value in encoded)
+        output |= {"datatype": "BYTES", "shape": list(best.shape)}
     if not request.binary:
-        output["data"] = logits.ravel().tolist()
-        return json.dumps(answer).encode(), {"content-type": "application/json"}
-    data = logits.astype("<f4").tobytes()
+        output["data"] = values
+        return json.dumps(answer, allow_nan=False).encode(), {"content-type": "application/json"}
     output["parameters"] = {"binary_data_size": len(data)}
-    head = json.dumps(answer).encode()
+    head = json.dumps(answer, allow_nan=False).encode()
     return head + data, {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
 
 

@@ -11,7 +11,7 @@ import logging
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 import uvicorn
@@ -19,11 +19,14 @@ import uvicorn
 from ...families.timm_models.network import SNNet
 from .app import HttpApp
 from .config import ServingConfig
+from .connections import SPARE, BoundedProtocol
 from .service import InferenceService
 
 _logger = logging.getLogger(__name__)
 
 _CONNECTIONS = 200  # besides those whose requests wait
+_OTHER_FILES = 100  # open files that are not connections
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class _Server(uvicorn.Server):
@@ -44,6 +47,8 @@ class HttpServer:
         host: the address where the server listens.
         port: the port where it listens; 0 for a free one.
         most_bytes: the largest size of a request's body.
+        hosts: the names by which clients call the server, besides addresses and local names. By default there
+            are none where only this machine can reach it, and any name otherwise.
 
     Attributes:
         address: the URL of the server.
@@ -62,11 +67,17 @@ class HttpServer:
         host: str = "127.0.0.1",
         port: int = 8000,
         most_bytes: int = 16 << 20,
+        hosts: Collection[str] | None = None,
     ) -> None:
         self.load = load
+        hosts = () if hosts is None and host in _LOOPBACK else hosts
         self.socket = listen(host, port)
-        self.service = InferenceService(load(), config, plain_name(name))
-        self.application = HttpApp(self.service, most_bytes)
+        try:
+            self.service = InferenceService(load(), config, plain_name(name))
+            self.application = HttpApp(self.service, most_bytes, hosts)
+        except BaseException:
+            self.socket.close()
+            raise
         port = self.socket.getsockname()[1]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -77,8 +88,8 @@ class HttpServer:
             ready: a function that is called when signals are handled, before the first request is.
         """
         config = uvicorn.Config(
-            self.application.asgi(), log_level="warning", access_log=False, lifespan="on", timeout_keep_alive=5,
-            limit_concurrency=self.service.config.most_waiting + _CONNECTIONS,
+            self.application.asgi(), log_level="error", access_log=False, lifespan="on", timeout_keep_alive=5,
+            http=BoundedProtocol, ws="none", limit_concurrency=self._most_connections() + SPARE,
             timeout_graceful_shutdown=max(1, round(self.service.config.latency_ms / 1e3) + 1),
         )  # fmt: skip
         serving = self._serve(_Server(config), ready)
@@ -87,6 +98,21 @@ class HttpServer:
         except ImportError:  # not on all systems
             return asyncio.run(serving)
         return uvloop.run(serving)
+
+    def _most_connections(self) -> int:
+        """Bound the connections, by the files that this process may open too."""
+        wanted = self.service.config.most_waiting + _CONNECTIONS
+        try:
+            import resource
+
+            files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if files != resource.RLIM_INFINITY and files < wanted + SPARE + _OTHER_FILES:
+                files = wanted + SPARE + _OTHER_FILES
+                files = files if most == resource.RLIM_INFINITY else min(files, most)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+            return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, files - SPARE - _OTHER_FILES))
+        except (ImportError, OSError, ValueError):  # not on all systems
+            return wanted
 
     async def _serve(self, server: uvicorn.Server, ready: Callable[[], None]) -> int:
         loop, asked = asyncio.get_running_loop(), asyncio.Event()
@@ -119,7 +145,8 @@ class HttpServer:
             self.service.replace(self.load())
             _logger.warning("the network was reloaded.")
         except Exception as error:  # any fault of a file
-            _logger.error("the network was not replaced: %s", " ".join(str(error).split()))
+            kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+            _logger.error("the network was not replaced: %s%s", kind, " ".join(str(error).split()))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -143,4 +170,4 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "network"
 
 
-NetworkServer = HttpServer  # the earlier name
+NetworkServer = HttpServer  # its former name

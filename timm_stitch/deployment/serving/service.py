@@ -6,28 +6,22 @@ It knows no protocol. The web application and the Ray deployment turn their requ
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import BytesIO
 
 import torch
-from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 
-from ...data.dataset import image_config
-from ...data.images import open_image
 from ...families.registry import require
 from ...families.timm_models.network import SNNet
-from ..class_names import class_names, pillow_mode
+from ...plan.results import Row
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
 from .config import RequestOptions, ServingConfig
-from .engine import Answer, Call, Deployment, Engine, OverloadError, Request
+from .engine import Answer, Call, Deployment, Engine, Request
+from .image_reader import ImageReader
 from .latencies import latency_rows
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO")  # Pillow's names of the common ones
+from .network import ServedNetwork
 
 
 class InferenceService:
@@ -46,27 +40,47 @@ class InferenceService:
     def __init__(self, model: SNNet, config: ServingConfig, name: str = "network") -> None:
         self.config, self.name = config, name
         workers = max(1, min(4, (os.cpu_count() or 2) // 2))
-        self.readers = ThreadPoolExecutor(workers, thread_name_prefix="images")
-        self._unread = threading.BoundedSemaphore(config.most_waiting)  # images that may wait to be read
+        self.parsers = ThreadPoolExecutor(workers, thread_name_prefix="parser")
         self.engine = Engine(self._deploy(model), config.most_waiting)
+        self.images = ImageReader(config.most_pixels, config.most_waiting, max(2, workers))
 
     def _deploy(self, model: SNNet) -> Deployment:
-        """Prepare a network to run; if that fails, the service is unchanged."""
+        """Prepare a network to run, which changes nothing of this service."""
         require(model, "serve")
-        mode, labels = pillow_mode(model, "the server takes"), class_names(model)
-        table, run = LatencyTable(latency_rows(model.eval(), self.config)), _runner(model)
+        network = ServedNetwork.of(model.eval())
+        table, run = LatencyTable(latency_rows(model, self.config)), _runner(model)
         policy: Policy = DrainPolicy(table, self.config.overhead_ms)
         if self.config.policy == "fixed":
             index = table.slowest_within(self.config.network_seconds)
             policy = FixedPolicy(table, index, self.config.overhead_ms)
-        shape = (model.in_chans, *model.image_size)
         for stitch_id in table.stitch_ids:  # the first call of each is slow
-            run(torch.zeros(1, *shape), stitch_id)
-        self.model, self.shape, self.labels, self.mode = model, shape, labels, mode
-        self.transform = create_transform(**image_config(model))
-        self.stitches = {row["stitch_id"]: row for row in model.stitch_table()}
-        self.accuracy = {k: row.get("top1", row.get("published_top1")) for k, row in self.stitches.items()}
-        return Deployment(run, policy, table)
+            run(torch.zeros(1, *network.shape), stitch_id)
+        return Deployment(run, policy, table, network)
+
+    @property
+    def network(self) -> ServedNetwork:
+        """The network that serves new requests."""
+        return described(self.engine.deployment)
+
+    @property
+    def model(self) -> SNNet:
+        """The network itself."""
+        return self.network.model
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """The name of each class."""
+        return self.network.labels
+
+    @property
+    def stitches(self) -> Mapping[int, Row]:
+        """The row of each stitch."""
+        return self.network.stitches
+
+    @property
+    def accuracy(self) -> Mapping[int, float | None]:
+        """The known accuracy of each stitch, in per cent."""
+        return self.network.accuracy
 
     @property
     def table(self) -> LatencyTable:
@@ -93,46 +107,49 @@ class InferenceService:
         self.engine.watch = observer
 
     def replace(self, model: SNNet) -> None:
-        """Serve another network from the next call on.
+        """Serve another network from the next request on; those that wait are answered by the old one.
 
         Raises:
-            ValueError: if it takes other images or has other classes, which clients rely on; or as for the first one.
+            ValueError: if it takes other images, prepares them otherwise or has other classes, which clients rely on;
+                or as for the first one.
         """
-        shape = (model.in_chans, *model.image_size)
-        if shape != self.shape or model.num_classes != self.model.num_classes:
-            raise ValueError(
-                f"the new network takes images of {shape} and has {model.num_classes} classes, the old one "
-                f"{self.shape} and {self.model.num_classes}: start another server for it."
-            )
+        ServedNetwork.of(model.eval()).check_replaces(self.network)
         self.engine.replace(self._deploy(model))
 
     def close(self) -> None:
         """Answer waiting requests, for at most the latency target, and end."""
         self.engine.close(self.config.latency_ms / 1e3)
-        self.readers.shutdown(wait=False, cancel_futures=True)
+        self.parsers.shutdown(wait=False, cancel_futures=True)
+        self.images.close()
 
     # ── requests ──────────────────────────────────────────────────────────────────────────────────
 
-    def allowed_stitches(self, options: RequestOptions) -> frozenset[int] | None:
-        """Find the stitches that may answer a request; None for all.
+    def allowed_stitches(self, options: RequestOptions, deployment: Deployment | None = None) -> frozenset[int] | None:
+        """Find the stitches of a network that may answer a request; None for all.
+
+        Args:
+            options: the options of the request.
+            deployment: the network; default the one that serves now.
 
         Raises:
             ValueError: if no stitch meets the options.
         """
+        deployment = deployment or self.engine.deployment
+        stitches, table = described(deployment).stitches, deployment.table
         if options.latency_ms is not None and not 0 < options.latency_ms <= 600_000:
             raise ValueError(f"latency_ms must be above 0 and at most 600,000, got {options.latency_ms:g}.")
         if options.stitch_id is not None and options.macs is not None:
             raise ValueError("give stitch_id or macs, not both.")
         if options.stitch_id is not None:
-            if options.stitch_id not in self.stitches:
-                last = max(self.stitches)
+            if options.stitch_id not in stitches:
+                last = max(stitches)
                 raise ValueError(f"there is no stitch {options.stitch_id}: expected an id of the plan, up to {last}.")
             return frozenset([options.stitch_id])
         if options.macs is None:
             return None
-        allowed = frozenset(k for k in self.table.stitch_ids if self.stitches[k]["macs"] <= options.macs)
+        allowed = frozenset(k for k in table.stitch_ids if stitches[k]["macs"] <= options.macs)
         if not allowed:
-            least = min(self.stitches[k]["macs"] for k in self.table.stitch_ids)
+            least = min(stitches[k]["macs"] for k in table.stitch_ids)
             raise ValueError(f"macs must be at least {least:,}, the cost of the cheapest stitch, got {options.macs:g}.")
         return allowed
 
@@ -141,54 +158,36 @@ class InferenceService:
         return arrived_at + (self.config.latency_ms if options.latency_ms is None else options.latency_ms) / 1e3
 
     def submit(
-        self, images: Tensor, deadline: float, allowed: frozenset[int] | None, arrived_at: float
+        self,
+        images: Tensor,
+        deadline: float,
+        allowed: frozenset[int] | None,
+        arrived_at: float,
+        deployment: Deployment | None = None,
     ) -> Future[Answer]:
-        """Queue prepared images, as `Engine.submit`."""
-        return self.engine.submit(Request(images, deadline, allowed, arrived_at))
+        """Queue images that were prepared for a network, as `Engine.submit`; by default the one that serves now."""
+        return self.engine.submit(Request(images, deadline, allowed, arrived_at, deployment))
 
     def read(self, data: bytes) -> Tensor:
         """Read an image file into the network's input, shape (1, C, H, W).
 
         Raises:
-            ValueError: if it cannot be read, has an unsupported format, or too many pixels.
+            ValueError: if it cannot be read, has an unsupported format, or is too much work.
         """
-        try:
-            with Image.open(BytesIO(data), formats=FORMATS) as image:  # its header alone
-                pixels = image.width * image.height
-        except Exception:  # Pillow raises many types for damaged files
-            raise ValueError(f"this is no readable image: expected one of {', '.join(FORMATS)}.") from None
-        if pixels > self.config.most_pixels:
-            raise ValueError(f"the image has {pixels:,} pixels: at most {self.config.most_pixels:,} are accepted.")
-        x: Tensor = self.transform(open_image(BytesIO(data), self.mode, "sent", FORMATS))
-        return x[None]
+        return self.read_soon([data], time.monotonic() + 60).result()
 
-    def read_soon(self, files: Sequence[bytes], deadline: float) -> Future[Tensor]:
-        """Read image files on another thread.
+    def read_soon(
+        self, files: Sequence[bytes], deadline: float, deployment: Deployment | None = None
+    ) -> Future[Tensor]:
+        """Read image files for a network, as `ImageReader.read_soon`; by default the one that serves now."""
+        network = described(deployment or self.engine.deployment)
+        return self.images.read_soon(files, network.mode, network.transform, deadline)
 
-        Returns:
-            A future of the network's input, shape (N, C, H, W). It raises `OverloadError` if the deadline, by
-            `time.monotonic`, has passed before they are read.
 
-        Raises:
-            OverloadError: if too many images wait to be read.
-        """
-        acquired = [self._unread.acquire(blocking=False) for _ in files].count(True)
-        if acquired < len(files):
-            self._release(acquired)
-            raise OverloadError(f"{self.config.most_waiting} images wait to be read: try again later.")
-
-        def read() -> Tensor:
-            if time.monotonic() > deadline:
-                raise OverloadError("it could not be read in time: try again later, or allow more time.")
-            return torch.cat([self.read(data) for data in files])
-
-        images = self.readers.submit(read)
-        images.add_done_callback(lambda _: self._release(acquired))
-        return images
-
-    def _release(self, count: int) -> None:
-        for _ in range(count):
-            self._unread.release()
+def described(deployment: Deployment) -> ServedNetwork:
+    """Return the description of the network of a deployment of this module."""
+    assert deployment.network is not None  # `_deploy` describes each
+    return deployment.network
 
 
 def _runner(model: SNNet) -> Callable[[Tensor, int], Tensor]:
@@ -202,4 +201,4 @@ def _runner(model: SNNet) -> Callable[[Tensor, int], Tensor]:
     return run
 
 
-Service = InferenceService  # the earlier name
+Service = InferenceService  # its former name
