@@ -7,13 +7,14 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 from ..plan.results import Results, Row, Rows
+from .structure import structure_version
 from .weights import cached_fingerprint, weights_version
 
 _logger = logging.getLogger(__name__)
 
 
 class NetworkResults:
-    """Measured rows of one network, which count only while its weights are those that were measured.
+    """Measured rows of one network, which count only while its weights and modules are those that were measured.
 
     Args:
         network: the network that the rows belong to, and that holds them.
@@ -45,7 +46,7 @@ class NetworkResults:
         Raises:
             ValueError: if the rows belong to several weights, or to stitches that the plan does not have.
         """
-        self._network._measured = self.merged(rows, weights_id)
+        self.replace(self.merged(rows, weights_id))
 
     def merged(self, rows: Iterable[Row], weights_id: Hashable = None) -> Results:
         """Compute the results that `add` would store."""
@@ -58,27 +59,30 @@ class NetworkResults:
         return self.value.updated(Results.of(rows, weights_id))
 
     def replace(self, results: Results) -> None:
-        """Replace all rows by these results."""
+        """Replace all rows by these results, which belong to the modules that the network has now."""
         self._network._measured = results
+        self._network._measured_structure = structure_version(self._network) if results.rows else None
 
     def adopt(self, rows: Iterable[Row]) -> None:
         """Replace all rows by those of the weights that the network has now.
 
-        Unlike `add`, this does not read the weights: their version in memory identifies them.
+        Unlike `add`, this computes no fingerprint: the version of the weights in memory identifies them.
         """
         plan = self._network.plan
         own = [row for row in rows if row.get("stitch_id") in plan]
-        self._network._measured = Results.of(own, weights_version(self._network))
+        self.replace(Results.of(own, weights_version(self._network)) if own else Results())
 
     def clear(self) -> None:
         """Drop all rows."""
-        self._network._measured = Results()
+        self.replace(Results())
 
     def current(self) -> dict[int, Row]:
-        """Get the rows by stitch_id if they belong to the present weights; else none, with a warning."""
+        """Get the rows by stitch_id if they belong to the present weights and modules; else none, with a warning."""
         if self._are_current():
             return self.rows
-        _logger.warning("the weights have changed since they were measured, so their figures are left out: evaluate.")
+        _logger.warning(
+            "the weights or modules have changed since they were measured, so their figures are left out: evaluate."
+        )
         return {}
 
     def current_rows(self) -> Rows:
@@ -86,7 +90,7 @@ class NetworkResults:
         return [{"stitch_id": stitch_id, **row} for stitch_id, row in self.current().items()]
 
     def check(self) -> None:
-        """Refuse results that belong to other weights than the network has now.
+        """Refuse results that belong to other weights or modules than the network has now.
 
         Raises:
             ValueError: naming the weights.
@@ -101,6 +105,8 @@ class NetworkResults:
     def _are_current(self) -> bool:
         if not self.value.rows:
             return True
+        if self._network._measured_structure != structure_version(self._network):
+            return False
         weights_id = self.value.weights_id
         now = cached_fingerprint(self._network) if isinstance(weights_id, str) else weights_version(self._network)
         return weights_id == now

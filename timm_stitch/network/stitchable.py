@@ -5,7 +5,7 @@ those of transformers. The file is long because most of its methods are public: 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeGuard, cast
 
@@ -28,6 +28,7 @@ from .executor import Executor
 from .extraction import extract
 from .layers import LowRankStitchingLayer, make_layer
 from .results import NetworkResults
+from .structure import structure_version
 
 StitchIds = int | Sequence[int] | Tensor
 StitchHook = Callable[["StitchableNetwork", int, int], None]
@@ -63,6 +64,7 @@ class StitchableNetwork(nn.Module):
     stitch_id: int
     grad_checkpointing: bool = False
     _measured: Results
+    _measured_structure: bytes | None = None
     published: PublishedCount | None
     published_top1: dict[int, float]
     trained: dict[str, Any]
@@ -125,12 +127,19 @@ class StitchableNetwork(nn.Module):
         return {"images": num_labels}
 
     def costs(self) -> PlanCosts:
-        """Measure the costs of every part, or get the cached ones."""
-        plan, costs = self.__dict__.get("_costs", (None, None))
-        if plan is not self.plan:
-            costs = measure_steps(self)
-            self.__dict__["_costs"] = self.plan, costs
-        return cast("PlanCosts", costs)
+        """Measure the costs of every part, or get the cached ones of the same plan and modules."""
+        return self._cached_costs((), lambda: measure_steps(self))
+
+    def _cached_costs(self, setting: Hashable, measure: Callable[[], PlanCosts]) -> PlanCosts:
+        """Get the costs at a setting, or measure them if the plan or a module has changed since."""
+        version = structure_version(self)
+        plan, cached_version, costs = self.__dict__.get("_costs", (None, b"", {}))
+        if plan is not self.plan or cached_version != version:
+            costs = {}
+            self.__dict__["_costs"] = self.plan, version, costs
+        if setting not in costs:
+            costs[setting] = measure()
+        return cast("PlanCosts", costs[setting])
 
     def no_weight_decay(self) -> set[str]:
         """Collect the names of the parameters that the anchors themselves exempt from weight decay."""
@@ -379,6 +388,14 @@ class StitchableNetwork(nn.Module):
     def results(self) -> NetworkResults:
         """The measured rows of the stitches, and the weights that they belong to."""
         return NetworkResults(self)
+
+    def remember(self, rows: Iterable[Row], weights: str | None = None) -> None:
+        """Add measured rows: the earlier name of `results.add`."""
+        self.results.add(rows, weights)
+
+    def forget(self) -> None:
+        """Drop all measured rows: the earlier name of `results.clear`."""
+        self.results.clear()
 
     def stitch_table(self) -> Rows:
         """List the stitches with their costs and all known figures, in id order.

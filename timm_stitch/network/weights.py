@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 
 import safetensors.torch
 import torch
@@ -18,6 +19,8 @@ from ..files import PathLike
 # A flag among the weights says whether stitched paths run the final norm. Files of version 0.1 and fingerprints call it
 # `stitched_norm`; the `state_dict()` of a network without that norm has it under torch's name for extra state.
 NORM_FLAG, EXTRA_STATE = "stitched_norm", "_extra_state"
+
+_CHUNK = 1 << 17  # 32-bit words that are summed at once, which a cache holds
 
 
 def split_norm(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool | None]:
@@ -73,18 +76,45 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return data
 
 
-def weights_version(model: nn.Module) -> Hashable:
-    """Compute a cheap value that changes with a network's weights.
+def weights_version(model: nn.Module) -> bytes:
+    """Compute a value that changes with a network's weights: a sum over all their bytes, on their own device.
 
-    It holds the address of each tensor, torch's count of its changes, and the sum of sixteen of its values.
+    It is for comparisons in memory, and several times faster than `fingerprint`.
     """
-    versions = []
-    for name, tensor in kept_state(model).items():
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 16)]
-        total = sample.double().sum().item() if sample.numel() and not tensor.is_meta else 0.0
-        versions.append((name, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, total))
-    return (getattr(model, NORM_FLAG, None), *versions)
+    state = kept_state(model)
+    sums = {name: _byte_sums(tensor) for name, tensor in state.items()}
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for parts in sums.values():
+        for part in parts:
+            by_device.setdefault(part.device, []).append(part)
+    values = {device: iter(torch.stack(parts).tolist()) for device, parts in by_device.items()}  # one transfer each
+    digest = hashlib.blake2b(str(getattr(model, NORM_FLAG, None)).encode(), digest_size=16)
+    for name, tensor in state.items():
+        numbers = [next(values[part.device]) for part in sums[name]]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{numbers}".encode())
+    return digest.digest()
+
+
+def _byte_sums(tensor: Tensor) -> list[Tensor]:
+    """Sum the bytes of a tensor, as 32-bit words times 64-bit factors that depend on their positions, by chunks."""
+    if tensor.is_meta or not tensor.numel():
+        return []
+    words = tensor.detach().contiguous().reshape(-1)
+    count, offset = words.nbytes, words.storage_offset() * words.itemsize
+    if count % 4 or offset % 4:
+        words = words.view(torch.uint8)
+        words = torch.cat([words, words.new_zeros(-count % 4)])
+    chunks = words.view(torch.int32).split(_CHUNK)
+    if words.device.type == "cpu":
+        return [torch.dot(chunk.long(), _factors(words.device)[: len(chunk)]) for chunk in chunks]
+    return [(chunk * _factors(words.device)[: len(chunk)]).sum() for chunk in chunks]  # CUDA has no dot of integers
+
+
+@cache
+def _factors(device: torch.device) -> Tensor:
+    """Make the odd factors of a chunk, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randint(-(1 << 62), 1 << 62, (_CHUNK,), generator=generator, device="cpu") | 1).to(device)
 
 
 def cached_fingerprint(model: nn.Module) -> str:

@@ -223,13 +223,8 @@ class SNNet(TimmModel):
         return image_size_of(self)
 
     def costs(self) -> PlanCosts:
-        """The cost of every part at the present image size; measured at first use, then cached."""
-        key = (self.plan, self.image_size, self.num_classes, self.stitched_norm)
-        cached_key, costs = self.__dict__.get("_costs") or (None, None)
-        if costs is None or cached_key != key:
-            costs = measure(self)
-            self.__dict__["_costs"] = key, costs
-        return costs
+        """Measure the costs of every part at the present image size, or get the cached ones."""
+        return self._cached_costs((self.image_size, self.stitched_norm), lambda: measure(self))
 
     # ── weights ───────────────────────────────────────────────────────────────────────────────────
 

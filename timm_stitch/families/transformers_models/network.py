@@ -223,13 +223,13 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         Args:
             length: the tokens of the text; default the network's `length`, or as many as the anchors take if fewer.
         """
-        key = self.plan, self._length(length)
-        costs: dict[tuple[StitchPlan, int], PlanCosts] = self.__dict__.setdefault("_costs", {})
-        if key not in costs:
-            used = min(segment.anchor for stitch in self.plan for segment in stitch.segments)
-            batch = make_batch(self.views[used].anchor, rows=1, length=key[1])
-            costs[key] = measure(self, TextInputs.of({k: v[:1] for k, v in batch.items()}, self.shifts_labels))
-        return costs[key]
+        tokens = self._length(length)
+        return self._cached_costs(tokens, lambda: self._measure_costs(tokens))
+
+    def _measure_costs(self, length: int) -> PlanCosts:
+        used = min(segment.anchor for stitch in self.plan for segment in stitch.segments)
+        batch = make_batch(self.views[used].anchor, rows=1, length=length)
+        return measure(self, TextInputs.of({k: v[:1] for k, v in batch.items()}, self.shifts_labels))
 
     def stitch_table(self, length: int | None = None) -> list[dict[str, Any]]:
         """One row per stitch, as `StitchableNetwork.stitch_table`, with costs for texts of some length.
