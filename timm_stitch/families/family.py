@@ -33,6 +33,28 @@ ReadTensors = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 Network = TypeVar("Network", bound=StitchableNetwork, default=Any)
 
 
+LoadingCallback = Callable[[StitchableNetwork, str, Options], None]
+
+_CALLBACKS: list[LoadingCallback] = []
+
+
+def add_loading_callback(callback: LoadingCallback) -> None:
+    """Add a function that is called for every network that its library's own loader has loaded."""
+    _CALLBACKS.append(callback)
+
+
+def notify_loaded(network: StitchableNetwork, source: str, options: Options) -> None:
+    """Call the functions of `add_loading_callback`.
+
+    Args:
+        network: the network.
+        source: the folder, or the repository on the Hub.
+        options: the arguments of the loader, such as `revision` and `cache_dir`.
+    """
+    for callback in _CALLBACKS:
+        callback(network, source, options)
+
+
 @dataclass(frozen=True)
 class SavedNetwork:
     """The files next to the weights of a saved network, read and checked once.

@@ -6,20 +6,23 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from ..errors import library_errors
-from ..families.family import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, Family, ReadTensors, SavedNetwork
+from ..families.family import (
+    CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, Family, ReadTensors, SavedNetwork, add_loading_callback,
+)  # fmt: skip
 from ..families.registry import families, family_of_config
 from ..files import PathLike, read_consistently
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cache_fingerprint, fingerprint_of, sum_tensors
 from ..plan.bounds import JsonObject
 from .errors import check_repo_id, check_token, translate_hub_errors
-from .json_files import load_results, network_files, read_json, read_saved
+from .json_files import load_results, load_results_of_cfg, network_files, read_json, read_saved
 from .repository import Repository, fetch_network, fetch_tensors
 from .safetensors_ranges import read_local
 
@@ -191,6 +194,16 @@ def _check_sums(tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None
         )
 
 
+def _load_rows(network: StitchableNetwork, source: str, options: JsonObject) -> None:
+    """Add the saved rows to a network that transformers' own loader loaded from a folder or the Hub."""
+    if Path(source).is_dir():
+        cfg = SimpleNamespace(source="local-dir", file=source)
+    else:
+        revision = options.get("revision")
+        cfg = SimpleNamespace(source="hf-hub", hf_hub_id=f"{source}@{revision}" if revision else source)
+    load_results_of_cfg(network, cfg, options.get("cache_dir"))
+
+
 def _read_tensors(file: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     _check_file(file)
     return read_local(file, own)
@@ -238,3 +251,6 @@ def _config_of(source: str) -> JsonObject | None:
         with translate_hub_errors(f"load {repo_id}"):
             return read_json(hf_hub_download(repo_id, CONFIG_FILE, revision=revision or None))
     return None
+
+
+add_loading_callback(_load_rows)

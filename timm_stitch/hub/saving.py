@@ -21,6 +21,7 @@ from ..network.weights import cache_fingerprint, fingerprint, kept_state, sum_te
 from ..plan.results import Results, Row, Rows
 from .json_files import is_plain, plain_training, sum_json
 from .model_card import render_card
+from .reload_check import check_reloaded
 
 CARD_FILE, CURVE_FILE = "README.md", "curve.png"
 
@@ -39,6 +40,7 @@ def save_pretrained(
     license: str | None = None,
     label_names: Sequence[str] | None = None,
     repo_id: str | None = None,
+    check: bool = True,
 ) -> Path:
     """Save a network to a folder from which `from_hub`, timm or transformers loads it.
 
@@ -55,13 +57,15 @@ def save_pretrained(
         license: the license of the weights, by the Hub's id; default that in timm's configuration.
         label_names: the names of the classes.
         repo_id: the future `"user/name"` on the Hub, for the card.
+        check: whether to load the network from the new files and compare outputs before the folder changes. This
+            needs the memory of a second network.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: if timm cannot rebuild the network by name, the results belong to other weights, the labels do not
-            fit, or an existing card cannot be read.
+        ValueError: if timm cannot rebuild the network by name, another network would be loaded, the results belong to
+            other weights, the labels do not fit, or an existing card cannot be read.
         OSError: if it cannot be written; the folder is then unchanged.
 
     Examples:
@@ -92,6 +96,8 @@ def save_pretrained(
         written = json.loads((temporary / CONFIG_FILE).read_text(encoding="utf-8"))
         sums = {"config": sum_json(written), "sum": sum_json(json.loads(json.dumps(stitches)))}
         (temporary / STITCHES_FILE).write_text(json.dumps({**stitches, **sums}, indent=1) + "\n", encoding="utf-8")
+        if check:
+            check_reloaded(model, temporary)
         picture = _draw(rows, temporary / CURVE_FILE, (repo_id or folder.name).rpartition("/")[2])
         card = render_card(
             stitches, config, repo_id=repo_id, base_models=base_models, license=license, picture=picture,

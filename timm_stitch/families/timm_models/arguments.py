@@ -12,7 +12,9 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import Field, fields, is_dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import timm
@@ -238,7 +240,17 @@ def _accepted_names(architecture: str) -> frozenset[str]:
             for function in value.__mro__ if inspect.isclass(value) else (value,):
                 with suppress(TypeError, ValueError):
                     names.update(inspect.signature(function).parameters)
+        if is_dataclass(value):  # MaxViT takes the fields of `conv_cfg` as `conv_…`
+            for field in fields(value):
+                nested = _dataclass_of(field, file) if field.name.endswith("_cfg") else None
+                names.update(f"{field.name[:-3]}{part.name}" for part in (fields(nested) if nested else ()))
     return frozenset(names - {"self", "cls", "args", "kwargs"})
+
+
+def _dataclass_of(field: Field[Any], file: ModuleType) -> Any:
+    """The dataclass in a file that a field holds, by its annotation; None for other fields."""
+    held: Any = vars(file).get(field.type, None) if isinstance(field.type, str) else field.type
+    return held if is_dataclass(held) else None
 
 
 def _check_keys(where: str, values: Mapping[object, object]) -> None:

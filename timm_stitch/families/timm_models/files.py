@@ -20,7 +20,7 @@ from .arguments import Arguments, Config, check_arguments
 from .meta_build import materialize
 from .network import SNNet
 from .pretrained_cfg import cfg_of
-from .timm_compat import parse_model_cfg, save_config_for_hf
+from .timm_compat import get_model_args, parse_model_cfg, save_config_for_hf
 
 # Arguments of timm.create_model about where and from what a model is made, not which model.
 _RUNTIME = (
@@ -106,8 +106,10 @@ def rebuild_args(model: SNNet) -> dict[str, Any]:
     args.update(stitch_id=model.stitch_id, stitched_norm=model.stitched_norm)
     name = str(cfg_of(model)["architecture"])
     if name == "snnet" and "anchors" in args:  # timm made it by name, and recorded how
-        specs = [{"architecture": a} if isinstance(a, str) else dict(a) for a in args["anchors"]]
-        args["anchors"] = [{k: v for k, v in spec.items() if k not in _RUNTIME} for spec in specs]
+        names = [spec if isinstance(spec, str) else spec["architecture"] for spec in args["anchors"]]
+        specs = [_anchor_args(anchor) for anchor in model.anchors]
+        args["anchors"] = [{**spec, "architecture": own} for spec, own in zip(specs, names, strict=True)]
+        args.pop("global_pool", None)  # each anchor has its own
     elif name == "snnet":
         args |= {"anchors": [_anchor_args(anchor) for anchor in model.anchors], "plan": model.plan.to_dict()}
     _check_rebuilt(model, name, args)
@@ -137,7 +139,8 @@ def _anchor_args(anchor: nn.Module | None) -> dict[str, Any]:
             f"timm cannot make the anchor {type(anchor).__name__} again by name, so a folder would be unreadable: "
             "create the anchors with timm.create_model('deit_tiny_patch16_224', embed_dim=…, depth=…)."
         )
-    return {"architecture": name, **{k: v for k, v in recorded.items() if k not in _RUNTIME}}
+    current = {**recorded, **get_model_args(anchor)}  # pooling, sizes and classes that were set after creation
+    return {"architecture": name, **{k: v for k, v in current.items() if k not in _RUNTIME}}
 
 
 def read_network(saved: SavedNetwork, arguments: Arguments) -> nn.Module:

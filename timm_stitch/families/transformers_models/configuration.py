@@ -125,6 +125,11 @@ def check_config(config: SNNetConfig) -> tuple[list[PreTrainedConfig], list[Anch
         check_anchor(f"anchor {i} in config.json", anchor)
         fields = {name: _decode(value) for name, value in anchor.items() if name != "model_type"}
         configs.append(CONFIG_MAPPING[anchor["model_type"]].from_dict(fields))
+    if config.num_labels != configs[-1].num_labels:
+        raise ValueError(
+            f"the configuration has num_labels={config.num_labels} and the anchors {configs[-1].num_labels}: load the "
+            "network without num_labels or id2label, or stitch anchors that have as many."
+        )
     specs = [_read_spec(f"opening {i} in config.json", data) for i, data in enumerate(openings)]
     return configs, specs, StitchPlan.from_dict(config.plan or {})
 

@@ -94,7 +94,7 @@ class TransformersFamily(Family["StitchedModel"]):
             raise ValueError(
                 f"extract={stitch_id} loads the stitch as it was saved, and takes no {', '.join(sorted(arguments))}."
             )
-        return read_stitch(saved.config, stitch_id, read_tensors)
+        return read_stitch(saved, stitch_id, read_tensors)
 
     def card(self, config: Config) -> CardFields:
         _, names = read_task(config)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from ...errors import library_errors
@@ -97,13 +99,13 @@ def read_network(saved: SavedNetwork, arguments: Options) -> StitchedModel:
     return network if device is None else network.to(device)
 
 
-def read_stitch(config: Config, stitch_id: int, read_tensors: ReadTensors) -> StitchedModel:
+def read_stitch(saved: SavedNetwork, stitch_id: int, read_tensors: ReadTensors) -> StitchedModel:
     """Load one stitch of a network, as `Family.load_stitch`.
 
     Raises:
         ValueError: if the configuration asks for more than a network, or there is no such stitch.
     """
-    cls, own = _network_class(config), SNNetConfig.from_dict(dict(config))
+    cls, own = _network_class(saved.config), SNNetConfig.from_dict(dict(saved.config))
     own.only, own.stitch_id = stitch_id, stitch_id
     with torch.device("meta"):
         expected = cls(SNNetConfig.from_dict(own.to_dict())).kept_state()
@@ -111,6 +113,8 @@ def read_stitch(config: Config, stitch_id: int, read_tensors: ReadTensors) -> St
     check_keys(tensors, expected, f"stitch {stitch_id} of this network")
     with _quiet_transformers():
         model: StitchedModel = cls.from_pretrained(None, config=own, state_dict=tensors)
+    if model.can_generate() and (saved.folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(saved.folder, local_files_only=True)
     return model
 
 

@@ -21,6 +21,7 @@ from ...anchors.budget import bounded
 from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_ids
 from ...plan.costs import PlanCosts
 from ...plan.stitch_plan import Stitch, StitchPlan
+from ..family import notify_loaded
 from .cache import NAMES
 from .checks import check_inputs
 from .configuration import SNNetConfig, check_config
@@ -113,6 +114,15 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
                 else:
                     merged.update(f"{number}.{k}" if name == "_keys_to_ignore_on_save" else k for k in own)
             object.__setattr__(self.anchors, name, merged)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does, with the rows that were saved."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if pretrained_model_name_or_path is not None:
+            network = loaded[0] if isinstance(loaded, tuple) else loaded
+            notify_loaded(network, str(pretrained_model_name_or_path), kwargs)
+        return loaded
 
     def init_weights(self) -> None:
         """Initialise weights as transformers does, unless the anchors were given with theirs."""

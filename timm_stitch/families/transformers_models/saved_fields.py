@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING
@@ -26,6 +28,7 @@ _FORBIDDEN = re.compile(
     r"use_timm_backbone|use_pretrained_backbone|backbone_kwargs|\w*_(path|file|filename|url|repo|repo_id|dir)|"
     r"extra_\w*files|transformers_weights|\w*_implementation\w*"
 )
+_READ = re.compile(r"""\bconfig\.(\w+)|getattr\((?:\w+\.)*config,\s*["'](\w+)["']""")
 _OF_ALL = ("model_type", "id2label", "label2id", "num_labels")
 _DTYPES = (None, "float16", "bfloat16", "float32", "float64")
 _LARGE = re.compile(r"(vocab|token|position|theta|window|length|chunk|context|base|scal|max_|limit|value|eps|size)")
@@ -108,7 +111,18 @@ def _accepted_names(kind: str) -> frozenset[str]:
         names.update(getattr(base, "__annotations__", ()))
     with suppress(Exception):  # some have fields without a default
         names.update(cls().to_dict())
-    return frozenset(names)
+    return frozenset(names | _read_names(cls))
+
+
+def _read_names(cls: type) -> set[str]:
+    """The names that transformers' own code of a type reads from its configuration, declared there or not."""
+    with suppress(ImportError, OSError, ValueError):
+        spec = find_spec(cls.__module__.replace(".configuration_", ".modeling_"))
+        if spec is not None and spec.origin:
+            source = Path(spec.origin).read_text(encoding="utf-8")
+            names = {a or b for a, b in _READ.findall(source)}
+            return {name for name in names if name[0] != "_" and not hasattr(cls, name)}
+    return set()
 
 
 def _limit(name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +34,8 @@ def stitch_transformers(
     anchors = number_duplicates([view.describe(_name(view.anchor)) for view in views])
     network = TASKS[task.name](make_config(views, options.make(anchors), stitch_id), views)
     network.train(models[-1].training)
+    if network.can_generate():
+        network.generation_config = copy.deepcopy(models[-1].generation_config)
     if tokenizers:
         network.tokenizer = tokenizers[-1]
     return network
