@@ -51,8 +51,8 @@ def select(
     """
     budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
     if results is None:
-        model.results.check()
-        return int(best_known(model.stitch_table(), budgets, score, batch_size)["stitch_id"])
+        rows = model.table_with(model.results.check())
+        return int(best_known(rows, budgets, score, batch_size)["stitch_id"])
     measured = list(results)
     check_weights(model, measured, "these results")
     own = {row["stitch_id"]: row for row in model.stitch_table()}

@@ -89,8 +89,8 @@ class NetworkResults:
         """List the rows of `current`, each with its `stitch_id`."""
         return [{"stitch_id": stitch_id, **row} for stitch_id, row in self.current().items()]
 
-    def check(self) -> None:
-        """Refuse results that belong to other weights or modules than the network has now.
+    def check(self) -> dict[int, Row]:
+        """Get the rows by stitch_id; refuse results that belong to other weights or modules than the network has now.
 
         Raises:
             ValueError: naming the weights.
@@ -101,6 +101,7 @@ class NetworkResults:
                 f"the results of this network belong to other weights ({weights_id}) than it has now: "
                 "evaluate it again."
             )
+        return self.rows
 
     def _are_current(self) -> bool:
         if not self.value.rows:

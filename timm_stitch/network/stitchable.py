@@ -215,9 +215,9 @@ class StitchableNetwork(nn.Module):
             >>> model.set_budget(macs=8e8).stitch_id  # by the accuracies that its authors published
             6
         """
-        self.results.check()
+        rows = self.table_with(self.results.check())
         budgets = {"macs": macs, "params": params, "latency_ms": latency_ms, "memory_mb": memory_mb}
-        return self.set_stitch(best_known(self.stitch_table(), budgets, batch_size=batch_size)["stitch_id"])
+        return self.set_stitch(best_known(rows, budgets, batch_size=batch_size)["stitch_id"])
 
     def _stitch(self, stitch_id: Any) -> Stitch:
         if stitch_id is None:
