@@ -14,8 +14,14 @@ from torch import Tensor
 
 from ..errors import library_errors
 from ..families.family import (
-    CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, Family, ReadTensors, SavedNetwork, add_loading_callback,
-)  # fmt: skip
+    CONFIG_FILE,
+    STITCHES_FILE,
+    WEIGHTS_FILE,
+    Family,
+    ReadTensors,
+    SavedNetwork,
+    add_loading_callback,
+)
 from ..families.registry import families, family_of_config
 from ..files import PathLike, read_consistently
 from ..network.stitchable import StitchableNetwork
