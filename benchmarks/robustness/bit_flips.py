@@ -78,7 +78,7 @@ def state_of(folder, extract):
 
 def main():
     parser = make_parser(__doc__)
-    parser.add_argument("--flips", type=int, default=500)
+    parser.add_argument("--flips", type=int, default=500, help="number of flips of each file")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     warned, logger = Warned(), logging.getLogger("timm_stitch")

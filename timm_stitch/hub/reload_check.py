@@ -44,7 +44,7 @@ def check_reloaded(network: StitchableNetwork, folder: Path) -> None:
         inputs = network.example(1)
         expected = _outputs(network, inputs)
         try:
-            loaded = family_of(network).load(read_saved(folder)).to(first.device).eval()
+            loaded = family_of(network).load(read_saved(folder)).to(first.device, first.dtype).eval()
             outputs = _outputs(loaded, inputs)
         except Exception as error:
             message = " ".join(str(error).split())

@@ -106,7 +106,8 @@ class SNNet(TimmModel):
         return ImageInputs(x, self.grad_checkpointing)
 
     def example(self, count: int) -> Tensor:
-        return torch.randn(count, self.in_chans, *self.image_size, device=next(self.parameters()).device)
+        like = next(self.parameters())
+        return torch.randn(count, self.in_chans, *self.image_size, device=like.device, dtype=like.dtype)
 
     def extra_metrics(self, num_samples: int, num_labels: int, loss: float) -> dict[str, Any]:
         return {"images": num_labels}
