@@ -26,7 +26,7 @@ check: lint
 
 # The oldest versions that pyproject.toml promises.
 oldest: $(VENV)-oldest/ready
-	$(VENV)-oldest/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist worksteal
 
 # The documentation as a site, in site/; `$(BIN)/python -m mkdocs serve` shows it while writing.
 docs: $(VENV)/docs-ready
