@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import timm
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,7 @@ def images(count=2, size=32, seed=0):
 
 
 def _transformers():
+    pytest.importorskip("transformers", minversion="5.20")  # networks of texts need its configurations
     with warnings.catch_warnings():  # of what transformers imports, where that is installed
         warnings.simplefilter("ignore")
         import transformers

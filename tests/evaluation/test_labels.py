@@ -144,7 +144,7 @@ def test_texts_of_another_task_are_one_line(texts, verb, fields, labels, message
 
 
 def test_answers_outside_of_the_text_count_for_nothing(texts):
-    import transformers as hf
+    hf = pytest.importorskip("transformers", minversion="5.20")
 
     anchors = [
         bert(32, 2, hf.BertForQuestionAnswering, num_labels=2),
@@ -171,7 +171,7 @@ def test_answers_outside_of_the_text_count_for_nothing(texts):
     ids=["too few", "a column", "floats", "none"],
 )
 def test_answers_that_are_no_positions_are_one_line(texts, start, message):
-    import transformers as hf
+    hf = pytest.importorskip("transformers", minversion="5.20")
 
     anchors = [bert(width, 2, hf.BertForQuestionAnswering, num_labels=2) for width in (32, 48)]
     batch = texts | {"end_positions": torch.ones(4).long()} | ({} if start is None else {"start_positions": start})

@@ -89,7 +89,7 @@ def test_parts_of_maxvit_that_were_set_by_arguments_are_saved(tmp_path):
 
 
 def deberta(width, depth):
-    hf = pytest.importorskip("transformers")
+    hf = pytest.importorskip("transformers", minversion="5.20")
     torch.manual_seed(width)
     config = hf.DebertaV2Config(
         vocab_size=99, hidden_size=width, num_hidden_layers=depth, num_attention_heads=4, intermediate_size=64,
@@ -118,7 +118,7 @@ def test_generation_settings_are_those_of_the_back_anchor_and_are_saved(tmp_path
 
 
 def test_saved_rows_are_known_through_the_auto_classes(tmp_path):
-    hf = pytest.importorskip("transformers")
+    hf = pytest.importorskip("transformers", minversion="5.20")
     import timm_stitch.text
 
     net = timm_stitch.stitch([bert(32), bert(48)])
@@ -129,7 +129,7 @@ def test_saved_rows_are_known_through_the_auto_classes(tmp_path):
 
 
 def test_another_number_of_labels_than_the_heads_have_is_refused(tmp_path):
-    hf = pytest.importorskip("transformers")
+    hf = pytest.importorskip("transformers", minversion="5.20")
     import timm_stitch.text
 
     timm_stitch.stitch([bert(32), bert(48)]).save_pretrained(tmp_path)

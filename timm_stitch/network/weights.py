@@ -141,12 +141,11 @@ def save_file(tensors: Mapping[str, Tensor], path: PathLike, metadata: Mapping[s
     try:
         safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
     except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
+        number = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", str(error))
         if number is None:
             raise
-        raise OSError(
-            int(number[1]), f"cannot write {os.path.basename(path)}: {os.strerror(int(number[1]))}"
-        ) from error
+        code = int(number[1] or number[2])
+        raise OSError(code, f"cannot write {os.path.basename(path)}: {os.strerror(code)}") from error
 
 
 def check_keys(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
