@@ -5,6 +5,7 @@ Importing this package registers the `snnet_*` models with timm.
 
 from typing import TYPE_CHECKING, Any
 
+from . import moved as _moved  # noqa: F401 paths of earlier versions
 from .deployment.cascade import Cascade, find_cascade
 from .deployment.demo import make_page
 from .deployment.exporting import export

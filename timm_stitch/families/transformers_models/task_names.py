@@ -80,3 +80,5 @@ UNSUPPORTED = {
     ),
     "recalibrate": "models of transformers have no batch norm to recalibrate: leave this step out.",
 }
+
+names_of = read_task  # the earlier name
