@@ -16,11 +16,12 @@ def net():
     return timm_stitch.stitch(deits(depth=3)).eval()
 
 
-def test_int8_reports_what_it_changes(net, tmp_path):
+def test_int8_reports_what_it_changes(tmp_path):
+    net, ids = timm_stitch.stitch(deits()).eval(), [3, 5, 20]  # large enough for graphs not to count
     x = images(48)
-    manifest = timm_stitch.export(net, tmp_path / "deploy", IDS, quantize="int8", images=x)
+    manifest = timm_stitch.export(net, tmp_path / "deploy", ids, quantize="int8", images=x)
     assert manifest["precision"] == "int8"
-    assert manifest["bytes"] == size(tmp_path / "deploy") < 0.42 * union_bytes(net, IDS)
+    assert manifest["bytes"] == size(tmp_path / "deploy") < 0.4 * union_bytes(net, ids)
     for row in manifest["stitches"]:
         theirs = torch.cat([run_onnx(tmp_path / "deploy" / row["file"], part) for part in x.split(32)])
         with torch.inference_mode():

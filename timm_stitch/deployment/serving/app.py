@@ -3,6 +3,8 @@
 An ASGI app on Starlette, for uvicorn or another ASGI server (`pip install 'timm_stitch[serve]'`). Errors are JSON,
 `{"error": …}`: 400 for unreadable input, 408 for a body that arrives too slowly, 413 for one that is too large, and
 403 for a page of another site, 500 if the network fails, and 503 with `Retry-After` if there is no time or memory.
+
+The file is long because it holds every route next to the errors that it answers.
 """
 
 from __future__ import annotations

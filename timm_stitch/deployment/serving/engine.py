@@ -2,6 +2,8 @@
 
 Before each call a policy decides which stitch runs, on how many requests, and which requests are dropped. The engine
 knows no protocol: the web server and Ray run the same one.
+
+The file is long because one thread's loop, its queue and what both know of a request read best together.
 """
 
 from __future__ import annotations
