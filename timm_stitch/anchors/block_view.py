@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .modules import copy_structure, partial_copy, with_hook
+from .containers import Containers, Part, holders
+from .modules import copy_root, copy_structure, partial_copy, with_hook
 from .view import ImageInputs, View
 
 recompute = partial(checkpoint, use_reentrant=False)  # calls a module without keeping its activations
@@ -49,10 +50,14 @@ class BlockView(View):
 
     Attributes:
         early: the name, channels and reduction of a map (B, C, H, W) inside the stem, at a resolution of its own.
+        containers: the modules that the view does not call, as they were when it was opened.
+        is_whole: whether the anchor is the model with all its parts, so that its own call gives the output.
         has_norm: False where it was pruned; as with the head, the activation then passes on.
     """
 
     early: tuple[str, int, int] | None = None
+    containers: Containers
+    is_whole: bool = True
     has_norm: bool = True
     _fixed_size: tuple[int, int] | None = None  # the size of the images, where no module of the model has it
     _subset_size: tuple[int, int] | None = None  # the size of the images, for a subset without a stem
@@ -119,6 +124,8 @@ class BlockView(View):
 
     def run(self, h: Tensor, start: int, stop: int, inputs: ImageInputs) -> Tensor:
         """Run blocks `start:stop` on the activation at boundary `start`; returns that at boundary `stop`."""
+        if inputs.hooked:
+            return self.containers.run(self.parts(start, stop, inputs), h)
         checkpointed = inputs.checkpointed
         for module in self.row(start, stop):
             h = recompute(module, h) if checkpointed else module(h)
@@ -127,6 +134,39 @@ class BlockView(View):
     def row(self, start: int, stop: int) -> list[nn.Module]:
         """List the modules of blocks `start:stop` in their order."""
         return [module for index in range(start, stop) for module in self.modules(index)]
+
+    # ── what lies around the blocks ───────────────────────────────────────────────────────────────
+
+    def watch(self) -> None:
+        """Remember the modules that the view does not call, as they are now."""
+        groups = self.parameter_groups()
+        names = {*groups.stem, *groups.norm, *(name for i in range(self.depth) for name in self.block_names(i))}
+        self.containers = Containers(self.anchor, self.skipped(names) - names, names)
+
+    def skipped(self, names: Collection[str]) -> set[str]:
+        """List the names of the modules that the view does not call, from the names of what it calls."""
+        return holders(names)
+
+    def reopen(self) -> BlockView:
+        """Open the anchor again, as it is now.
+
+        Raises:
+            TypeError, ValueError: if it cannot be opened.
+        """
+        return type(self)(self.anchor)
+
+    def parts(
+        self, start: int, stop: int, inputs: ImageInputs, stem: bool = False, norm: bool = False
+    ) -> list[Part]:
+        """List the pieces of work of `run`, for the hooks around them, with the stem and the norm on demand."""
+        parts = [part for index in range(start, stop) for part in self._parts_of(index, inputs)]
+        groups = self.parameter_groups()
+        before = [Part(groups.stem, self.stem)] if stem else []
+        return [*before, *parts, *([Part(groups.norm, self.norm)] if norm else [])]
+
+    def _parts_of(self, index: int, inputs: ImageInputs) -> list[Part]:
+        modules = zip(self.block_names(index), self.modules(index), strict=True)
+        return [Part((name,), partial(recompute, m) if inputs.checkpointed else m) for name, m in modules]
 
     def transition(self, index: int) -> nn.Module | None:
         """The downsampling before block `index`, where it is a module of its own."""
@@ -157,7 +197,7 @@ class BlockView(View):
         return tuple(embed.img_size) if getattr(embed, "strict_img_size", True) and embed.img_size else None
 
     def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> BlockView:
-        groups = self.parameter_groups()
+        groups, blocks = self.parameter_groups(), set(blocks)
         heads: set[str] = set()
         every_block = {name for i in range(self.depth) for name in self.block_names(i)}
         keep = {name for i in blocks for name in self.block_names(i)}
@@ -174,11 +214,16 @@ class BlockView(View):
             keep.update(heads)
         twin = copy.copy(self)
         twin._subset_size, twin.is_partial = self.image_size, True
-        twin.anchor = partial_copy(self.anchor, keep)
+        twin.is_whole = self.keeps_all(stem, blocks, norm, head)
+        twin.anchor = copy_root(self.anchor) if twin.is_whole else partial_copy(self.anchor, keep)
         for name in heads & set(twin.anchor._modules):  # reset_classifier changes Swin's head in place
             twin.anchor._modules[name] = copy_structure(twin.anchor._modules[name])
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
+
+    def keeps_all(self, stem: bool, blocks: Collection[int], norm: bool, head: bool) -> bool:
+        """Whether a subset with these parts is the whole model."""
+        return self.is_whole and stem and head and (norm or not self.has_norm) and len(blocks) == self.depth
 
     def has_final_shape(self, index: int) -> bool:
         """Whether the output of block `index` has the channels and the resolution of the last block."""
@@ -190,7 +235,7 @@ class BlockView(View):
 
     def truncate(self, depth: int) -> None:
         """Leave out all blocks behind the first `depth`."""
-        self.depth = depth
+        self.depth, self.is_whole = depth, False
         self.widths, self.reductions = self.widths[: depth + 1], self.reductions[: depth + 1]
 
 
@@ -210,7 +255,7 @@ class StemOnly(BlockView):
         self._name, width, reduction = inner or last
         self.widths, self.reductions = (width, width), (reduction, reduction)
         self.layout, self.prefix_tokens = ("NCHW", 0) if inner else whole.form_at(0)
-        self.has_norm, self.has_head, self.is_partial = False, False, True
+        self.has_norm, self.has_head, self.is_partial, self.is_whole = False, False, True, False
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -224,6 +269,9 @@ class StemOnly(BlockView):
 
     def run(self, h: Tensor, start: int, stop: int, inputs: ImageInputs) -> Tensor:
         return h
+
+    def _parts_of(self, index: int, inputs: ImageInputs) -> list[Part]:
+        return []
 
     def block(self, index: int) -> nn.Module:
         return nn.Identity()

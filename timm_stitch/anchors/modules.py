@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -16,17 +18,18 @@ def anchor_name(model: nn.Module) -> str:
     return cfg.get("architecture") or type(model).__name__
 
 
-def clone_without_hooks(module: nn.Module) -> nn.Module:
-    """Copy a module shallowly without its hooks; `copy.copy` refuses parametrised modules."""
+def clone(module: nn.Module) -> nn.Module:
+    """Copy a module shallowly, with its hooks and patched methods; `copy.copy` refuses parametrised modules."""
     twin = object.__new__(type(module))
-    twin.__dict__.update(module.__dict__)
-    drop_hooks(twin)
+    for name, value in module.__dict__.items():
+        patched = isinstance(value, MethodType) and value.__self__ is module
+        twin.__dict__[name] = MethodType(value.__func__, twin) if patched else value
     return twin
 
 
 def partial_copy(module: nn.Module, keep: set[str]) -> nn.Module:
     """Copy a module with only the parameters, buffers and submodules to keep, which stay the same objects."""
-    twin = clone_without_hooks(module)
+    twin = clone(module)
     twin._parameters = {k: v for k, v in module._parameters.items() if v is None or k in keep}
     twin._buffers = {k: v for k, v in module._buffers.items() if v is None or k in keep}
     twin._modules = {}
@@ -36,6 +39,14 @@ def partial_copy(module: nn.Module, keep: set[str]) -> nn.Module:
             twin._modules[name] = child
         elif inner:
             twin._modules[name] = partial_copy(child, inner)
+    return twin
+
+
+def copy_root(module: nn.Module) -> nn.Module:
+    """Copy a module whose parameters, buffers and submodules stay the same objects."""
+    twin = clone(module)
+    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    twin._modules = dict(module._modules)
     return twin
 
 
@@ -50,11 +61,10 @@ def hooks_of(module: nn.Module) -> dict[str, dict[object, object]]:
 
 
 def copy_structure(module: nn.Module | None) -> nn.Module | None:
-    """Copy a module and its submodules, with the same tensors."""
+    """Copy a module and its submodules, with the same tensors and hooks."""
     if module is None:
         return None
-    twin = clone_without_hooks(module)
-    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    twin = copy_root(module)
     twin._modules = {name: copy_structure(child) for name, child in module._modules.items()}
     return twin
 
@@ -98,24 +108,36 @@ def with_hook(module: nn.Module, function: Callable[..., Result], *args: Any) ->
     return result
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def call_with_hooks(module: nn.Module, function: Callable[..., Result], *args: Tensor) -> Result:
-    """Call a function in place of a module's forward, with all hooks on the module's call."""
+    """Call a function in place of a module's forward, with all hooks on the module's call, which get the module."""
 
     def forward(_: nn.Module, *inputs: Tensor) -> Result:
         return with_hook(module, function, *inputs)
 
-    kind = type(module)
+    kind, own = type(module), module.__dict__
     twin: nn.Module = object.__new__(type(kind.__name__, (kind,), {"forward": forward}))
-    # The attribute `forward` would be Accelerate's, which `with_hook` replaces.
-    twin.__dict__ = {k: v for k, v in module.__dict__.items() if k != "forward"}
+    # The attribute `forward` is a patch, or Accelerate's, which `with_hook` replaces.
+    twin.__dict__ = {k: v for k, v in own.items() if k not in ("forward", "_compiled_call_impl")}
+    for name in _HOOKS:
+        twin.__dict__[name] = OrderedDict((key, _for_module(module, hook)) for key, hook in own[name].items())
     result: Result = twin(*args)
     return result
+
+
+def _for_module(module: nn.Module, hook: Callable[..., object]) -> Callable[..., object]:
+    """Make a hook that gets this module in the place of the one that is called."""
+    return lambda _, *args, **kwargs: hook(module, *args, **kwargs)
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a module's call has hooks."""
     own = module.__dict__
-    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"])
+    return bool(
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    )
 
 
 def find_submodule(module: nn.Module | None, name: str) -> nn.Module | None:

@@ -56,10 +56,12 @@ class ImageInputs(NamedTuple):
     Args:
         images: the images, shape (B, C, H, W).
         checkpointed: whether to recompute activations in the backward pass instead of keeping them.
+        hooked: whether an anchor has hooks around its parts, so that stitches cannot share work.
     """
 
     images: Tensor
     checkpointed: bool = False
+    hooked: bool = False
 
     @property
     def size(self) -> tuple[int, int]:

@@ -47,15 +47,21 @@ class Cascade:
         """Compute logits (B, num_classes), and a mask (B,) of the images that went on to the expensive stitch."""
         model = self.model
         first, second = model.plan[self.cheap], model.plan[self.dear]
-        shared = common_steps(first, second)
-        inputs = model.prepare_inputs(images, (first, second))
-        h, kept = model.executor.advance(first, 0, len(first.steps), None, inputs, keep=(shared,))
+        inputs, executor = model.prepare_inputs(images, (first, second)), model.executor
+        shared = common_steps(first, second) if executor.shares_work(inputs) else 0
+        if shared:
+            h, kept = executor.advance(first, 0, len(first.steps), None, inputs, keep=(shared,))
+        else:
+            h = executor.run(first, inputs)
         logits = logits_of(h)
         unsure = logits.softmax(-1).amax(-1) < self.threshold
         if bool(unsure.any()):
             index = unsure.nonzero()[:, 0]
-            features = kept[shared].index_select(0, index) if shared else None
-            output, _ = model.executor.advance(second, shared, len(second.steps), features, inputs.pick(index))
+            if shared:
+                features = kept[shared].index_select(0, index)
+                output, _ = executor.advance(second, shared, len(second.steps), features, inputs.pick(index))
+            else:
+                output = executor.run(second, inputs.pick(index))
             logits = logits.index_put((index,), logits_of(output))
         return logits, unsure
 

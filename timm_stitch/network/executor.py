@@ -121,6 +121,10 @@ class Executor:
                     saved[n] = h
         return h, saved
 
+    def shares_work(self, inputs: CallInputs) -> bool:
+        """Whether stitches with equal first steps may share these."""
+        return True
+
     # ── many stitches ─────────────────────────────────────────────────────────────────────────────
 
     def each(
@@ -137,9 +141,13 @@ class Executor:
             (stitch_id, output), in the order of the schedule.
         """
         saved: dict[int, Output] = {}
+        shares_work = self.shares_work(inputs)
         for run in schedule:
             stitch = run.stitch
             notify(stitch, inputs.batch_size)
+            if not shares_work:
+                yield stitch.stitch_id, self.run(stitch, inputs)
+                continue
             h = saved[run.resume] if run.resume else None
             saved = {n: saved[n] for n in saved if n <= run.drop}
             h, new = self.advance(stitch, run.resume, len(stitch.steps), h, inputs, run.keep)
@@ -167,6 +175,7 @@ class Executor:
         inputs, stitches = inputs.pick(index), [stitches[row] for row in order]
         # 2. Walk the tree of common first steps, depth first: a group of rows runs up to the step where its stitches
         #    part (in sorted rows the first and the last part earliest), and is split there.
+        shares_work = self.shares_work(inputs)
         outputs: list[Output] = []
         num_labels: list[int] = []
         pending: list[tuple[int, int, int, Output]] = [(0, 0, len(stitches), None)]
@@ -174,7 +183,10 @@ class Executor:
             n, start, stop, h = pending.pop()
             first, part = stitches[start], inputs.rows(start, stop)
             end = common_steps(first, stitches[stop - 1])
-            h, _ = self.advance(first, n, end, h, part)
+            if shares_work:
+                h, _ = self.advance(first, n, end, h, part)
+            elif first == stitches[stop - 1]:
+                h = self.run(first, part)
             if end == len(first.steps):
                 notify(first, stop - start)
                 outputs.append(h)
@@ -212,6 +224,15 @@ class Executor:
             hooks = hooks or has_hooks(anchor)
             size = size or view.image_size
         return hooks, size
+
+
+    def look(self, stitch: Stitch) -> bool:
+        """Whether hooks on the anchors of a stitch keep it from sharing work; refuse anchors that cannot run in parts.
+
+        Raises:
+            ValueError: if the stitch runs a part of an anchor that has changed around it.
+        """
+        return False
 
 
 def _replaced(number: int, opened: nn.Module, now: nn.Module | None) -> str:

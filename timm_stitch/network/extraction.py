@@ -30,8 +30,10 @@ def extract(network: Network, plan: StitchPlan, *, copy: bool = False, norm: boo
         copy: whether to copy the tensors instead of sharing them.
         norm, head: whether to keep the final norm and the head.
     """
-    twin = empty_twin(network, plan)
     executor: Executor = network.executor
+    for stitch in plan:
+        executor.look(stitch)
+    twin = empty_twin(network, plan)
     views: list[View] = []
     anchors: list[nn.Module | None] = []
     for number, whole in enumerate(executor.views):

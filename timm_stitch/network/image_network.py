@@ -47,15 +47,12 @@ class ImageNetwork(StitchableNetwork):
             stitches = self._stitch_per_sample(stitch_id, len(x), "images")
         else:
             stitches = [self._stitch(stitch_id)]
-        inputs, distinct = self.prepare_inputs(x, stitches), set(stitches)
+        inputs, distinct = self.prepare_inputs(x, dict.fromkeys(stitches)), set(stitches)
         if len(distinct) > 1:
             out: Tensor = self.executor.mixed(stitches, inputs, self._notify)
             return out
-        stitch = stitches[0]
-        self._notify(stitch, len(x))
-        hooks, _ = self.executor.check_anchors(stitch, self._modules["anchors"])
-        out = self.executor.hooked(stitch, inputs) if hooks else self.executor.run(stitch, inputs)
-        return out
+        self._notify(stitches[0], len(x))
+        return self.executor.run(stitches[0], inputs)
 
     @property
     def num_classes(self) -> int:
@@ -64,9 +61,7 @@ class ImageNetwork(StitchableNetwork):
             return int(self.forward(self.example(1)).shape[-1])
 
     def prepare_inputs(self, x: Tensor, stitches: Iterable[Stitch]) -> ImageInputs:
-        for stitch in stitches:
-            self.executor.check_anchors(stitch, self._modules["anchors"])
-        return ImageInputs(x, self.grad_checkpointing)
+        return self.executor.prepare(x, stitches, None, self._modules["anchors"], self.grad_checkpointing)
 
     def example(self, count: int) -> Tensor:
         sizes = [view.image_size for view in self.views if view.image_size]

@@ -77,6 +77,8 @@ def measure(network: TimmModel) -> PlanCosts:
     Returns:
         The macs and parameters by part; None for a part that the network does not hold (after `extract`).
     """
+    for stitch in network.plan:
+        network.executor.look(stitch)
     # 1. A twin without memory, with nothing that would hide arithmetic from the counter.
     twin = meta_copy(network).eval().merge_low_rank()
     for module in twin.modules():

@@ -101,9 +101,7 @@ class SNNet(TimmModel):
         update_model_args(self, **recorded)
 
     def prepare_inputs(self, x: Tensor, stitches: Iterable[Stitch]) -> ImageInputs:
-        for stitch in stitches:
-            self.executor.check(x, stitch, self.in_chans, self._modules["anchors"])
-        return ImageInputs(x, self.grad_checkpointing)
+        return self.executor.prepare(x, stitches, self.in_chans, self._modules["anchors"], self.grad_checkpointing)
 
     def example(self, count: int) -> Tensor:
         like = next(self.parameters())
@@ -158,14 +156,10 @@ class SNNet(TimmModel):
             out = self._forward_mixed(x, stitch_id)
         else:
             stitch, executor = self._stitch(stitch_id), self.executor
-            hooks = executor.check(x, stitch, self.in_chans, self._modules["anchors"])
+            hooked = executor.check(x, stitch, self.in_chans, self._modules["anchors"])
             if self._stitch_hooks:
                 self._notify(stitch, len(x))
-            inputs = ImageInputs(x, self.grad_checkpointing)
-            if hooks:
-                out = executor.hooked(stitch, inputs)
-            else:
-                out = executor.views[stitch.back].head(executor.features(stitch, inputs))
+            out = executor.run(stitch, ImageInputs(x, self.grad_checkpointing, hooked))
         if self.training and self.touch_unused:
             out = give_zero_gradients(out, _parameters(self))
         return out
@@ -176,9 +170,12 @@ class SNNet(TimmModel):
 
     def _features(self, x: Tensor, stitch_id: int | None = None) -> Tensor:
         stitch = self._stitch(stitch_id)
-        inputs = self.prepare_inputs(x, (stitch,))
+        inputs, view = self.prepare_inputs(x, (stitch,)), self.executor.views[stitch.back]
         if self._stitch_hooks:
             self._notify(stitch, len(x))
+        if inputs.hooked and stitch.is_anchor and view.is_whole and hasattr(view.anchor, "forward_head"):
+            features: Tensor = view.anchor.forward_features(x)
+            return features
         return self.executor.features(stitch, inputs)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, stitch_id: int | None = None) -> Tensor:
@@ -200,8 +197,10 @@ class SNNet(TimmModel):
     def _forward_mixed(self, x: Tensor, stitch_ids: Sequence[int] | Tensor) -> Tensor:
         stitches = self._stitch_per_sample(stitch_ids, x.shape[0], "images")
         if len(set(stitches)) < 2:
-            only = stitches[0].stitch_id if stitches else None
-            return self.forward_head(self._features(x, only), stitch_id=only)
+            only = stitches[0] if stitches else self._stitch(None)
+            inputs = self.prepare_inputs(x, (only,))
+            self._notify(only, len(x))
+            return self.executor.run(only, inputs)
         inputs = self.prepare_inputs(x, set(stitches))
         widths = {self.views[stitch.back].widths[-1] for stitch in stitches}
         if self.num_classes == 0 and len(widths) > 1:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ...anchors.block_view import BlockView, ParameterGroups
+from ...anchors.block_view import ParameterGroups
 from ...anchors.modules import child, find_submodule
+from .written_view import WrittenView
 
 
 class Stage(NamedTuple):
@@ -31,7 +32,7 @@ class Stage(NamedTuple):
     reduction: int
 
 
-class StagedView(BlockView):
+class StagedView(WrittenView):
     """A model whose blocks lie in stages; the rest is the stem, the norm and the head.
 
     Args:
@@ -90,7 +91,6 @@ class SwinView(StagedView):
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
-        """Whether a model has the structure that this view needs."""
         children = {"patch_embed", "layers", "norm", "head"}
         return (
             set(model._modules) == children
@@ -99,7 +99,7 @@ class SwinView(StagedView):
             and not model._parameters
         )
 
-    image_size = property(BlockView._embed_size)
+    image_size = property(WrittenView._embed_size)
 
     def stem(self, x: Tensor) -> Tensor:
         h: Tensor = self.anchor.patch_embed(x)
@@ -128,7 +128,6 @@ class LevitView(StagedView):
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
-        """Whether a model has the structure that this view needs."""
         return (
             set(model._modules) in ({"stem", "stages", "head"}, {"stem", "stages", "head", "head_dist"})
             and hasattr(model, "use_conv")
@@ -170,7 +169,6 @@ class ResNetView(StagedView):
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
-        """Whether a model has the structure that this view needs."""
         layers = {name for name in model._modules if name.startswith("layer")}
         return (
             {"layer1", "layer2"} <= layers

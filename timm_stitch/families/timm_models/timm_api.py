@@ -131,8 +131,8 @@ class TimmModel(StitchableNetwork):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}.")
-        stitch, inputs = self._stitch(stitch_id), ImageInputs(x, self.grad_checkpointing)
-        self.executor.check(x, stitch, self.in_chans, self.anchors)
+        stitch = self._stitch(stitch_id)
+        inputs = self.prepare_inputs(x, (stitch,))
         points = self._points(stitch)
         wanted, last = feature_take_indices(len(points), _as_list(indices))
         end = points[last].place if stop_early and intermediates_only else len(stitch.places)

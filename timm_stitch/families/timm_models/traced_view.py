@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import Tensor, fx, nn
 from typing_extensions import Self
 
 from ...anchors.block_view import BlockView, ParameterGroups, recompute
 from ...anchors.meta_device import meta_copy
-from ...anchors.modules import anchor_name, child, partial_copy
+from ...anchors.containers import Part, holders
+from ...anchors.modules import anchor_name, child, copy_root, partial_copy
 from ...anchors.view import ImageInputs
 from .slices import Slice, Slices
 from .tracing.partition import Partition
@@ -114,17 +115,33 @@ class TracedView(BlockView):
         return child(self.anchor, name)  # as it is now: it may have been replaced
 
     def run(self, h: Tensor, start: int, stop: int, inputs: ImageInputs) -> Tensor:
+        if inputs.hooked:
+            return self.containers.run(self.parts(start, stop, inputs), h)
         slices = self._slices(inputs.images)
         for index in range(start, stop):
-            name = slices.alone[index]
-            if name is not None:
-                module = child(self.anchor, name)  # as it is now: it may have been replaced
-                h = recompute(module, h) if inputs.checkpointed else module(h)
-            else:
-                block = slices.blocks[index]
-                sides = self._side_inputs(slices.partition, block, inputs.images)
-                h = recompute(block, h, *sides) if inputs.checkpointed else _call(block, h, *sides)
+            h = self._run_block(slices, index, h, inputs)
         return h
+
+    def _run_block(self, slices: Slices, index: int, h: Tensor, inputs: ImageInputs) -> Tensor:
+        name = slices.alone[index]
+        if name is not None:
+            module = child(self.anchor, name)  # as it is now: it may have been replaced
+            h = recompute(module, h) if inputs.checkpointed else module(h)
+        else:
+            block = slices.blocks[index]
+            sides = self._side_inputs(slices.partition, block, inputs.images)
+            h = recompute(block, h, *sides) if inputs.checkpointed else _call(block, h, *sides)
+        return h
+
+    def _parts_of(self, index: int, inputs: ImageInputs) -> list[Part]:
+        slices = self._slices(inputs.images)
+        names = (slices.alone[index],) if slices.alone[index] is not None else slices.blocks[index].targets
+        return [Part(names, lambda h: self._run_block(slices, index, h, inputs))]
+
+    def skipped(self, names: Collection[str]) -> set[str]:
+        head = self._usual.head
+        inside = names if head is None else {*names, *head.targets}
+        return holders(inside) | self._usual.partition.program.expanded
 
     def _side_inputs(self, partition: Partition, block: Slice, image: Tensor) -> tuple[object, ...]:
         """Compute the side inputs of a slice from the image's size and the model's parameters."""
@@ -188,8 +205,8 @@ class TracedView(BlockView):
         return ParameterGroups(usual.stem.targets, embeddings, usual.norm.targets if usual.norm is not None else ())
 
     def subset(self, stem: bool, blocks: Iterable[int], norm: bool, head: bool, prefix: bool = False) -> BlockView:
-        usual = self._usual
-        slices = [usual.blocks[i] for i in blocks]
+        usual, blocks = self._usual, set(blocks)
+        slices = [usual.blocks[i] for i in sorted(blocks)]
         keep: set[str] = {name for block in slices for name in block.targets}
         groups = self.parameter_groups()
         for part in [*slices, *([usual.stem] if stem else [])]:
@@ -202,8 +219,9 @@ class TracedView(BlockView):
             apart = {name.split(".")[0] for name in used}
             own = {*self.anchor._modules, *self.anchor._parameters, *self.anchor._buffers}
             keep.update(own - apart, usual.partition.head_targets)
-        twin = self.rebind(partial_copy(self.anchor, keep))
-        twin.is_partial = True
+        whole = self.keeps_all(stem, blocks, norm, head)
+        twin = self.rebind(copy_root(self.anchor) if whole else partial_copy(self.anchor, keep))
+        twin.is_partial, twin.is_whole = True, whole
         twin.has_norm, twin.has_head = norm and self.has_norm, head and self.has_head
         return twin
 

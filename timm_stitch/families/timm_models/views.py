@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from ...anchors.block_view import BlockView
@@ -17,12 +18,17 @@ def view_of(model: nn.Module) -> BlockView:
     Raises:
         TypeError: if the model is not a module, or one that has no view.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise WrongTypeError(
+            f"an anchor must be a timm model, got one that is compiled by TorchScript ({model.original_name}): stitch the "
+            "model itself, and script the stitches that you extract."
+        )
     if not isinstance(model, nn.Module):
         raise WrongTypeError(
             f"an anchor must be a timm model, got {type(model).__name__} {model!r:.60}. "
             "Create it first: timm.create_model('deit_tiny_patch16_224', pretrained=True)."
         )
     for kind in (TransformerView, SwinView, LevitView, ResNetView):
-        if kind.fits(model):
+        if kind.opens(model):
             return kind(model)
     return TracedView(model)

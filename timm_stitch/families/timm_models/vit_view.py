@@ -6,11 +6,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, fx, nn
 
-from ...anchors.block_view import BlockView, ParameterGroups
+from ...anchors.block_view import ParameterGroups
 from ...anchors.modules import anchor_name, partial_copy, with_hook
+from .written_view import WrittenView
 
 
-class TransformerView(BlockView):
+class TransformerView(WrittenView):
     """timm's `VisionTransformer` and its relatives: one width, one token count, blocks in a row."""
 
     _STEM = ("patch_embed", "cls_token", "reg_token", "dist_token", "pos_embed", "pos_drop", "patch_drop", "norm_pre")
@@ -32,11 +33,10 @@ class TransformerView(BlockView):
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
-        """Whether a model has the structure that this view needs."""
         same = getattr(type(model), "forward_features", None) is VisionTransformer.forward_features
         return same and hasattr(model.patch_embed, "patch_size") and hasattr(model.patch_embed, "dynamic_feat_size")
 
-    image_size = property(BlockView._embed_size)
+    image_size = property(WrittenView._embed_size)
 
     def stem(self, x: Tensor) -> Tensor:
         model = self.anchor

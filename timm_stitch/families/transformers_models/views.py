@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from torch import Tensor, nn
 
-from ...anchors.modules import child, find_submodule, partial_copy
+from ...anchors.modules import child, drop_hooks, find_submodule, partial_copy
 from ...anchors.view import View
 from .inputs import TextInputs
 from .layer_list import LayerList, PartialForward, running
@@ -223,6 +223,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 def make_placeholder(module: nn.Module) -> nn.Module:
     """Make a module with the same attributes and no tensors."""
     twin = partial_copy(module, set())
+    drop_hooks(twin)
     twin._parameters, twin._buffers = dict.fromkeys(module._parameters), dict.fromkeys(module._buffers)
     twin._modules = {name: None if m is None else make_placeholder(m) for name, m in module._modules.items()}
     return twin
@@ -232,6 +233,7 @@ def make_zero_embedding(embedding: nn.Module) -> nn.Module:
     """Make an embedding that gives zeros and holds no table."""
     cls, weight = type(embedding), cast("Tensor", embedding.weight)
     twin = partial_copy(embedding, set())
+    drop_hooks(twin)
     twin.__class__ = type(cls.__name__, (cls,), {"weight": property(_zeros)})
     twin._parameters, twin._buffers, twin._modules = {}, dict(embedding._buffers), dict(embedding._modules)
     twin.register_buffer("zero", weight.new_zeros(()), persistent=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 from ....anchors.modules import anchor_name
@@ -19,6 +21,10 @@ from .recording import Program, Ref, Step, differs, refs
 from .values import dependencies, single_values
 
 _ENOUGH = 3  # boundaries in the middle of the work
+_ARITHMETIC = {
+    *(operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div),
+    *("add", "sub", "mul", "div", "sub_", "div_", "mul_", "add_"),
+}
 
 
 def partition(model: nn.Module, size: tuple[int, int] | None = None) -> Partition:
@@ -144,7 +150,8 @@ def _positions(program: Program, crossing: dict[int, int], units: dict[int, nn.M
     """The positions of the boundaries: before the first block, and wherever possible behind each one."""
     tops = Counter(program.step(n).target.split(".")[0] for n in units)
     kinds = Counter(type(m) for m in units.values())
-    after_image = [n for n in units if 0 not in program.step(n).inputs]
+    image = _image_values(program)
+    after_image = [n for n in units if not image & program.step(n).inputs]
     if not after_image:
         return []
     first = next(
@@ -165,6 +172,15 @@ def _positions(program: Program, crossing: dict[int, int], units: dict[int, nn.M
         elif level and len(positions) > 1:  # what multiplies nothing goes with the layer before it
             positions[-1] = number
     return positions
+
+
+def _image_values(program: Program) -> set[int]:
+    """List the values that are the image, or the image normalised by the model itself."""
+    values = {0}
+    for number, step in enumerate(program.steps):
+        if step is not None and step.target in _ARITHMETIC and values & step.inputs:
+            values.add(number)
+    return values
 
 
 def _describe(program: Program, model: nn.Module, places: Sequence[tuple[int, int]]) -> tuple[Boundary, ...]:

@@ -154,7 +154,8 @@ class _Recorder(fx.Tracer):
         super().__init__()
         self.should_expand, self.counter = should_expand, counter
         self.failed: type | None = None  # the innermost expanded module that raised
-        self.busy = self.forced = False
+        self.busy = self.forced = self.in_head = False
+        self.expanded: set[str] = set()  # the names of modules that are recorded operation by operation
         self.values: dict[fx.Node, tuple[Any, int, int | None]] = {}  # example, macs, version of the example
         self.head_values: list[object] = []  # what entered and left each call of `forward_head`
 
@@ -170,7 +171,9 @@ class _Recorder(fx.Tracer):
 
             def recorded_head(*args: object, **kwargs: object) -> object:
                 self.head_values.append(args[0] if len(args) == 1 and not kwargs else None)
+                self.in_head = True
                 result = head(*args, **kwargs)
+                self.in_head = False
                 self.head_values.append(result)
                 return result
 
@@ -188,6 +191,8 @@ class _Recorder(fx.Tracer):
         path = self.path_of_module(m)
         if path != "model" and not self.should_expand(m):
             return self.create_proxy("call_module", path, args, kwargs)
+        if path != "model" and not self.in_head:
+            self.expanded.add(path.removeprefix("model."))
         try:
             return forward(*args, **kwargs)
         except BaseException:
@@ -264,7 +269,10 @@ class _Recorder(fx.Tracer):
         ends = [value.node for value in self.head_values if isinstance(value, fx.Proxy)]
         if len(self.head_values) == len(ends) == 2 and output == Ref(order[ends[1]]):
             head = order[ends[0]]
-        return Program(tuple(steps), output, examples, macs, stable, head, self.forced, self.size, self.batch)
+        return Program(
+            tuple(steps), output, examples, macs, stable, head, self.forced, self.size, self.batch,
+            frozenset(self.expanded),
+        )  # fmt: skip
 
 
 def _example(leaf: object) -> object:

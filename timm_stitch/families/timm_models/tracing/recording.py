@@ -92,6 +92,7 @@ class Program:
         head: the value that enters `forward_head`, if there is one such call and nothing else follows.
         forced: whether a size was turned into a Python number or decision on the way.
         size, batch: the (height, width) and the number of the images.
+        expanded: the names of the modules that are recorded operation by operation, outside `forward_head`.
     """
 
     steps: tuple[Step | None, ...]
@@ -103,6 +104,7 @@ class Program:
     forced: bool
     size: tuple[int, int]
     batch: int = 2
+    expanded: frozenset[str] = frozenset()
 
     def step(self, number: int) -> Step:
         """Step `number`; not 0, which is the image."""
