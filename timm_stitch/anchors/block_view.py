@@ -51,12 +51,14 @@ class BlockView(View):
     Attributes:
         early: the name, channels and reduction of a map (B, C, H, W) inside the stem, at a resolution of its own.
         containers: the modules that the view does not call, as they were when it was opened.
+        is_recorded: whether the view repeats what the model did once, and does not look at its settings again.
         is_whole: whether the anchor is the model with all its parts, so that its own call gives the output.
         has_norm: False where it was pruned; as with the head, the activation then passes on.
     """
 
     early: tuple[str, int, int] | None = None
     containers: Containers
+    is_recorded: bool = False
     is_whole: bool = True
     has_norm: bool = True
     _fixed_size: tuple[int, int] | None = None  # the size of the images, where no module of the model has it
@@ -141,7 +143,7 @@ class BlockView(View):
         """Remember the modules that the view does not call, as they are now."""
         groups = self.parameter_groups()
         names = {*groups.stem, *groups.norm, *(name for i in range(self.depth) for name in self.block_names(i))}
-        self.containers = Containers(self.anchor, self.skipped(names) - names, names)
+        self.containers = Containers(self.anchor, self.skipped(names) - names, names, self.is_recorded)
 
     def skipped(self, names: Collection[str]) -> set[str]:
         """List the names of the modules that the view does not call, from the names of what it calls."""

@@ -1,26 +1,23 @@
 """The modules of an anchor that a view does not call: the anchor itself, and those that hold its blocks.
 
 A view calls parts of a model. What a module around these parts does in its own call (its forward, its hooks) would be
-lost without a word if somebody changed it. `Containers` remembers these modules, compares them in a few microseconds
-before each call, and runs their hooks around the parts.
+lost without a word if somebody changed it. `Containers` remembers these modules and
+runs their hooks around the parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .modules import call_with_hooks, find_submodule, has_hooks
 
-AS_OPENED, HOOKED, CHANGED, BROKEN = range(4)  # what `Containers.state` finds
-
 # Settings that change how a module computes, not what; and those that only the head reads, which the model itself runs.
 _PASSING = ("training", "grad_checkpointing", "gradient_checkpointing", "num_classes")
-_ALWAYS = ("_parameters", "_buffers")  # dicts of every module: `itemgetter` gives a tuple from two names on
 
 
 class Part(NamedTuple):
@@ -35,24 +32,49 @@ class Part(NamedTuple):
     call: Callable[[Tensor], Tensor]
 
 
-class _Entry(NamedTuple):
-    """A module as it was.
+class Watch:
+    """Compares modules with what they were, in a few operations for all together.
 
     Args:
-        module, kind, forward: the module, its class, and the forward of the class.
-        size: the number of its attributes.
-        read, values: a function that reads its plain settings from its attributes, and what it read.
-        count, children: the number of its children, and those that have to stay: (name, child).
+        entries: the modules as they were.
     """
 
-    module: nn.Module
-    kind: type
-    forward: object
-    size: int
-    read: Callable[[dict[str, Any]], tuple[Any, ...]]
-    values: tuple[Any, ...]
-    count: int
-    children: tuple[tuple[str, nn.Module | None], ...]
+    def __init__(self, entries: Sequence[_Entry]) -> None:
+        self._hooks = -1  # torch's number of hooks when there were none on these modules
+        self._modules = [entry.module for entry in entries]
+        self._dicts = [entry.module.__dict__ for entry in entries]
+        self._forwards = [entry.signature.forward for entry in entries]
+        self._sizes = [entry.size for entry in entries]
+        self._children = [entry.children for entry in entries]
+        self._settings = [
+            (itemgetter(*_TWO, *entry.signature.settings), own, tuple(map(own.get, (*_TWO, *entry.signature.settings))))
+            for entry, own in zip(entries, self._dicts, strict=True)
+            if entry.signature.settings
+        ]
+
+    def holds(self) -> bool:
+        """Whether the modules are as they were, and have no hooks."""
+        dicts = self._dicts
+        if (
+            list(map(len, dicts)) != self._sizes
+            or list(map(_read_children, dicts)) != self._children
+            or list(map(_read_forward, self._modules)) != self._forwards
+        ):
+            return False
+        for read, own, values in self._settings:
+            if read(own) != values:
+                return False
+        if self._hooks != RemovableHandle.next_id:  # somewhere in this process a hook was registered since
+            if any(map(any, map(_read_hooks, dicts))):
+                return False
+            self._hooks = RemovableHandle.next_id
+        return True
+
+
+_TWO = ("_parameters", "_buffers")  # names that every module has: `itemgetter` gives a tuple from two names on
+_read_forward = attrgetter("__class__.forward")
+_read_children = itemgetter("_modules")
+_read_hooks = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Containers:
@@ -62,43 +84,36 @@ class Containers:
         anchor: the anchor, or a copy that holds a part of it.
         names: the names of the modules inside it that the view does not call.
         parts: the names of the modules and tensors that the view calls.
+        with_settings: whether their plain settings count, since the view repeats what they did with them.
+
+    Attributes:
+        problem: what has changed, if the anchor cannot run in parts as it is now.
     """
 
-    def __init__(self, anchor: nn.Module, names: Iterable[str], parts: Collection[str]) -> None:
-        self.problem = ""  # why the anchor cannot run in parts as it is now
-        self._parts, modules = frozenset(parts), {"": anchor}
+    def __init__(
+        self, anchor: nn.Module, names: Iterable[str], parts: Collection[str], with_settings: bool = False
+    ) -> None:
+        self._parts, self._with_settings, modules = frozenset(parts), with_settings, {"": anchor}
         modules |= {name: module for name in sorted(names) if (module := find_submodule(anchor, name)) is not None}
         self._modules: dict[str, nn.Module] = modules
         self.remember()
 
     def remember(self, problem: str = "") -> None:
         """Take the modules as they are now for those that were opened, or for ones that cannot run in parts."""
-        self._signatures = {name: self._signature(name, module) for name, module in self._modules.items()}
-        self._entries = tuple(self._entry(name, module) for name, module in self._modules.items())
         self.problem = problem
+        self.entries = {
+            name: _Entry(module, self._signature(name, module), len(module.__dict__), dict(module._modules))
+            for name, module in self._modules.items()
+        }
 
-    @torch.compiler.assume_constant_result
-    def state(self) -> int:
-        """Compare the modules with what they were; cheap enough for every call."""
-        hooked = False
-        for module, kind, forward, size, read, values, count, children in self._entries:
-            own = module.__dict__
-            if (
-                module.__class__ is not kind
-                or kind.forward is not forward  # type: ignore[attr-defined] # each module has one
-                or len(own) != size
-                or read(own) != values
-            ):
-                return CHANGED
-            inside = own["_modules"]
-            if len(inside) != count:
-                return CHANGED
-            for name, child in children:
-                if inside.get(name) is not child:
-                    return CHANGED
-            if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
-                hooked = True
-        return BROKEN if self.problem else HOOKED if hooked else AS_OPENED
+    def has_changed(self) -> bool:
+        """Whether a module is not as it was, hooks apart; also in ways that do not count."""
+        return any(
+            len(entry.module.__dict__) != entry.size
+            or entry.module._modules != entry.children
+            or self._signature(name, entry.module) != entry.signature
+            for name, entry in self.entries.items()
+        )
 
     @property
     def modules(self) -> Collection[nn.Module]:
@@ -109,7 +124,8 @@ class Containers:
         """Say for each changed module what it is now."""
         texts: list[str] = []
         for name, module in self._modules.items():
-            before, now, owner = self._signatures[name], self._signature(name, module), f"{name}." if name else ""
+            before, now = self.entries[name].signature, self._signature(name, module)
+            owner = f"{name}." if name else ""
             if now.kind is not before.kind or now.forward is not before.forward:
                 texts.append(f"{name or 'the model'} is a {now.kind.__name__} with another forward")
             texts += [f"{owner}{key} was replaced" for key in _differing(before.methods, now.methods)]
@@ -148,24 +164,26 @@ class Containers:
             h, at = call_with_hooks(self._modules[around], run_inner, h), end
         return h
 
-    def _entry(self, name: str, module: nn.Module) -> _Entry:
-        own, signature = module.__dict__, self._signatures[name]
-        keys = (*_ALWAYS, *signature.settings)
-        children = tuple(signature.children.items())
-        read = itemgetter(*keys)
-        return _Entry(
-            module, type(module), signature.forward, len(own), read, read(own), len(module._modules), children
-        )
-
     def _signature(self, name: str, module: nn.Module) -> _Signature:
         own, kind = module.__dict__, type(module)
-        settings = {k: v for k, v in own.items() if k[0] != "_" and k not in _PASSING and _is_plain(v)}
+        settings: dict[str, object] = {}
+        if self._with_settings:
+            settings = {k: v for k, v in own.items() if k[0] != "_" and k not in _PASSING and _is_plain(v)}
         children = {
             key: child
             for key, child in module._modules.items()
             if (path := f"{name}.{key}".removeprefix(".")) in self._modules or (name and path not in self._parts)
         }
         return _Signature(kind, kind.forward, replaced_methods(module), settings, children)
+
+
+class _Entry(NamedTuple):
+    """A module as it was: with the number of its attributes, and its children."""
+
+    module: nn.Module
+    signature: _Signature
+    size: int
+    children: dict[str, nn.Module | None]
 
 
 class _Signature(NamedTuple):

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anchors.modules import has_hooks
 from ..anchors.view import CallInputs, Output, View
 from ..plan.prefix_sharing import ScheduledRun, common_steps
 from ..plan.steps import Cross, Head, sort_key
@@ -202,7 +201,7 @@ class Executor:
 
     # ── checks before a call ──────────────────────────────────────────────────────────────────────
 
-    def check_anchors(self, stitch: Stitch, anchors: Any) -> tuple[bool, tuple[int, int] | None]:
+    def check_anchors(self, stitch: Stitch, anchors: Any) -> tuple[int, int] | None:
         """Refuse a stitch of which an anchor was replaced after stitching.
 
         Args:
@@ -210,20 +209,19 @@ class Executor:
             anchors: the list of anchors that the network has now.
 
         Returns:
-            Whether an anchor has hooks, and the (height, width) that images must have, if any.
+            The (height, width) that images must have, if any.
 
         Raises:
             ValueError: if an anchor is not the one that was stitched.
         """
-        hooks, size, views, now = False, None, self.views, anchors._modules
+        size, views, now = None, self.views, anchors._modules
         for number in stitch.anchors:
             view = views[number]
             anchor: nn.Module = view.anchor
             if now[str(number)] is not anchor:
                 raise ValueError(_replaced(number, anchor, now[str(number)]))
-            hooks = hooks or has_hooks(anchor)
             size = size or view.image_size
-        return hooks, size
+        return size
 
 
     def look(self, stitch: Stitch) -> bool:

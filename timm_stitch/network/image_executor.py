@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..anchors.block_view import BlockView, recompute
-from ..anchors.containers import AS_OPENED, BROKEN, CHANGED, Part
+from ..anchors.containers import Part, Watch
 from ..anchors.modules import call_with_hooks, has_hooks
 from ..anchors.view import CallInputs, ImageInputs, Output
 from ..plan.stitch_plan import Stitch
@@ -29,6 +30,16 @@ class ImageExecutor(Executor):
         super().__init__(views, layers, stitched_norm)
         for view in views:
             view.watch()
+        self._watches: dict[tuple[int, ...], Watch] = {}  # by the anchors of a stitch
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_watches": {}}  # a watch knows the dicts of these very modules
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update({"_watches": {}} | state)
+        for view in self.views:  # of a network that an earlier version pickled
+            if "containers" not in view.__dict__:
+                view.watch()
 
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -121,10 +132,15 @@ class ImageExecutor(Executor):
             hooked = self.check(x, stitch, in_chans, anchors) or hooked
         return ImageInputs(x, checkpointed, hooked)
 
-    def check(self, x: Tensor, stitch: Stitch, in_chans: int | None, anchors: nn.Module) -> bool:
-        """Do what `prepare` does for one stitch; returns whether its anchors have hooks around their parts."""
-        _, size = self.check_anchors(stitch, anchors)
-        hooked = self.look(stitch)
+    def check(
+        self, x: Tensor, stitch: Stitch, in_chans: int | None, anchors: nn.Module, alone: bool = False
+    ) -> bool:
+        """Do what `prepare` does for one stitch; returns whether its anchors have hooks around their parts.
+
+        Where only this stitch runs, and is an anchor, its parts do not matter.
+        """
+        size = self.check_anchors(stitch, anchors)
+        hooked = not (alone and stitch.is_anchor and self.views[stitch.back].is_whole) and self.look(stitch)
         if isinstance(x, Tensor):
             shape = x.shape
             if len(shape) == 4 and in_chans in (None, shape[1]) and (size is None or shape[2:] == size):
@@ -141,23 +157,27 @@ class ImageExecutor(Executor):
         raise ValueError(f"images of shape {tuple(shape)} do not fit: expected (B, {channels}, {wanted}).{advice}")
 
     def look(self, stitch: Stitch) -> bool:
-        """Whether the anchors of a stitch have hooks around their parts, or cannot run in parts.
+        if self._as_opened(stitch.anchors):
+            return False
+        if not (stitch.is_anchor and self.views[stitch.back].is_whole):
+            self._check_parts(stitch)
+        return True
 
-        Raises:
-            ValueError: if an anchor that the stitch runs in part has changed so that it cannot.
-        """
-        hooked = False
-        for number in stitch.anchors:
-            containers = self.views[number].containers
-            state = containers.state()
-            if state == CHANGED:
+    @torch.compiler.assume_constant_result
+    def _as_opened(self, anchors: tuple[int, ...]) -> bool:
+        """Whether what lies around the parts of anchors is as it was, without hooks; open those again that changed."""
+        watch = self._watches.get(anchors)
+        if watch is not None and watch.holds():
+            return True
+        for number in anchors:
+            if self.views[number].containers.has_changed():
                 self._reopen(number)
-                containers = self.views[number].containers
-                state = containers.state()
-            hooked = hooked or state != AS_OPENED
-            if state == BROKEN and not (stitch.is_anchor and self.views[number].is_whole):
-                self._check_parts(stitch)
-        return hooked
+        all_containers = [self.views[number].containers for number in anchors]
+        watch = Watch([entry for containers in all_containers for entry in containers.entries.values()])
+        if not watch.holds() or any(containers.problem for containers in all_containers):
+            return False
+        self._watches[anchors] = watch
+        return True
 
     def _check_parts(self, stitch: Stitch) -> None:
         """Refuse to run parts of an anchor that has changed around them."""
@@ -171,12 +191,12 @@ class ImageExecutor(Executor):
 
     def _reopen(self, number: int) -> None:
         """Open an anchor again after it was changed; if it is cut elsewhere then, keep the view with the problem."""
+        self._watches = {}
         view = self.views[number]
-        changes = view.containers.changes()
-        if not changes:  # in nothing that counts
+        problem = "; ".join(view.containers.changes()[:3])
+        if not problem:  # the change does not count
             view.containers.remember(view.containers.problem)
             return
-        problem = "; ".join(changes[:3])
         try:
             if view.is_partial:
                 raise ValueError("a part of a network")

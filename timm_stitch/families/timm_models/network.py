@@ -156,7 +156,8 @@ class SNNet(TimmModel):
             out = self._forward_mixed(x, stitch_id)
         else:
             stitch, executor = self._stitch(stitch_id), self.executor
-            hooked = executor.check(x, stitch, self.in_chans, self._modules["anchors"])
+            alone = not self.grad_checkpointing
+            hooked = executor.check(x, stitch, self.in_chans, self._modules["anchors"], alone)
             if self._stitch_hooks:
                 self._notify(stitch, len(x))
             out = executor.run(stitch, ImageInputs(x, self.grad_checkpointing, hooked))

@@ -38,6 +38,8 @@ class TracedView(BlockView):
     recorded again for each new size, with boundaries at the same places.
     """
 
+    is_recorded = True
+
     def __init__(self, anchor: nn.Module) -> None:
         self._open(anchor)
 
