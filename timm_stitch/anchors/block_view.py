@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -155,11 +155,10 @@ class BlockView(View):
         Raises:
             TypeError, ValueError: if it cannot be opened.
         """
-        return type(self)(self.anchor)
+        kind: Callable[[nn.Module], BlockView] = type(self)
+        return kind(self.anchor)
 
-    def parts(
-        self, start: int, stop: int, inputs: ImageInputs, stem: bool = False, norm: bool = False
-    ) -> list[Part]:
+    def parts(self, start: int, stop: int, inputs: ImageInputs, stem: bool = False, norm: bool = False) -> list[Part]:
         """List the pieces of work of `run`, for the hooks around them, with the stem and the norm on demand."""
         parts = [part for index in range(start, stop) for part in self._parts_of(index, inputs)]
         groups = self.parameter_groups()

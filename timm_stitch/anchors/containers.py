@@ -1,8 +1,8 @@
 """The modules of an anchor that a view does not call: the anchor itself, and those that hold its blocks.
 
 A view calls parts of a model. What a module around these parts does in its own call (its forward, its hooks) would be
-lost without a word if somebody changed it. `Containers` remembers these modules and
-runs their hooks around the parts.
+lost without a word if somebody changed it. `Containers` remembers these modules and runs their hooks around the parts;
+`Watch` compares them with what they were before each call.
 """
 
 from __future__ import annotations
@@ -219,8 +219,8 @@ def _holds(container: str, part: Part) -> bool:
     inside = [name.startswith(container + ".") for name in part.names]
     if any(inside) and not all(inside):
         raise ValueError(
-            f"hooks on {container!r} cannot run in a stitch, which runs it together with what is around it: put them on "
-            "the modules inside, or on the anchor."
+            f"hooks on {container!r} cannot run in a stitch, which runs it together with what is around it: put them "
+            "on the modules inside, or on the anchor."
         )
     return bool(inside) and all(inside)
 

@@ -16,6 +16,7 @@ from ..anchors.meta_device import meta_copy
 from ..anchors.view import Output, View
 from ..plan.costs import AnchorCosts, Cost, PlanCosts
 from ..plan.steps import Block, Cross, Head, Stem, Step
+from .extraction import by_number
 
 
 def count_params(module: nn.Module) -> int:
@@ -39,7 +40,8 @@ def measure_steps(network: Any) -> PlanCosts:  # a StitchableNetwork, whose file
             with Macs(NORMS) as counter:
                 h = twin.executor.step(stitch, n, h, prepared)
             macs.setdefault(step, counter.total)
-    layers = [None if layer is None else Cost(0, count_params(layer)) for layer in network.stitching_layers]
+    held = by_number(network.stitching_layers)
+    layers = [Cost(0, count_params(held[n])) if n in held else None for n in range(len(network.plan.layers))]
     for step in macs:
         if isinstance(step, Cross):
             layers[step.layer] = Cost(macs[step], count_params(network.stitching_layers[step.layer]))

@@ -223,7 +223,6 @@ class Executor:
             size = size or view.image_size
         return size
 
-
     def look(self, stitch: Stitch) -> bool:
         """Whether hooks on the anchors of a stitch keep it from sharing work; refuse anchors that cannot run in parts.
 

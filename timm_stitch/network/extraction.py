@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy as copying
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -35,7 +35,7 @@ def extract(network: Network, plan: StitchPlan, *, copy: bool = False, norm: boo
         executor.look(stitch)
     twin = empty_twin(network, plan)
     views: list[View] = []
-    anchors: list[nn.Module | None] = []
+    anchors: dict[int, nn.Module] = {}
     for number, whole in enumerate(executor.views):
         blocks = {b for s in plan for a, b in blocks_of(s) if a == number}
         ends = [s for s in plan if s.back == number]
@@ -44,10 +44,11 @@ def extract(network: Network, plan: StitchPlan, *, copy: bool = False, norm: boo
         own_prefix = any(uses_back_prefix_tokens(plan, executor.views, n) for n in entering)
         stem = any(s.front == number for s in plan)
         views.append(whole.subset(stem, blocks, runs_norm, head and bool(ends), own_prefix))
-        anchors.append(views[-1].anchor if blocks else None)
+        if blocks:
+            anchors[number] = views[-1].anchor
     used = {number for s in plan for number in s.layers}
-    layers = [layer if i in used else None for i, layer in enumerate(network.stitching_layers)]
-    twin.anchors, twin.stitching_layers = with_gaps(anchors), with_gaps(layers)
+    layers = {number: layer for number, layer in by_number(network.stitching_layers).items() if number in used}
+    twin.anchors, twin.stitching_layers = NumberedModules(anchors), NumberedModules(layers)
     twin.executor = type(executor)(views, twin.stitching_layers, executor.stitched_norm)
     return copying.deepcopy(twin) if copy else twin
 
@@ -87,9 +88,25 @@ def blocks_of(stitch: Stitch) -> list[tuple[int, int]]:
     return [(step.anchor, step.index) for step in stitch.steps if isinstance(step, Block)]
 
 
-def with_gaps(modules: Sequence[nn.Module | None]) -> nn.ModuleList:
-    """Make a ModuleList that keeps its numbering where modules are missing."""
-    numbered = nn.ModuleList()
-    for i, module in enumerate(modules):
-        numbered.add_module(str(i), module)
-    return numbered
+class NumberedModules(nn.ModuleList):
+    """Modules by their numbers in the whole network, of which an extracted one holds some.
+
+    Args:
+        modules: the modules, by their numbers.
+    """
+
+    def __init__(self, modules: Mapping[int, nn.Module]) -> None:
+        super().__init__()
+        for number, module in modules.items():
+            self.add_module(str(number), module)
+
+    def _get_abs_string_index(self, idx: int) -> str:
+        """The name of an entry, for all access by a number."""
+        if str(idx) not in self._modules:
+            raise IndexError(f"number {idx} is not in this extracted network, which holds {', '.join(self._modules)}.")
+        return str(idx)
+
+
+def by_number(modules: nn.ModuleList) -> dict[int, nn.Module]:
+    """Get the modules of a network's list that it holds, by their numbers."""
+    return {int(number): module for number, module in modules._modules.items() if module is not None}

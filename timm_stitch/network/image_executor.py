@@ -8,6 +8,7 @@ can still be cut at the same places, it runs as it is now; if not, its stitches 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -43,7 +44,7 @@ class ImageExecutor(Executor):
 
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────
 
-    def run(self, stitch: Stitch, inputs: ImageInputs) -> Tensor:
+    def run(self, stitch: Stitch, inputs: ImageInputs) -> Tensor:  # type: ignore[override] # of images alone
         view = self.views[stitch.back]
         if stitch.is_anchor and view.is_whole and not isinstance(inputs.images, fx.Proxy):
             return self.call_anchor(view, inputs)
@@ -88,11 +89,7 @@ class ImageExecutor(Executor):
                 h = self.cross(number, h, (before.anchor, before.stop), (after.anchor, after.start), inputs)
             norm = i == last and self.runs_norm(stitch)
             parts = view.parts(segment.start, segment.stop, inputs, stem=not i, norm=norm)
-
-            def run_segment(h: Tensor, view: BlockView = view, parts: list[Part] = parts, ends: bool = head and i == last) -> Tensor:
-                h = view.containers.run(parts, h)
-                return view.head(h) if ends else h
-
+            run_segment = partial(_run_parts, view, parts, head and i == last)
             h = call_with_hooks(view.anchor, run_segment, h) if head and has_hooks(view.anchor) else run_segment(h)
         return h
 
@@ -112,7 +109,7 @@ class ImageExecutor(Executor):
     # ── before a call ─────────────────────────────────────────────────────────────────────────────
 
     def prepare(
-        self, x: Tensor, stitches: Iterable[Stitch], in_chans: int | None, anchors: nn.Module, checkpointed: bool
+        self, x: Tensor, stitches: Iterable[Stitch], in_chans: int | None, anchors: nn.Module | None, checkpointed: bool
     ) -> ImageInputs:
         """Refuse images that stitches do not take, and anchors that cannot run in parts as they are now.
 
@@ -133,7 +130,7 @@ class ImageExecutor(Executor):
         return ImageInputs(x, checkpointed, hooked)
 
     def check(
-        self, x: Tensor, stitch: Stitch, in_chans: int | None, anchors: nn.Module, alone: bool = False
+        self, x: Tensor, stitch: Stitch, in_chans: int | None, anchors: nn.Module | None, alone: bool = False
     ) -> bool:
         """Do what `prepare` does for one stitch; returns whether its anchors have hooks around their parts.
 
@@ -163,7 +160,7 @@ class ImageExecutor(Executor):
             self._check_parts(stitch)
         return True
 
-    @torch.compiler.assume_constant_result
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch gives it no types
     def _as_opened(self, anchors: tuple[int, ...]) -> bool:
         """Whether what lies around the parts of anchors is as it was, without hooks; open those again that changed."""
         watch = self._watches.get(anchors)
@@ -209,6 +206,11 @@ class ImageExecutor(Executor):
             self.views[number] = opened
         else:
             view.containers.remember(problem)
+
+
+def _run_parts(view: BlockView, parts: Sequence[Part], head: bool, h: Tensor) -> Tensor:
+    h = view.containers.run(parts, h)
+    return view.head(h) if head else h
 
 
 def _is_cut_alike(a: BlockView, b: BlockView) -> bool:

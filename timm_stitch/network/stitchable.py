@@ -25,7 +25,7 @@ from .compatibility import check_anchors
 from .counting import measure_steps
 from .crossing import uses_back_prefix_tokens
 from .executor import Executor
-from .extraction import extract
+from .extraction import by_number, extract
 from .layers import LowRankStitchingLayer, make_layer
 from .results import NetworkResults
 from .structure import structure_version
@@ -352,7 +352,7 @@ class StitchableNetwork(nn.Module):
             >>> model.plan.layers[0].rank, model.merge_low_rank().plan.layers[0].rank
             (64, 0)
         """
-        for number, layer in enumerate(self.stitching_layers):
+        for number, layer in by_number(self.stitching_layers).items():
             if isinstance(layer, LowRankStitchingLayer):
                 self.stitching_layers[number] = layer.merge()
         self.plan = replace(self.plan, layers=tuple(replace(spec, rank=0) for spec in self.plan.layers))

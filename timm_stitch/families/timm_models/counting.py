@@ -20,6 +20,7 @@ from ...anchors.block_view import BlockView
 from ...anchors.macs import NORMS, Macs
 from ...anchors.meta_device import meta_copy
 from ...anchors.view import ImageInputs
+from ...network.extraction import by_number
 from ...plan.costs import AnchorCosts, Cost, PlanCosts
 from ...plan.steps import Block, Head, Stem, Step
 from .pretrained_cfg import cfg_of
@@ -96,15 +97,12 @@ def measure(network: TimmModel) -> PlanCosts:
         for number, view in enumerate(twin.views)
     )
     # 3. The stitching layers, between the activations where they are used.
-    layers: list[Cost | None] = []
-    for number, layer in enumerate(network.stitching_layers):
-        if layer is None:
-            layers.append(None)
-            continue
+    layers: list[Cost | None] = [None] * len(network.plan.layers)
+    for number, layer in by_number(network.stitching_layers).items():
         before, after = next((a, b) for stitch in twin.plan for n, a, b in stitch.joints if n == number)
         leave, enter = (before.anchor, before.stop), (after.anchor, after.start)
         macs, _ = _macs(partial(executor.cross, number, activations[leave], leave, enter, inputs))
-        layers.append(Cost(macs, _params(layer.parameters())))
+        layers[number] = Cost(macs, _params(layer.parameters()))
     present = (n for n, layer in enumerate(layers) if layer is not None)
     back_prefix_layers = frozenset(n for n in present if network.uses_back_prefix_tokens(n))
     return PlanCosts(anchors, tuple(layers), network.executor.stitched_norm, back_prefix_layers)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...anchors.block_view import BlockView, StemOnly
 from ...anchors.view import ImageInputs
-from ...network.extraction import Network, empty_twin, extract, with_gaps
+from ...network.extraction import Network, NumberedModules, empty_twin, extract
 from ...network.image_executor import ImageExecutor
 from ...plan.steps import Block
 from ...plan.stitch_plan import Segment, Stitch, StitchPlan
@@ -102,7 +102,7 @@ def extract_stem(network: Network, front: int, early: bool) -> Network:
     view = StemOnly(network.executor.views[front].subset(True, (), False, False), early)
     plan = StitchPlan((view.describe(),), (), (Stitch(0, (Segment(0, 0, 1),)),))
     twin = empty_twin(network, plan)
-    twin.anchors, twin.stitching_layers = with_gaps([view.anchor]), with_gaps([])
+    twin.anchors, twin.stitching_layers = NumberedModules({0: view.anchor}), NumberedModules({})
     twin.executor = type(network.executor)([view], twin.stitching_layers, network.executor.stitched_norm)
     return twin
 

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from ...anchors.block_view import BlockView
 from ...anchors.view import ImageInputs
-from ...network.extraction import single_stitch_graph
+from ...network.extraction import by_number, single_stitch_graph
 from ...network.image_executor import ImageExecutor
 from ...network.layers import give_zero_gradients
 from ...network.stitchable import StitchIds, is_sequence_of_ids
@@ -83,11 +83,8 @@ class SNNet(TimmModel):
         """Get an attribute as torch does; make the executor of a replica that has not run yet."""
         if name == "executor" and "_replica_of" in self.__dict__:
             whole: ImageExecutor = self.__dict__["_replica_of"]
-            anchors = self.anchors._modules.values()
-            views = [
-                view if anchor is None else view.rebind(anchor)
-                for view, anchor in zip(whole.views, anchors, strict=True)
-            ]
+            own = by_number(self.anchors)
+            views = [view.rebind(own[number]) if number in own else view for number, view in enumerate(whole.views)]
             self.executor = ImageExecutor(views, self.stitching_layers, whole.stitched_norm)
             return self.executor
         return super().__getattr__(name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
 from ...anchors.block_view import BlockView
 from ...anchors.modules import anchor_name
 from ...anchors.view import ImageInputs
-from ...network.extraction import blocks_of
+from ...network.extraction import blocks_of, by_number
 from ...network.image_executor import ImageExecutor
 from ...network.stitchable import StitchableNetwork
 from ...plan.stitch_plan import Stitch
@@ -108,6 +108,9 @@ class TimmModel(StitchableNetwork):
         intermediates_only: bool = False,
         return_prefix_tokens: bool = False,
         stitch_id: int | None = None,
+        output_dict: bool = False,
+        attn_mask: None = None,
+        is_causal: bool = False,
     ) -> Any:
         """Compute the activations after chosen blocks of a stitch, as timm's models do.
 
@@ -121,6 +124,12 @@ class TimmModel(StitchableNetwork):
             intermediates_only: whether to return the list without the output of `forward_features`.
             return_prefix_tokens: whether to return (patch tokens, prefix tokens) pairs.
             stitch_id: the stitch of this call; default the current one.
+            output_dict: whether to return a dict of `image_features` and `image_intermediates`, and with
+                `return_prefix_tokens` a list of prefix tokens, `image_intermediates_prefix`.
+            attn_mask, is_causal: timm's arguments for vision transformers; masks do not go through stitches.
+
+        Raises:
+            ValueError: if an argument has another value than these, or a mask is given.
 
         Examples:
             >>> import timm, torch
@@ -131,18 +140,29 @@ class TimmModel(StitchableNetwork):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}.")
+        if attn_mask is not None or is_causal:
+            raise ValueError("attn_mask and is_causal are not supported through stitches: call an anchor by itself.")
         stitch = self._stitch(stitch_id)
-        inputs = self.prepare_inputs(x, (stitch,))
+        inputs = cast("ImageInputs", self.prepare_inputs(x, (stitch,)))
         points = self._points(stitch)
         wanted, last = feature_take_indices(len(points), _as_list(indices))
         end = points[last].place if stop_early and intermediates_only else len(stitch.places)
         h, kept = run_to_points(self.executor, stitch, inputs, {points[i].place for i in wanted}, end)
         maps = [
-            self._map(kept[point.place], point, inputs, norm, output_fmt, return_prefix_tokens)
+            self._map(kept[point.place], point, inputs, norm, output_fmt)
             for n, point in enumerate(points)
             if n in wanted
         ]
-        return maps if intermediates_only else (self._tag_features(self.executor.norm(h, stitch), stitch_id), maps)
+        prefixed = return_prefix_tokens and any(prefix is not None for _, prefix in maps)
+        spatial: list[Any] = [one for one, _ in maps]
+        features = None if intermediates_only else self._tag_features(self.executor.norm(h, stitch), stitch_id)
+        if output_dict:
+            out = {"image_intermediates": spatial}
+            out |= {"image_intermediates_prefix": [prefix for _, prefix in maps]} if prefixed else {}
+            return out if intermediates_only else out | {"image_features": features}
+        if prefixed:
+            spatial = [one if prefix is None else (one, prefix) for one, prefix in maps]
+        return spatial if intermediates_only else (features, spatial)
 
     def _tag_features(self, features: Tensor, stitch_id: int | None) -> Tensor:
         """Note on features of a stitch other than the current one, which head they need."""
@@ -152,9 +172,9 @@ class TimmModel(StitchableNetwork):
         return features
 
     def _map(
-        self, h: Tensor, point: FeaturePoint, inputs: ImageInputs, norm: bool, output_fmt: str, with_prefix: bool
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Turn the activation at a feature point into an entry of `forward_intermediates`."""
+        self, h: Tensor, point: FeaturePoint, inputs: ImageInputs, norm: bool, output_fmt: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """Turn the activation at a feature point into an entry of `forward_intermediates`, and its prefix tokens."""
         view, prefix = self.views[point.anchor], None
         if point.place > STEM and norm and view.has_final_shape(point.boundary - 1):
             if view.is_partial and not view.has_norm and self.num_classes:
@@ -166,8 +186,7 @@ class TimmModel(StitchableNetwork):
         if point.place != INSIDE_STEM:
             prefix = view.prefix(h, point.boundary)
             h = view.as_map(h, inputs.size, point.boundary)
-        spatial = h.flatten(2).transpose(1, 2) if output_fmt == "NLC" else h
-        return (spatial, prefix) if with_prefix and prefix is not None else spatial
+        return h.flatten(2).transpose(1, 2) if output_fmt == "NLC" else h, prefix
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -285,7 +304,7 @@ class TimmModel(StitchableNetwork):
         return {"stem": "|".join(stem), "blocks": blocks}
 
     def _present(self) -> list[tuple[int, Any]]:
-        return [(i, anchor) for i, anchor in enumerate(self.anchors) if anchor is not None]
+        return list(by_number(self.anchors).items())
 
 
 def _as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:

@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 from typing_extensions import Self
 
 from ...anchors.block_view import BlockView, ParameterGroups, recompute
-from ...anchors.meta_device import meta_copy
 from ...anchors.containers import Part, holders
+from ...anchors.meta_device import meta_copy
 from ...anchors.modules import anchor_name, child, copy_root, partial_copy
 from ...anchors.view import ImageInputs
 from .slices import Slice, Slices
@@ -137,8 +137,7 @@ class TracedView(BlockView):
 
     def _parts_of(self, index: int, inputs: ImageInputs) -> list[Part]:
         slices = self._slices(inputs.images)
-        names = (slices.alone[index],) if slices.alone[index] is not None else slices.blocks[index].targets
-        return [Part(names, lambda h: self._run_block(slices, index, h, inputs))]
+        return [Part(slices.blocks[index].targets, lambda h: self._run_block(slices, index, h, inputs))]
 
     def skipped(self, names: Collection[str]) -> set[str]:
         head = self._usual.head

@@ -20,8 +20,8 @@ def view_of(model: nn.Module) -> BlockView:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise WrongTypeError(
-            f"an anchor must be a timm model, got one that is compiled by TorchScript ({model.original_name}): stitch the "
-            "model itself, and script the stitches that you extract."
+            f"an anchor must be a timm model, got one that is compiled by TorchScript ({model.original_name}): stitch "
+            "the model itself, and script the stitches that you extract."
         )
     if not isinstance(model, nn.Module):
         raise WrongTypeError(

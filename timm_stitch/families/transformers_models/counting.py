@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...anchors.macs import NORMS, Macs
+from ...network.extraction import by_number
 from ...network.modes import evaluating
 from ...network.stitchable import StitchableNetwork
 from ...plan.costs import AnchorCosts, Cost, PlanCosts
@@ -74,14 +75,13 @@ def measure(network: StitchableNetwork, inputs: TextInputs) -> PlanCosts:
     for stitch in network.plan:
         for number, front, _ in stitch.joints:
             fronts.setdefault(number, front)
-    layers: list[Cost | None] = []
-    for number, layer in enumerate(network.stitching_layers):
-        if layer is None or number not in fronts:
-            layers.append(None)
+    layers: list[Cost | None] = [None] * len(network.plan.layers)
+    for number, layer in by_number(network.stitching_layers).items():
+        if number not in fronts:
             continue
         spec, front = network.plan.layers[number], fronts[number]
         count = positions[front.anchor, front.stop] * spec.in_width * spec.out_width
-        layers.append(Cost(count, sum(p.numel() for p in layer.parameters())))
+        layers[number] = Cost(count, sum(p.numel() for p in layer.parameters()))
     return PlanCosts(anchors, tuple(layers))
 
 

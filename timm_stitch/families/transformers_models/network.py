@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from ...anchors.budget import bounded
+from ...network.extraction import by_number
 from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_ids
 from ...plan.costs import PlanCosts
 from ...plan.stitch_plan import Stitch, StitchPlan
@@ -106,7 +107,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         """Give the list of anchors the attributes that transformers reads from direct children alone."""
         for name in _FORWARDED:
             merged: dict[str, str] | set[str] = {} if name == "all_tied_weights_keys" else set()
-            for number, anchor in ((n, a) for n, a in enumerate(self.anchors) if a is not None):
+            for number, anchor in by_number(self.anchors).items():
                 own = getattr(anchor, name, None) or ()
                 if isinstance(merged, dict):
                     names = {k for k, _ in anchor.named_parameters(remove_duplicate=False)}
