@@ -253,3 +253,38 @@ def test_an_extracted_network_holds_modules_only_and_is_pickled(kind: str) -> No
         alone.stitching_layers[10_000]
     assert torch.equal(pickle.loads(pickle.dumps(alone))(x), net(x, stitch_id=stitch.stitch_id))
     assert alone.extract().stitch_table() == alone.stitch_table()
+
+
+@pytest.mark.parametrize("after", [False, True])
+@torch.no_grad()
+def test_a_first_layer_for_other_images_takes_them(after: bool) -> None:
+    anchors: list[Any] = resnets()
+    net: Any = timm_stitch.stitch(anchors, kernel_size=1).eval() if after else None
+    for anchor in anchors:
+        anchor.conv1 = nn.Conv2d(4, 64, 7, 2, 3, bias=False)
+    net = net or timm_stitch.stitch(anchors, kernel_size=1).eval()
+    x = torch.randn(2, 4, 64, 64)
+    assert torch.equal(net(x), anchors[1](x))
+    assert net(x, stitch_id=1).shape == (2, 10)
+    with pytest.raises(
+        ValueError, match=r"\(2, 5, 64, 64\) do not fit.* For 5 channels create the anchors with in_chans=5"
+    ):
+        net(torch.randn(2, 5, 64, 64))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+@torch.no_grad()
+def test_an_image_size_that_was_set_on_the_anchors_is_theirs(name: str) -> None:
+    small = {"embed_dim": 32, "num_heads": 2} if name.startswith("vit") else {}
+    small = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 2)} if "swin" in name else small
+    anchors: list[Any] = models(*({"architecture": name, "img_size": 128, **small} for _ in range(2)))
+    net = timm_stitch.stitch(anchors, kernel_size=1).eval()
+    net(images(1, 128))
+    for anchor in anchors:
+        anchor.set_input_size(img_size=(64, 64))
+    x = images(2, 64)
+    assert torch.equal(net(x), anchors[1](x))
+    k = next(s.stitch_id for s in net.plan if s.anchors == (0, 1))
+    assert torch.equal(net(x, stitch_id=k), dict(net.forward_each(x))[k])
+    with pytest.raises(ValueError, match=r"\(1, 3, 128, 128\) do not fit: expected \(B, 3, 64, 64\)"):
+        net(images(1, 128))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .containers import Containers, Part, holders
-from .modules import copy_root, copy_structure, partial_copy, with_hook
+from .modules import copy_root, copy_structure, find_submodule, partial_copy, with_hook
 from .view import ImageInputs, View
 
 recompute = partial(checkpoint, use_reentrant=False)  # calls a module without keeping its activations
@@ -190,6 +190,13 @@ class BlockView(View):
         h = self.anchor.forward_head(h, pre_logits=pre_logits)
         return h
 
+    def image_channels(self) -> int | None:
+        """The channels that the stem's first layer takes, as it is now; None if that is no convolution."""
+        stem = (find_submodule(self.anchor, name) for name in self.parameter_groups().stem)
+        leaves = (leaf for module in stem if module is not None for leaf in module.modules() if not leaf._modules)
+        first = next(leaves, None)
+        return first.in_channels if isinstance(first, nn.Conv2d) else None
+
     def _embed_size(self) -> tuple[int, int] | None:
         """The image size that timm's patch embedding requires, for `image_size`."""
         embed = self.anchor._modules.get("patch_embed")
@@ -230,6 +237,10 @@ class BlockView(View):
         """Whether the output of block `index` has the channels and the resolution of the last block."""
         end = self.widths[-1], self.reductions[-1]
         return (self.widths[index + 1], self.reductions[index + 1]) == end
+
+    def was_resized(self) -> bool:
+        """Whether the image size of the anchor was set since it was opened, and the view does not follow."""
+        return False
 
     def refresh(self) -> None:
         """Update the view after the input size of the anchor was changed."""

@@ -140,8 +140,11 @@ class ImageExecutor(Executor):
         hooked = not (alone and stitch.is_anchor and self.views[stitch.back].is_whole) and self.look(stitch)
         if isinstance(x, Tensor):
             shape = x.shape
-            if len(shape) == 4 and in_chans in (None, shape[1]) and (size is None or shape[2:] == size):
-                return hooked
+            if len(shape) == 4 and (size is None or shape[2:] == size):
+                if in_chans in (None, shape[1]) or self.views[stitch.front].image_channels() == shape[1]:
+                    return hooked
+            elif len(shape) == 4 and self._were_resized(stitch):
+                return self.check(x, stitch, in_chans, anchors, alone)
         elif isinstance(x, fx.Proxy):
             return False
         else:
@@ -151,6 +154,8 @@ class ImageExecutor(Executor):
         channels = "C" if in_chans is None else in_chans
         wanted = f"{size[0]}, {size[1]}" if size else "H, W"
         advice = " Resize the images, or call model.set_input_size((H, W))." if size else ""
+        if len(shape) == 4 and in_chans not in (None, shape[1]):
+            advice = f" For {shape[1]} channels create the anchors with in_chans={shape[1]}."
         raise ValueError(f"images of shape {tuple(shape)} do not fit: expected (B, {channels}, {wanted}).{advice}")
 
     def look(self, stitch: Stitch) -> bool:
@@ -176,6 +181,13 @@ class ImageExecutor(Executor):
         self._watches[anchors] = watch
         return True
 
+    def _were_resized(self, stitch: Stitch) -> bool:
+        """Open recorded anchors again whose own image size was set since; whether there were any."""
+        resized = [n for n in stitch.anchors if self.views[n].was_resized()]
+        for number in resized:
+            self._reopen(number, "its image size")
+        return any(not self.views[n].was_resized() for n in resized)
+
     def _check_parts(self, stitch: Stitch) -> None:
         """Refuse to run parts of an anchor that has changed around them."""
         for number in stitch.anchors:
@@ -186,11 +198,11 @@ class ImageExecutor(Executor):
                     "part of it: undo the change, or stitch again."
                 )
 
-    def _reopen(self, number: int) -> None:
+    def _reopen(self, number: int, change: str = "") -> None:
         """Open an anchor again after it was changed; if it is cut elsewhere then, keep the view with the problem."""
         self._watches = {}
         view = self.views[number]
-        problem = "; ".join(view.containers.changes()[:3])
+        problem = change or "; ".join(view.containers.changes()[:3])
         if not problem:  # the change does not count
             view.containers.remember(view.containers.problem)
             return

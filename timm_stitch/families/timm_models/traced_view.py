@@ -58,6 +58,10 @@ class TracedView(BlockView):
         self._recorded = {recording.program.size: recording}  # by the size of the images
         self._bind(anchor, recording)
 
+    def was_resized(self) -> bool:
+        size = getattr(self.anchor._modules.get("patch_embed"), "img_size", None)
+        return bool(size and self._fixed_size) and tuple(size) != self._fixed_size
+
     def refresh(self) -> None:
         self._open(self.anchor)
 
