@@ -202,6 +202,8 @@ def compare(anchors: Models, change: Callable[[Any], None], before: bool, x: Ten
             net(x, stitch_id=0)
         for anchor in anchors:
             change(anchor)
+        if net is not None and change is bfloat16:
+            net.bfloat16()  # its stitching layers, too
         if change is input_size:
             x = nn.functional.interpolate(x, (SIZE, SIZE))
         x = x.to(next(anchors[1].parameters()).dtype)
