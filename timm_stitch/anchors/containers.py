@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -52,6 +53,7 @@ class Watch:
             if entry.signature.settings
         ]
 
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch gives it no types
     def holds(self) -> bool:
         """Whether the modules are as they were, and have no hooks."""
         dicts = self._dicts

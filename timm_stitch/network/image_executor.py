@@ -137,7 +137,10 @@ class ImageExecutor(Executor):
         Where only this stitch runs, and is an anchor, its parts do not matter.
         """
         size = self.check_anchors(stitch, anchors)
-        hooked = not (alone and stitch.is_anchor and self.views[stitch.back].is_whole) and self.look(stitch)
+        hooked = False
+        if not (alone and stitch.is_anchor and self.views[stitch.back].is_whole):
+            watch = self._watches.get(stitch.anchors)
+            hooked = (watch is None or not watch.holds()) and self.look(stitch)
         if isinstance(x, Tensor):
             shape = x.shape
             if len(shape) == 4 and (size is None or shape[2:] == size):

@@ -220,6 +220,8 @@ class StitchableNetwork(nn.Module):
         return self.set_stitch(best_known(rows, budgets, batch_size=batch_size)["stitch_id"])
 
     def _stitch(self, stitch_id: Any) -> Stitch:
+        if stitch_id.__class__ is int:
+            return self.plan[stitch_id]
         if stitch_id is None:
             return self.plan[self.stitch_id]
         if isinstance(stitch_id, torch.fx.Proxy):
