@@ -17,7 +17,7 @@ from ...families.registry import require
 from ...families.timm_models.network import SNNet
 from ...plan.results import Row
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
-from .config import RequestOptions, ServingConfig
+from .config import LONGEST_MS, RequestOptions, ServingConfig
 from .engine import Answer, Call, Deployment, Engine, Request
 from .image_reader import ImageReader
 from .latencies import latency_rows
@@ -136,8 +136,8 @@ class InferenceService:
         """
         deployment = deployment or self.engine.deployment
         stitches, table = described(deployment).stitches, deployment.table
-        if options.latency_ms is not None and not 0 < options.latency_ms <= 600_000:
-            raise ValueError(f"latency_ms must be above 0 and at most 600,000, got {options.latency_ms:g}.")
+        if options.latency_ms is not None and not 0 < options.latency_ms <= LONGEST_MS:
+            raise ValueError(f"latency_ms must be above 0 and at most {LONGEST_MS:,}, got {options.latency_ms:g}.")
         if options.stitch_id is not None and options.macs is not None:
             raise ValueError("give stitch_id or macs, not both.")
         if options.stitch_id is not None:
