@@ -17,7 +17,7 @@ from .augmentation import patch_posterize
 from .classes import SPLITS, check_split, class_names, folder_classes, ordered, positions, split_folder
 from .config import DataConfig
 from .folders import check_links
-from .images import Images, Labels, open_image
+from .images import Images, Labels, read_image
 from .processes import world_size
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:
     if isinstance(dataset, ImageDataset):
         dataset = Images(reader, mode)
     elif hasattr(dataset, "loader"):
-        dataset.loader = partial(open_image, mode=mode)
+        dataset.loader = partial(read_image, mode=mode)
     return dataset
 
 
