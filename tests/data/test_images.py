@@ -236,3 +236,22 @@ def test_no_bits_give_the_black_image_that_they_gave_before():
     image = Image.new("RGB", (4, 4), (200, 90, 40))
     assert np.asarray(operation.aug_fn(image, 0)).max() == 0
     assert np.array_equal(operation.aug_fn(image, 2), ImageOps.posterize(image, 2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("interpolation", "nonsense"),
+        ("interpolation", [1]),
+        ("mean", [0.5, "a", None]),
+        ("mean", [0.5, 0.5]),
+        ("std", [0, 0, 0]),
+        ("std", "abc"),
+        ("crop_pct", 1e-9),  # an image of billions of pixels
+        ("crop_pct", "x"),
+    ],
+)
+def test_a_preparation_that_there_is_not_is_named(two_classes, field, value):
+    two_classes.pretrained_cfg = {**two_classes.pretrained_cfg, field: value}
+    with pytest.raises(ValueError, match=rf"^this network's pretrained_cfg must have {field} [^\n]*, got [^\n]*$"):
+        datasets.image_config(two_classes)

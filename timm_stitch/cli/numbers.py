@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 MOST_IMAGES = 1_000_000  # of a call
@@ -14,11 +13,15 @@ LARGEST = 2**63 - 1  # what torch and the standard library take as a whole numbe
 
 
 class InRange(argparse.Action):
-    """An option, of one number or several, that refuses those outside of a range."""
+    """An option, of one number or several, that refuses those outside of its range.
 
-    def __init__(self, *args: Any, least: float, most: float, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.least, self.most = least, most
+    Attributes:
+        least: the smallest number.
+        most: the largest number.
+    """
+
+    least: float
+    most: float
 
     def __call__(
         self,
@@ -32,25 +35,26 @@ class InRange(argparse.Action):
         Raises:
             ValueError: naming the option, if one is out of range.
         """
-        for value in values if isinstance(values, list) else [values]:
-            if not value <= self.most:  # type: ignore[operator]  # NaN is not either
+        numbers: Sequence[Any] = values if isinstance(values, list) else [values]
+        for value in numbers:
+            if not value <= self.most:  # NaN is not either
                 raise ValueError(f"{self.option_strings[0]} must be at most {self.most:,}, got {value}.")
-            if value < self.least:  # type: ignore[operator]
-                limit = f"{self.least:,} or more" if self.least >= 1 or self.least <= 0 else "above 0"
+            if value < self.least:
+                limit = "above 0" if 0 < self.least < 1 else f"{self.least:,} or more"
                 raise ValueError(f"{self.option_strings[0]} must be {limit}, got {value}.")
         setattr(namespace, self.dest, values)
 
 
-def in_range(least: float = -LARGEST - 1, most: float = LARGEST) -> partial[InRange]:
+def in_range(least: float = -LARGEST - 1, most: float = LARGEST) -> type[InRange]:
     """Make the `action` of an option of numbers.
 
     Args:
         least: the smallest number.
         most: the largest number.
     """
-    return partial(InRange, least=least, most=most)
+    return type("InRange", (InRange,), {"least": least, "most": most})
 
 
-def positive() -> partial[InRange]:
+def positive() -> type[InRange]:
     """Make the `action` of an option of numbers above 0, infinity included, which limits nothing."""
     return in_range(math.ulp(0.0), math.inf)

@@ -15,6 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from timm_stitch.data.decoding import open_image
 from timm_stitch.deployment.serving import image_reader, plain_images
+from timm_stitch.deployment.serving.engine import OverloadError
 from timm_stitch.deployment.serving.image_reader import ImageReader
 from timm_stitch.deployment.serving.plain_images import plain_work
 
@@ -152,6 +153,11 @@ def test_a_damaged_plain_file_is_refused(reader):
         read(reader, PLAIN["png"][0][:33] + b"\0\0\0\0IEND")
     with pytest.raises(ValueError, match="cannot be read"):
         read(reader, PLAIN["jpeg"][0][:700])
+
+
+def test_the_deadline_holds_for_plain_files_too(reader):
+    with pytest.raises(OverloadError, match="could not be read in time"):
+        read(reader, PLAIN["png"][0], seconds=-1)
 
 
 def test_the_formats_are_those_that_pillow_is_given():
