@@ -63,17 +63,17 @@ def test_a_misuse_is_one_line(capsys):
         assert error[0].endswith("--help.")
 
 
-@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 10**30, 1e30])
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 10**30])
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "mixup", "warmup_lr"])
 def test_figures_of_a_run_are_finite(name, value):
-    with pytest.raises(ValueError, match=rf"{name} must be finite and below 2\^63, got"):
+    with pytest.raises(ValueError, match=rf"{name} must be finite, and below 2\^63 as a whole number, got"):
         TrainConfig(data_dir="x", **{name: value})
 
 
 @pytest.mark.parametrize("name", ["seed", "epochs", "keep", "repeated_aug", "crop_scale"])
 def test_whole_numbers_of_a_run_are_those_of_torch(name):
-    value = (0.1, 1e30) if name == "crop_scale" else 10**30
-    with pytest.raises(ValueError, match=rf"{name} must be finite and below 2\^63"):
+    value = (0.1, float("inf")) if name == "crop_scale" else 10**30
+    with pytest.raises(ValueError, match=rf"{name} must be finite, and below 2\^63"):
         TrainConfig(data_dir="x", **{name: value})
 
 

@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import WrongTypeError
 
-_LARGEST = 2**63 - 1  # what torch takes as a whole number; no figure of a run is larger
+_LARGEST = 2**63 - 1  # what torch takes as a whole number
 
 Hint = Any  # an annotation, resolved
 
@@ -74,8 +74,8 @@ def check(config: object) -> None:
             raise WrongTypeError(f"{name} must be of type {_type_name(declared)}, got {value!r}.")
         limits, choices = declared.metadata["range"], declared.metadata["choices"]
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, (int, float))]
-        if not all(abs(number) <= _LARGEST for number in numbers):
-            raise ValueError(f"{name} must be finite and below 2^63, got {value!r}.")
+        if not all(math.isfinite(n) if isinstance(n, float) else abs(n) <= _LARGEST for n in numbers):
+            raise ValueError(f"{name} must be finite, and below 2^63 as a whole number, got {value!r}.")
         if limits and value is not None and not limits[0] <= value <= limits[1]:
             raise ValueError(f"{name} must be {_range_text(*limits)}, got {value!r}.")
         if choices and value not in choices:

@@ -5,6 +5,7 @@ It knows no protocol. The web application and the Ray deployment turn their requ
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ class InferenceService:
     def _deploy(self, model: SNNet) -> Deployment:
         """Prepare a network to run, which changes nothing of this service."""
         require(model, "serve")
+        _leave_the_file(model)
         network = ServedNetwork.of(model.eval())
         table, run = LatencyTable(latency_rows(model, self.config)), _runner(model)
         policy: Policy = DrainPolicy(table, self.config.overhead_ms)
@@ -182,6 +184,14 @@ class InferenceService:
         """Read image files for a network, as `ImageReader.read_soon`; by default the one that serves now."""
         network = described(deployment or self.engine.deployment)
         return self.images.read_soon(files, network.mode, network.transform, deadline)
+
+
+@torch.no_grad()
+def _leave_the_file(model: SNNet) -> None:
+    """Copy weights that may be mapped from the network's file, which another program may write while it is served."""
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def described(deployment: Deployment) -> ServedNetwork:
