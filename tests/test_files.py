@@ -265,3 +265,16 @@ def test_what_a_killed_writer_left_is_removed_a_day_later(tmp_path):
     os.utime(old, (1, 1))
     write(atomic_files(tmp_path), name="b")
     assert names(tmp_path) == [".writing-2-b", "b"]
+
+
+@pytest.mark.parametrize(("made", "left"), [(whole_folder, ".net.v1.12-0af3"), (whole_file, ".net.12-0af3.v1")])
+def test_what_a_killed_writer_left_beside_is_removed_a_day_later(tmp_path, made, left):
+    kept = [".net.v1.mine", ".net.v1.12-later", ".other.v1.12-0af3", "net.12-0af3.v1", f"{left}.bak"]
+    for name in (left, *kept):
+        (tmp_path / name).mkdir() if made is whole_folder else (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1, 1))
+    young = left.replace("12-", "13-")
+    (tmp_path / young).touch()
+    with made(tmp_path / "net.v1") as temporary:
+        temporary.touch() if made is whole_file else (temporary / "a").touch()
+    assert names(tmp_path) == sorted({*kept, young, "net.v1"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import time
@@ -47,6 +48,7 @@ def whole_file(path: PathLike) -> Iterator[Path]:
     """
     path = require_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent, f".{path.stem}.", path.suffix)
     temporary = path.with_name(f".{path.stem}.{_unique_suffix()}{path.suffix}")
     try:
         yield temporary
@@ -70,7 +72,7 @@ def atomic_files(folder: PathLike) -> Iterator[Path]:
     folder = require_name(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+    _sweep(folder, _WRITING)
     temporary = folder / f"{_WRITING}{_unique_suffix()}"
     temporary.mkdir()
     try:
@@ -159,12 +161,13 @@ def _stamps(files: Iterable[Path]) -> list[tuple[int, int] | None]:
     return stamps
 
 
-def _sweep(folder: Path) -> None:
-    """Remove folders of killed writers that are older than a day."""
-    for stray in folder.glob(f"{_WRITING}*"):
+def _sweep(folder: Path, start: str, end: str = "") -> None:
+    """Remove what killed writers left in a folder more than a day ago: `start`, a unique suffix, `end`."""
+    pattern = re.compile(rf"{re.escape(start)}[0-9]+-[0-9a-f]+{re.escape(end)}")
+    for stray in os.scandir(folder):
         with suppress(OSError):
-            if time.time() - stray.stat().st_mtime > _DAY:
-                shutil.rmtree(stray, ignore_errors=True)
+            if pattern.fullmatch(stray.name) and time.time() - stray.stat().st_mtime > _DAY:
+                shutil.rmtree(stray) if stray.is_dir(follow_symlinks=False) else os.unlink(stray)
 
 
 @contextmanager
@@ -178,6 +181,7 @@ def whole_folder(folder: PathLike) -> Iterator[Path]:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{str(folder)!r} is not empty: give a new or empty folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder.parent, f".{folder.name}.")
     temporary = folder.with_name(f".{folder.name}.{_unique_suffix()}")
     temporary.mkdir()
     try:

@@ -2,12 +2,13 @@
 
     python benchmarks/robustness/fuzz_requests.py --requests 5000 --seed 0
 
-A tiny network is served by `timm-stitch serve` and gets requests that begin as good ones (an image file, or tensors and
-files by the Open Inference Protocol) and are changed at random in the head, the options, the JSON, the bytes or the
-image.
+A tiny network is served by `timm-stitch serve` and gets requests that begin as good ones (an image file of one of seven
+kinds, or tensors and files by the Open Inference Protocol) and are changed at random in the head, the options, the
+JSON, the bytes or the image.
 An answer must have a known status other than 500 and be JSON with one line of error. Answers of 200 whose images were
 not changed must be the network's own logits of the stitch that they name, as must a good request after each fifth.
-The server must stay up, and within `--megabytes` of its memory at the start.
+Health must be 200 after each tenth. The server must stay up, and within `--megabytes` of its memory at the start.
+Exits with 1 if anything was wrong. Five thousand requests in runs of two minutes: `--requests 1250 --seed 0` to 3.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,7 +37,7 @@ import numpy as np
 import timm
 import torch
 from fuzz import VIT, damage, hostile, mutate
-from PIL import Image
+from PIL import Image, ImageOps
 
 import timm_stitch
 
@@ -51,6 +54,9 @@ HEADERS = [
     ("Upgrade", "websocket"), ("Connection", "upgrade"), ("X-A", "a" * 100_000), ("X\tA", "b"),
     ("Content-Type", "\x00"), ("Range", "bytes=0-1"),
 ]  # fmt: skip
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
 
 class Server:
@@ -71,14 +77,17 @@ class Server:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
 
-    def send(self, request: bytes, seconds: float) -> tuple[int, dict[str, str], bytes]:
-        """Send bytes and read one answer: its status (0 if the connection was closed without one), headers and body."""
+    def send(self, request: bytes, seconds: float, patience: float = 5.0) -> tuple[int, dict[str, str], bytes]:
+        """Send bytes and read one answer: its status (0 if the connection was closed without one), headers and body.
+
+        After some seconds of patience the request is ended, since it may be one whose end is missing.
+        """
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
             with contextlib.suppress(OSError):  # it was refused before its end
                 connection.sendall(request)
             received = b""
             with contextlib.suppress(ConnectionError):
-                if not select.select([connection], [], [], 2.0)[0]:
+                if not select.select([connection], [], [], patience)[0]:
                     connection.shutdown(socket.SHUT_WR)  # the server waits for the rest of it
                 while part := connection.recv(1 << 16):
                     received += part
@@ -107,11 +116,15 @@ class Case:
     Args:
         draw: the random numbers.
         tensor: two prepared images.
-        file: an image file.
+        files: image files by the names of their kinds.
         stitches: the number of stitches.
     """
 
-    def __init__(self, draw: random.Random, tensor: np.ndarray[Any, Any], file: bytes, stitches: int) -> None:
+    def __init__(
+        self, draw: random.Random, tensor: np.ndarray[Any, Any], files: dict[str, bytes], stitches: int
+    ) -> None:
+        self.image = draw.choice(list(files))
+        file = files[self.image]
         self.kind = draw.choice(["predict", "json", "binary", "files"])
         self.options: dict[str, Any] = {"stitch_id": draw.randrange(stitches)} if draw.random() < 0.5 else {}
         self.headers: list[tuple[str, str]] = []
@@ -186,90 +199,151 @@ def judge(status: int, headers: dict[str, str], body: bytes, path: str) -> str:
     return ""
 
 
-def check_logits(headers: dict[str, str], body: bytes, expected: dict[str, torch.Tensor]) -> str:
+def check_logits(headers: dict[str, str], body: bytes, expected: dict[str, Any], image: str) -> str:
     """Compare the logits or probabilities of an answer with the network's own, of the stitch that it names."""
     length = headers.get("inference-header-content-length")
     answer = json.loads(body[: int(length)] if length else body)
     if "predictions" in answer:
-        own = expected["file"][answer["stitch_id"]][0].softmax(0)
+        own = expected[image][answer["stitch_id"]][0].softmax(0)
         wrong = [p for p in answer["predictions"] if abs(float(own[p["class"]]) - p["probability"]) > 1e-4]
         return f"probabilities {wrong}" if wrong else ""
     output = answer["outputs"][0]
     data = np.frombuffer(body[int(length) :], "<f4") if length else np.array(output["data"])
-    own = expected["tensor" if output["shape"][0] == 2 else "file"][answer["parameters"]["stitch_id"]]
+    own = expected["tensor" if output["shape"][0] == 2 else image][answer["parameters"]["stitch_id"]]
     right = np.allclose(data.reshape(output["shape"]), own.numpy(), atol=1e-3)
     return "" if right else "logits of another network"
 
 
-def main() -> None:
-    """Send requests, check their answers, print the outcomes."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--requests", type=int, default=5000, help="number of changed requests")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the requests")
-    parser.add_argument("--seconds", type=float, default=20, help="time for one request")
-    parser.add_argument("--megabytes", type=float, default=300, help="growth of the server's memory")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    scratch = tempfile.TemporaryDirectory()
+def image_files() -> dict[str, bytes]:
+    """Write an image in several formats and modes: those that are decoded in the server, and those that are not."""
+    torch.manual_seed(0)
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "png": ("PNG", "RGB", {}), "palette": ("PNG", "P", {}), "jpeg": ("JPEG", "RGB", {}),
+        "progressive": ("JPEG", "RGB", {"progressive": True}), "turned": ("JPEG", "RGB", {"exif": exif}),
+        "webp": ("WEBP", "RGB", {"lossless": True}), "gif": ("GIF", "P", {}),
+    }  # fmt: skip
+    files = {}
+    for name, (kind, mode, options) in kinds.items():
+        stream = io.BytesIO()
+        image.convert(mode).save(stream, kind, **options)
+        files[name] = stream.getvalue()
+    return files
+
+
+@dataclass
+class Outcome:
+    """What the requests did to the server.
+
+    Args:
+        wrong: the number of wrong answers, or of none.
+        compared: the number of answers that were compared with the network's own.
+        slowest_s: the seconds of the slowest answer.
+        unhealthy: the number of checks of its health that failed.
+        grown_mb: the growth of its memory.
+        code: its exit status after SIGTERM; None if it had ended before.
+        log: the lines of its log.
+        statuses: the number of answers by change and status.
+    """
+
+    wrong: int = 0
+    compared: int = 0
+    slowest_s: float = 0.0
+    unhealthy: int = 0
+    grown_mb: int = 0
+    code: int | None = None
+    log: list[str] = field(default_factory=list)
+    statuses: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+def fuzz(requests: int, seed: int, seconds: float) -> Outcome:
+    """Send changed requests to a server, and check each answer.
+
+    Args:
+        requests: the number of changed requests.
+        seed: the seed of the requests.
+        seconds: the time for one request.
+    """
+    scratch, files, outcome = tempfile.TemporaryDirectory(), image_files(), Outcome()
     folder = Path(scratch.name, "net")
     network = timm.create_model("snnet", anchors=[{**VIT, "embed_dim": w, "num_classes": 10} for w in (32, 64)])
     rows = [{"stitch_id": k, "top1": 50.0 + k} for k in range(network.num_stitches)]
     timm_stitch.save_pretrained(network, folder, results=rows)
     tensor = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).round(4).astype(np.float32)
-    stream = io.BytesIO()
-    Image.effect_noise((60, 40), 60).convert("RGB").save(stream, "PNG")
     prepare = timm.data.create_transform(
         **timm.data.resolve_data_config({}, model=network) | {"input_size": (3, 32, 32)}
     )
-    image = prepare(Image.open(stream))[None]
-    expected: dict[str, Any] = {"tensor": {}, "file": {}}
+    inputs = {"tensor": torch.from_numpy(tensor)}
+    for name, file in files.items():
+        inputs[name] = prepare(ImageOps.exif_transpose(Image.open(io.BytesIO(file))).convert("RGB"))[None]
     with torch.inference_mode():
-        for k in range(network.num_stitches):
-            expected["tensor"][k] = network.eval()(torch.from_numpy(tensor), stitch_id=k)
-            expected["file"][k] = network(image, stitch_id=k)
+        expected = {
+            name: {k: network.eval()(x, stitch_id=k) for k in range(network.num_stitches)} for name, x in inputs.items()
+        }
     server = Server(folder)
-    outcomes: dict[str, Counter[str]] = {}
-    wrong, compared, slowest = 0, 0, 0.0
-    for number in range(args.requests):
-        draw = random.Random(f"{args.seed}-{number}")
+    for number in range(requests):
+        draw = random.Random(f"{seed}-{number}")
         for changed in (True, False) if number % 5 == 0 else (True,):
-            case = Case(draw, tensor, stream.getvalue(), network.num_stitches)
+            case = Case(draw, tensor, files, network.num_stitches)
             raw, intact, how = change(case, draw) if changed else (case.write(), True, "unchanged")
             began = time.monotonic()
             try:
-                status, headers, body = server.send(raw, args.seconds)
-                unfinished = status == 0 and how in ("bytes", "body", "headers")
+                may_be_unfinished = how in ("bytes", "body", "headers")
+                status, headers, body = server.send(raw, seconds, 0.4 if may_be_unfinished else 5.0)
+                unfinished = status == 0 and may_be_unfinished
                 fault = "" if unfinished else judge(status, headers, body, "")
             except (TimeoutError, ConnectionError) as error:
                 status, headers, body, fault = -1, {}, b"", f"{type(error).__name__}"
-            slowest = max(slowest, time.monotonic() - began)
+            outcome.slowest_s = max(outcome.slowest_s, time.monotonic() - began)
             is_answer = b'"predictions"' in body or b'"outputs"' in body
             if not fault and status == 200 and intact and is_answer and b'"BYTES"' not in body:
-                compared += 1
-                fault = check_logits(headers, body, expected)
+                outcome.compared += 1
+                fault = check_logits(headers, body, expected, case.image)
             if not changed and status != 200:
                 fault = f"a good request got {status}: {body[:100]!r}"
-            outcomes.setdefault(how, Counter())[str(status)] += 1
+            outcome.statuses.setdefault(how, Counter())[str(status)] += 1
             if fault:
-                wrong += 1
+                outcome.wrong += 1
                 print_row({"number": number, "kind": case.kind, "changed": how, "fault": fault})
+        if number % 10 == 0 and server.send(HEALTH, seconds)[0] != 200:
+            outcome.unhealthy += 1
         if number == 20:
             start = server.megabytes()
-    alive, grown = server.process.poll() is None, server.megabytes() - start
-    server.process.send_signal(signal.SIGTERM)
-    code = server.process.wait(60)
+    if server.process.poll() is None:
+        outcome.grown_mb = server.megabytes() - start if requests > 20 else 0
+        server.process.send_signal(signal.SIGTERM)
+        outcome.code = server.process.wait(60)
     server.log.seek(0)
-    lines = server.log.read().splitlines()
-    for how, counts in sorted(outcomes.items()):
+    outcome.log = server.log.read().splitlines()
+    server.log.close()
+    scratch.cleanup()
+    return outcome
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Send requests, print the outcomes; returns 1 if something was wrong."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--requests", type=int, default=1250, help="number of changed requests")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the requests")
+    parser.add_argument("--seconds", type=float, default=20, help="time for one request")
+    parser.add_argument("--megabytes", type=float, default=300, help="growth of the server's memory")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    outcome = fuzz(args.requests, args.seed, args.seconds)
+    for how, counts in sorted(outcome.statuses.items()):
         print(f"{how}: {counts.total()}:", ", ".join(f"{n} × {status}" for status, n in counts.most_common()))
     print(
-        f"{args.requests} changed requests, {wrong} wrong, {compared} compared with the network, at most "
-        f"{slowest:.1f} s, {grown} MB more, alive {alive}, exit {code}, {len(lines)} lines of log"
+        f"{args.requests} changed requests, {outcome.wrong} wrong, {outcome.compared} compared with the network, at "
+        f"most {outcome.slowest_s:.1f} s, {outcome.unhealthy} times not healthy, {outcome.grown_mb} MB more, exit "
+        f"{outcome.code}, {len(outcome.log)} lines of log"
     )
-    for line in lines[:5]:
+    for line in outcome.log[:5]:
         print("  ", line[:200])
-    scratch.cleanup()
+    return int(bool(outcome.wrong or outcome.unhealthy or outcome.code or outcome.code is None)
+               or outcome.grown_mb > args.megabytes)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

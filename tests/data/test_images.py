@@ -1,6 +1,10 @@
 """Images are what is in their files: upright, with 8 bits; one that cannot be read is an error that names it."""
 
+import os
 import random
+import stat
+import struct
+import sys
 import zlib
 
 import numpy as np
@@ -113,6 +117,50 @@ def test_a_damaged_image_is_named_not_replaced(folder, two_classes, damage, work
         list(DataLoader(data, 2, num_workers=workers))
 
 
+SPECIAL = {
+    "fifo": os.mkfifo,
+    "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "broken link": lambda path: path.symlink_to("nowhere.png"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "text": lambda path: path.write_text("no image"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no such files")
+@pytest.mark.parametrize("name", SPECIAL)
+def test_what_is_no_image_file_is_named_at_once(folder, two_classes, name):
+    path = folder / "train/a/3.png"
+    SPECIAL[name](path)
+    data = built(folder, two_classes)
+    assert len(data) == 7
+    with pytest.raises(ImageError, match=r"train/a/3\.png' cannot be read \([^<\n]*$"):
+        data[3]
+    with pytest.raises(ImageError, match=r"train/a/3\.png' cannot be read \([^<\n]*$"):
+        open_image(str(path))
+
+
+def test_archives_and_empty_folders_with_names_of_images_are_no_images(folder, two_classes):
+    (folder / "train/a/3.png").mkdir()
+    (folder / "train/a/4.tar").write_bytes(b"")
+    assert len(built(folder, two_classes)) == 6
+
+
+def exif_of_many_entries(count=5000):
+    """EXIF data whose entries all lie about their size, but the last, which is the orientation."""
+    entries = b"".join(struct.pack("<HHLL", 500 + n, 7, 1 << 20, 8) for n in range(count))
+    entries += struct.pack("<HHLL", 0x0112, 3, 1, 6)
+    return b"Exif\0\0II*\0" + struct.pack("<LH", 8, count + 1) + entries + bytes(4)
+
+
+def test_exif_data_that_lies_is_read_in_silence(folder, two_classes, recwarn):
+    Image.new("RGB", (40, 20)).save(folder / "train/a/0.jpg", exif=exif_of_many_entries())
+    data = built(folder, two_classes)
+    (index,) = [n for n in range(7) if data.name(n).endswith("jpg")]
+    assert data.image(index)[0].size == (20, 40)
+    assert not recwarn.list
+
+
 def test_labels_outside_of_the_classes_are_named(folder, two_classes):
     data = built(folder, two_classes)
     data.reader.samples[1] = (data.reader.samples[1][0], 7)
@@ -188,3 +236,22 @@ def test_no_bits_give_the_black_image_that_they_gave_before():
     image = Image.new("RGB", (4, 4), (200, 90, 40))
     assert np.asarray(operation.aug_fn(image, 0)).max() == 0
     assert np.array_equal(operation.aug_fn(image, 2), ImageOps.posterize(image, 2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("interpolation", "nonsense"),
+        ("interpolation", [1]),
+        ("mean", [0.5, "a", None]),
+        ("mean", [0.5, 0.5]),
+        ("std", [0, 0, 0]),
+        ("std", "abc"),
+        ("crop_pct", 1e-9),  # an image of billions of pixels
+        ("crop_pct", "x"),
+    ],
+)
+def test_a_preparation_that_there_is_not_is_named(two_classes, field, value):
+    two_classes.pretrained_cfg = {**two_classes.pretrained_cfg, field: value}
+    with pytest.raises(ValueError, match=rf"^this network's pretrained_cfg must have {field} [^\n]*, got [^\n]*$"):
+        datasets.image_config(two_classes)

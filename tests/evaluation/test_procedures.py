@@ -262,3 +262,10 @@ def test_rows_and_curve_on_disk(trained, tmp_path):
     (tmp_path / "bad.jsonl").write_text("{}\n[1]\n")
     with pytest.raises(ValueError, match="line 2, is not a JSON object"):
         read_rows(tmp_path / "bad.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a$b^{$", "x$\\frac$", "$$"])
+def test_names_with_dollars_are_no_formulas(tmp_path, name):
+    pytest.importorskip("matplotlib")
+    rows = [{"macs": 1.0, "top1": 50.0, "name": "a"}]
+    assert plot_curve(rows, tmp_path / f"{name}.svg", title=name, others={name: rows}).exists()

@@ -246,6 +246,18 @@ def test_a_fingerprint_that_cannot_be_read_is_refused(folder, how, extract):
     timm_stitch.from_hub(folder, extract=extract)
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "\xff", "{}", '{"weights": null, "stitches": []}', '{"weights": 7}', "", "[" * 100_000]
+)
+@pytest.mark.parametrize("extract", [None, 0])
+def test_a_fingerprint_that_cannot_be_read_is_an_error(folder, content, extract):
+    (folder / "stitches.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"^stitches\.json is in [^\n]* cannot be read [^\n]*, or remove it"):
+        timm_stitch.from_hub(folder, extract=extract)
+    (folder / "stitches.json").unlink()
+    timm_stitch.from_hub(folder, extract=extract)
+
+
 # ── cards ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -149,3 +149,21 @@ def test_a_pretrained_classifier_of_these_classes_stays(tmp_path, capsys, caplog
     if outcome == "fitted":
         assert "classifiers fitted to these images: anchor 0 (" in err
         assert ("anchor 0 classifies others (ant, …): its classifier is replaced" in caplog.text) == (names is not None)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda x: x, {"images": 0}, "images must be 1 or more, got 0"),
+        (lambda x: x, {"keep": [2]}, r"keep must name anchors from 0 to 1, got \[2\]"),
+        (lambda x: x * float("nan"), {}, "give different images, with finite values"),
+        (lambda x: x[:1].expand_as(x), {}, "give different images, with finite values"),
+    ],
+)
+def test_a_fit_that_cannot_be_leaves_the_network(change, options, message):
+    net = timm.create_model("snnet", anchors=deit_specs(num_classes=5)[:2])
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    images, labels = coloured(10, 0)
+    with pytest.raises(ValueError, match=message):
+        linear_probe(net, [(change(images), labels)], **options)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

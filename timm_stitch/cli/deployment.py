@@ -12,6 +12,7 @@ from ..data.loader import first_images
 from ..deployment.demo import make_page
 from ..deployment.exporting import FORMATS, export
 from ..deployment.spaces import push_space
+from .numbers import MOST_IMAGES, in_range
 from .options import add_images, add_model, add_verb, load_images, load_model, print_json, print_rows, print_url
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument(
         "--stitch-ids",
         type=int,
+        action=in_range(0),
         nargs="+",
         help="stitches to export (default: the one that is set; for web those of the frontier)",
     )
     verb.add_argument("--output", required=True, help="new or empty folder")
     verb.add_argument("--format", choices=FORMATS, default="onnx", help="format of the files (default: onnx)")
     verb.add_argument(
-        "--export-batch-size", type=int, nargs="+", metavar="N",
+        "--export-batch-size", type=int, action=in_range(1, MOST_IMAGES), nargs="+", metavar="N",
         help="images per call: a number, or the smallest and the largest (default: any for onnx and program, else 1)",
     )  # fmt: skip
     precisions = sorted({name for one in FORMATS.values() for name in one.QUANTIZE})
@@ -47,8 +49,10 @@ def add_verbs(verbs: Verbs) -> None:
         choices=precisions,
         help="precision of the weights; needs images (--data-dir) to measure the change",
     )
-    verb.add_argument("--images", type=int, default=256, help="images to compare on (default: 256)")
-    verb.add_argument("--image-size", type=int, help="side of the images (default: the network's)")
+    verb.add_argument("--images", type=int, action=in_range(1), default=256, help="images to compare on (default: 256)")
+    verb.add_argument(
+        "--image-size", type=int, action=in_range(1, 65_536), help="side of the images (default: the network's)"
+    )
 
     verb = add_verb(
         verbs,
@@ -58,7 +62,9 @@ def add_verbs(verbs: Verbs) -> None:
         "demo net --examples cat.jpg dog.jpg",
     )
     add_model(verb)
-    verb.add_argument("--port", type=int, help="port to listen at (default: the first free one from 7860)")
+    verb.add_argument(
+        "--port", type=int, action=in_range(1, 65_535), help="port to listen at (default: the first free one from 7860)"
+    )
     verb.add_argument(
         "--share", action="store_true", help="give the page a public address too, through gradio's servers"
     )

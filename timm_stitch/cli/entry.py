@@ -12,6 +12,7 @@ import select
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from typing import NoReturn
 
 import torch
 import yaml
@@ -51,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    options, unknown = make_parser().parse_known_args(argv)
+    try:
+        options, unknown = make_parser().parse_known_args(argv)
+    except ValueError as error:  # a number out of range
+        return _fail(str(error), 1)
     if unknown and options.verb != "train":  # which says what fields there are
         return _fail(f"unknown arguments: {' '.join(unknown)}; see timm-stitch {options.verb} --help.", 2)
     options.unknown = unknown
@@ -71,9 +75,17 @@ def _run(argv: Sequence[str] | None) -> int:
     return status or 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what cannot be read, and end the program."""
+        self.exit(_fail(f"{message}; see {self.prog} --help.", 2))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; it sets `run` to the function that does what a verb says."""
-    parser = argparse.ArgumentParser(prog="timm-stitch", description="Stitchable neural networks for timm.")
+    parser = _Parser(prog="timm-stitch", description="Stitchable neural networks for timm.")
     parser.add_argument("--version", action="version", version=f"timm-stitch {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for group in (plans, check, training, evaluation, weights, deployment, serving):

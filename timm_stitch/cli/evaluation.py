@@ -23,6 +23,7 @@ from ..network.weights import fingerprint
 from ..plan.frontier import pareto_frontier
 from ..plan.results import Rows, check_one_network, check_overwrite, read_rows, write_rows
 from ..plan.timings import call_times, latency_key
+from .numbers import MOST_IMAGES, MOST_THREADS, in_range, positive
 from .options import (
     add_images,
     add_model,
@@ -65,11 +66,17 @@ def add_verbs(verbs: Verbs) -> None:
     )
     add_model(verb)
     verb.add_argument("--results", help="JSON lines file of eval (default: the results saved with the network)")
-    verb.add_argument("--macs", type=float, help="limit of multiply-adds per image")
-    verb.add_argument("--params", type=float, help="limit of parameters")
-    verb.add_argument("--latency-ms", type=float, help="limit of milliseconds per call, as measured by profile")
-    verb.add_argument("--memory-mb", type=float, help="limit of memory in MB, as measured by profile")
-    verb.add_argument("--batch-size", type=int, help="images in the call that --latency-ms limits")
+    verb.add_argument("--macs", type=float, action=positive(), help="limit of multiply-adds per image")
+    verb.add_argument("--params", type=float, action=positive(), help="limit of parameters")
+    verb.add_argument(
+        "--latency-ms", type=float, action=positive(), help="limit of milliseconds per call, as measured by profile"
+    )
+    verb.add_argument(
+        "--memory-mb", type=float, action=positive(), help="limit of memory in MB, as measured by profile"
+    )
+    verb.add_argument(
+        "--batch-size", type=int, action=in_range(1, MOST_IMAGES), help="images in the call that --latency-ms limits"
+    )
     _add_profile(verbs)
     verb = add_verb(
         verbs, "frontier", run_frontier, "print the rows that no other beats at its cost", "frontier results.jsonl"
@@ -87,9 +94,22 @@ def _add_eval(verbs: Verbs) -> None:
     )
     add_model(verb)
     add_images(verb, "validation")
-    verb.add_argument("--stitch-ids", type=int, nargs="+", metavar="ID", help="stitches to evaluate (default: all)")
+    verb.add_argument(
+        "--stitch-ids",
+        type=int,
+        action=in_range(0),
+        nargs="+",
+        metavar="ID",
+        help="stitches to evaluate (default: all)",
+    )
     verb.add_argument("--resume", action="store_true", help="keep rows that --output has already")
-    verb.add_argument("--passes", type=int, default=1, help="passes over the images; each saves its rows (default: 1)")
+    verb.add_argument(
+        "--passes",
+        type=int,
+        action=in_range(1),
+        default=1,
+        help="passes over the images; each saves its rows (default: 1)",
+    )
     verb.add_argument("--output", help="JSON lines file to write")
     verb.add_argument("--save", action="store_true", help="add the rows to the network's folder, for select")
 
@@ -172,14 +192,34 @@ def _add_profile(verbs: Verbs) -> None:
         "profile net --batch-sizes 1 2 4 8 --save",
     )
     add_model(verb)
-    verb.add_argument("--batch-size", type=int, help="images per call (default: 1)")
-    verb.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="several numbers of images per call")
+    verb.add_argument("--batch-size", type=int, action=in_range(1, MOST_IMAGES), help="images per call (default: 1)")
+    verb.add_argument(
+        "--batch-sizes",
+        type=int,
+        action=in_range(1, MOST_IMAGES),
+        nargs="+",
+        metavar="N",
+        help="several numbers of images per call",
+    )
     verb.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of the call (default: fp32)")
-    verb.add_argument("--repeats", type=int, default=10, help="rounds; each figure is their median (default: 10)")
-    verb.add_argument("--threads", type=int, help="CPU threads; serve uses one less than there are cores")
+    verb.add_argument(
+        "--repeats",
+        type=int,
+        action=in_range(1, 1_000_000),
+        default=10,
+        help="rounds; each figure is their median (default: 10)",
+    )
+    verb.add_argument(
+        "--threads",
+        type=int,
+        action=in_range(1, MOST_THREADS),
+        help="CPU threads; serve uses one less than there are cores",
+    )
     verb.add_argument("--quick", action="store_true", help="time stem, blocks and head, and add them up")
     verb.add_argument("--compile", action="store_true", help="compile the network first")
-    verb.add_argument("--stitch-ids", type=int, nargs="+", metavar="ID", help="stitches to measure (default: all)")
+    verb.add_argument(
+        "--stitch-ids", type=int, action=in_range(0), nargs="+", metavar="ID", help="stitches to measure (default: all)"
+    )
     verb.add_argument("--output", help="JSON lines file to write")
     verb.add_argument("--save", action="store_true", help="add the figures to the network's folder, for select")
 

@@ -23,6 +23,7 @@ from ..errors import library_errors
 from ..families.registry import require
 from ..hub.loading import load
 from ..plan.timings import LATENCY_AT, Row
+from .numbers import MOST_IMAGES, in_range
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -67,6 +68,7 @@ def add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--num-classes",
         type=int,
+        action=in_range(0, 1_000_000),
         help="classes (default: those of the weights; others get a new classifier)",
     )
 
@@ -82,8 +84,12 @@ def add_images(verb: argparse.ArgumentParser, split: str) -> None:
         metavar="YAML",
         help="arguments of the dataset's reader, e.g. '{input_key: img, target_key: fine_label}'",
     )
-    verb.add_argument("--batch-size", type=int, default=64, help="images per batch (default: 64)")
-    verb.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0, none)")
+    verb.add_argument(
+        "--batch-size", type=int, action=in_range(1, MOST_IMAGES), default=64, help="images per batch (default: 64)"
+    )
+    verb.add_argument(
+        "--workers", type=int, action=in_range(0), default=0, help="processes that read images (default: 0, none)"
+    )
 
 
 def load_model(options: argparse.Namespace, feature: str = "", weights: bool = True) -> Any:

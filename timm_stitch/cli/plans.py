@@ -14,6 +14,7 @@ from ..hub.push import list_hub
 from ..models.published import ALIASES
 from ..network.compatibility import meeting_points
 from ..plan.results import Row
+from .numbers import in_range
 from .options import add_model, add_verb, load_model, print_json, print_rows
 
 if TYPE_CHECKING:
@@ -29,7 +30,13 @@ def add_verbs(verbs: Verbs) -> None:
         "--hub", nargs="?", const="", metavar="SEARCH", help="networks on the Hub with SEARCH in their names"
     )
     verb.add_argument("--author", help="user or organisation on the Hub")
-    verb.add_argument("--limit", type=int, default=50, help="largest number of networks to list (default: 50)")
+    verb.add_argument(
+        "--limit",
+        type=int,
+        action=in_range(1, 1_000_000),
+        default=50,
+        help="largest number of networks to list (default: 50)",
+    )
 
     verb = add_verb(
         verbs,

@@ -15,6 +15,7 @@ from ..deployment.serving.latencies import known_rows
 from ..deployment.serving.scale import Scale, serve_config, target_requests_per_replica
 from ..errors import library_errors
 from ..files import whole_file
+from .numbers import MOST_THREADS, in_range
 from .options import add_model, add_verb, load_model, print_json, set_threads
 
 if TYPE_CHECKING:
@@ -39,20 +40,34 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument(
         "--reserve-ms",
         type=float,
+        action=in_range(0, 600_000),
         help="part of the latency target kept for work outside the network (default: a tenth)",
     )
     verb.add_argument("--policy", choices=POLICIES, default="drain", help="rule that chooses stitches (default: drain)")
     verb.add_argument(
-        "--stitch-id", type=int, help="stitch of --policy fixed (default: the most expensive within the target)"
+        "--stitch-id",
+        type=int,
+        action=in_range(0),
+        help="stitch of --policy fixed (default: the most expensive within the target)",
     )
     verb.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)"
     )
     verb.add_argument("--port", type=int, default=8000, help="port to listen at; 0 takes a free one (default: 8000)")
-    verb.add_argument("--max-queue", type=int, default=1000, help="images that may wait (default: 1000)")
+    verb.add_argument(
+        "--max-queue",
+        type=int,
+        action=in_range(1, 1_000_000),
+        default=1000,
+        help="images that may wait (default: 1000)",
+    )
     verb.add_argument("--max-body-mb", type=float, default=16, help="largest body of a request, in MiB (default: 16)")
     verb.add_argument(
-        "--max-pixels", type=int, default=50_000_000, help="most pixels of an image (default: 50 million)"
+        "--max-pixels",
+        type=int,
+        action=in_range(1, 1_000_000_000),
+        default=50_000_000,
+        help="most pixels of an image (default: 50 million)",
     )
     verb.add_argument(
         "--allowed-host",
@@ -62,16 +77,31 @@ def add_verbs(verbs: Verbs) -> None:
         "machine can reach it)",
     )
     verb.add_argument(
-        "--threads", type=int, help="CPU threads of the network (default: one fewer than there are cores)"
+        "--threads",
+        type=int,
+        action=in_range(1, MOST_THREADS),
+        help="CPU threads of the network (default: one fewer than there are cores)",
     )
     ray = verb.add_argument_group("replicas, by Ray Serve")
     ray.add_argument("--ray", action="store_true", help="serve by replicas, here or on a cluster")
-    ray.add_argument("--replicas", type=int, help="fixed number of replicas (default: 1)")
-    ray.add_argument("--min-replicas", type=int, help="fewest replicas, if their number follows the load (default: 1)")
-    ray.add_argument("--max-replicas", type=int, help="most replicas, if their number follows the load")
-    ray.add_argument("--num-cpus", type=float, help="CPUs per replica, by Ray's count (default: 1)")
+    ray.add_argument("--replicas", type=int, action=in_range(1, 100_000), help="fixed number of replicas (default: 1)")
     ray.add_argument(
-        "--num-gpus", type=float, help="GPUs per replica, or a fraction of one (default: 1 with --device cuda)"
+        "--min-replicas",
+        type=int,
+        action=in_range(1, 100_000),
+        help="fewest replicas, if their number follows the load (default: 1)",
+    )
+    ray.add_argument(
+        "--max-replicas", type=int, action=in_range(1, 100_000), help="most replicas, if their number follows the load"
+    )
+    ray.add_argument(
+        "--num-cpus", type=float, action=in_range(0, 100_000), help="CPUs per replica, by Ray's count (default: 1)"
+    )
+    ray.add_argument(
+        "--num-gpus",
+        type=float,
+        action=in_range(0, 100_000),
+        help="GPUs per replica, or a fraction of one (default: 1 with --device cuda)",
     )
     ray.add_argument("--ray-address", help="address of a cluster to join (default: start Ray on this machine alone)")
     ray.add_argument("--ray-config", metavar="FILE", help="write a Serve config for a cluster instead of serving")

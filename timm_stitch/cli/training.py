@@ -17,6 +17,7 @@ from ..training.config import TrainConfig
 from ..training.least_squares import METHODS, least_squares_init
 from ..training.recalibration import recalibrate
 from ..training.recipe import Recipe, read_recipe, shipped_recipes, train_recipe
+from .numbers import in_range
 from .options import add_images, add_model, add_verb, check_device, load_images, load_model, print_json, print_path
 from .weights import save_stitch
 
@@ -35,9 +36,13 @@ def add_verbs(verbs: Verbs) -> None:
     )
     add_model(verb)
     add_images(verb, "train")
-    verb.add_argument("--images", type=int, default=100, help="images to fit the layers to (default: 100)")
+    verb.add_argument(
+        "--images", type=int, action=in_range(1), default=100, help="images to fit the layers to (default: 100)"
+    )
     verb.add_argument("--method", choices=METHODS, default="joint", help="fit all layers jointly, or each alone")
-    verb.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
+    verb.add_argument(
+        "--seed", type=int, action=in_range(), default=0, help="seed of the choice of images (default: 0)"
+    )
     verb.add_argument("--output", required=True, help="folder for the network")
 
     verb = add_verb(
@@ -64,9 +69,15 @@ def add_verbs(verbs: Verbs) -> None:
     )
     add_model(verb)
     add_images(verb, "train")
-    verb.add_argument("--images", type=int, default=1024, help="images to measure on (default: 1024)")
-    verb.add_argument("--stitch-id", type=int, help="stitch to measure alone and save to a safetensors file")
-    verb.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
+    verb.add_argument(
+        "--images", type=int, action=in_range(1), default=1024, help="images to measure on (default: 1024)"
+    )
+    verb.add_argument(
+        "--stitch-id", type=int, action=in_range(0), help="stitch to measure alone and save to a safetensors file"
+    )
+    verb.add_argument(
+        "--seed", type=int, action=in_range(), default=0, help="seed of the choice of images (default: 0)"
+    )
     verb.add_argument("--output", required=True, help="folder for the network, or the file of one stitch")
 
 

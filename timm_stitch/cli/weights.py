@@ -14,6 +14,7 @@ from ..models.checkpoints import convert_checkpoint
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import kept_state, save_file
 from ..plan.results import read_rows
+from .numbers import in_range
 from .options import add_model, add_verb, load_model, print_json, print_path, print_url
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def add_verbs(verbs: Verbs) -> None:
         "extract net --stitch-id 24 --output 24.safetensors",
     )
     add_model(verb)
-    verb.add_argument("--stitch-id", type=int, required=True, help="stitch to extract")
+    verb.add_argument("--stitch-id", type=int, action=in_range(0), required=True, help="stitch to extract")
     verb.add_argument("--output", required=True, help="safetensors file to write")
 
     verb = add_verb(
@@ -69,7 +70,7 @@ def add_verbs(verbs: Verbs) -> None:
         "pull user/name --stitch-id 24 --output 24.safetensors",
     )
     verb.add_argument("repo", metavar="USER/NAME", help="repository on the Hub")
-    verb.add_argument("--stitch-id", type=int, help="stitch to fetch alone, to a safetensors file")
+    verb.add_argument("--stitch-id", type=int, action=in_range(0), help="stitch to fetch alone, to a safetensors file")
     verb.add_argument("--revision", help="branch, tag or commit to fetch (default: main)")
     verb.add_argument("--output", required=True, help="folder for the network, or file for one stitch")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from .augmentation import patch_posterize
 from .classes import SPLITS, check_split, class_names, folder_classes, ordered, positions, split_folder
 from .config import DataConfig
 from .folders import check_links
-from .images import Images, Labels, open_image
+from .images import Images, Labels, read_image
 from .processes import world_size
 
 if TYPE_CHECKING:
@@ -26,18 +26,42 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+_INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos", "random")  # of timm
+
 
 def image_config(model: SNNet) -> dict[str, Any]:
     """Resolve the preparation of images for a network, by timm's `resolve_data_config`, at the network's own size.
 
     For a grey network with mean and std of three colours, these are averaged, as in timm's own loader.
+
+    Raises:
+        ValueError: if the network's `pretrained_cfg`, which may be a stranger's, names a preparation that there is not.
     """
     config: dict[str, Any] = resolve_data_config({}, model=model)
     config |= {"input_size": (model.in_chans, *model.image_size)}
+    _check_preparation(config, model.in_chans)
     for key in ("mean", "std"):
         if len(config[key]) != model.in_chans:
             config[key] = (statistics.fmean(config[key]),) * model.in_chans
     return config
+
+
+def _check_preparation(config: Mapping[str, Any], channels: int) -> None:
+    """Check what timm's transform is made of: it would raise anything, or resize an image to billions of pixels."""
+    for key, (least, most) in {"mean": (-1e3, 1e3), "std": (1e-6, 1e6), "crop_pct": (0.1, 10.0)}.items():
+        numbers = (config[key],) if key == "crop_pct" else config[key]
+        several = isinstance(numbers, (list, tuple)) and (key == "crop_pct" or len(numbers) in (1, 3, channels))
+        if not several or not all(isinstance(n, (int, float)) and least <= n <= most for n in numbers):
+            count = "a number" if key == "crop_pct" else f"{channels} numbers"
+            raise ValueError(
+                f"this network's pretrained_cfg must have {key} of {count} from {least:g} to {most:g}, got "
+                f"{config[key]!r:.60}: set model.pretrained_cfg[{key!r}]."
+            )
+    if config["interpolation"] not in _INTERPOLATIONS:
+        raise ValueError(
+            f"this network's pretrained_cfg must have interpolation as one of {', '.join(_INTERPOLATIONS)}, got "
+            f"{config['interpolation']!r:.60}: set model.pretrained_cfg['interpolation']."
+        )
 
 
 def build_dataset(config: DataConfig, model: SNNet, training: bool, augment: bool = True) -> Any:
@@ -105,7 +129,7 @@ def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:
     if isinstance(dataset, ImageDataset):
         dataset = Images(reader, mode)
     elif hasattr(dataset, "loader"):
-        dataset.loader = partial(open_image, mode=mode)
+        dataset.loader = partial(read_image, mode=mode)
     return dataset
 
 

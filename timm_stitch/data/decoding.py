@@ -8,14 +8,17 @@ decoding nor the memory, but a process has limits and can be ended.
 from __future__ import annotations
 
 import json
+import os
 import socket
+import stat
 import struct
 import sys
 import warnings
+from contextlib import nullcontext
 from io import BytesIO
 from typing import IO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,6 +45,19 @@ class ImageError(ValueError):
         super().__init__(message.rstrip().rpartition(f"{type(self).__name__}: ")[2])
 
 
+def open_file(path: str) -> IO[bytes]:
+    """Open a file to read; what is none, such as a pipe, whose reader would wait for a writer, is not opened.
+
+    Raises:
+        OSError: if it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError("it is a folder, a device or a pipe, and no file")
+
+
 def open_image(
     file: str | IO[bytes], mode: str = "RGB", name: str | None = None, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
@@ -58,15 +74,18 @@ def open_image(
     """
     name = str(file) if name is None else name
     try:
-        image = Image.open(file, formats=formats)
-        image.load()
-        if image.mode == "P":
-            image.info.pop("transparency", None)  # Pillow would warn; the colours are those of the palette
-        return _in_8_bits(_upright(image), name).convert(mode)
+        with open_file(file) if isinstance(file, str) else nullcontext(file) as opened:
+            image = Image.open(opened, formats=formats)
+            image.load()
+            if image.mode == "P":
+                image.info.pop("transparency", None)  # Pillow would warn; the colours are those of the palette
+            return _in_8_bits(_upright(image), name).convert(mode)
     except ImageError:
         raise
     except Exception as error:  # Pillow raises many types for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # its text has an address of memory
+            reason = "it is in no format that Pillow knows"
         raise ImageError(
             f"the image {name!r} cannot be read ({reason:.160}): replace or remove it; timm-stitch check lists all "
             "such files."

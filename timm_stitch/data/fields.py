@@ -14,6 +14,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import WrongTypeError
 
+_LARGEST = 2**63 - 1  # what torch takes as a whole number
+
 Hint = Any  # an annotation, resolved
 
 
@@ -71,6 +73,9 @@ def check(config: object) -> None:
         if not _fits(value, hints[name]):
             raise WrongTypeError(f"{name} must be of type {_type_name(declared)}, got {value!r}.")
         limits, choices = declared.metadata["range"], declared.metadata["choices"]
+        numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, (int, float))]
+        if not all(math.isfinite(n) if isinstance(n, float) else abs(n) <= _LARGEST for n in numbers):
+            raise ValueError(f"{name} must be finite, and below 2^63 as a whole number, got {value!r}.")
         if limits and value is not None and not limits[0] <= value <= limits[1]:
             raise ValueError(f"{name} must be {_range_text(*limits)}, got {value!r}.")
         if choices and value not in choices:

@@ -6,15 +6,24 @@ image, or one without a valid label, is an error that names the file; timm's own
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset
 
-from .decoding import ImageError, open_image
+from .decoding import ImageError, open_file, open_image
 
-__all__ = ["ImageError", "Images", "Labels", "open_image"]
+__all__ = ["ImageError", "Images", "Labels", "open_image", "read_image"]
+
+
+def read_image(file: str | IO[bytes], mode: str = "RGB", name: str | None = None) -> Image.Image:
+    """Read an image as `open_image`, without Pillow's warnings of EXIF data, of which one file may have thousands."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+        return open_image(file, mode, name)
 
 
 class Images(Dataset[Any]):
@@ -54,7 +63,7 @@ class Images(Dataset[Any]):
         if index >= len(self):
             raise IndexError(f"index must be below {len(self)}, the number of images, got {index}.")
         try:
-            file, label = self.reader[index][:2]
+            file, label = self._open(index)
         except OSError as error:
             raise ImageError(f"the image {self.name(index)!r} cannot be read ({error.strerror or error}).") from error
         except LookupError as error:
@@ -63,7 +72,15 @@ class Images(Dataset[Any]):
                 "(input_key, target_key)."
             ) from error
         with file:
-            return open_image(file, self.mode, self.name(index)), label
+            return read_image(file, self.mode, self.name(index)), label
+
+    def _open(self, index: int) -> tuple[IO[bytes], object]:
+        """Open the file of an image, and get its label."""
+        if isinstance(self.reader, ReaderImageFolder):
+            path, label = self.reader.samples[index][:2]
+            return open_file(str(path)), label
+        file, label = self.reader[index][:2]
+        return file, label
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image, label = self.image(index)

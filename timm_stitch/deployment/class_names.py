@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,19 +20,27 @@ def class_names(model: SNNet, labels: Sequence[str] | None = None) -> list[str]:
             classes of one of its subsets, else numbers.
 
     Raises:
-        ValueError: if the number of labels is not that of the classes.
+        ValueError: if the number of labels is not that of the classes, or they are no texts.
     """
     config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     names, count = list(labels or config.get("label_names") or ()), model.num_classes
     if labels is not None and len(names) != count:
         raise ValueError(f"labels must be one for each of {count} classes, got {len(names)}.")
     if len(names) == count and labels is None:
-        names = [(config.get("label_descriptions") or {}).get(name, name) for name in names]
+        descriptions = config.get("label_descriptions") or {}
+        if not isinstance(descriptions, Mapping) or not all(isinstance(name, str) for name in names):
+            raise ValueError(
+                "label_names and label_descriptions of this network must be texts: set its pretrained_cfg."
+            )
+        names = [str(descriptions.get(name, name)) for name in names]
     elif len(names) != count:
         subset = infer_imagenet_subset(model)
         names = list(ImageNetInfo(subset).label_descriptions()) if subset else [f"class {i}" for i in range(count)]
-    alike = {name for name in names if names.count(name) > 1} if len(set(names)) < count else set()
-    return [f"{name} ({i})" if name in alike else str(name) for i, name in enumerate(names)]
+    names = [str(name) for name in names]
+    while len(set(names)) < count:  # once, unless a name is what another gets
+        times = Counter(names)
+        names = [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]
+    return names
 
 
 def pillow_mode(model: SNNet, what: str) -> str:

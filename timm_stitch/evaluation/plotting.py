@@ -114,7 +114,8 @@ def _figure(rows: list[Row], title: str, others: Mapping[str, Iterable[Row]]) ->
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
     axes.set_xlabel(f"cost of one image, {unit} (log scale)")
     axes.set_ylabel("top-1 accuracy, %")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)  # a name with dollars is no formula
     axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="lower right")  # rising curves leave room there
+    for text in axes.legend(loc="lower right").get_texts():  # rising curves leave room there
+        text.set_parse_math(False)
     return figure, scale

@@ -88,16 +88,20 @@ def read_saved(folder: Path) -> SavedNetwork:
         results = parse_stitches(stitches)
     except OSError as error:
         if os.path.lexists(folder / STITCHES_FILE):
-            raise ValueError(
-                f"{STITCHES_FILE} is in {str(folder)!r} and cannot be read ({error!s:.120}), so the weights cannot be "
-                "compared with its fingerprint: fetch it again, or remove it to load the network without its rows."
-            ) from None
+            raise _unreadable(folder, error) from None
         _logger.debug("there are no rows with the weights: %s", error)
     except ValueError as error:
+        if not isinstance(fingerprint, str):
+            raise _unreadable(folder, error) from None
         _logger.warning("the network loads without its rows: %s", error)
-        if fingerprint is None:
-            _logger.warning("the weights are not compared with their fingerprint, which cannot be read.")
     return SavedNetwork(folder, config, fingerprint, results, sums if isinstance(sums, dict) else None)
+
+
+def _unreadable(folder: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{STITCHES_FILE} is in {str(folder)!r} and cannot be read ({error!s:.120}), so the weights cannot be "
+        "compared with its fingerprint: fetch it again, or remove it to load the network without its rows."
+    )
 
 
 def sum_json(content: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ Source: ridge regression with leave-one-out residuals in closed form (the PRESS 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -48,8 +49,8 @@ def linear_probe(
         is not one linear layer, which then stays as it is.
 
     Raises:
-        ValueError: if there are no images, the labels are not class numbers or one-hot, or the network has no
-            classifiers that it can fit.
+        ValueError: if there are no images, their features are not finite or all the same, the labels are not class
+            numbers or one-hot, or the network has no classifiers that it can fit. The network is then unchanged.
 
     Examples:
         >>> from timm.models.vision_transformer import VisionTransformer
@@ -61,6 +62,10 @@ def linear_probe(
         2
     """
     require(model, "linear_probe")
+    if images < 1:
+        raise ValueError(f"images must be 1 or more, got {images}.")
+    if unknown := sorted(set(keep) - set(range(len(model.views)))):
+        raise ValueError(f"keep must name anchors from 0 to {len(model.views) - 1}, got {unknown}.")
     heads = {n: _linear_head(view) for n, view in enumerate(model.views) if n not in keep}
     probed = {n: head for n, head in heads.items() if head is not None}
     features: dict[int, list[Tensor]] = {n: [] for n in probed}
@@ -79,20 +84,17 @@ def linear_probe(
     if not seen:
         raise ValueError("there are no images to fit classifiers to.")
     wanted = torch.cat(labels)
-    found: list[float | None] = []
-    for number in range(len(model.views)):
-        if number not in probed:
-            if number in heads:
-                _logger.warning("the classifier of anchor %d is left as it is: it is not one linear layer.", number)
-            found.append(None)
-            continue
-        weight, bias, rate = _fit(torch.cat(features[number]), wanted, classes)
-        head = probed[number]
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
-        found.append(rate)
+    fits = {number: _fit(torch.cat(parts), wanted, classes) for number, parts in features.items()}
+    for number, (weight, bias, _) in fits.items():
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise ValueError(f"no classifier of anchor {number} fits: give different images, with finite values.")
+    for number, (weight, bias, _) in fits.items():
+        probed[number].weight.copy_(weight)
+        probed[number].bias.copy_(bias)
+    for number in sorted(set(heads) - set(probed)):
+        _logger.warning("the classifier of anchor %d is left as it is: it is not one linear layer.", number)
     model.results.clear()
-    return found
+    return [fits[number][2] if number in fits else None for number in range(len(model.views))]
 
 
 def trained_classifiers(model: SNNet, classes: Sequence[str]) -> list[int]:
@@ -155,6 +157,8 @@ def _features(view: BlockView, inputs: ImageInputs) -> Tensor:
 
 def _fit(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, float]:
     """Weight (classes, D), bias (classes,) and the accuracy of images left out, in per cent."""
+    if not x.isfinite().all():  # no decomposition of these
+        return x.new_full((classes, x.shape[1]), math.nan), x.new_full((classes,), math.nan), 0.0
     y = F.one_hot(labels, classes).to(x)
     mean_x, mean_y = x.mean(0), y.mean(0)
     u, s, vt = torch.linalg.svd(x - mean_x, full_matrices=False)

@@ -196,6 +196,15 @@ def test_logits_that_are_no_numbers_are_500(client, monkeypatch):
         assert said.json()["error"] == "the network failed: the logits of stitch 2 are not finite numbers."
 
 
+def test_values_that_no_prepared_image_has_are_the_clients_fault(client):
+    for value, status in ((1e38, 400), (100.0, 200)):
+        tensor = {"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [value, -value] * 1536}
+        said = client.post("/v2/models/net/infer", json={"inputs": [tensor]})
+        assert said.status_code == status
+        if status == 400:
+            assert "the images have values up to 1e+38, for which the logits of stitch 2 are not" in said.text
+
+
 def test_a_network_that_raises_value_errors_is_500_too(client, caplog):
     def fail(images, stitch_id):
         raise ValueError("there is no stitch 2")

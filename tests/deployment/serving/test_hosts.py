@@ -35,5 +35,13 @@ def test_pages_of_other_sites_may_not_send(origin):
     assert refusal(host="127.0.0.1:8000", origin=origin, method="GET") is None  # no browser lets it read the answer
 
 
+def test_a_browser_that_names_no_page_may_not_send_for_one():
+    headers = {"host": "127.0.0.1:8000", "sec-fetch-site": "cross-site"}
+    check = HostCheck(None, ())
+    assert "pages of 'another site' may not send" in check.refusal(Headers(headers), "POST")
+    assert check.refusal(Headers(headers), "GET") is None
+    assert check.refusal(Headers({**headers, "sec-fetch-site": "same-origin"}), "POST") is None
+
+
 def test_pages_behind_a_named_proxy_may_send():
     assert refusal(allowed=("my.example",), host="127.0.0.1:8000", origin="https://my.example") is None

@@ -179,6 +179,13 @@ def test_clients_that_misbehave_and_a_network_that_is_replaced(server, folder):
     assert "Traceback" not in heard
     assert server.ask(body=data)[0] == 200
     (folder / "elsewhere.json").rename(folder / "config.json")
+    weights = (folder / "model.safetensors").read_bytes()
+    for damaged in (weights[:1000], weights[:-1] + bytes([weights[-1] ^ 1])):  # half written, or of another network
+        (folder / "model.safetensors").write_bytes(damaged)
+        server.process.send_signal(signal.SIGHUP)
+        assert "the network was not replaced: " in server.hears("reloaded|not replaced")
+        assert json.loads(server.ask(body=data)[1])["predictions"] == json.loads(after)["predictions"]
+    (folder / "model.safetensors").write_bytes(weights)
     half.settimeout(30)
     assert half.recv(100).startswith(b"HTTP/1.1 408 ")
     half.close()
@@ -265,6 +272,27 @@ def test_answers_are_not_held_up_for_what_follows():
         assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else 40 ms on top of each
         with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_port_is_of_one_server():
+    def share(port):
+        sharing = socket.socket()
+        sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sharing.bind(("127.0.0.1", port))
+        sharing.listen()
+        return sharing
+
+    with listen("127.0.0.1", 0) as ours:
+        port = ours.getsockname()[1]
+        for host in ("127.0.0.1", "0.0.0.0"):
+            with pytest.raises(OSError, match=rf"cannot listen at {host}:{port} \("):
+                listen(host, port)
+        with pytest.raises(OSError, match="in use"):
+            share(port)
+    with share(0) as theirs:
+        port = theirs.getsockname()[1]
+        with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1:{port}"):
+            listen("127.0.0.1", port)
 
 
 def test_what_cannot_be_served_is_one_line(folder, capsys, tmp_path):

@@ -72,3 +72,17 @@ def test_times_that_profile_kept_are_those_that_count(model, tmp_path, caplog):
         assert f"--threads {before} --device cpu --save" in caplog.text
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_file_that_another_program_writes_over_does_not_change_what_is_served(model, tmp_path):
+    model.results.add({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
+    timm_stitch.save_pretrained(model, tmp_path / "net")
+    service = InferenceService(timm_stitch.from_hub(tmp_path / "net"), ServingConfig(1000.0))
+    images = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        before = service.model(images, stitch_id=1).clone()
+        file = tmp_path / "net" / "model.safetensors"
+        with file.open("r+b") as written:  # in place, as cp does
+            written.write(bytes(file.stat().st_size))
+        assert torch.equal(service.model(images, stitch_id=1), before)
+    service.close()

@@ -46,6 +46,7 @@ MOST_TOP = 20  # classes in an answer
 PATIENCE = 10.0  # seconds that a body may take to arrive
 _LARGE = 1 << 16  # bytes that are worth another thread
 _STEP = 0.02  # seconds between measurements of the event loop's lag
+_LARGEST_VALUE = 1e4  # that a prepared image may have; the network's fault is what it gives for those
 _ALL_BODIES = 256 << 20  # bytes of all bodies together, or four of the largest
 
 
@@ -163,6 +164,7 @@ class HttpApp:
 
         Raises:
             OverloadError: if there is no time.
+            ValueError: if the images are too large for the network.
             HTTPException: if the network fails.
         """
         service = self.service
@@ -184,8 +186,10 @@ class HttpApp:
             reason = f"the network failed ({type(error).__name__}): see the server's log."
             raise HTTPException(500, reason) from error
         if not torch.isfinite(answer.logits).all():
-            reason = f"the network failed: the logits of stitch {answer.stitch_id} are not finite numbers."
-            raise HTTPException(500, reason)
+            reason = f"the logits of stitch {answer.stitch_id} are not finite numbers"
+            if (largest := float(images.abs().max())) > _LARGEST_VALUE:
+                raise ValueError(f"the images have values up to {largest:.3g}, for which {reason}: prepare them.")
+            raise HTTPException(500, f"the network failed: {reason}.")
         return answer
 
     def facts(self, answer: Answer, network: ServedNetwork, arrived_at: float) -> dict[str, object]:

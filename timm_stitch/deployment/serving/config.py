@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 POLICIES = ("drain", "fixed")
+LONGEST_MS = 600_000  # the longest latency target, also of a request
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class ServingConfig:
     def __post_init__(self) -> None:
         if not 0 < self.latency_ms < math.inf:
             raise ValueError(f"latency_ms must be positive and finite, got {self.latency_ms}.")
+        if self.latency_ms > LONGEST_MS:
+            raise ValueError(f"latency_ms must be at most {LONGEST_MS:,}, ten minutes, got {self.latency_ms:g}.")
         if not 0 <= self.overhead_ms < self.latency_ms:
             raise ValueError(
                 f"reserve_ms must be at least 0 and below latency_ms={self.latency_ms}, got {self.reserve_ms}."

@@ -41,6 +41,8 @@ class HostCheck:
         if self.allowed is not None and name not in self.allowed and not is_local_name(name):
             return f"this server is not {name!r:.100}: pass --allowed-host NAME for each name that leads to it."
         origin = headers.get("origin")
+        if origin is None and headers.get("sec-fetch-site") == "cross-site":
+            origin = "another site"
         if method in ("GET", "HEAD") or origin is None or self._is_own(origin, host):
             return None
         return f"pages of {origin!r:.100} may not send requests here: pass --allowed-host NAME if it is this server's."

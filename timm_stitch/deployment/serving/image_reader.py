@@ -1,7 +1,8 @@
 """Reads image files of strangers in processes of their own, which have limits on memory and are ended at a deadline.
 
 Two lanes: what is quickly read is never behind what takes long. A file whose header promises much work, or that takes
-longer than a second, moves to the second lane, where one is read at a time.
+longer than a second, moves to the second lane, where one is read at a time. Small plain files (`plain_images`), for
+which a process would cost more than their decoding, are decoded here, by threads that read nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
 
 import torch
 from PIL import Image
@@ -24,12 +27,16 @@ from torch import Tensor
 
 from ...data import decoding
 from .engine import OverloadError
+from .plain_images import FORMATS as PLAIN_FORMATS
+from .plain_images import plain_work
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO")  # Pillow's names of the common ones
+_PLAIN_WORK = 1 << 20  # pixels, times the scans of a JPEG, of a request of plain files: some 20 ms
 _QUICK_WORK = 4_000_000  # pixels, times the scans of a JPEG, of a request in the first lane
 _QUICK_S, _SLOW_S = 1.0, 10.0  # seconds of a request in each lane
 _BYTES_PER_PIXEL = 24  # of memory: WebP's decoder takes the most
 _BASE_BYTES = 256 << 20
+_LATE = "it could not be read in time: try again later, or allow more time."
 # Without the current folder, whose files might shadow a module.
 _PROGRAM = f"""
 import runpy, sys
@@ -151,12 +158,15 @@ class ImageReader:
     def __init__(self, most_pixels: int, most_waiting: int, processes: int) -> None:
         self.most_pixels, self.most_waiting = most_pixels, most_waiting
         self._waiting = threading.BoundedSemaphore(most_waiting)
+        Image.preinit()  # not by several threads at once
+        self._plain = _Threads("small images", processes)
         quick_pixels = min(most_pixels, _QUICK_WORK)
         self._quick = _Lane("images", processes, quick_pixels, quick_pixels, _QUICK_S)
         self._slow = _Lane("large images", 1, most_pixels, most_pixels * decoding.MOST_SCANS, _SLOW_S)
 
     def close(self) -> None:
         """End the processes; what waits to be read is cancelled."""
+        self._plain.close()
         self._quick.close()
         self._slow.close()
 
@@ -186,6 +196,22 @@ class ImageReader:
         images.add_done_callback(lambda _: self._release(acquired))
         prepared: list[Tensor] = []
 
+        def read_plain() -> None:
+            if images.cancelled():  # its client has gone
+                return
+            try:
+                if self._are_plain(files):
+                    for data in files:
+                        if time.monotonic() > deadline:
+                            raise OverloadError(_LATE)
+                        prepared.append(transform(decoding.open_image(BytesIO(data), mode, "sent", PLAIN_FORMATS)))
+                    images.set_result(torch.stack(prepared))
+                    return
+            except BaseException as error:
+                images.set_exception(error)
+                return
+            self._quick.submit(partial(read, self._quick), images)
+
         def read(lane: _Lane) -> None:
             if images.cancelled():  # its client has gone
                 return
@@ -201,27 +227,56 @@ class ImageReader:
                 images.set_result(torch.stack(prepared))
             except (TooMuchWorkError, TooSlowError):
                 if lane is self._quick and time.monotonic() < deadline:
-                    self._slow.submit(read, images)
+                    self._slow.submit(partial(read, self._slow), images)
                 else:
-                    reason = "it could not be read in time: try again later, or allow more time."
-                    images.set_exception(OverloadError(reason))
+                    images.set_exception(OverloadError(_LATE))
             except BaseException as error:
                 images.set_exception(error)
 
-        self._quick.submit(read, images)
+        self._plain.submit(read_plain, images)
         return images
+
+    def _are_plain(self, files: Sequence[bytes]) -> bool:
+        """Whether files are so little work, known from their headers, that they need no limits."""
+        left = min(_PLAIN_WORK, self.most_pixels)
+        for data in files:
+            work = plain_work(data)
+            if work is None or work > left:
+                return False
+            left -= work
+        return True
 
     def _release(self, count: int) -> None:
         for _ in range(count):
             self._waiting.release()
 
 
-class _Lane:
+class _Threads:
+    """Threads that read images."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix=name)
+
+    def submit(self, read: Callable[[], None], images: Future[Tensor]) -> None:
+        """Read in one of the threads; if the server ends before that, the images are cancelled."""
+        try:
+            job = self._threads.submit(read)
+        except RuntimeError:  # closed
+            images.set_exception(OverloadError("the server is shutting down: ask another one."))
+            return
+        job.add_done_callback(lambda job: job.cancelled() and images.cancel())
+
+    def close(self) -> None:
+        """End them after what they read now."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _Lane(_Threads):
     """Processes that decode, each used by one thread at a time."""
 
     def __init__(self, name: str, processes: int, most_pixels: int, most_work: int, seconds: float) -> None:
+        super().__init__(name, processes)
         self.most_work, self.seconds = most_work, seconds
-        self._threads = ThreadPoolExecutor(processes, thread_name_prefix=name)
         self._decoders: queue.LifoQueue[Decoder] = queue.LifoQueue()
         self._all = [Decoder(most_pixels) for _ in range(processes)]
         for decoder in self._all:
@@ -236,18 +291,9 @@ class _Lane:
         finally:
             self._decoders.put(decoder)
 
-    def submit(self, read: Callable[[_Lane], None], images: Future[Tensor]) -> None:
-        """Read in a thread of this lane; if the server ends before that, the images are cancelled."""
-        try:
-            job = self._threads.submit(read, self)
-        except RuntimeError:  # closed
-            images.set_exception(OverloadError("the server is shutting down: ask another one."))
-            return
-        job.add_done_callback(lambda job: job.cancelled() and images.cancel())
-
     def close(self) -> None:
         """End the processes."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        super().close()
         for decoder in self._all:
             decoder.close()
 

@@ -5,6 +5,7 @@ It knows no protocol. The web application and the Ray deployment turn their requ
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from ...families.registry import require
 from ...families.timm_models.network import SNNet
 from ...plan.results import Row
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
-from .config import RequestOptions, ServingConfig
+from .config import LONGEST_MS, RequestOptions, ServingConfig
 from .engine import Answer, Call, Deployment, Engine, Request
 from .image_reader import ImageReader
 from .latencies import latency_rows
@@ -47,6 +48,7 @@ class InferenceService:
     def _deploy(self, model: SNNet) -> Deployment:
         """Prepare a network to run, which changes nothing of this service."""
         require(model, "serve")
+        _leave_the_file(model)
         network = ServedNetwork.of(model.eval())
         table, run = LatencyTable(latency_rows(model, self.config)), _runner(model)
         policy: Policy = DrainPolicy(table, self.config.overhead_ms)
@@ -136,8 +138,8 @@ class InferenceService:
         """
         deployment = deployment or self.engine.deployment
         stitches, table = described(deployment).stitches, deployment.table
-        if options.latency_ms is not None and not 0 < options.latency_ms <= 600_000:
-            raise ValueError(f"latency_ms must be above 0 and at most 600,000, got {options.latency_ms:g}.")
+        if options.latency_ms is not None and not 0 < options.latency_ms <= LONGEST_MS:
+            raise ValueError(f"latency_ms must be above 0 and at most {LONGEST_MS:,}, got {options.latency_ms:g}.")
         if options.stitch_id is not None and options.macs is not None:
             raise ValueError("give stitch_id or macs, not both.")
         if options.stitch_id is not None:
@@ -182,6 +184,14 @@ class InferenceService:
         """Read image files for a network, as `ImageReader.read_soon`; by default the one that serves now."""
         network = described(deployment or self.engine.deployment)
         return self.images.read_soon(files, network.mode, network.transform, deadline)
+
+
+@torch.no_grad()
+def _leave_the_file(model: SNNet) -> None:
+    """Copy weights that may be mapped from the network's file, which another program may write while it is served."""
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def described(deployment: Deployment) -> ServedNetwork:
