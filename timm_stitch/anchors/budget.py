@@ -25,7 +25,7 @@ _LOOK = 0.05  # seconds between two looks
 class _Spent(threading.local):
     active = False
     modules = numbers = 0
-    most_numbers = MOST_NUMBERS
+    most_numbers, owner = MOST_NUMBERS, ""
 
 
 class _InterruptedError(BaseException):
@@ -36,11 +36,12 @@ _spent = _Spent()
 
 
 @contextmanager
-def bounded(most_numbers: int = MOST_NUMBERS) -> Iterator[None]:
+def bounded(most_numbers: int = MOST_NUMBERS, owner: str = "any network of this package needs") -> Iterator[None]:
     """Refuse to build more than any network needs, in this thread.
 
     Args:
         most_numbers: the largest number of weights and buffers together; inside another `bounded`, that one's counts.
+        owner: what that number is enough for.
 
     Raises:
         ValueError: when a limit is passed.
@@ -49,7 +50,7 @@ def bounded(most_numbers: int = MOST_NUMBERS) -> Iterator[None]:
     before = _spent.active
     if not before:
         _spent.modules = _spent.numbers = 0
-        _spent.most_numbers = most_numbers
+        _spent.most_numbers, _spent.owner = most_numbers, owner
     _spent.active = True
     try:
         yield
@@ -81,7 +82,7 @@ def time_limit(seconds: float = MOST_SECONDS, memory: int = MOST_BYTES) -> Itera
                         interrupted = True
                         _raise_in(thread, _InterruptedError)
 
-    watcher = threading.Thread(target=watch, daemon=True)
+    watcher = threading.Thread(target=watch, name="time limit", daemon=True)
     watcher.start()
     try:
         try:
@@ -150,5 +151,5 @@ def _check() -> None:
     if _spent.modules > MOST_MODULES or _spent.numbers > _spent.most_numbers:
         raise ValueError(
             f"these arguments ask for more than {MOST_MODULES:,} modules or {_spent.most_numbers:,} weights, more than "
-            "any network of this package needs: give smaller anchors."
+            f"{_spent.owner}: give smaller anchors."
         )

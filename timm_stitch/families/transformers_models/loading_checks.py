@@ -73,9 +73,11 @@ def lay_out(cls: type[Model], config: SNNetConfig, shapes: Mapping[str, Tensor] 
     Raises:
         ValueError: if it passes a limit, or its tensors have other shapes.
     """
-    known = None if shapes is None else sum(tensor.numel() for tensor in shapes.values())
-    most = MOST_NUMBERS if known is None else 2 * known + _SPARE_NUMBERS  # tied weights are counted twice
-    with time_limit(), bounded(most), torch.device("meta"), no_init_weights():
+    numbers, owner = MOST_NUMBERS, "any network of this package needs"
+    if shapes is not None:  # tied weights are counted twice
+        numbers = 2 * sum(tensor.numel() for tensor in shapes.values()) + _SPARE_NUMBERS
+        owner = "its weights file could fill"
+    with time_limit(), bounded(numbers, owner), torch.device("meta"), no_init_weights():
         network = cls(config)
         own = network.kept_state()
     if shapes is not None:  # transformers renames some weights when it loads them: those have no partner here
