@@ -41,7 +41,7 @@ def bounded(most_numbers: int = MOST_NUMBERS, owner: str = "any network of this 
 
     Args:
         most_numbers: the largest number of weights and buffers together; inside another `bounded`, that one's counts.
-        owner: what that number is enough for.
+        owner: the network or file that needs no more, for the error.
 
     Raises:
         ValueError: when a limit is passed.

@@ -25,9 +25,12 @@ from ..plan.results import SavedResults, measured
 from ..plan.stitch_plan import StitchPlan
 from .errors import is_repo_id
 
-# What may be edited in a config.json by hand: names that are shown, and labels, whose number stays.
-_LABELS = ("label_names", "label_descriptions", "id2label", "label2id")
-_NAMES = ("_name_or_path", "transformers_version", "license", "tags", "description", "origin_url", "paper_name")
+# What may be edited in a config.json by hand: what is shown, and names of classes; transformers counts those in
+# `id2label`.
+_NAMES = (
+    "label_names", "label_descriptions", "label2id", "_name_or_path", "transformers_version", "license", "tags",
+    "description", "origin_url", "paper_name", "paper_ids",
+)  # fmt: skip
 _SUMS = ("config", "network", "sum")  # checksums in stitches.json
 
 _logger = logging.getLogger(__name__)
@@ -62,7 +65,7 @@ def read_saved(folder: Path) -> SavedNetwork:
     except OSError as error:
         if os.path.lexists(folder / STITCHES_FILE):
             raise ValueError(
-                f"{STITCHES_FILE} is in {str(folder)!r} and cannot be read ({error!s:.120}), so the weights cannot be "
+                f"{STITCHES_FILE} is in {str(folder)!r} and cannot be read ({error!s:.240}), so the weights cannot be "
                 "compared with its fingerprint: fetch it again, or remove it to load the network without its rows."
             ) from None
         _logger.debug("there are no rows with the weights: %s", error)
@@ -84,10 +87,10 @@ def sum_network(config: Mapping[str, Any]) -> str:
 
 
 def _without_names(value: Any) -> Any:
-    """Leave out names and labels, of which only the number counts."""
+    """Leave out what is only shown; of the names of classes in `id2label` the number counts."""
     if isinstance(value, Mapping):
-        return {k: len(v) if k in _LABELS and isinstance(v, (list, dict)) else _without_names(v)
-                for k, v in value.items() if k not in _NAMES}  # fmt: skip
+        kept = {name: item for name, item in value.items() if name not in _NAMES}
+        return {k: len(v) if k == "id2label" and isinstance(v, Mapping) else _without_names(v) for k, v in kept.items()}
     return [_without_names(item) for item in value] if isinstance(value, list) else value
 
 
@@ -103,7 +106,7 @@ def _is_edited(config: Mapping[str, Any], stitches: Mapping[str, Any]) -> bool:
         return False
     if stitches.get("network") != sum_network(config):
         return True
-    _logger.warning("%s has other labels than it was saved with: it was edited or damaged.", CONFIG_FILE)
+    _logger.warning("%s has other names or labels than it was saved with: it was edited or damaged.", CONFIG_FILE)
     return False
 
 

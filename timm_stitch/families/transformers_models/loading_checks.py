@@ -7,10 +7,10 @@ of the weights: nothing is allocated for what these do not hold.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -21,26 +21,23 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from ...anchors.budget import MOST_NUMBERS, bounded, time_limit
 from ...errors import one_line_errors
-from ...network.weights import check_keys
+from ...network.weights import check_keys, kept_state
 from ..family import CONFIG_FILE, WEIGHTS_FILE
 from ..saved_files import check_inside, read_json
 from .configuration import SNNetConfig
 from .saved_fields import check_generation
 
-if TYPE_CHECKING:
-    from .network import StitchedModel
-
 ADAPTER_FILE = "adapter_config.json"
 _SPARE_NUMBERS, _SPARE_BYTES = 1 << 27, 1 << 29  # of tables that a model computes, such as masks and positions
 _KERNEL_LOADERS = ("load_cuda_kernels", "load_wkv_cuda_kernel")
-Model = TypeVar("Model", bound="StitchedModel")
+Network = TypeVar("Network", bound=nn.Module)
 
 
-def check_folder(cls: type[StitchedModel], folder: Path) -> None:
+def check_folder(build: Callable[[SNNetConfig], nn.Module], folder: Path) -> None:
     """Refuse a folder whose files lead out of it, or ask for another network than its weights are of.
 
     Args:
-        cls: the class of the network.
+        build: the class of the network.
         folder: the folder; one without a network's `config.json` is left to transformers.
 
     Raises:
@@ -55,15 +52,17 @@ def check_folder(cls: type[StitchedModel], folder: Path) -> None:
     file = folder / WEIGHTS_FILE
     with one_line_errors(f"the network in {str(folder)!r} cannot be built"):
         config = SNNetConfig.from_dict(dict(read_json(folder / CONFIG_FILE)))
-        lay_out(cls, config, _read_shapes(file) if file.exists() else None)
+        lay_out(build, config, _read_shapes(file) if file.exists() else None)
         read_generation(folder)
 
 
-def lay_out(cls: type[Model], config: SNNetConfig, shapes: Mapping[str, Tensor] | None = None) -> Model:
+def lay_out(
+    build: Callable[[SNNetConfig], Network], config: SNNetConfig, shapes: Mapping[str, Tensor] | None = None
+) -> Network:
     """Build a network on the meta device, within limits.
 
     Args:
-        cls: the class of the network.
+        build: the class of the network.
         config: its configuration.
         shapes: its weights as tensors on the meta device, if known.
 
@@ -78,8 +77,8 @@ def lay_out(cls: type[Model], config: SNNetConfig, shapes: Mapping[str, Tensor] 
         numbers = 2 * sum(tensor.numel() for tensor in shapes.values()) + _SPARE_NUMBERS
         owner = "its weights file could fill"
     with time_limit(), bounded(numbers, owner), torch.device("meta"), no_init_weights():
-        network = cls(config)
-        own = network.kept_state()
+        network = build(config)
+        own = kept_state(network)
     if shapes is not None:  # transformers renames some weights when it loads them: those have no partner here
         common = {name: tensor for name, tensor in own.items() if name in shapes}
         check_keys({name: shapes[name] for name in common}, common, "this network")

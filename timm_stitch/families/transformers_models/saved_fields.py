@@ -8,6 +8,7 @@ files, repositories, code or weights, or that change how others are built or qua
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -250,28 +251,32 @@ def _check_names(where: str, values: Mapping[Any, Any]) -> None:
         )
 
 
-@cache
 def _declared_names(cls: type[PreTrainedConfig]) -> frozenset[str]:
     """The names of the fields that a type declares."""
-    names = {field.name for field in fields(cls)} if is_dataclass(cls) else set()
-    for base in cls.__mro__:
-        names.update(getattr(base, "__annotations__", ()))
-    with suppress(Exception):  # some have fields without a default
-        names.update(cls().to_dict())
-    return frozenset(names)
+    return _names(cls.__module__, cls.__qualname__)[0]
+
+
+def _accepted_names(cls: type[PreTrainedConfig]) -> frozenset[str]:
+    """The names of the fields of configurations of a type: those that it declares, or its code reads."""
+    return _names(cls.__module__, cls.__qualname__)[1]
 
 
 @cache
-def _accepted_names(cls: type[PreTrainedConfig]) -> frozenset[str]:
-    """The names of the fields of configurations of a type: those that it declares, or its code reads."""
-    read = {a or b for a, b in _READ.findall(_modeling_source(cls))}
-    return _declared_names(cls) | {name for name in read if name[0] != "_" and not hasattr(cls, name)}
+def _names(module: str, name: str) -> tuple[frozenset[str], frozenset[str]]:
+    cls: type[PreTrainedConfig] = getattr(sys.modules[module], name)
+    declared = {field.name for field in fields(cls)} if is_dataclass(cls) else set()
+    for base in cls.__mro__:
+        declared.update(getattr(base, "__annotations__", ()))
+    with suppress(Exception):  # some have fields without a default
+        declared.update(cls().to_dict())
+    read = {a or b for a, b in _READ.findall(_modeling_source(module))}
+    return frozenset(declared), frozenset(declared | {own for own in read if own[0] != "_" and not hasattr(cls, own)})
 
 
-def _modeling_source(cls: type[PreTrainedConfig]) -> str:
-    """Read transformers' own code of a type."""
+def _modeling_source(module: str) -> str:
+    """Read transformers' own code of a type, by the module of its configuration."""
     with suppress(ImportError, OSError, ValueError):
-        spec = find_spec(cls.__module__.replace(".configuration_", ".modeling_"))
+        spec = find_spec(module.replace(".configuration_", ".modeling_"))
         if spec is not None and spec.origin:
             return Path(spec.origin).read_text(encoding="utf-8")
     return ""
