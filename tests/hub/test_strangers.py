@@ -259,3 +259,9 @@ def test_an_edited_configuration_is_refused_unless_only_names_differ(folder, cap
         timm_stitch.from_hub(folder, extract=extract)
     timm_stitch.from_hub(folder, extract=extract, verify=False)
     assert "is not as it was saved with these weights, so another network may be built" in caplog.text
+
+
+def test_rows_nested_without_end_are_one_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"^[^\n]*rows\.jsonl', line 1, is not JSON [^\n]*$"):
+        timm_stitch.read_rows(tmp_path / "rows.jsonl")
