@@ -139,7 +139,8 @@ def alone(case: Case, folder: Path, seconds: float) -> dict[str, Any]:
     with os.fdopen(ask) as file:
         answer_text = file.read()
     if not answer_text:
-        return {"outcome": f"died ({status})", "wrong": True, "touched": [], "megabytes": 0}
+        outcome = f"died ({status})" if case.ours or status != signal.SIGKILL else THEIRS  # at the limit of CPU time
+        return {"outcome": outcome, "wrong": outcome != THEIRS, "touched": [], "megabytes": 0}
     result: dict[str, Any] = json.loads(answer_text)
     return result
 
