@@ -7,7 +7,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --di
 # With dev,browser the page's tests run too; they also want Debian's chromium.
 EXTRAS ?= dev
 
-.PHONY: quickstart test lint check oldest docs build timm-tests ray-tests device-tests clean
+.PHONY: quickstart test lint check oldest docs build fuzz timm-tests ray-tests device-tests clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python examples/quickstart.py --output quickstart-output
@@ -75,6 +75,11 @@ $(VENV)-device/ready: pyproject.toml
 	test -x $(VENV)-device/bin/python || $(PYTHON) -m venv $(VENV)-device
 	$(VENV)-device/bin/python -m pip install --quiet --editable ".[dev,executorch,litert]"
 	touch $@
+
+# Broken and hostile files and requests, a few hundred of each; benchmarks/README.md has the long forms.
+fuzz: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/robustness/fuzz.py --files 600
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/robustness/fuzz_requests.py --requests 400
 
 # timm's own model tests on our models.
 timm-tests: $(VENV)/ready

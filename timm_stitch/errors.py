@@ -36,3 +36,26 @@ def library_errors(what: str, *kinds: type[Exception]) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         kind = WrongTypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{what} ({reason:.240}).") from error
+
+
+@contextmanager
+def one_line_errors(what: str) -> Iterator[None]:
+    """Turn whatever a library raises on files that it does not expect into one line.
+
+    Errors of our own types, which are one line already, stay as they are.
+
+    Args:
+        what: the beginning of the message, such as "the network in 'folder' cannot be loaded".
+
+    Raises:
+        OSError: for an OSError of several lines.
+        ValueError: for all other errors.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error).strip()
+        if isinstance(error, (ValueError, OSError, WrongTypeError, OutputInUseError)) and "\n" not in text:
+            raise
+        line = f"{what} ({type(error).__name__}: {' '.join(text.split()):.240})."
+        raise (OSError if isinstance(error, OSError) else ValueError)(line) from error

@@ -232,3 +232,36 @@ def test_routes_are_counted_to_one():
     check_routes((0, 1), {0: 2, 1: 2}, {(0, 1): [joint] * (MOST_STITCHES - 2)})
     with pytest.raises(ValueError, match="a plan must have at most 10,000 stitches, got 10,001"):
         check_routes((0, 1), {0: 2, 1: 2}, {(0, 1): [joint] * (MOST_STITCHES - 1)})
+
+
+@pytest.mark.parametrize("name", ["config.json", "stitches.json", "model.safetensors"])
+@pytest.mark.parametrize("door", ["from_hub", "extract"])
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path, name, door):
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    with pytest.raises((ValueError, OSError), match=f"{name}[^\n]* is a link to a file outside of"):
+        DOORS[door](folder)
+    inside = folder / f"real-{name}"
+    (folder / name).unlink()
+    (tmp_path / name).rename(inside)
+    (folder / name).symlink_to(inside.name)
+    DOORS[door](folder)
+
+
+@pytest.mark.parametrize("extract", [None, 0])
+def test_an_edited_configuration_is_refused_unless_only_names_differ(folder, caplog, extract):
+    edit(folder / "config.json", lambda c: c.update(label_names=[f"class {i}" for i in range(10)]))
+    timm_stitch.from_hub(folder, extract=extract)
+    assert "config.json has other names or labels than it was saved with" in caplog.text
+    caplog.clear()
+    edit(folder / "config.json", lambda c: c["pretrained_cfg"].update(mean=[0.1, 0.1, 0.1]))
+    with pytest.raises(ValueError, match=r"^config\.json in [^\n]* is not as it was saved[^\n]*give verify=False"):
+        timm_stitch.from_hub(folder, extract=extract)
+    timm_stitch.from_hub(folder, extract=extract, verify=False)
+    assert "is not as it was saved with these weights, so another network may be built" in caplog.text
+
+
+def test_rows_nested_without_end_are_one_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"^[^\n]*rows\.jsonl', line 1, is not JSON [^\n]*$"):
+        timm_stitch.read_rows(tmp_path / "rows.jsonl")

@@ -65,6 +65,7 @@ class SavedNetwork:
         fingerprint: the fingerprint of the weights in `stitches.json`, if it has one.
         results: the contents of `stitches.json`; None if it is missing or cannot be read.
         sums: the checksum of each tensor in `stitches.json`; networks saved by earlier versions have none.
+        is_edited: whether `config.json` builds another network than the one that was saved, by its checksum there.
     """
 
     folder: Path
@@ -72,6 +73,7 @@ class SavedNetwork:
     fingerprint: str | None = None
     results: SavedResults | None = None
     sums: Mapping[str, Any] | None = None
+    is_edited: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from huggingface_hub import hf_hub_download
 
 from ..families.family import CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE, SavedNetwork
 from ..families.registry import family_of, family_of_config
+from ..families.saved_files import read_json
 from ..files import PathLike
 from ..network.stitchable import StitchableNetwork
 from ..plan.bounds import JsonObject
@@ -24,7 +25,13 @@ from ..plan.results import SavedResults, measured
 from ..plan.stitch_plan import StitchPlan
 from .errors import is_repo_id
 
-_MOST_BYTES = 16 << 20
+# What may be edited in a config.json by hand: what is shown, and names of classes; transformers counts those in
+# `id2label`.
+_NAMES = (
+    "label_names", "label_descriptions", "label2id", "_name_or_path", "transformers_version", "license", "tags",
+    "description", "origin_url", "paper_name", "paper_ids",
+)  # fmt: skip
+_SUMS = ("config", "network", "sum")  # checksums in stitches.json
 
 _logger = logging.getLogger(__name__)
 
@@ -32,38 +39,6 @@ _logger = logging.getLogger(__name__)
 def network_files(folder: Path) -> list[Path]:
     """List the files of a network in a folder."""
     return [folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, STITCHES_FILE)]
-
-
-def read_json(path: PathLike) -> JsonObject:
-    """Read a JSON object of plain, finite values.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        OSError: if it cannot be read.
-        ValueError: if it is too large, not JSON, or not an object.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no {path.name} in {str(path.parent)!r}: expected what timm_stitch.save_pretrained writes."
-        )
-    if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(
-            f"{path.name} has {path.stat().st_size:,} bytes, more than any network needs: it was not read."
-        )
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number")
-
-    try:
-        data = json.loads(path.read_bytes(), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path.name} is not readable JSON ({error!s:.120}): fetch or save the network again."
-        ) from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path.name} holds a {type(data).__name__}, expected an object: save the network again.")
-    return data
 
 
 def read_saved(folder: Path) -> SavedNetwork:
@@ -81,9 +56,10 @@ def read_saved(folder: Path) -> SavedNetwork:
     fingerprint: str | None = None
     results: SavedResults | None = None
     sums: Any = None
+    edited = False
     try:
         stitches = read_json(folder / STITCHES_FILE)
-        _compare_sums(config, stitches)
+        edited = _is_edited(config, stitches)
         fingerprint, sums = stitches.get("weights"), stitches.get("tensors")
         results = parse_stitches(stitches)
     except OSError as error:
@@ -94,7 +70,7 @@ def read_saved(folder: Path) -> SavedNetwork:
         if not isinstance(fingerprint, str):
             raise _unreadable(folder, error) from None
         _logger.warning("the network loads without its rows: %s", error)
-    return SavedNetwork(folder, config, fingerprint, results, sums if isinstance(sums, dict) else None)
+    return SavedNetwork(folder, config, fingerprint, results, sums if isinstance(sums, dict) else None, edited)
 
 
 def _unreadable(folder: Path, error: Exception) -> ValueError:
@@ -109,12 +85,41 @@ def sum_json(content: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
-def _compare_sums(config: Mapping[str, Any], stitches: Mapping[str, Any]) -> None:
-    """Warn of JSON files that are not as `save_pretrained` wrote them; those of earlier versions have no checksums."""
-    rest = {key: value for key, value in stitches.items() if key not in ("config", "sum")}
-    for name, checksum, content in ((CONFIG_FILE, "config", config), (STITCHES_FILE, "sum", rest)):
-        if checksum in stitches and stitches[checksum] != sum_json(content):
-            _logger.warning("%s is not as it was saved with these weights: it was edited or damaged.", name)
+def sum_network(config: Mapping[str, Any]) -> str:
+    """Compute a checksum of the part of a `config.json` by which the network is built: all but its names and labels."""
+    return sum_json(_without_names(dict(config)))
+
+
+def _without_names(value: Any) -> Any:
+    """Leave out what is only shown; of the names of classes in `id2label` the number counts."""
+    if isinstance(value, Mapping):
+        kept = {name: item for name, item in value.items() if name not in _NAMES}
+        return {k: len(v) if k == "id2label" and isinstance(v, Mapping) else _without_names(v) for k, v in kept.items()}
+    return [_without_names(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_edited(config: Mapping[str, Any], stitches: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` builds another network than was saved; warn of other changes in the JSON files.
+
+    Networks of earlier versions have no checksums.
+    """
+    rest = {key: value for key, value in stitches.items() if key not in _SUMS}
+    if "sum" in stitches and stitches["sum"] != sum_json(rest):
+        _logger.warning("%s is not as it was saved with these weights: it was edited or damaged.", STITCHES_FILE)
+    if "config" not in stitches or stitches["config"] == sum_json(config):
+        return False
+    if stitches.get("network") != sum_network(config):
+        return True
+    _logger.warning("%s has other names or labels than it was saved with: it was edited or damaged.", CONFIG_FILE)
+    return False
+
+
+def edited_message(saved: SavedNetwork) -> str:
+    """Say that the configuration of a network is not the one that was saved with its weights."""
+    return (
+        f"{CONFIG_FILE} in {str(saved.folder)!r} is not as it was saved with these weights, so another network may be "
+        "built: it was edited or damaged."
+    )
 
 
 def parse_stitches(data: JsonObject) -> SavedResults:
@@ -212,7 +217,10 @@ def load_results_of_cfg(network: StitchableNetwork, cfg: Any, cache_dir: PathLik
             repo_id, _, revision = cfg.hf_hub_id.partition("@")
             cache = None if cache_dir is None else Path(cache_dir)
             folder = Path(hf_hub_download(repo_id, STITCHES_FILE, revision=revision or None, cache_dir=cache)).parent
-        load_results(network, read_saved(folder))
+        saved = read_saved(folder)
+        load_results(network, saved)
+        if saved.is_edited:
+            _logger.warning("%s", edited_message(saved))
     except OSError as error:
         _logger.debug("there are no rows with the weights: %s", error)
     except ValueError as error:

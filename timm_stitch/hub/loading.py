@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
-from ..errors import library_errors
+from ..errors import library_errors, one_line_errors
 from ..families.family import (
     CONFIG_FILE,
     STITCHES_FILE,
@@ -23,14 +24,17 @@ from ..families.family import (
     add_loading_callback,
 )
 from ..families.registry import families, family_of_config
+from ..families.saved_files import check_inside, read_json
 from ..files import PathLike, read_consistently
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cache_fingerprint, fingerprint_of, sum_tensors
 from ..plan.bounds import JsonObject
 from .errors import check_repo_id, check_token, translate_hub_errors
-from .json_files import load_results, load_results_of_cfg, network_files, read_json, read_saved
+from .json_files import edited_message, load_results, load_results_of_cfg, network_files, read_saved
 from .repository import Repository, fetch_network, fetch_tensors
 from .safetensors_ranges import read_local
+
+_logger = logging.getLogger(__name__)
 
 _SOURCES = ("hf-hub", "local-dir")
 
@@ -95,8 +99,8 @@ def from_hub(
         revision: a branch, tag or commit.
         token: a token of huggingface_hub; default that of the current login.
         cache_dir: the cache of huggingface_hub.
-        verify: whether to compare the weights of a whole network with their saved fingerprint, and each tensor of a
-            stitch with its checksum (which networks saved by earlier versions lack).
+        verify: whether to compare the weights of a whole network with their saved fingerprint, each tensor of a stitch
+            with its checksum, and the configuration with its own (which networks saved by earlier versions lack).
         **kwargs: arguments of `timm.create_model`, e.g. `stitch_id` and `num_classes`; with `extract` only num_classes.
             For networks of transformers' models those of its `from_pretrained`, and `stitch_id`; with `extract` none.
 
@@ -134,15 +138,17 @@ def from_hub(
                 return _load_whole(saved, verify, kwargs)
             return _load_stitch(saved, extract, verify, kwargs, partial(_read_tensors, folder / WEIGHTS_FILE))
 
-        return read_consistently(network_files(folder), read).eval()
+        with one_line_errors(f"the network in {place!r} cannot be loaded"):
+            return read_consistently(network_files(folder), read).eval()
     repo_id, _, pinned = place.partition("@")
     check_repo_id(repo_id)
     remote = Repository(repo_id, revision or pinned or None, token, None if cache_dir is None else Path(cache_dir))
     remote, saved = fetch_network(remote, whole=extract is None and kwargs.get("pretrained", True))
-    if extract is None:
-        network = _load_whole(saved, verify, kwargs)
-    else:
-        network = _load_stitch(saved, extract, verify, kwargs, partial(fetch_tensors, remote))
+    with one_line_errors(f"the network of {repo_id!r} cannot be loaded"):
+        if extract is None:
+            network = _load_whole(saved, verify, kwargs)
+        else:
+            network = _load_stitch(saved, extract, verify, kwargs, partial(fetch_tensors, remote))
     network.trained["pulled_from"] = repo_id
     return network.eval()
 
@@ -165,6 +171,7 @@ def _load_whole(saved: SavedNetwork, verify: bool, arguments: JsonObject) -> Sti
             )
         del weights
     network = family.load(saved, **arguments)
+    _refuse_edited(saved, verify)
     load_results(network, saved)
     if has_fingerprint and not arguments:
         cache_fingerprint(network, fingerprint)
@@ -187,8 +194,18 @@ def _load_stitch(
         return tensors
 
     network = family_of_config(saved.config).load_stitch(saved, stitch_id, read_checked, **arguments)
+    _refuse_edited(saved, verify)
     load_results(network, saved)
     return network
+
+
+def _refuse_edited(saved: SavedNetwork, verify: bool) -> None:
+    """Refuse a network of another configuration than was saved, once building it has named what is strange."""
+    if not saved.is_edited:
+        return
+    if verify:
+        raise ValueError(f"{edited_message(saved)} Fetch it again, or give verify=False to load it as it is.")
+    _logger.warning("%s", edited_message(saved))
 
 
 def _check_sums(tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
@@ -216,7 +233,9 @@ def _read_tensors(file: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_file(file: Path) -> None:
-    if not file.is_file():
+    if file.is_file() or file.is_symlink():
+        check_inside(file)
+    else:
         raise FileNotFoundError(
             f"there is no {file.name} in {str(file.parent)!r}: expected a folder that save_pretrained wrote; other "
             "weight files are not read."

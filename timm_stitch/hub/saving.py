@@ -19,7 +19,7 @@ from ..files import PathLike, atomic_files, require_name
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cache_fingerprint, fingerprint, kept_state, sum_tensors
 from ..plan.results import Results, Row, Rows
-from .json_files import is_plain, plain_training, sum_json
+from .json_files import is_plain, plain_training, sum_json, sum_network
 from .model_card import render_card
 from .reload_check import check_reloaded
 
@@ -94,7 +94,8 @@ def save_pretrained(
     with atomic_files(folder) as temporary:
         config = family_of(model).write(model, temporary, label_names)
         written = json.loads((temporary / CONFIG_FILE).read_text(encoding="utf-8"))
-        sums = {"config": sum_json(written), "sum": sum_json(json.loads(json.dumps(stitches)))}
+        sums = {"config": sum_json(written), "network": sum_network(written)}
+        sums["sum"] = sum_json(json.loads(json.dumps(stitches)))
         (temporary / STITCHES_FILE).write_text(json.dumps({**stitches, **sums}, indent=1) + "\n", encoding="utf-8")
         if check:
             check_reloaded(model, temporary)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import timm
 from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import nn
 
-from ..anchors.budget import bounded
+from ..anchors.budget import bounded, time_limit
 from ..errors import library_errors
 from ..families.family import SavedNetwork
 from ..families.registry import is_stitchable
@@ -86,7 +87,7 @@ def create_snnet(
     stitched_norm = kwargs.get("stitched_norm")
     on_meta = str(kwargs.get("device")) == "meta"
     if cfg.source and not pretrained and not on_meta:
-        with bounded():  # a network from a file is built without memory first
+        with time_limit(), bounded():  # a network from a file is built without memory first
             _make_anchors(anchors, [None] * len(anchors), False, {**_common(kwargs), "device": "meta"})
     # 2. Building: on the meta device where a file's tensors come later.
     deferred = pretrained and own_weights and not on_meta
@@ -195,7 +196,8 @@ def _assemble(
     A deferred network is on the meta device, if everything that a file does not hold can be computed after loading.
     """
     rates: list[float | None] = for_each_anchor("drop_path_rate", drop_path_rate, len(anchors))
-    with bounded():
+    lays_out = deferred or str(kwargs.get("device")) == "meta"
+    with time_limit() if lays_out else nullcontext(), bounded():
         models = _make_anchors(anchors, rates, pretrained_anchors, kwargs | ({"device": "meta"} if deferred else {}))
     if deferred and not can_build_on_meta(models):
         models = _make_anchors(anchors, rates, pretrained_anchors, kwargs)

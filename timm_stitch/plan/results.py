@@ -173,7 +173,7 @@ def read_rows(path: PathLike) -> Rows:
         where = f"{str(path)!r}, line {number},"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON ({error}): expected one object a line.") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where} is not a JSON object: expected one row a line.")

@@ -16,7 +16,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from tqdm.auto import tqdm
 
-from .job import Job, Location, Run, disable_fused_attention, is_convolutional, require_packages
+from .job import Job, Location, Run, disable_fused_attention, is_convolutional, locate, require_packages
 
 BATCHES: tuple[str, ...] = ("number", "range")
 QUANTIZE: tuple[str, ...] = ("int8",)
@@ -43,7 +43,7 @@ def write(job: Job, folder: Path) -> dict[int, Location]:
 def load(folder: Path, location: Location) -> Run:
     """Load a method with ExecuTorch's runtime."""
     runtime = import_module("executorch.runtime").Runtime.get()
-    method = runtime.load_program(folder / location["file"]).load_method(location["method"])
+    method = runtime.load_program(locate(folder, location)).load_method(location["method"])
 
     def run(images: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = method.execute([images.contiguous()])[0]

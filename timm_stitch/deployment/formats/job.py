@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,11 +14,29 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from tqdm.auto import tqdm
 
+from ...families.saved_files import check_inside
 from ...families.timm_models.network import SNNet
 
 _CALIBRATION = 64  # images
 Run = Callable[[Tensor], Tensor]
 Location = dict[str, str]
+
+
+def locate(folder: Path, location: Mapping[str, str]) -> Path:
+    """Find the file of a stitch in an exported folder.
+
+    Args:
+        folder: the folder.
+        location: the stitch's row in the folder's manifest, which may be a stranger's.
+
+    Raises:
+        ValueError: if the row names no file of the folder.
+        OSError: if the file is missing, or a link out of the folder.
+    """
+    name = location.get("file") if isinstance(location, Mapping) else None
+    if not isinstance(name, str) or not re.fullmatch(r"[\w\-][\w.\-]*", name):
+        raise ValueError(f"the manifest names the file {name!r:.80}: expected one of its own folder.")
+    return check_inside(folder / name)
 
 
 @dataclass(frozen=True)

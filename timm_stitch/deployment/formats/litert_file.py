@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .job import Job, Location, Run, disable_fused_attention, require_packages
+from .job import Job, Location, Run, disable_fused_attention, locate, require_packages
 
 BATCHES: tuple[str, ...] = ("number",)
 QUANTIZE: tuple[str, ...] = ("int8",)
@@ -47,7 +47,7 @@ def write(job: Job, folder: Path) -> dict[int, Location]:
 
 def load(folder: Path, location: Location) -> Run:
     """Load a signature with LiteRT's interpreter."""
-    interpreter = import_module("ai_edge_litert.interpreter").Interpreter(model_path=str(folder / location["file"]))
+    interpreter = import_module("ai_edge_litert.interpreter").Interpreter(model_path=str(locate(folder, location)))
     run = interpreter.get_signature_runner(location["signature"])
     return lambda images: torch.from_numpy(run(images=images.numpy())["logits"])
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .job import Job, Location, Run, is_convolutional, require_packages
+from .job import Job, Location, Run, is_convolutional, locate, require_packages
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -64,7 +64,7 @@ def write(job: Job, folder: Path) -> dict[int, Location]:
 def load(folder: Path, location: Location) -> Run:
     """Load a file to run on the CPU."""
     runtime = import_module("onnxruntime")
-    session = runtime.InferenceSession(folder / location["file"], providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(locate(folder, location), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 

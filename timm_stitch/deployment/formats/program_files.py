@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...errors import one_line_errors
 from ...network.weights import save_file
-from .job import Job, Location, Run
+from .job import Job, Location, Run, locate
 
 BATCHES: tuple[str, ...] = ("any", "number", "range")
 QUANTIZE: tuple[str, ...] = ()
@@ -42,9 +43,11 @@ def write(job: Job, folder: Path) -> dict[int, Location]:
 
 def load(folder: Path, location: Location) -> Run:
     """Load a file, with the shared weights if it has none of its own."""
-    program = torch.export.load(folder / location["file"])
-    module, shared = program.module(), folder / _WEIGHTS_FILE
-    if shared.exists():
-        weights = load_file(shared)
-        module.load_state_dict({name: weights[name] for name in program.state_dict}, assign=True)
+    file, shared = locate(folder, location), folder / _WEIGHTS_FILE
+    with one_line_errors(f"{file.name} cannot be loaded"):
+        program = torch.export.load(file)
+        module = program.module()
+        if shared.exists():
+            weights = load_file(shared)
+            module.load_state_dict({name: weights[name] for name in program.state_dict}, assign=True)
     return module

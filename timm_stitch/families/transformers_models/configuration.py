@@ -11,10 +11,20 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from ...errors import one_line_errors
 from ...plan.bounds import MOST_ANCHORS, MOST_BLOCKS, MOST_NAME
 from ...plan.stitch_plan import StitchPlan
 from ..family import Config
-from .saved_fields import MOST_LETTERS, MOST_LEVELS, check_anchor, check_own, check_value_count, is_kept
+from .saved_fields import (
+    MOST_LETTERS,
+    MOST_LEVELS,
+    SHOWN,
+    check_anchor,
+    check_class_count,
+    check_own,
+    check_value_count,
+    keep_known,
+)
 from .task_names import MODEL_TYPE
 from .views import AnchorSpec, TransformersView
 
@@ -63,7 +73,8 @@ class SNNetConfig(PreTrainedConfig):
             ValueError: if it holds more than what the network is.
         """
         check_own({name: value for name, value in config_dict.items() if name not in _CHECKED_ELSEWHERE})
-        return super().from_dict(config_dict, **kwargs)
+        with one_line_errors("this config.json is not that of a network"):
+            return super().from_dict(config_dict, **kwargs)
 
 
 def _common_fields(anchors: list[Any], openings: list[Any] | None) -> dict[str, object]:
@@ -100,7 +111,7 @@ def _anchor_dict(config: PreTrainedConfig) -> Config:
     values = config.to_dict()
     if (values.get("quantization_config") or {}).get("quant_method") == "gguf":  # transformers reads that into floats
         del values["quantization_config"]
-    kept = {k: v for k, v in values.items() if k not in _DROPPED and is_kept(config.model_type, k, v)}
+    kept = keep_known(type(config), {k: v for k, v in values.items() if k not in _DROPPED})
     check_anchor("the anchor", kept)
     return kept
 
@@ -119,11 +130,13 @@ def check_config(config: SNNetConfig) -> tuple[list[PreTrainedConfig], list[Anch
             f"config.json has {len(anchors)} anchors, {len(classes)} classes and {len(openings)} openings: expected "
             f"as many of each, {MOST_ANCHORS} at most."
         )
-    check_value_count([anchors, openings])
-    configs = []
+    check_value_count([anchors, openings])  # of all anchors together
     for i, anchor in enumerate(anchors):
         check_anchor(f"anchor {i} in config.json", anchor)
-        fields = {name: _decode(value) for name, value in anchor.items() if name != "model_type"}
+    check_class_count(anchors)
+    configs = []
+    for anchor in anchors:
+        fields = {name: _decode(value) for name, value in anchor.items() if name not in ("model_type", *SHOWN)}
         configs.append(CONFIG_MAPPING[anchor["model_type"]].from_dict(fields))
     if config.num_labels != configs[-1].num_labels:
         raise ValueError(
@@ -135,10 +148,12 @@ def check_config(config: SNNetConfig) -> tuple[list[PreTrainedConfig], list[Anch
 
 
 def _decode(value: Any) -> object:
-    """Decode numbers that JSON does not have, as transformers writes them."""
+    """Decode numbers that JSON does not have, as transformers writes them, and leave out where models came from."""
     if isinstance(value, Mapping):
         number = value.get("__float__") if len(value) == 1 else None
-        return float(number) if number in ("Infinity", "-Infinity") else {k: _decode(v) for k, v in value.items()}
+        if number in ("Infinity", "-Infinity"):
+            return float(str(number))
+        return {k: _decode(v) for k, v in value.items() if k not in SHOWN}
     return [_decode(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from ...errors import library_errors
 from ...network.weights import check_keys, save_file
 from ..family import WEIGHTS_FILE, Config, Options, ReadTensors, SavedNetwork
 from .configuration import SNNetConfig, check_config
+from .loading_checks import ADAPTER_FILE, lay_out, read_generation
 from .network import StitchedModel
 from .networks import TASKS
 from .task_names import read_task
-
-_ADAPTER = "adapter_config.json"
 
 
 def write_network(model: StitchedModel, folder: Path, label_names: Sequence[str] | None) -> Config:
@@ -79,10 +76,10 @@ def read_network(saved: SavedNetwork, arguments: Options) -> StitchedModel:
         ValueError: if the files ask for more than a network, or do not hold its weights.
     """
     folder, kwargs = saved.folder, dict(arguments)
-    if (folder / _ADAPTER).exists():
+    if (folder / ADAPTER_FILE).exists():
         raise ValueError(
-            f"{str(folder)!r} has {_ADAPTER}, by which transformers would read further files into the network: load "
-            "it from a folder without, and then call its load_adapter."
+            f"{str(folder)!r} has {ADAPTER_FILE}, by which transformers would read further files into the network: "
+            "load it from a folder without, and then call its load_adapter."
         )
     stitch_id, device = kwargs.pop("stitch_id", None), kwargs.pop("device", None)
     cls: Any = _network_class(saved.config)
@@ -107,14 +104,13 @@ def read_stitch(saved: SavedNetwork, stitch_id: int, read_tensors: ReadTensors) 
     """
     cls, own = _network_class(saved.config), SNNetConfig.from_dict(dict(saved.config))
     own.only, own.stitch_id = stitch_id, stitch_id
-    with torch.device("meta"):
-        expected = cls(SNNetConfig.from_dict(own.to_dict())).kept_state()
+    expected = lay_out(cls, SNNetConfig.from_dict(own.to_dict())).kept_state()
     tensors = read_tensors(expected)
     check_keys(tensors, expected, f"stitch {stitch_id} of this network")
     with _quiet_transformers():
         model: StitchedModel = cls.from_pretrained(None, config=own, state_dict=tensors)
-    if model.can_generate() and (saved.folder / GENERATION_CONFIG_NAME).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(saved.folder, local_files_only=True)
+    if model.can_generate() and (settings := read_generation(saved.folder)) is not None:
+        model.generation_config = settings
     return model
 
 

@@ -42,6 +42,6 @@ def _load_anchor(source: str) -> PreTrainedModel:
     where: Mapping[str, str] = {"revision": revision} if revision else {}
     config = transformers.AutoConfig.from_pretrained(repo_id, trust_remote_code=False, **where)
     cls = getattr(transformers, str((config.architectures or [""])[0]), None)
-    if cls is None:
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise ValueError(f"{source!r} names no class of transformers ({config.architectures}): save the model again.")
     return cast("PreTrainedModel", cls.from_pretrained(repo_id, use_safetensors=True, **where))

@@ -10,6 +10,7 @@ import copy as copying
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
-from ...anchors.budget import bounded
+from ...anchors.budget import bounded, time_limit
 from ...network.extraction import by_number
 from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_ids
 from ...plan.costs import PlanCosts
@@ -28,6 +29,7 @@ from .checks import check_inputs
 from .configuration import SNNetConfig, check_config
 from .counting import measure
 from .inputs import Arguments, TextInputs
+from .loading_checks import check_folder, without_kernels
 from .opening import make_batch, reopened
 from .task_names import LANGUAGE_TASKS, TOKEN_TASKS, UNSUPPORTED
 from .tasks import Task, find_class
@@ -93,11 +95,11 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             find_class(self.task, c.model_type, name) for c, name in zip(configs, config.classes or (), strict=True)
         ]
         if str(torch.get_default_device()) != "meta":
-            with bounded(), torch.device("meta"):  # without memory, before there is any
+            with time_limit(), bounded(), torch.device("meta"):  # without memory, before there is any
                 for cls, own in zip(classes, configs, strict=True):
                     cls(copying.deepcopy(own))
         views, options = [], {} if attention is None else {"attn_implementation": attention}
-        with bounded():
+        with bounded(), without_kernels(classes):
             for cls, own, spec in zip(classes, configs, specs, strict=True):
                 own.dtype = None
                 views.append(reopened(cls._from_config(own, **options), spec))
@@ -118,7 +120,15 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load as transformers does, with the rows that were saved."""
+        """Load as transformers does, with the rows that were saved.
+
+        Raises:
+            ValueError: if a folder asks for another network than its weights are of, or for more than a network.
+            OSError: if one of its files is a link out of it.
+        """
+        folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        if pretrained_model_name_or_path is not None and folder.is_dir():
+            check_folder(cls, folder)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if pretrained_model_name_or_path is not None:
             network = loaded[0] if isinstance(loaded, tuple) else loaded
