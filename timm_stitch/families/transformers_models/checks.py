@@ -59,6 +59,19 @@ def check_inputs(inputs: TextInputs, config: PreTrainedConfig, task: Task, limit
     _check_labels(inputs, config, task)
 
 
+def check_one_stitch_only(inputs: TextInputs) -> None:
+    """Refuse what belongs to one stitch in a call with several.
+
+    Raises:
+        ValueError: naming it.
+    """
+    names = [name for name in (*NAMES, "mems", "use_cache") if inputs.arguments.get(name)]
+    if names:
+        raise ValueError(
+            f"{names[0]} belongs to one stitch, and this call has several: leave it out, or call each stitch by itself."
+        )
+
+
 def _check_labels(inputs: TextInputs, config: PreTrainedConfig, task: Task) -> None:
     labels = inputs.labels.get("labels")
     if not isinstance(labels, Tensor) or labels.is_floating_point() or not labels.numel():

@@ -36,7 +36,7 @@ def write_network(model: StitchedModel, folder: Path, label_names: Sequence[str]
         name_labels(model, label_names)
     model.record(plan=model.plan.to_dict(), stitch_id=model.stitch_id, architectures=[type(model).__name__])
     model.config.dtype = next(model.parameters()).dtype
-    check_config(model.config)
+    check_config(model.config.unbound())
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)

@@ -23,8 +23,7 @@ from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_i
 from ...plan.costs import PlanCosts
 from ...plan.stitch_plan import Stitch, StitchPlan
 from ..family import notify_loaded
-from .cache import NAMES
-from .checks import check_inputs
+from .checks import check_inputs, check_one_stitch_only
 from .configuration import SNNetConfig, check_config
 from .counting import measure
 from .inputs import Arguments, TextInputs
@@ -71,6 +70,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def __init__(self, config: SNNetConfig, views: Sequence[TransformersView] | None = None) -> None:
+        config = config.unbound()
         attention = getattr(config, "_attn_implementation_internal", None)
         super().__init__(config)
         self._has_own_weights = views is not None
@@ -81,6 +81,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         for number, view in enumerate(views):
             view.number = number
         self._assemble(views, plan, True, config.stitch_id)
+        config.bind([view.anchor.config for view in views])
         if config.only is not None:
             self.__dict__.update(self.extract(config.only).__dict__)
         self._forward_attributes()
@@ -191,8 +192,8 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         inputs = self.prepare_inputs(arguments, distinct)
         if len(distinct) > 1:
             self._check_widths(distinct)
-            caching = (*NAMES, "use_cache")  # a cache belongs to one stitch
-            inputs = replace(inputs, arguments={k: v for k, v in inputs.arguments.items() if k not in caching})
+            check_one_stitch_only(inputs)
+            inputs = replace(inputs, sums_losses=self._sums_losses(distinct, inputs))
             output = self.executor.mixed(stitches, inputs, self._notify)
         else:
             self._notify(stitches[0], inputs.batch_size)
@@ -202,6 +203,17 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
     def _run(self, stitch: Stitch, inputs: TextInputs) -> ModelOutput:
         return cast("ModelOutput", self.executor.run(stitch, inputs))
+
+    def _sums_losses(self, stitches: Iterable[Stitch], inputs: TextInputs) -> bool:
+        """Whether the losses of these stitches for parts of the rows add up to that of all."""
+        if "num_items_in_batch" not in inputs.arguments or not inputs.labels:
+            return False
+        sums = {self.views[stitch.back].divides_loss(inputs.rows(0, 1)) for stitch in stitches}
+        if len(sums) > 1:
+            raise ValueError(
+                "some anchors divide their loss by num_items_in_batch and others do not: call each stitch by itself."
+            )
+        return sums.pop()
 
     def _check_widths(self, stitches: Iterable[Stitch]) -> None:
         widths = {self.views[stitch.back].widths[-1] for stitch in stitches}
@@ -220,7 +232,8 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
     def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self:
         alone = super().extract(stitch_id, copy)
-        alone.config = copying.deepcopy(self.config)
+        alone.config = self.config.unbound()
+        alone.config.bind([view.anchor.config for view in alone.views])
         alone.record(only=alone.stitch_id, stitch_id=alone.stitch_id)
         alone._forward_attributes()
         own = dict(alone.named_parameters(remove_duplicate=False))

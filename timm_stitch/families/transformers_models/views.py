@@ -10,14 +10,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from ...anchors.modules import child, drop_hooks, find_submodule, partial_copy
 from ...anchors.view import View
+from ...network.modes import evaluating
 from .inputs import TextInputs
 from .layer_list import LayerList, PartialForward, running
 
@@ -150,6 +152,25 @@ class TransformersView(View):
             arguments["inputs_embeds"] = embeds.new_zeros(*embeds.shape[:-1], self.widths[0])
         output = self.anchor(**arguments, **({} if ends else {**inputs.labels, "return_dict": True}))
         return cast("ModelOutput", output)
+
+    def divides_loss(self, inputs: TextInputs) -> bool:
+        """Whether the model's loss is divided by `num_items_in_batch`; tried once for each kind of labels.
+
+        Args:
+            inputs: one row with labels.
+        """
+        problem = getattr(self.anchor.config, "problem_type", None)
+        kind = problem, *((name, labels.dtype, labels.ndim) for name, labels in inputs.labels.items())
+        tried: dict[object, bool] = self.__dict__.setdefault("_divides_loss", {})
+        if kind not in tried:
+            labels = {name: torch.zeros_like(value) for name, value in inputs.labels.items()}
+            losses = []
+            with torch.no_grad(), evaluating(self.anchor):
+                for count in (1, 2):
+                    arguments = {**inputs.arguments, "num_items_in_batch": count}
+                    losses.append(self.call(replace(inputs, arguments=arguments, labels=labels), None)["loss"])
+            tried[kind] = bool(losses[0] != losses[1])
+        return tried[kind]
 
     def block_name(self, index: int) -> str:
         return f"{self.spec.layers_path}.{index}"
