@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor
 
 from .cache import NAMES
@@ -49,8 +50,8 @@ def check_inputs(inputs: TextInputs, config: PreTrainedConfig, task: Task, limit
             f"attention_mask of shape {tuple(mask.shape)} does not fit input_ids of shape {tuple(ids.shape)}: give "
             "both as the tokenizer gives them."
         )
-    if ids.device.type != "cpu" or not ids.numel():
-        return  # reading values would wait for the device
+    if ids.device.type != "cpu" or not ids.numel() or torch.compiler.is_compiling():
+        return  # reading values would wait for the device, and tensors that are exported have none
     vocab_size = config.vocab_size
     if int(ids.max()) >= vocab_size or int(ids.min()) < 0:
         raise ValueError(
@@ -59,13 +60,35 @@ def check_inputs(inputs: TextInputs, config: PreTrainedConfig, task: Task, limit
     _check_labels(inputs, config, task)
 
 
+def check_arguments(inputs: TextInputs, front: TransformersView, is_anchor: bool) -> None:
+    """Refuse embeddings that are not those of the front anchor, and memories of one model for two.
+
+    Args:
+        inputs: the inputs of the call.
+        front: the anchor with which the stitch begins.
+        is_anchor: whether the stitch is that anchor alone.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    if not is_anchor and inputs.arguments.get("mems") is not None:
+        raise ValueError("mems are those of one model's layers: give them with the stitch of that anchor alone.")
+    embeds = inputs.arguments.get("inputs_embeds")
+    if isinstance(embeds, Tensor) and embeds.shape[-1] != front.embedding_width:
+        raise ValueError(
+            f"inputs_embeds has {embeds.shape[-1]} channels, and the stitch begins with {type(front.anchor).__name__} "
+            f"of {front.embedding_width}: give those of model.anchors[{front.number}].get_input_embeddings()."
+        )
+
+
 def check_one_stitch_only(inputs: TextInputs) -> None:
     """Refuse what belongs to one stitch in a call with several.
 
     Raises:
         ValueError: naming it.
     """
-    names = [name for name in (*NAMES, "mems", "use_cache") if inputs.arguments.get(name)]
+    wishes = ((name, inputs.arguments.get(name)) for name in (*NAMES, "use_cache", "mems", "use_mems"))
+    names = [name for name, wish in wishes if wish is not None and wish is not False]
     if names:
         raise ValueError(
             f"{names[0]} belongs to one stitch, and this call has several: leave it out, or call each stitch by itself."

@@ -125,9 +125,7 @@ class TextInputs:
         Raises:
             ValueError: naming an output that cannot be joined.
         """
-        counts = [
-            next(t for n, t in output.items() if n != "loss" and isinstance(t, Tensor)).shape[0] for output in outputs
-        ]
+        counts = [next(t for t in output.values() if isinstance(t, Tensor) and t.ndim).shape[0] for output in outputs]
         joined: dict[str, object] = {}
         for name in dict.fromkeys(name for output in outputs for name in output):
             parts = [output.get(name) for output in outputs]

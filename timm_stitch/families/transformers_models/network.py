@@ -23,14 +23,16 @@ from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_i
 from ...plan.costs import PlanCosts
 from ...plan.stitch_plan import Stitch, StitchPlan
 from ..family import notify_loaded
-from .checks import check_inputs, check_one_stitch_only
+from .cache import NAMES
+from .checks import check_arguments, check_inputs, check_one_stitch_only
 from .configuration import SNNetConfig, check_config
 from .counting import measure
 from .inputs import Arguments, TextInputs
 from .opening import make_batch, reopened
+from .resizing import resize_embeddings
 from .task_names import LANGUAGE_TASKS, TOKEN_TASKS, UNSUPPORTED
 from .tasks import Task, find_class
-from .views import TransformersView
+from .views import TransformersView, takes_further_arguments
 
 if TYPE_CHECKING:
     from transformers.utils import ModelOutput
@@ -158,6 +160,42 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         """Get the input embeddings of the first anchor."""
         return self._first_anchor.get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module) -> NoReturn:
+        """Refuse: each anchor has embeddings of its own.
+
+        Raises:
+            ValueError: saying so.
+        """
+        raise ValueError("each anchor has its own embeddings: set those of model.anchors[i], for each of them.")
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> Any:
+        """Resize the embeddings of tokens of all anchors, and the heads that predict tokens, as transformers does.
+
+        Args:
+            new_num_tokens, pad_to_multiple_of, mean_resizing: the arguments of transformers' method.
+
+        Returns:
+            The input embeddings of the first anchor.
+
+        Raises:
+            ValueError: if an anchor cannot be resized; nothing is changed then.
+        """
+        if new_num_tokens is not None or pad_to_multiple_of is not None:
+            sizes = {"new_num_tokens": new_num_tokens, "pad_to_multiple_of": pad_to_multiple_of}
+            resize_embeddings(self.views, **sizes, mean_resizing=mean_resizing)
+            self._forward_attributes()
+        return self.get_input_embeddings()
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the anchors take `num_items_in_batch`, which transformers' `Trainer` then gives."""
+        return all(
+            getattr(view.anchor, "accepts_loss_kwargs", True) and takes_further_arguments(view.anchor)
+            for view in self.views
+        )
+
     @property
     def _first_anchor(self) -> PreTrainedModel:
         return self.views[self.plan.stitches[0].front].anchor
@@ -173,10 +211,12 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────
 
     def prepare_inputs(self, x: object, stitches: Iterable[Stitch]) -> TextInputs:
-        inputs = TextInputs.of(x, self.shifts_labels)
+        inputs, views, limits = TextInputs.of(x, self.shifts_labels), self.views, []
         for stitch in stitches:
             self.executor.check_anchors(stitch, self._modules["anchors"])
-        check_inputs(inputs, self.config, self.task, self.max_positions)
+            limits += [limit for number in stitch.anchors if (limit := views[number].max_positions)]
+            check_arguments(inputs, views[stitch.front], stitch.is_anchor)
+        check_inputs(inputs, self.config, self.task, min(limits, default=None))
         return inputs
 
     def call(self, x: Arguments, stitch_id: StitchIds | None = None) -> Any:
@@ -193,6 +233,10 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         if len(distinct) > 1:
             self._check_widths(distinct)
             check_one_stitch_only(inputs)
+            arguments = {k: v for k, v in inputs.arguments.items() if k not in NAMES and k != "use_cache"}
+            if any(view.takes_mems for view in self.views):
+                arguments["use_mems"] = False
+            inputs = replace(inputs, arguments=arguments)
             inputs = replace(inputs, sums_losses=self._sums_losses(distinct, inputs))
             output = self.executor.mixed(stitches, inputs, self._notify)
         else:
@@ -269,11 +313,12 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             self.length = before
 
     def _length(self, length: int | None = None) -> int:
+        if length is None:
+            return min([self.length, *(v.pretrained_positions for v in self.views if v.pretrained_positions)])
         limit = self.max_positions
-        if length is not None and not 1 <= length <= (limit or length):
+        if not 1 <= length <= (limit or length):
             raise ValueError(f"length={length} is out of range: the anchors take 1 to {limit} tokens.")
-        length = self.length if length is None else length
-        return min(length, limit) if limit else length
+        return length
 
     def extra_metrics(self, num_samples: int, num_labels: int, loss: float) -> dict[str, Any]:
         if self.main_input_name == "pixel_values":
@@ -288,5 +333,5 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
     @property
     def max_positions(self) -> int | None:
-        """The largest number of tokens that the anchors take; None where their configurations have none."""
+        """The largest number of tokens that all anchors take; None where none of them has a table of positions."""
         return min((view.max_positions for view in self.views if view.max_positions), default=None)
