@@ -104,6 +104,7 @@ def make_config(views: Sequence[TransformersView], plan: StitchPlan, stitch_id: 
         **{name: value for name, value in labels.items() if value is not None},
     )
     config.dtype = next(last.parameters()).dtype
+    config._attn_implementation = last.config._attn_implementation
     return config
 
 

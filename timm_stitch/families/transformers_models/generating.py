@@ -105,7 +105,8 @@ class GeneratingModel(StitchedModel, GenerationMixin):
     @property
     def _caches_by_default(self) -> bool:
         """Whether calls that do not say so want a cache: where the user set `use_cache` in the configuration."""
-        return bool(self.config.__dict__.get("use_cache")) and not (self.training and self.grad_checkpointing)
+        wished = bool(self.config.__dict__.get("use_cache")) and not (self.training and self.grad_checkpointing)
+        return wished and all(getattr(view.anchor.config, "is_decoder", True) for view in self.views)
 
     def _run(self, stitch: Stitch, inputs: TextInputs) -> ModelOutput:
         """Run a stitch on a text, or on what follows the text in a cache."""
