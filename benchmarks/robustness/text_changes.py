@@ -46,9 +46,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         counts = Counter(row["outcomes"].get(change) for row in tried)
         figures = (counts[outcome] for outcome in ("equal", "refused", "skipped", "DIFFERENT", "RAW"))
         lines.append(f"| {change} | {' | '.join(map(str, figures))} |")
-    lines.append(
-        f"\n{len(tried)} models of {len({row['type'] for row in tried})} types were tried; {len(rows) - len(tried)} are no anchors here.\n"
-    )
+    types = len({row["type"] for row in tried})
+    lines.append(f"\n{len(tried)} models of {types} types were tried; {len(rows) - len(tried)} are no anchors here.\n")
     for row in tried:
         for change, detail in row["details"].items():
             if row["outcomes"][change] in ("DIFFERENT", "RAW"):

@@ -332,7 +332,7 @@ def _clone(module: M, path: str) -> M:
             continue
         if not isinstance(value, MethodType) or value.__self__ is not module:
             raise ValueError(
-                f"{path}.{name} was replaced by {getattr(value, '__qualname__', type(value).__name__)!r:.80}, which a "
+                f"{path}.{name} was replaced by {getattr(value, '__name__', type(value).__name__)!s:.80}, which a "
                 "copy of the module for one stitch cannot take over: replace it in a subclass, or after extract()."
             )
         twin.__dict__[name] = MethodType(value.__func__, twin)
