@@ -156,7 +156,7 @@ def fields_that_the_code_reads(make: Callable[..., Pair]) -> Equal:
     pairs: Equal = []
     for name in sorted(names)[:4]:
         try:
-            pair = make(prepare=lambda m, n=name: m.__init__(_with(m.config, n)))
+            pair = make(prepare=lambda m, n=name: build_with(m, n))
             pairs += pair.both(**pair.batch) + pair.reloaded()
         except Skip:
             continue
@@ -165,9 +165,11 @@ def fields_that_the_code_reads(make: Callable[..., Pair]) -> Equal:
     return pairs
 
 
-def _with(config: Any, name: str) -> Any:
-    setattr(config, name, True)
-    return config
+def build_with(model: Any, name: str) -> None:
+    """Build a model again with a field of its configuration set."""
+    setattr(model.config, name, True)
+    model.__init__(model.config)
+    model.eval()
 
 
 # ── asked for in a call, or on when the network is made ───────────────────────────────────────────────

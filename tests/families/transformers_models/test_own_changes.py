@@ -91,10 +91,11 @@ def test_a_value_that_one_anchor_refuses_is_set_in_none(pair):
     assert not pair.config.output_attentions
 
 
-def test_anchors_of_eager_attention_give_attentions():
+def test_anchors_of_eager_attention_give_attentions(tmp_path):
     net = timm_stitch.stitch([bert(32, 2, attn_implementation="eager"), bert(48, 3, attn_implementation="eager")])
     net.config.output_attentions = True
-    assert len(net(**texts(), stitch_id=1).attentions) == 3
+    again = timm_stitch.from_hub(timm_stitch.save_pretrained(net, tmp_path / "network"))
+    assert [len(network(**texts(), stitch_id=1).attentions) for network in (net, again)] == [3, 3]
 
 
 def test_other_classes_are_new_heads_or_an_error(pair, tmp_path):
@@ -141,6 +142,18 @@ def test_hidden_states_of_one_id_a_row_are_those_of_the_rows(pair):
     assert together[0][2].isnan().all()  # a layer that this row's stitch skips
     with pytest.raises(ValueError, match="hidden_states of stitches with different back anchors"):
         pair(**batch, stitch_id=[0, 1, 1, 1], output_hidden_states=True)
+
+
+def test_outputs_of_layers_are_whole_in_every_door():
+    net, batch = timm_stitch.stitch([bert(32, 3), bert(32, 3, seed=1)]), texts()
+    for asked in ({"output_hidden_states": True}, {}):
+        alone = {k: net(**batch, **asked, stitch_id=k).hidden_states for k in net.stitch_ids}
+        for stitch_id, output in net.forward_each({**batch, **asked}):
+            assert len(output.hidden_states) == len(alone[stitch_id])
+            assert all(map(torch.equal, output.hidden_states, alone[stitch_id]))
+        together = net(**batch, **asked, stitch_id=[0, 0, 2, 3]).hidden_states
+        assert torch.equal(together[1][0], alone[0][1][0])
+        net.config.output_hidden_states = True
 
 
 @pytest.mark.parametrize("divided", [True, False])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy as copying
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from ...anchors.budget import bounded
+from ...network.executor import Notify
 from ...network.extraction import by_number
 from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_ids
 from ...plan.costs import PlanCosts
@@ -73,6 +74,8 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
     def __init__(self, config: SNNetConfig, views: Sequence[TransformersView] | None = None) -> None:
         config = config.unbound()
+        if config.output_attentions and config._attn_implementation is None:  # no other implementation gives them
+            config._attn_implementation = "eager"
         attention = getattr(config, "_attn_implementation_internal", None)
         super().__init__(config)
         self._has_own_weights = views is not None
@@ -238,12 +241,49 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
                 arguments["use_mems"] = False
             inputs = replace(inputs, arguments=arguments)
             inputs = replace(inputs, sums_losses=self._sums_losses(distinct, inputs))
-            output = self.executor.mixed(stitches, inputs, self._notify)
+            run = self._run_apart if self._asks_for_layers(inputs) else self.executor.mixed
+            output = run(stitches, inputs, self._notify)
         else:
             self._notify(stitches[0], inputs.batch_size)
             output = self._run(stitches[0], inputs)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+    def forward_each(self, x: Any, stitch_ids: Sequence[int] | None = None) -> Iterator[tuple[int, Any]]:
+        """Run many stitches on one batch, and share the work of equal first layers; see `StitchableNetwork`.
+
+        Where outputs of single layers are asked for, every stitch runs all its layers.
+        """
+        if not self._asks_for_layers(TextInputs.of(x)):
+            yield from super().forward_each(x, stitch_ids)
+            return
+        ids = list(dict.fromkeys(self.stitch_ids if stitch_ids is None else stitch_ids))
+        stitches = [self._stitch(stitch_id) for stitch_id in ids]
+        inputs = self.prepare_inputs(x, stitches)
+        for stitch in stitches:
+            self._notify(stitch, inputs.batch_size)
+            yield stitch.stitch_id, self.executor.run(stitch, inputs)
+
+    def _asks_for_layers(self, inputs: TextInputs) -> bool:
+        """Whether a call, or the configuration of an anchor, asks for outputs of single layers."""
+        wishes = [value for name, value in inputs.arguments.items() if name.startswith("output_")]
+        fields = (vars(view.anchor.config).items() for view in self.views)
+        wishes += [value for own in fields for name, value in own if name.lstrip("_").startswith("output_")]
+        return any(value is not None and value is not False for value in wishes)
+
+    def _run_apart(self, stitches: Sequence[Stitch], inputs: TextInputs, notify: Notify) -> Any:
+        """Run one stitch for each row as `Executor.mixed`, but each stitch from its first layer on."""
+        rows: dict[Stitch, list[int]] = {}
+        for row, stitch in enumerate(stitches):
+            rows.setdefault(stitch, []).append(row)
+        outputs, counts = [], []
+        for stitch, own in rows.items():
+            part = inputs.pick(torch.tensor(own, device=inputs.device))
+            notify(stitch, len(own))
+            outputs.append(self.executor.run(stitch, part))
+            counts.append(part.num_labels())
+        order = torch.tensor([row for own in rows.values() for row in own], device=inputs.device)
+        return inputs.join(outputs, counts, torch.argsort(order))
 
     def _run(self, stitch: Stitch, inputs: TextInputs) -> ModelOutput:
         return cast("ModelOutput", self.executor.run(stitch, inputs))

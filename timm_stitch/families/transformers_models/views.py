@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=nn.Module)
 
+_OFFSET = 8  # entries that a table of positions may have more than there are positions
 _FOR_OUTPUTS = ("output_hidden_states", "output_attentions", "logits_to_keep", "return_dict")
 _SAVED_AS = {"layers_path": "row", "output_arity": "forms", "droppable_embeddings": "tables"}
 
@@ -125,26 +126,28 @@ class TransformersView(View):
     @property
     def _has_position_table(self) -> bool:
         """Whether something in the model has one entry a position; others compute positions of texts of any length."""
-        limit = self.pretrained_positions
+        limit = self._read_positions()
         if limit is None:
             return False
-        tokens = self.anchor.get_input_embeddings()
-        modules = (m for m in self.anchor.modules() if isinstance(m, nn.Embedding) and m is not tokens)
-        named = (tensor for name, tensor in self.anchor.named_parameters() if "position" in name or "alibi" in name)
-        tables = (*(m.num_embeddings for m in modules), *(max(t.shape, default=0) for t in named))
-        return any(size >= limit for size in tables) or any(
-            buffer.ndim > 1 and max(buffer.shape) >= limit for buffer in self.anchor.buffers()
-        )
+        sizes = [m.num_embeddings for m in self.anchor.modules() if isinstance(m, nn.Embedding)]
+        sizes += [size for buffer in self.anchor.buffers() if buffer.ndim > 1 for size in buffer.shape]
+        sizes += [size for name, p in self.anchor.named_parameters() if "position" in name for size in p.shape]
+        return any(limit <= size <= limit + _OFFSET or size == 2 * limit - 1 for size in sizes)
 
-    @cached_property
-    def pretrained_positions(self) -> int | None:
-        """The number of tokens that the model was made for, where its configuration has one."""
+    def _read_positions(self) -> int | None:
+        """Read the number of positions in the configuration, if it has one."""
         config = self.anchor.config
         try:
             limit = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
         except NotImplementedError:  # XLNet's way to say that it has no limit
             return None
-        if not isinstance(limit, int) or limit <= 0:
+        return limit if isinstance(limit, int) and limit > 0 else None
+
+    @cached_property
+    def pretrained_positions(self) -> int | None:
+        """The number of tokens that the model was made for, where its configuration has one."""
+        limit = self._read_positions()
+        if limit is None:
             return None
         tables = [m for name, m in self.anchor.named_modules() if name.endswith("position_embeddings")]
         first = [pad + 1 for m in tables if isinstance(pad := getattr(m, "padding_idx", None), int)]  # as in RoBERTa
