@@ -127,6 +127,10 @@ def test_a_cache_is_given_where_the_configuration_asks_for_it(language_pair):
     assert language_pair(**texts()).get("cache") is None
     language_pair.config.use_cache = True
     assert language_pair(**texts()).cache is not None
+    config = hf.BertGenerationConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    encoders = timm_stitch.stitch([hf.BertGenerationDecoder(config).eval() for _ in range(2)], kernel_size=1)
+    encoders.config.use_cache = True
+    assert encoders(**texts()).get("cache") is None
 
 
 # ── one stitch a row ──────────────────────────────────────────────────────────────────────────────────

@@ -47,7 +47,8 @@ class AnchorFields:
 
     @property
     def anchor_configs(self) -> tuple[Any, ...]:
-        return self.__dict__.get("_anchor_configs", ())
+        anchor_configs: tuple[Any, ...] = self.__dict__.get("_anchor_configs", ())
+        return anchor_configs
 
     def record_changes(self) -> None:
         """Keep what is set from now on, until there are anchors."""

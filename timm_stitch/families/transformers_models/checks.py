@@ -81,20 +81,6 @@ def check_arguments(inputs: TextInputs, front: TransformersView, is_anchor: bool
         )
 
 
-def check_one_stitch_only(inputs: TextInputs) -> None:
-    """Refuse what belongs to one stitch in a call with several.
-
-    Raises:
-        ValueError: naming it.
-    """
-    wishes = ((name, inputs.arguments.get(name)) for name in (*NAMES, "use_cache", "mems", "use_mems"))
-    names = [name for name, wish in wishes if wish is not None and wish is not False]
-    if names:
-        raise ValueError(
-            f"{names[0]} belongs to one stitch, and this call has several: leave it out, or call each stitch by itself."
-        )
-
-
 def _check_labels(inputs: TextInputs, config: PreTrainedConfig, task: Task) -> None:
     labels = inputs.labels.get("labels")
     if not isinstance(labels, Tensor) or labels.is_floating_point() or not labels.numel():

@@ -105,11 +105,11 @@ class GeneratingModel(StitchedModel, GenerationMixin):
     @property
     def _caches_by_default(self) -> bool:
         """Whether calls that do not say so want a cache: where the user set `use_cache` in the configuration."""
-        wished = bool(self.config.__dict__.get("use_cache")) and not (self.training and self.grad_checkpointing)
-        return wished and all(getattr(view.anchor.config, "is_decoder", True) for view in self.views)
+        return bool(self.config.__dict__.get("use_cache")) and not (self.training and self.grad_checkpointing)
 
     def _run(self, stitch: Stitch, inputs: TextInputs) -> ModelOutput:
         """Run a stitch on a text, or on what follows the text in a cache."""
+        is_asked = "use_cache" in inputs.arguments
         inputs, brought, is_wanted = split_cache(inputs, self._caches_by_default)
         if not is_wanted:
             return super()._run(stitch, inputs)
@@ -120,6 +120,8 @@ class GeneratingModel(StitchedModel, GenerationMixin):
             cache.become(cache_for(stitch, self.views))
         caches = {place: {"cache": own, "use_cache": True} for place, own in cache.segment_caches.items()}
         output = super()._run(stitch, replace(inputs, caches=caches))
+        if brought is None and not is_asked and cache.is_unused:  # of encoders, which keep nothing
+            return output
         cache.add_text(inputs)
         if output["logits"].shape[1] > count:
             output["logits"] = output["logits"][:, -count:]

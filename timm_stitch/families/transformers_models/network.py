@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy as copying
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 import torch
@@ -18,19 +17,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from ...anchors.budget import bounded
-from ...network.executor import Notify
 from ...network.extraction import by_number
 from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_ids
 from ...plan.costs import PlanCosts
 from ...plan.stitch_plan import Stitch, StitchPlan
 from ..family import notify_loaded
-from .cache import NAMES
-from .checks import check_arguments, check_inputs, check_one_stitch_only
+from .checks import check_arguments, check_inputs
 from .configuration import SNNetConfig, check_config
 from .counting import measure
 from .inputs import Arguments, TextInputs
 from .opening import make_batch, reopened
 from .resizing import resize_embeddings
+from .rows import asks_for_layers, run_rows
 from .task_names import LANGUAGE_TASKS, TOKEN_TASKS, UNSUPPORTED
 from .tasks import Task, find_class
 from .views import TransformersView, takes_further_arguments
@@ -235,14 +233,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         inputs = self.prepare_inputs(arguments, distinct)
         if len(distinct) > 1:
             self._check_widths(distinct)
-            check_one_stitch_only(inputs)
-            arguments = {k: v for k, v in inputs.arguments.items() if k not in NAMES and k != "use_cache"}
-            if any(view.takes_mems for view in self.views):
-                arguments["use_mems"] = False
-            inputs = replace(inputs, arguments=arguments)
-            inputs = replace(inputs, sums_losses=self._sums_losses(distinct, inputs))
-            run = self._run_apart if self._asks_for_layers(inputs) else self.executor.mixed
-            output = run(stitches, inputs, self._notify)
+            output = run_rows(self.executor, self.views, stitches, inputs, self._notify)
         else:
             self._notify(stitches[0], inputs.batch_size)
             output = self._run(stitches[0], inputs)
@@ -254,7 +245,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
         Where outputs of single layers are asked for, every stitch runs all its layers.
         """
-        if not self._asks_for_layers(TextInputs.of(x)):
+        if not asks_for_layers(self.views, TextInputs.of(x)):
             yield from super().forward_each(x, stitch_ids)
             return
         ids = list(dict.fromkeys(self.stitch_ids if stitch_ids is None else stitch_ids))
@@ -264,40 +255,8 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             self._notify(stitch, inputs.batch_size)
             yield stitch.stitch_id, self.executor.run(stitch, inputs)
 
-    def _asks_for_layers(self, inputs: TextInputs) -> bool:
-        """Whether a call, or the configuration of an anchor, asks for outputs of single layers."""
-        wishes = [value for name, value in inputs.arguments.items() if name.startswith("output_")]
-        fields = (vars(view.anchor.config).items() for view in self.views)
-        wishes += [value for own in fields for name, value in own if name.lstrip("_").startswith("output_")]
-        return any(value is not None and value is not False for value in wishes)
-
-    def _run_apart(self, stitches: Sequence[Stitch], inputs: TextInputs, notify: Notify) -> Any:
-        """Run one stitch for each row as `Executor.mixed`, but each stitch from its first layer on."""
-        rows: dict[Stitch, list[int]] = {}
-        for row, stitch in enumerate(stitches):
-            rows.setdefault(stitch, []).append(row)
-        outputs, counts = [], []
-        for stitch, own in rows.items():
-            part = inputs.pick(torch.tensor(own, device=inputs.device))
-            notify(stitch, len(own))
-            outputs.append(self.executor.run(stitch, part))
-            counts.append(part.num_labels())
-        order = torch.tensor([row for own in rows.values() for row in own], device=inputs.device)
-        return inputs.join(outputs, counts, torch.argsort(order))
-
     def _run(self, stitch: Stitch, inputs: TextInputs) -> ModelOutput:
         return cast("ModelOutput", self.executor.run(stitch, inputs))
-
-    def _sums_losses(self, stitches: Iterable[Stitch], inputs: TextInputs) -> bool:
-        """Whether the losses of these stitches for parts of the rows add up to that of all."""
-        if "num_items_in_batch" not in inputs.arguments or not inputs.labels:
-            return False
-        sums = {self.views[stitch.back].divides_loss(inputs.rows(0, 1)) for stitch in stitches}
-        if len(sums) > 1:
-            raise ValueError(
-                "some anchors divide their loss by num_items_in_batch and others do not: call each stitch by itself."
-            )
-        return sums.pop()
 
     def _check_widths(self, stitches: Iterable[Stitch]) -> None:
         widths = {self.views[stitch.back].widths[-1] for stitch in stitches}

@@ -21,7 +21,8 @@ from ...errors import WrongTypeError
 from ...network.modes import evaluating
 from .inputs import TextInputs
 from .layer_list import LayerList, PartialForward, running
-from .views import AnchorSpec, TransformersView, make_zero_embedding, replace_module, takes
+from .partial_models import make_zero_embedding, replace_module
+from .views import AnchorSpec, TransformersView, takes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

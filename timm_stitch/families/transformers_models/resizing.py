@@ -6,6 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from ...network.modes import evaluating
+from .inputs import TextInputs
+from .opening import make_batch
 from .views import TransformersView
 
 if TYPE_CHECKING:
@@ -32,12 +37,23 @@ def resize_embeddings(views: Sequence[TransformersView], **arguments: Any) -> No
             stack.enter_context(_unchanged_on_error(view.anchor))
             try:
                 view.anchor.resize_token_embeddings(**arguments)
+                _try_last_token(view)
             except Exception as error:
                 message = " ".join(str(error).split())
                 raise ValueError(
                     f"anchors.{number}, a {type(view.anchor).__name__}, cannot be resized, so that no anchor was "
                     f"({type(error).__name__}: {message:.200}): save each anchor resized, and stitch those."
                 ) from error
+
+
+@torch.no_grad()
+def _try_last_token(view: TransformersView) -> None:
+    """Run a model on its last token: other tables may have one entry a token, too."""
+    weight = view.anchor.get_input_embeddings().weight
+    if not weight.is_meta:
+        with evaluating(view.anchor):
+            batch = make_batch(view.anchor, rows=1)
+            view.call(TextInputs.of({**batch, "input_ids": torch.full_like(batch["input_ids"], len(weight) - 1)}), None)
 
 
 @contextmanager

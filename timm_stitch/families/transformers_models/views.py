@@ -11,24 +11,22 @@ import copy
 import inspect
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
-from types import MethodType
-from typing import TYPE_CHECKING, TypeVar, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from ...anchors.modules import child, drop_hooks, find_submodule, hooks_of, partial_copy
+from ...anchors.modules import child, find_submodule
 from ...anchors.view import View
 from ...network.modes import evaluating
 from .inputs import TextInputs
 from .layer_list import LayerList, PartialForward, running
+from .partial_models import Omitted, make_placeholder, make_zero_embedding, replace_module, without
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.utils import ModelOutput
-
-M = TypeVar("M", bound=nn.Module)
 
 _OFFSET = 8  # entries that a table of positions may have more than there are positions
 _FOR_OUTPUTS = ("output_hidden_states", "output_attentions", "logits_to_keep", "return_dict")
@@ -273,7 +271,7 @@ class TransformersView(View):
         dropped |= {f"{name}.weight" for name in embeddings} - after
         twin = copy.copy(self)
         twin.is_partial, twin.has_head = True, head
-        twin.anchor = _without(self.anchor, dropped, {*embeddings, spec.layers_path}, type(self.anchor).__name__)
+        twin.anchor = without(self.anchor, dropped, {*embeddings, spec.layers_path}, type(self.anchor).__name__)
         for name in {name.rpartition(".")[0] for name in dropped} - {"", *embeddings}:
             module = find_submodule(twin.anchor, name)
             if module is not None and not module._modules and not any(True for _ in module.parameters()):
@@ -292,111 +290,16 @@ class TransformersView(View):
         return find_submodule(self.anchor, self.block_name(index)) is not None
 
 
-class Omitted(nn.Module):
-    """A module behind the layers, in the place of one that no stitch of an extracted network needs."""
-
-    def forward(self, h: Tensor, *_: object, **__: object) -> Tensor:
-        return h
-
-
-def _without(model: M, dropped: set[str], replaced: set[str], path: str) -> M:
-    """Copy a model without the parameters of some names; modules that stay as they are stay the same objects.
-
-    Args:
-        model: the model.
-        dropped: the names of parameters to leave out.
-        replaced: the names of modules that will be replaced in the copy.
-        path: the model's name, for errors.
-    """
-    twin = _clone(model, path)
-    twin._parameters = {k: None if k in dropped else v for k, v in model._parameters.items()}
-    twin._buffers = dict(model._buffers)
-    for name, module in model._modules.items():
-        inside, other = ({k[len(name) + 1 :] for k in own if k.startswith(name + ".")} for own in (dropped, replaced))
-        if module is not None and name not in replaced and (inside or other):
-            twin._modules[name] = _without(module, inside, other, f"{path}.{name}")
-    return twin
-
-
-def _clone(module: M, path: str) -> M:
-    """Copy a module with its hooks and the methods that it has of its own, and with the same submodules.
-
-    Raises:
-        ValueError: if a method was replaced by a function that may belong to the module itself.
-    """
-    twin = cast("M", object.__new__(type(module)))
-    twin.__dict__.update(module.__dict__, _modules=dict(module._modules))
-    twin.__dict__.update({name: copy.copy(hooks) for name, hooks in hooks_of(module).items()})
-    if "_hf_hook" in twin.__dict__:  # Accelerate's wrapped forward is bound to the module itself
-        twin.__dict__.pop("forward", None)
-    twin.__dict__.pop("_compiled_call_impl", None)
-    for name, value in list(twin.__dict__.items()):
-        if not callable(value) or not callable(getattr(type(module), name, None)) or isinstance(value, nn.Module):
-            continue
-        if not isinstance(value, MethodType) or value.__self__ is not module:
-            raise ValueError(
-                f"{path}.{name} was replaced by {getattr(value, '__name__', type(value).__name__)!s:.80}, which a "
-                "copy of the module for one stitch cannot take over: replace it in a subclass, or after extract()."
-            )
-        twin.__dict__[name] = MethodType(value.__func__, twin)
-    return twin
-
-
 def takes(model: PreTrainedModel, name: str) -> bool:
     """Whether a model's forward takes an argument, or passes it on to one that does."""
     if name in inspect.signature(model.forward).parameters:
         return True
     inside = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
-    passes_on = takes_further_arguments(model) and isinstance(inside, nn.Module)
-    return bool(passes_on and name in inspect.signature(inside.forward).parameters)
+    if not isinstance(inside, nn.Module) or not takes_further_arguments(model):
+        return False
+    return name in inspect.signature(inside.forward).parameters
 
 
 def takes_further_arguments(model: PreTrainedModel) -> bool:
     """Whether a model's forward takes arguments that it does not name."""
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the submodule of a dotted name."""
-    owner, _, leaf = name.rpartition(".")
-    child(model, owner)._modules[leaf] = module
-
-
-def make_placeholder(module: nn.Module) -> nn.Module:
-    """Make a module with the same attributes and no tensors."""
-    twin = partial_copy(module, set())
-    drop_hooks(twin)
-    twin._parameters, twin._buffers = dict.fromkeys(module._parameters), dict.fromkeys(module._buffers)
-    twin._modules = {name: None if m is None else make_placeholder(m) for name, m in module._modules.items()}
-    return twin
-
-
-def make_zero_embedding(embedding: nn.Module) -> nn.Module:
-    """Make an embedding that gives zeros and holds no table."""
-    cls, weight = type(embedding), cast("Tensor", embedding.weight)
-    twin = partial_copy(embedding, set())
-    drop_hooks(twin)
-    twin.__class__ = _zero_class(cls)
-    twin._parameters, twin._buffers, twin._modules = {}, dict(embedding._buffers), dict(embedding._modules)
-    twin.register_buffer("zero", weight.new_zeros(()), persistent=False)
-    # transformers does not initialise it again.
-    twin.__dict__.update(table_shape=tuple(weight.shape), _is_hf_initialized=True)
-    return twin
-
-
-@cache
-def _zero_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """Make the class of embeddings that give zeros, from one of embeddings; what is pickled names the latter."""
-
-    def reduce(embedding: nn.Module, _: object) -> tuple[object, ...]:
-        return _new_zero_embedding, (cls,), embedding.__dict__
-
-    return type(cls.__name__, (cls,), {"weight": property(_zeros), "__reduce_ex__": reduce})
-
-
-def _new_zero_embedding(cls: type[nn.Module]) -> nn.Module:
-    return cast("nn.Module", object.__new__(_zero_class(cls)))
-
-
-def _zeros(embedding: nn.Module) -> Tensor:
-    return cast("Tensor", embedding.zero).new_zeros(()).expand(embedding.__dict__["table_shape"])
