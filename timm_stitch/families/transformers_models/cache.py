@@ -47,12 +47,6 @@ class StitchCache(Cache):
         """The number of tokens that it holds."""
         return int(self.text.get_seq_length())
 
-    @property
-    def is_unused(self) -> bool:
-        """Whether no layer has kept anything."""
-        layers = (layer for cache in self.segment_caches.values() for layer in cache.layers)
-        return not any(getattr(layer, "is_initialized", True) for layer in layers)
-
     def add_text(self, inputs: TextInputs) -> None:
         """Add the text of a call that ran, and make skipped layers as long as those that ran."""
         rows, count = inputs.main.shape[:2]

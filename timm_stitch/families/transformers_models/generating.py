@@ -11,7 +11,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from ...network.stitchable import StitchIds, is_sequence_of_ids
 from ...plan.stitch_plan import Stitch
-from .cache import StitchCache, cache_for, split_cache
+from .cache import NAMES, StitchCache, cache_for, split_cache
 from .inputs import TextInputs
 from .network import StitchedModel
 
@@ -120,8 +120,8 @@ class GeneratingModel(StitchedModel, GenerationMixin):
             cache.become(cache_for(stitch, self.views))
         caches = {place: {"cache": own, "use_cache": True} for place, own in cache.segment_caches.items()}
         output = super()._run(stitch, replace(inputs, caches=caches))
-        if brought is None and not is_asked and cache.is_unused:  # of encoders, which keep nothing
-            return output
+        if brought is None and not is_asked and all(output.get(name) is None for name in NAMES):
+            return output  # of encoders, which give no cache
         cache.add_text(inputs)
         if output["logits"].shape[1] > count:
             output["logits"] = output["logits"][:, -count:]

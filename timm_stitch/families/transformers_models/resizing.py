@@ -50,7 +50,7 @@ def resize_embeddings(views: Sequence[TransformersView], **arguments: Any) -> No
 def _try_last_token(view: TransformersView) -> None:
     """Run a model on its last token: other tables may have one entry a token, too."""
     weight = view.anchor.get_input_embeddings().weight
-    if not weight.is_meta:
+    if isinstance(weight, torch.Tensor) and not weight.is_meta:
         with evaluating(view.anchor):
             batch = make_batch(view.anchor, rows=1)
             view.call(TextInputs.of({**batch, "input_ids": torch.full_like(batch["input_ids"], len(weight) - 1)}), None)
