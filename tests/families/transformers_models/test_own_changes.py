@@ -102,6 +102,9 @@ def test_other_classes_are_new_heads_or_an_error(pair, tmp_path):
     folder = saved(pair, tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         CLASSIFIER.from_pretrained(folder, num_labels=5)
+    named = timm_stitch.save_pretrained(pair, tmp_path / "named")
+    with pytest.raises(ValueError, match="do not fit num_labels: leave it out, or add ignore_mismatched_sizes=True"):
+        timm_stitch.from_hub(named, num_labels=5)
     net = CLASSIFIER.from_pretrained(folder, num_labels=5, ignore_mismatched_sizes=True)
     assert [net(**texts(), stitch_id=k).logits.shape[-1] for k in net.stitch_ids] == [5] * net.num_stitches
     assert net.config.num_labels == 5
