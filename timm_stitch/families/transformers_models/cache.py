@@ -112,9 +112,9 @@ def _is_filled(layer: object) -> bool:
     return bool(getattr(layer, "is_initialized", False)) and getattr(layer, "keys", None) is not None
 
 
-def split_cache(inputs: TextInputs) -> tuple[TextInputs, object, bool]:
-    """Split a call into one without a cache, its cache, and whether it wants one."""
+def split_cache(inputs: TextInputs, default: bool = False) -> tuple[TextInputs, object, bool]:
+    """Split a call into one without a cache, its cache, and whether it wants one; `default` where it does not say."""
     arguments = dict(inputs.arguments)
     caches = [arguments.pop(name) for name in NAMES if name in arguments]
-    is_wanted = bool(arguments.pop("use_cache", False)) or bool(caches)
+    is_wanted = bool(arguments.pop("use_cache", default)) or bool(caches)
     return replace(inputs, arguments=arguments, caches={}), caches[0] if caches else None, is_wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor
 
 from .cache import NAMES
@@ -49,14 +50,35 @@ def check_inputs(inputs: TextInputs, config: PreTrainedConfig, task: Task, limit
             f"attention_mask of shape {tuple(mask.shape)} does not fit input_ids of shape {tuple(ids.shape)}: give "
             "both as the tokenizer gives them."
         )
-    if ids.device.type != "cpu" or not ids.numel():
-        return  # reading values would wait for the device
+    if ids.device.type != "cpu" or not ids.numel() or torch.compiler.is_compiling():
+        return  # reading values would wait for the device, and tensors that are exported have none
     vocab_size = config.vocab_size
     if int(ids.max()) >= vocab_size or int(ids.min()) < 0:
         raise ValueError(
             f"input_ids has {int(ids.max())}, and the anchors know tokens 0 to {vocab_size - 1}: use their tokenizer."
         )
     _check_labels(inputs, config, task)
+
+
+def check_arguments(inputs: TextInputs, front: TransformersView, is_anchor: bool) -> None:
+    """Refuse embeddings that are not those of the front anchor, and memories of one model for two.
+
+    Args:
+        inputs: the inputs of the call.
+        front: the anchor with which the stitch begins.
+        is_anchor: whether the stitch is that anchor alone.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    if not is_anchor and inputs.arguments.get("mems") is not None:
+        raise ValueError("mems are those of one model's layers: give them with the stitch of that anchor alone.")
+    embeds = inputs.arguments.get("inputs_embeds")
+    if isinstance(embeds, Tensor) and embeds.shape[-1] != front.embedding_width:
+        raise ValueError(
+            f"inputs_embeds has {embeds.shape[-1]} channels, and the stitch begins with {type(front.anchor).__name__} "
+            f"of {front.embedding_width}: give those of model.anchors[{front.number}].get_input_embeddings()."
+        )
 
 
 def _check_labels(inputs: TextInputs, config: PreTrainedConfig, task: Task) -> None:

@@ -15,6 +15,7 @@ from ...errors import one_line_errors
 from ...plan.bounds import MOST_ANCHORS, MOST_BLOCKS, MOST_NAME
 from ...plan.stitch_plan import StitchPlan
 from ..family import Config
+from .anchor_fields import COMMON_FIELDS, AnchorFields
 from .saved_fields import (
     MOST_LETTERS,
     MOST_LEVELS,
@@ -23,6 +24,7 @@ from .saved_fields import (
     check_class_count,
     check_own,
     check_value_count,
+    has_field,
     keep_known,
 )
 from .task_names import MODEL_TYPE
@@ -31,13 +33,9 @@ from .views import AnchorSpec, TransformersView
 _DROPPED = ("_name_or_path", "_model_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 # `check_config` checks the first four; the origin of a network is shown and not read.
 _CHECKED_ELSEWHERE = ("anchors", "classes", "openings", "plan", "model_type", "_name_or_path")
-_COMMON_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "pad_token_id", "bos_token_id",
-    "eos_token_id", "image_size", "num_channels", "patch_size",
-)  # fmt: skip
 
 
-class SNNetConfig(PreTrainedConfig):
+class SNNetConfig(AnchorFields, PreTrainedConfig):
     """What a stitched network of transformers' models is made of.
 
     Args:
@@ -64,6 +62,7 @@ class SNNetConfig(PreTrainedConfig):
             for name, value in _common_fields(self.anchors, self.openings).items():
                 kwargs.setdefault(name, value)
         super().__post_init__(**kwargs)
+        self.record_changes()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -73,8 +72,26 @@ class SNNetConfig(PreTrainedConfig):
             ValueError: if it holds more than what the network is.
         """
         check_own({name: value for name, value in config_dict.items() if name not in _CHECKED_ELSEWHERE})
+        changes = {name: kwargs.pop(name) for name in list(kwargs) if _is_anchor_field(name, config_dict)}
         with one_line_errors("this config.json is not that of a network"):
-            return super().from_dict(config_dict, **kwargs)
+            result = super().from_dict(config_dict, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        for name, value in changes.items():
+            setattr(config, name, value)
+        return result
+
+    def anchor_dicts(self) -> list[Any]:
+        return [_anchor_dict(config) for config in self.anchor_configs]
+
+
+def _is_anchor_field(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether an argument of `from_pretrained` is a field of the anchors of a `config.json`."""
+    if name in ("num_labels", "output_attentions"):  # transformers takes these before there is a configuration
+        return True
+    anchors = config.get("anchors")
+    kinds = [a.get("model_type") for a in anchors if isinstance(a, Mapping)] if isinstance(anchors, list) else []
+    known = [kind for kind in kinds if isinstance(kind, str) and kind in CONFIG_MAPPING]
+    return not hasattr(SNNetConfig, name) and any(has_field(CONFIG_MAPPING[kind], name) for kind in known)
 
 
 def _common_fields(anchors: list[Any], openings: list[Any] | None) -> dict[str, object]:
@@ -82,7 +99,7 @@ def _common_fields(anchors: list[Any], openings: list[Any] | None) -> dict[str, 
     last = anchors[-1] if isinstance(anchors[-1], Mapping) else {}
     arity = openings[-1].get("forms") if openings and isinstance(openings[-1], Mapping) else None
     depth = {"num_hidden_layers": len(arity)} if isinstance(arity, (list, tuple)) and arity else {}
-    present = {name: last[name] for name in _COMMON_FIELDS if last.get(name) is not None}
+    present = {name: last[name] for name in COMMON_FIELDS if last.get(name) is not None}
     return {**depth, **present, "tie_word_embeddings": False}
 
 
@@ -99,6 +116,7 @@ def make_config(views: Sequence[TransformersView], plan: StitchPlan, stitch_id: 
         **{name: value for name, value in labels.items() if value is not None},
     )
     config.dtype = next(last.parameters()).dtype
+    config._attn_implementation = last.config._attn_implementation
     return config
 
 
@@ -138,6 +156,7 @@ def check_config(config: SNNetConfig) -> tuple[list[PreTrainedConfig], list[Anch
     for anchor in anchors:
         fields = {name: _decode(value) for name, value in anchor.items() if name not in ("model_type", *SHOWN)}
         configs.append(CONFIG_MAPPING[anchor["model_type"]].from_dict(fields))
+    config.apply_changes(configs)
     if config.num_labels != configs[-1].num_labels:
         raise ValueError(
             f"the configuration has num_labels={config.num_labels} and the anchors {configs[-1].num_labels}: load the "

@@ -33,7 +33,7 @@ def write_network(model: StitchedModel, folder: Path, label_names: Sequence[str]
         name_labels(model, label_names)
     model.record(plan=model.plan.to_dict(), stitch_id=model.stitch_id, architectures=[type(model).__name__])
     model.config.dtype = next(model.parameters()).dtype
-    check_config(model.config)
+    check_config(model.config.unbound())
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
@@ -86,7 +86,15 @@ def read_network(saved: SavedNetwork, arguments: Options) -> StitchedModel:
     safe = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
     refusal = f"leave out {', '.join(sorted(kwargs))}: networks of transformers' models do not load with it"
     with _quiet_transformers(), library_errors(refusal, *([TypeError] if kwargs else [])):
-        model, report = cls.from_pretrained(folder, output_loading_info=True, **safe, **kwargs)
+        try:
+            model, report = cls.from_pretrained(folder, output_loading_info=True, **safe, **kwargs)
+        except RuntimeError as error:
+            if not kwargs or "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"the weights in {str(folder)!r} do not fit {', '.join(sorted(kwargs))}: leave it out, or add "
+                "ignore_mismatched_sizes=True for new parts with random weights."
+            ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(

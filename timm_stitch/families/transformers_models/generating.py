@@ -11,7 +11,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from ...network.stitchable import StitchIds, is_sequence_of_ids
 from ...plan.stitch_plan import Stitch
-from .cache import StitchCache, cache_for, split_cache
+from .cache import NAMES, StitchCache, cache_for, split_cache
 from .inputs import TextInputs
 from .network import StitchedModel
 
@@ -46,11 +46,22 @@ class GeneratingModel(StitchedModel, GenerationMixin):
         Raises:
             ValueError: if an id is not in the plan.
         """
-        if stitch_id is not None:
-            kwargs["stitch_id"] = stitch_id
+        settings = kwargs.get("generation_config") or self.generation_config
+        if kwargs.get("assistant_early_exit", getattr(settings, "assistant_early_exit", None)) is not None:
+            raise ValueError(
+                "assistant_early_exit drafts by the first layers of one model: give assistant_stitch_id, the id of a "
+                "cheaper stitch."
+            )
         several = is_sequence_of_ids(stitch_id)
-        if not several:
-            self._stitch(stitch_id)
+        if several:
+            if kwargs.get("inputs_embeds") is not None:
+                raise ValueError(
+                    "inputs_embeds needs a cache, which belongs to one stitch: generate with one stitch_id, or from "
+                    "input_ids."
+                )
+            kwargs["stitch_id"] = torch.as_tensor(stitch_id)  # repeated for each beam
+        elif stitch_id is not None:
+            kwargs["stitch_id"] = self._stitch(stitch_id).stitch_id
         if several or not all(view.takes_cache for view in self.views):
             kwargs["use_cache"] = False
         if assistant_stitch_id is not None:  # both extracted: transformers gives the assistant the call's arguments
@@ -61,14 +72,20 @@ class GeneratingModel(StitchedModel, GenerationMixin):
         return super().generate(inputs, *args, **kwargs)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Any, *args: Any, cache: Any = None, attention_mask: Any = None, **kwargs: Any
+        self,
+        input_ids: Any,
+        *args: Any,
+        cache: Any = None,
+        attention_mask: Any = None,
+        inputs_embeds: Any = None,
+        **kwargs: Any,
     ) -> Any:
         """Prepare inputs as the back anchor does: what its layers take after the first token differs between models."""
         stitch_id = kwargs.get("stitch_id")
         stitch = self.plan.stitches[-1] if is_sequence_of_ids(stitch_id) else self._stitch(stitch_id)
         anchor: Any = self.views[stitch.back].anchor
         return anchor.prepare_inputs_for_generation(
-            input_ids, *args, cache=cache, attention_mask=attention_mask, **kwargs
+            input_ids, *args, cache=cache, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
         )
 
     def _prepare_cache_for_generation(
@@ -85,9 +102,15 @@ class GeneratingModel(StitchedModel, GenerationMixin):
                 cache.activate_past_recording()
         return prepared
 
+    @property
+    def _caches_by_default(self) -> bool:
+        """Whether calls that do not say so want a cache: where the user set `use_cache` in the configuration."""
+        return bool(self.config.__dict__.get("use_cache")) and not (self.training and self.grad_checkpointing)
+
     def _run(self, stitch: Stitch, inputs: TextInputs) -> ModelOutput:
         """Run a stitch on a text, or on what follows the text in a cache."""
-        inputs, brought, is_wanted = split_cache(inputs)
+        is_asked = "use_cache" in inputs.arguments
+        inputs, brought, is_wanted = split_cache(inputs, self._caches_by_default)
         if not is_wanted:
             return super()._run(stitch, inputs)
         cache = cache_for(stitch, self.views, brought)
@@ -97,6 +120,8 @@ class GeneratingModel(StitchedModel, GenerationMixin):
             cache.become(cache_for(stitch, self.views))
         caches = {place: {"cache": own, "use_cache": True} for place, own in cache.segment_caches.items()}
         output = super()._run(stitch, replace(inputs, caches=caches))
+        if brought is None and not is_asked and all(output.get(name) is None for name in NAMES):
+            return output  # of encoders, which give no cache
         cache.add_text(inputs)
         if output["logits"].shape[1] > count:
             output["logits"] = output["logits"][:, -count:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,12 +28,14 @@ class TextInputs:
         labels: the arguments from which a stitch computes its loss.
         caches: the arguments that bring a segment its cache, by (anchor, first layer); empty for none.
         shifts_labels: whether a position predicts the next one, as in causal language models.
+        sums_losses: whether the losses of parts of the rows add up, as those divided by `num_items_in_batch` do.
     """
 
     arguments: Arguments
     labels: Arguments = field(default_factory=dict)
     caches: Mapping[tuple[int, int], Arguments] = field(default_factory=dict)
     shifts_labels: bool = False
+    sums_losses: bool = False
 
     @classmethod
     def of(cls, batch: object, shifts_labels: bool = False) -> TextInputs:
@@ -112,19 +115,58 @@ class TextInputs:
     def join(self, outputs: Sequence[Any], num_labels: Sequence[int], order: Tensor) -> Any:
         """Join the outputs for parts of the rows.
 
+        Rows whose stitches ran fewer layers have NaN in the hidden states and attentions of those that they skipped.
+
         Args:
             outputs: the outputs, mappings of tensors.
             num_labels: the number of labels that counted in the loss of each.
             order: the place of each row in the outputs, one after another.
+
+        Raises:
+            ValueError: naming an output that cannot be joined.
         """
-        joined: dict[str, Tensor] = {}
-        for name in outputs[0]:
+        counts = [next(t for t in output.values() if isinstance(t, Tensor) and t.ndim).shape[0] for output in outputs]
+        joined: dict[str, object] = {}
+        for name in dict.fromkeys(name for output in outputs for name in output):
             parts = [output.get(name) for output in outputs]
-            if not all(isinstance(part, Tensor) for part in parts):
-                continue
-            if name == "loss":
+            if name == "loss" and self.sums_losses:
+                joined[name] = sum(parts)
+            elif name == "loss":
                 total = sum(part * n for part, n in zip(parts, num_labels, strict=True))
                 joined[name] = total / max(sum(num_labels), 1)
-            elif len({part.shape[1:] for part in parts}) == 1:
-                joined[name] = torch.cat(parts).index_select(0, order)
+            else:
+                joined[name] = _join_rows(name, parts, counts, order)
         return type(outputs[0])(**joined)
+
+
+def _join_rows(name: str, parts: Sequence[Any], counts: Sequence[int], order: Tensor) -> Any:
+    """Join one output of several parts of the rows: a tensor, or a tuple of one tensor a layer, from the last back.
+
+    Raises:
+        ValueError: if the parts do not have rows of one shape.
+    """
+    if all(part is None for part in parts):
+        return None
+    if all(isinstance(part, (tuple, list)) for part in parts):
+        depth = max(map(len, parts))
+        layers = [[None] * (depth - len(part)) + list(part) for part in parts]
+        return tuple(_join_rows(name, layer, counts, order) for layer in zip(*layers, strict=True))
+    present = [part for part in parts if part is not None]
+    if (
+        not all(
+            isinstance(part, Tensor) and part.ndim and part.shape[0] == count
+            for part, count in zip(parts, counts, strict=True)
+            if part is not None
+        )
+        or len({part.shape[1:] for part in present}) > 1
+    ):
+        raise ValueError(
+            f"{name} of stitches with different back anchors, or not of one row a text, cannot be joined: call each "
+            f"stitch by itself, or do without {name}."
+        )
+    like = present[0]
+    rows = [
+        like.new_full((count, *like.shape[1:]), math.nan) if part is None else part
+        for part, count in zip(parts, counts, strict=True)
+    ]
+    return torch.cat(rows).index_select(0, order)

@@ -36,6 +36,7 @@ class PartialForward:
         stop: the layer before which the forward ends; None runs all layers that follow, and what comes after them.
         inserted: the activation to insert before layer `start`; None leaves the one that is there.
         wanted: the boundaries whose activations are recorded.
+        exits: whether the forward ends at `stop`; exporters cannot follow that, so that it then runs on without layers.
 
     Attributes:
         activations: the activations at these boundaries.
@@ -50,15 +51,20 @@ class PartialForward:
     wanted: Collection[int] = ()
     activations: dict[int, Tensor] = field(default_factory=dict)
     entered: bool = False
+    exits: bool = True
     sequence: list[Layer] | None = None
 
     def cross(self, boundary: int, h: Tensor) -> Tensor:
         """Record the activation at a boundary, insert the one that starts here, and end where the forward ends."""
         if boundary == self.start and self.inserted is not None:
+            if self.entered:
+                raise ValueError(
+                    "its layers run more than once, which they did not when it was stitched: stitch again."
+                )
             h, self.entered = self.inserted, True
         if boundary in self.wanted:
             self.activations[boundary] = h
-        if boundary == self.stop:
+        if boundary == self.stop and self.exits:
             raise StopForward
         return h
 
@@ -67,14 +73,14 @@ class LayerList(nn.ModuleList):
     """The layers of an anchor, in the place of their list.
 
     Args:
-        layers: the list's modules by name; in an extracted network None for those that it lacks.
+        layers: the list's modules by name; an extracted network lacks some.
         output_arity: the length of the tuple that each layer returns; 0 if it returns a tensor.
         placeholders: modules with the attributes of the layers that are not here, by their number.
     """
 
     def __init__(
         self,
-        layers: dict[str, nn.Module | None],
+        layers: dict[str, nn.Module],
         output_arity: Sequence[int],
         placeholders: dict[int, nn.Module] | None = None,
     ) -> None:
@@ -84,20 +90,24 @@ class LayerList(nn.ModuleList):
         self.output_arity = tuple(output_arity)
         self.__dict__["placeholders"] = placeholders or {}  # no modules of this one
 
+    @property
+    def depth(self) -> int:
+        """The number of layers and placeholders that there are now."""
+        return len(self._modules) + len(self.__dict__["placeholders"])
+
     def layer(self, index: int) -> nn.Module:
         """Get a layer, or its placeholder."""
-        layer: nn.Module = list(self._modules.values())[index] or self.__dict__["placeholders"][index]
-        return layer
+        layer: nn.Module | None = self._modules.get(str(index))
+        return self.__dict__["placeholders"][index] if layer is None else layer
 
     def _make_sequence(self, partial: PartialForward) -> list[Layer]:
         """Make what a model's loop runs over in a partial forward."""
-        depth = len(self._modules)
-        stop = depth if partial.stop is None else partial.stop
+        stop = self.depth if partial.stop is None else partial.stop
         enters = partial.inserted is not None or 0 in (stop, *partial.wanted)
         watched = {partial.start, stop, *partial.wanted}
         sequence: list[Layer] = []
-        for index, module in enumerate(self._modules.values()):
-            runs, layer = partial.start <= index < stop, module or self.__dict__["placeholders"][index]
+        for index in range(self.depth):
+            runs, layer = partial.start <= index < stop, self.layer(index)
             before = 0 if index == partial.start == 0 and enters else None
             after = index + 1 if index + 1 in watched and (runs or index + 1 == partial.start) else None
             if not runs:
@@ -116,15 +126,18 @@ class LayerList(nn.ModuleList):
             partial.sequence = self._make_sequence(partial)
         return partial.sequence
 
+    def __len__(self) -> int:
+        return self.depth
+
     def __iter__(self) -> Iterator[Any]:
         sequence = self._current_sequence()
-        return super().__iter__() if sequence is None else iter(sequence)
+        return iter([self.layer(i) for i in range(self.depth)] if sequence is None else sequence)
 
     def __getitem__(self, index: int | slice) -> Any:
         sequence = self._current_sequence()
         if sequence is not None:
             return sequence[index]
-        return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+        return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else list(self)[index]
 
 
 class RecordedLayer:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy as copying
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
@@ -24,16 +23,17 @@ from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_i
 from ...plan.costs import PlanCosts
 from ...plan.stitch_plan import Stitch, StitchPlan
 from ..family import notify_loaded
-from .cache import NAMES
-from .checks import check_inputs
+from .checks import check_arguments, check_inputs
 from .configuration import SNNetConfig, check_config
 from .counting import measure
 from .inputs import Arguments, TextInputs
 from .loading_checks import check_folder, without_kernels
 from .opening import make_batch, reopened
+from .resizing import resize_embeddings
+from .rows import asks_for_layers, run_rows
 from .task_names import LANGUAGE_TASKS, TOKEN_TASKS, UNSUPPORTED
 from .tasks import Task, find_class
-from .views import TransformersView
+from .views import TransformersView, takes_further_arguments
 
 if TYPE_CHECKING:
     from transformers.utils import ModelOutput
@@ -73,6 +73,9 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def __init__(self, config: SNNetConfig, views: Sequence[TransformersView] | None = None) -> None:
+        config = config.unbound()
+        if config.output_attentions and config._attn_implementation is None:  # no other implementation gives them
+            config._attn_implementation = "eager"
         attention = getattr(config, "_attn_implementation_internal", None)
         super().__init__(config)
         self._has_own_weights = views is not None
@@ -83,6 +86,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         for number, view in enumerate(views):
             view.number = number
         self._assemble(views, plan, True, config.stitch_id)
+        config.bind([view.anchor.config for view in views])
         if config.only is not None:
             self.__dict__.update(self.extract(config.only).__dict__)
         self._forward_attributes()
@@ -167,6 +171,42 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         """Get the input embeddings of the first anchor."""
         return self._first_anchor.get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module) -> NoReturn:
+        """Refuse: each anchor has embeddings of its own.
+
+        Raises:
+            ValueError: saying so.
+        """
+        raise ValueError("each anchor has its own embeddings: set those of model.anchors[i], for each of them.")
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> Any:
+        """Resize the embeddings of tokens of all anchors, and the heads that predict tokens, as transformers does.
+
+        Args:
+            new_num_tokens, pad_to_multiple_of, mean_resizing: the arguments of transformers' method.
+
+        Returns:
+            The input embeddings of the first anchor.
+
+        Raises:
+            ValueError: if an anchor cannot be resized; nothing is changed then.
+        """
+        if new_num_tokens is not None or pad_to_multiple_of is not None:
+            sizes = {"new_num_tokens": new_num_tokens, "pad_to_multiple_of": pad_to_multiple_of}
+            resize_embeddings(self.views, **sizes, mean_resizing=mean_resizing)
+            self._forward_attributes()
+        return self.get_input_embeddings()
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the anchors take `num_items_in_batch`, which transformers' `Trainer` then gives."""
+        return all(
+            getattr(view.anchor, "accepts_loss_kwargs", True) and takes_further_arguments(view.anchor)
+            for view in self.views
+        )
+
     @property
     def _first_anchor(self) -> PreTrainedModel:
         return self.views[self.plan.stitches[0].front].anchor
@@ -182,10 +222,12 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────
 
     def prepare_inputs(self, x: object, stitches: Iterable[Stitch]) -> TextInputs:
-        inputs = TextInputs.of(x, self.shifts_labels)
+        inputs, views, limits = TextInputs.of(x, self.shifts_labels), self.views, []
         for stitch in stitches:
             self.executor.check_anchors(stitch, self._modules["anchors"])
-        check_inputs(inputs, self.config, self.task, self.max_positions)
+            limits += [limit for number in stitch.anchors if (limit := views[number].max_positions)]
+            check_arguments(inputs, views[stitch.front], stitch.is_anchor)
+        check_inputs(inputs, self.config, self.task, min(limits, default=None))
         return inputs
 
     def call(self, x: Arguments, stitch_id: StitchIds | None = None) -> Any:
@@ -201,14 +243,27 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         inputs = self.prepare_inputs(arguments, distinct)
         if len(distinct) > 1:
             self._check_widths(distinct)
-            caching = (*NAMES, "use_cache")  # a cache belongs to one stitch
-            inputs = replace(inputs, arguments={k: v for k, v in inputs.arguments.items() if k not in caching})
-            output = self.executor.mixed(stitches, inputs, self._notify)
+            output = run_rows(self.executor, self.views, stitches, inputs, self._notify)
         else:
             self._notify(stitches[0], inputs.batch_size)
             output = self._run(stitches[0], inputs)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+    def forward_each(self, x: Any, stitch_ids: Sequence[int] | None = None) -> Iterator[tuple[int, Any]]:
+        """Run many stitches on one batch, and share the work of equal first layers; see `StitchableNetwork`.
+
+        Where outputs of single layers are asked for, every stitch runs all its layers.
+        """
+        if not asks_for_layers(self.views, TextInputs.of(x)):
+            yield from super().forward_each(x, stitch_ids)
+            return
+        ids = list(dict.fromkeys(self.stitch_ids if stitch_ids is None else stitch_ids))
+        stitches = [self._stitch(stitch_id) for stitch_id in ids]
+        inputs = self.prepare_inputs(x, stitches)
+        for stitch in stitches:
+            self._notify(stitch, inputs.batch_size)
+            yield stitch.stitch_id, self.executor.run(stitch, inputs)
 
     def _run(self, stitch: Stitch, inputs: TextInputs) -> ModelOutput:
         return cast("ModelOutput", self.executor.run(stitch, inputs))
@@ -230,7 +285,8 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
     def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self:
         alone = super().extract(stitch_id, copy)
-        alone.config = copying.deepcopy(self.config)
+        alone.config = self.config.unbound()
+        alone.config.bind([view.anchor.config for view in alone.views])
         alone.record(only=alone.stitch_id, stitch_id=alone.stitch_id)
         alone._forward_attributes()
         own = dict(alone.named_parameters(remove_duplicate=False))
@@ -266,11 +322,12 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             self.length = before
 
     def _length(self, length: int | None = None) -> int:
+        if length is None:
+            return min([self.length, *(v.pretrained_positions for v in self.views if v.pretrained_positions)])
         limit = self.max_positions
-        if length is not None and not 1 <= length <= (limit or length):
+        if not 1 <= length <= (limit or length):
             raise ValueError(f"length={length} is out of range: the anchors take 1 to {limit} tokens.")
-        length = self.length if length is None else length
-        return min(length, limit) if limit else length
+        return length
 
     def extra_metrics(self, num_samples: int, num_labels: int, loss: float) -> dict[str, Any]:
         if self.main_input_name == "pixel_values":
@@ -285,5 +342,5 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
     @property
     def max_positions(self) -> int | None:
-        """The largest number of tokens that the anchors take; None where their configurations have none."""
+        """The largest number of tokens that all anchors take; None where none of them has a table of positions."""
         return min((view.max_positions for view in self.views if view.max_positions), default=None)

@@ -7,8 +7,8 @@ gives another output than the whole. Nothing here imports transformers: a model 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -20,8 +20,9 @@ from ...anchors.modules import child
 from ...errors import WrongTypeError
 from ...network.modes import evaluating
 from .inputs import TextInputs
-from .layer_list import PartialForward, running
-from .views import AnchorSpec, TransformersView, make_zero_embedding, replace_module, takes
+from .layer_list import LayerList, PartialForward, running
+from .partial_models import make_zero_embedding, replace_module
+from .views import AnchorSpec, TransformersView, takes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +52,7 @@ def open_anchor(model: PreTrainedModel) -> TransformersView:
         raise WrongTypeError(f"{name} is on the meta device, where it cannot be tried: give it with its weights.")
     if getattr(model.config, "is_encoder_decoder", False):
         raise WrongTypeError(f"{name} has an encoder and a decoder: expected a model with one row of layers.")
-    with evaluating(model):
+    with evaluating(model), _without_further_outputs(model):
         inputs = TextInputs.of(make_batch(model))
         try:
             if takes(model, "use_cache"):
@@ -63,6 +64,11 @@ def open_anchor(model: PreTrainedModel) -> TransformersView:
             ) from error
         spec = _find_layers(model, inputs)
         layers = child(model, spec.layers_path)
+        if type(layers) not in (nn.ModuleList, LayerList):
+            raise WrongTypeError(
+                f"{name}.{spec.layers_path} is a {type(layers).__name__}: expected torch's ModuleList, whose place is "
+                "taken by a list that can skip layers."
+            )
         try:
             view = TransformersView(model, spec)
             _check_splits(view, inputs, whole)
@@ -71,6 +77,22 @@ def open_anchor(model: PreTrainedModel) -> TransformersView:
             replace_module(model, spec.layers_path, layers)
             raise
     return view
+
+
+@contextmanager
+def _without_further_outputs(model: PreTrainedModel) -> Iterator[None]:
+    """Turn off, inside the block, the outputs of single layers that a model's configuration asks for."""
+    flags = []
+    for config in {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values():
+        names = [n for n in vars(config) if n.lstrip("_").startswith(("output_", "use_mems"))]
+        flags += [(config, name, vars(config)[name]) for name in names if vars(config)[name]]
+    try:
+        for config, name, _ in flags:
+            setattr(config, name, False)
+        yield
+    finally:
+        for config, name, value in flags:
+            setattr(config, name, value)
 
 
 def reopened(model: PreTrainedModel, spec: AnchorSpec) -> TransformersView:
@@ -155,7 +177,7 @@ def _find_layers(model: PreTrainedModel, inputs: TextInputs) -> AnchorSpec:
             "before gave: it cannot be an anchor."
         )
     path = max(crossing, key=lambda name: (sum(p.numel() for p in lists[name].parameters()), -len(name)))
-    layouts = tuple(_layout(model, h) for h in crossing[path])
+    layouts = tuple(_layout(model, h, inputs.batch_size) for h in crossing[path])
     widths = tuple(h.shape[1 if layout == "NCHW" else -1] for h, layout in zip(crossing[path], layouts, strict=True))
     positions = tuple(h.numel() // width for h, width in zip(crossing[path], widths, strict=True))
     reductions = tuple(max(positions) // count for count in positions)
@@ -163,8 +185,10 @@ def _find_layers(model: PreTrainedModel, inputs: TextInputs) -> AnchorSpec:
     return AnchorSpec(path, arity, widths, reductions, layouts, positions)
 
 
-def _layout(model: PreTrainedModel, h: Tensor) -> str:
+def _layout(model: PreTrainedModel, h: Tensor, rows: int) -> str:
     """Tell the layout of an activation: the dimension of a map whose size the configuration names has the channels."""
+    if model.main_input_name != "pixel_values" and h.ndim == 4 and h.shape[0] != rows and h.shape[1] == rows:
+        return "SNLC"
     if model.main_input_name != "pixel_values" or h.ndim != 4:
         return "NLC"
     values = [v for value in model.config.to_dict().values() for v in (value if isinstance(value, list) else [value])]
@@ -220,7 +244,10 @@ def _find_used_parameters(view: TransformersView, inputs: TextInputs) -> AnchorS
     for name, parameter in model.named_parameters(remove_duplicate=False):  # a tied one has several names
         names.setdefault(id(parameter), set()).add(name)
     h = view.run_to_boundaries(None, 0, (view.depth,), inputs)[view.depth]
-    with running(PartialForward(view.layers, view.depth, None, h)) as partial, _ParameterUse(names, partial) as used:
+    with (
+        running(PartialForward(view.layers, view.depth, None, view.in_own_layout(h, view.depth))) as partial,
+        _ParameterUse(names, partial) as used,
+    ):
         model(**inputs.arguments, return_dict=True)
     in_layers = {n for own in names.values() for n in own if n.startswith(spec.layers_path + ".")}
     unused = set[str]().union(*names.values()) - in_layers - used.before  # with these inputs; they count as behind

@@ -103,12 +103,15 @@ def keep_known(cls: type[PreTrainedConfig], values: Mapping[str, Any]) -> dict[s
     kept = {}
     for name, value in values.items():
         inner = _class_inside(cls, name, value)
-        if name in SHOWN or (
-            name not in _accepted_names(cls) and name not in _OF_ALL and not _is_forbidden(name, value)
-        ):
+        if name in SHOWN or not (has_field(cls, name) or _is_forbidden(name, value)):
             continue
         kept[name] = value if inner is None else keep_known(inner, value)
     return kept
+
+
+def has_field(cls: type[PreTrainedConfig], name: str) -> bool:
+    """Whether configurations of a type have a field: it declares it, or its model's code reads it."""
+    return name in _accepted_names(cls) or name in _OF_ALL
 
 
 def check_value_count(values: object) -> None:

@@ -10,23 +10,25 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor, nn
 
-from ...anchors.modules import child, drop_hooks, find_submodule, partial_copy
+from ...anchors.modules import child, find_submodule
 from ...anchors.view import View
+from ...network.modes import evaluating
 from .inputs import TextInputs
 from .layer_list import LayerList, PartialForward, running
+from .partial_models import Omitted, make_placeholder, make_zero_embedding, replace_module, without
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.utils import ModelOutput
 
-M = TypeVar("M", bound=nn.Module)
-
+_OFFSET = 8  # entries that a table of positions may have more than there are positions
 _FOR_OUTPUTS = ("output_hidden_states", "output_attentions", "logits_to_keep", "return_dict")
 _SAVED_AS = {"layers_path": "row", "output_arity": "forms", "droppable_embeddings": "tables"}
 
@@ -39,7 +41,8 @@ class AnchorSpec:
         layers_path: the name of its list of layers.
         output_arity: the length of the tuple that each layer returns; 0 if it returns a tensor.
         widths, reductions: the values of `plan.Anchor` at each boundary.
-        layouts: the layout at each boundary: `"NCHW"` for maps, else `"NLC"` (channels last).
+        layouts: the layout at each boundary: `"NCHW"` for maps, `"SNLC"` for several streams of each text (Gemma3n),
+            else `"NLC"` (channels last).
         positions: the positions that cross each boundary, for the batch that it was opened with.
         before, after: the parameters that it uses before its first layer, and behind its last.
         droppable_embeddings: the embeddings that no stitch needs which enters the model at a later layer.
@@ -91,26 +94,58 @@ class TransformersView(View):
         self.anchor, self.spec = anchor, spec
         self.depth = len(spec.output_arity)
         self.widths, self.reductions = spec.widths, spec.reductions
-        self.takes_cache = takes(anchor, "use_cache")
+        self.takes_cache, self.takes_mems = takes(anchor, "use_cache"), takes(anchor, "use_mems")
         layers = child(anchor, spec.layers_path)
         if not isinstance(layers, LayerList):
-            layer_list = LayerList(dict(layers._modules), spec.output_arity)
+            layer_list = LayerList({k: m for k, m in layers._modules.items() if m is not None}, spec.output_arity)
             replace_module(anchor, spec.layers_path, layer_list.train(layers.training))
 
     @property
     def layers(self) -> LayerList:
-        """The layers."""
-        return cast("LayerList", child(self.anchor, self.spec.layers_path))
+        """The layers.
+
+        Raises:
+            ValueError: if their list is not the one that was stitched.
+        """
+        layers, path = child(self.anchor, self.spec.layers_path), self.spec.layers_path
+        if not isinstance(layers, LayerList) or layers.depth != self.depth:
+            raise ValueError(
+                f"{type(self.anchor).__name__}.{path} was a list of {self.depth} layers when stitched and is now a "
+                f"{type(layers).__name__} of {len(cast('nn.ModuleList', layers))}: stitch again with it, or replace "
+                "single layers."
+            )
+        return layers
 
     @cached_property
     def max_positions(self) -> int | None:
-        """The largest number of tokens that the model takes, where its configuration has one."""
+        """The largest number of tokens that the model takes; None where it has no table of positions."""
+        return self.pretrained_positions if self._has_position_table else None
+
+    @property
+    def _has_position_table(self) -> bool:
+        """Whether something in the model has one entry a position; others compute positions of texts of any length."""
+        limit = self._read_positions()
+        if limit is None:
+            return False
+        sizes = [m.num_embeddings for m in self.anchor.modules() if isinstance(m, nn.Embedding)]
+        sizes += [size for buffer in self.anchor.buffers() if buffer.ndim > 1 for size in buffer.shape]
+        sizes += [size for name, p in self.anchor.named_parameters() if "position" in name for size in p.shape]
+        return any(limit <= size <= limit + _OFFSET or size == 2 * limit - 1 for size in sizes)
+
+    def _read_positions(self) -> int | None:
+        """Read the number of positions in the configuration, if it has one."""
         config = self.anchor.config
         try:
             limit = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
         except NotImplementedError:  # XLNet's way to say that it has no limit
             return None
-        if not isinstance(limit, int) or limit <= 0:
+        return limit if isinstance(limit, int) and limit > 0 else None
+
+    @cached_property
+    def pretrained_positions(self) -> int | None:
+        """The number of tokens that the model was made for, where its configuration has one."""
+        limit = self._read_positions()
+        if limit is None:
             return None
         tables = [m for name, m in self.anchor.named_modules() if name.endswith("position_embeddings")]
         first = [pad + 1 for m in tables if isinstance(pad := getattr(m, "padding_idx", None), int)]  # as in RoBERTa
@@ -121,15 +156,40 @@ class TransformersView(View):
     ) -> dict[int, Tensor]:
         if not wanted:
             return {}
-        with running(PartialForward(self.layers, start, max(wanted), h, wanted)) as partial:
+        partial = PartialForward(self.layers, start, max(wanted), self.in_own_layout(h, start), wanted)
+        partial.exits = not torch.compiler.is_compiling()
+        with running(partial):
             self.call(inputs, h, start, ends=True)
-        return partial.activations
+        self._check_ran(partial.activations.keys() >= set(wanted))
+        return {boundary: self._rows_first(h, boundary) for boundary, h in partial.activations.items()}
 
     def run_to_output(self, h: Tensor | None, start: int, inputs: TextInputs, normed: bool = True) -> ModelOutput:
         if h is None:
             return self.call(inputs, None, 0)
-        with running(PartialForward(self.layers, start, None, h)):
-            return self.call(inputs, h, start)
+        with running(PartialForward(self.layers, start, None, self.in_own_layout(h, start))) as partial:
+            output = self.call(inputs, h, start)
+        self._check_ran(partial.entered)
+        return output
+
+    def _rows_first(self, h: Tensor, boundary: int) -> Tensor:
+        """Put the rows of an activation first, where the model has its streams first."""
+        return h.transpose(0, 1) if self.spec.layouts[boundary] == "SNLC" else h
+
+    def in_own_layout(self, h: Tensor | None, boundary: int) -> Tensor | None:
+        """Bring an activation into the model's own layout."""
+        return None if h is None else self._rows_first(h, boundary)
+
+    def _check_ran(self, ran: bool) -> None:
+        """Refuse an output to which the list of layers did not contribute.
+
+        Raises:
+            ValueError: saying so.
+        """
+        if not ran:
+            raise ValueError(
+                f"{type(self.anchor).__name__} does not run the layers of {self.spec.layers_path} in their order, as "
+                "it did when it was stitched: stitch again."
+            )
 
     def call(self, inputs: TextInputs, h: Tensor | None, start: int = 0, ends: bool = False) -> ModelOutput:
         """Call the model's own forward, with the cache of a segment from layer `start` on.
@@ -145,11 +205,38 @@ class TransformersView(View):
             arguments |= inputs.caches[self.number, start]
         elif self.takes_cache:
             arguments["use_cache"] = False
+        if self.takes_mems and (ends or h is not None):  # they belong to all layers of one model
+            arguments["use_mems"] = False
         embeds = arguments.get("inputs_embeds")
-        if h is not None and isinstance(embeds, Tensor) and embeds.shape[-1] != self.widths[0]:
-            arguments["inputs_embeds"] = embeds.new_zeros(*embeds.shape[:-1], self.widths[0])
+        if h is not None and isinstance(embeds, Tensor):
+            arguments["inputs_embeds"] = embeds.new_zeros(*embeds.shape[:-1], self.embedding_width)
         output = self.anchor(**arguments, **({} if ends else {**inputs.labels, "return_dict": True}))
         return cast("ModelOutput", output)
+
+    def divides_loss(self, inputs: TextInputs) -> bool:
+        """Whether the model's loss is divided by `num_items_in_batch`; tried once for each kind of labels.
+
+        Args:
+            inputs: one row with labels.
+        """
+        problem = getattr(self.anchor.config, "problem_type", None)
+        kind = problem, *((name, labels.dtype, labels.ndim) for name, labels in inputs.labels.items())
+        tried: dict[object, bool] = self.__dict__.setdefault("_divides_loss", {})
+        if kind not in tried:
+            labels = {name: torch.zeros_like(value) for name, value in inputs.labels.items()}
+            losses = []
+            with torch.no_grad(), evaluating(self.anchor):
+                for count in (1, 2):
+                    arguments = {**inputs.arguments, "num_items_in_batch": count}
+                    losses.append(self.call(replace(inputs, arguments=arguments, labels=labels), None)["loss"])
+            tried[kind] = bool(losses[0] != losses[1])
+        return tried[kind]
+
+    @property
+    def embedding_width(self) -> int:
+        """The channels of the embeddings that the model takes in the place of tokens."""
+        width = getattr(self.anchor.get_input_embeddings(), "embedding_dim", None)
+        return width if isinstance(width, int) else self.widths[0]
 
     def block_name(self, index: int) -> str:
         return f"{self.spec.layers_path}.{index}"
@@ -160,11 +247,15 @@ class TransformersView(View):
     def rows_at(self, h: Tensor, prefixes: int, inputs: TextInputs, boundary: int) -> Tensor:
         if self.spec.layouts[boundary] == "NCHW":
             return h.flatten(2).transpose(1, 2).flatten(0, 1)
+        if self.spec.layouts[boundary] == "SNLC":
+            h = h.transpose(0, 1)
         real = inputs.real
         if real is None and not inputs.shifts_labels:
             return h.flatten(0, -2)
         if real is None:
             real = h.new_ones(h.shape[-3:-1]).bool()
+        elif real.shape[-1] < h.shape[-2]:  # padded inside the model, as Longformer does to a multiple of its window
+            real = nn.functional.pad(real, (0, h.shape[-2] - real.shape[-1]))
         if inputs.shifts_labels:  # a decoder's first position is unlike all others: its norm is a hundred times theirs
             real = real & (real.cumsum(-1) > 1)
         return h[real] if h.ndim == 3 else h[:, real].flatten(0, 1)
@@ -180,12 +271,18 @@ class TransformersView(View):
         dropped |= {f"{name}.weight" for name in embeddings} - after
         twin = copy.copy(self)
         twin.is_partial, twin.has_head = True, head
-        twin.anchor = _without(self.anchor, dropped)
+        twin.anchor = without(self.anchor, dropped, {*embeddings, spec.layers_path}, type(self.anchor).__name__)
+        for name in {name.rpartition(".")[0] for name in dropped} - {"", *embeddings}:
+            module = find_submodule(twin.anchor, name)
+            if module is not None and not module._modules and not any(True for _ in module.parameters()):
+                replace_module(twin.anchor, name, Omitted())
         for name in embeddings:
             replace_module(twin.anchor, name, make_zero_embedding(child(self.anchor, name)))
         # 2. Put placeholders where layers are left out.
-        layers = {str(i): layer if i in kept else None for i, layer in enumerate(self.layers._modules.values())}
-        placeholders = {i: make_placeholder(self.layers.layer(i)) for i in range(self.depth) if i not in kept}
+        layers = {
+            name: layer for name, layer in self.layers._modules.items() if layer is not None and int(name) in kept
+        }
+        placeholders = {i: make_placeholder(self.layers.layer(i)) for i in range(self.depth) if str(i) not in layers}
         replace_module(twin.anchor, spec.layers_path, LayerList(layers, spec.output_arity, placeholders))
         return twin
 
@@ -193,54 +290,16 @@ class TransformersView(View):
         return find_submodule(self.anchor, self.block_name(index)) is not None
 
 
-def _without(model: M, dropped: set[str]) -> M:
-    """Copy a model with its modules, but not its tensors, and leave out the parameters of some names."""
-    twin = cast("M", partial_copy(model, set()))
-    twin._parameters = {k: None if k in dropped else v for k, v in model._parameters.items()}
-    twin._buffers = dict(model._buffers)
-    for name, module in model._modules.items():
-        inside = {k[len(name) + 1 :] for k in dropped if k.startswith(name + ".")}
-        twin._modules[name] = None if module is None else _without(module, inside)
-    return twin
-
-
 def takes(model: PreTrainedModel, name: str) -> bool:
     """Whether a model's forward takes an argument, or passes it on to one that does."""
-    own = inspect.signature(model.forward).parameters
-    if name in own:
+    if name in inspect.signature(model.forward).parameters:
         return True
     inside = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
-    passes_on = any(p.kind is p.VAR_KEYWORD for p in own.values())
-    return bool(passes_on and isinstance(inside, nn.Module) and name in inspect.signature(inside.forward).parameters)
+    if not isinstance(inside, nn.Module) or not takes_further_arguments(model):
+        return False
+    return name in inspect.signature(inside.forward).parameters
 
 
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the submodule of a dotted name."""
-    owner, _, leaf = name.rpartition(".")
-    child(model, owner)._modules[leaf] = module
-
-
-def make_placeholder(module: nn.Module) -> nn.Module:
-    """Make a module with the same attributes and no tensors."""
-    twin = partial_copy(module, set())
-    drop_hooks(twin)
-    twin._parameters, twin._buffers = dict.fromkeys(module._parameters), dict.fromkeys(module._buffers)
-    twin._modules = {name: None if m is None else make_placeholder(m) for name, m in module._modules.items()}
-    return twin
-
-
-def make_zero_embedding(embedding: nn.Module) -> nn.Module:
-    """Make an embedding that gives zeros and holds no table."""
-    cls, weight = type(embedding), cast("Tensor", embedding.weight)
-    twin = partial_copy(embedding, set())
-    drop_hooks(twin)
-    twin.__class__ = type(cls.__name__, (cls,), {"weight": property(_zeros)})
-    twin._parameters, twin._buffers, twin._modules = {}, dict(embedding._buffers), dict(embedding._modules)
-    twin.register_buffer("zero", weight.new_zeros(()), persistent=False)
-    # transformers does not initialise it again.
-    twin.__dict__.update(table_shape=tuple(weight.shape), _is_hf_initialized=True)
-    return twin
-
-
-def _zeros(embedding: nn.Module) -> Tensor:
-    return cast("Tensor", embedding.zero).new_zeros(()).expand(embedding.__dict__["table_shape"])
+def takes_further_arguments(model: PreTrainedModel) -> bool:
+    """Whether a model's forward takes arguments that it does not name."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
