@@ -67,7 +67,7 @@ class SNNet(TimmModel):
         views = [anchor if isinstance(anchor, BlockView) else view_of(anchor) for anchor in anchors]
         self._assemble(views, plan, bool(stitched_norm), stitch_id)
         self.num_classes = int(views[-1].anchor.num_classes)
-        self.in_chans = int(views[-1].image_channels() or getattr(views[-1].anchor, "in_chans", 3))
+        self.in_chans: int = views[-1].image_channels() or int(getattr(views[-1].anchor, "in_chans", 3))
         self.published = published
         if touch_unused is not None:
             self.touch_unused = touch_unused

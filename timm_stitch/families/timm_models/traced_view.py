@@ -59,8 +59,8 @@ class TracedView(BlockView):
         self._bind(anchor, recording)
 
     def was_resized(self) -> bool:
-        size = getattr(self.anchor._modules.get("patch_embed"), "img_size", None)
-        return bool(size and self._fixed_size) and tuple(size) != self._fixed_size
+        size: Any = getattr(self.anchor._modules.get("patch_embed"), "img_size", None)
+        return size is not None and self._fixed_size is not None and tuple(size) != self._fixed_size
 
     def refresh(self) -> None:
         self._open(self.anchor)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import transformers
 from torch import nn
@@ -39,9 +38,10 @@ def make_network(names: Sequence[str], device: str, arguments: Options) -> Stitc
 def _load_anchor(source: str) -> PreTrainedModel:
     """Load one model with its own weights; no code comes with it."""
     repo_id, _, revision = (source, "", "") if Path(source).is_dir() else source.partition("@")
-    where: Mapping[str, str] = {"revision": revision} if revision else {}
+    where: dict[str, Any] = {"revision": revision} if revision else {}
     config = transformers.AutoConfig.from_pretrained(repo_id, trust_remote_code=False, **where)
     cls = getattr(transformers, str((config.architectures or [""])[0]), None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise ValueError(f"{source!r} names no class of transformers ({config.architectures}): save the model again.")
-    return cast("PreTrainedModel", cls.from_pretrained(repo_id, use_safetensors=True, **where))
+    model: PreTrainedModel = cls.from_pretrained(repo_id, use_safetensors=True, **where)
+    return model
