@@ -59,7 +59,7 @@ class TracedView(BlockView):
         self._bind(anchor, recording)
 
     def was_resized(self) -> bool:
-        size: Any = getattr(self.anchor._modules.get("patch_embed"), "img_size", None)
+        size: tuple[int, int] | None = getattr(self.anchor._modules.get("patch_embed"), "img_size", None)
         return size is not None and self._fixed_size is not None and tuple(size) != self._fixed_size
 
     def refresh(self) -> None:
