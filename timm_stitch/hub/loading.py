@@ -235,6 +235,11 @@ def _read_tensors(file: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check_file(file: Path) -> None:
     if file.is_file() or file.is_symlink():
         check_inside(file)
+    elif file.with_name(f"{file.name}.index.json").is_file():
+        raise FileNotFoundError(
+            f"the weights in {str(file.parent)!r} are in several files, and only {file.name} is read: load it by "
+            "transformers' AutoModel classes, and save it with timm_stitch.save_pretrained."
+        )
     else:
         raise FileNotFoundError(
             f"there is no {file.name} in {str(file.parent)!r}: expected a folder that save_pretrained wrote; other "

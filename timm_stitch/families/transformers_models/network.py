@@ -227,6 +227,8 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             self.executor.check_anchors(stitch, self._modules["anchors"])
             limits += [limit for number in stitch.anchors if (limit := views[number].max_positions)]
             check_arguments(inputs, views[stitch.front], stitch.is_anchor)
+            for segment in stitch.segments[:-1]:
+                views[segment.anchor].check_hooks()
         check_inputs(inputs, self.config, self.task, min(limits, default=None))
         return inputs
 

@@ -116,6 +116,22 @@ class TransformersView(View):
             )
         return layers
 
+    def check_hooks(self) -> None:
+        """Refuse hooks that would not run where the model's forward ends with some of its layers.
+
+        Raises:
+            ValueError: naming a module around the layers that has such hooks.
+        """
+        module: nn.Module | None = self.anchor
+        atoms = self.spec.layers_path.split(".")
+        for depth, atom in enumerate(atoms[:-1], 1):
+            module = None if module is None else module._modules.get(atom)
+            if module is not None and (module._forward_hooks or module._backward_hooks or module._backward_pre_hooks):
+                raise ValueError(
+                    f"anchors.{self.number}.{'.'.join(atoms[:depth])} has hooks on its output, which it does not reach "
+                    "in a stitch that begins with this anchor: put them on layers, or run the anchor's own stitch."
+                )
+
     @cached_property
     def max_positions(self) -> int | None:
         """The largest number of tokens that the model takes; None where it has no table of positions."""
