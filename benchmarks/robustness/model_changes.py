@@ -297,6 +297,13 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=64, help="the number of timm's modules to take a name of")
     parser.add_argument("--minutes", type=float, default=60, help="the time after which to stop")
     parser.add_argument("--save-every", type=int, default=8, help="save the networks of every N-th name only")
+    parser.add_argument(
+        "--when",
+        nargs="+",
+        default=["before", "after"],
+        choices=["before", "after"],
+        help="changes before stitching or after",
+    )
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -304,7 +311,7 @@ def main() -> None:
     done = {(row["name"], row["change"], row["when"]) for row in rows}
     for number, name in enumerate(names(args.names)):
         saving = number % args.save_every == 0
-        todo = [(c, w) for c in CHANGES for w in ("before", "after") if (name, c, w) not in done]
+        todo = [(c, w) for c in CHANGES for w in args.when if (name, c, w) not in done]
         if not todo or time.monotonic() - began > 60 * args.minutes:
             continue
         anchors: Models = []
