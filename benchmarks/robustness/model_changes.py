@@ -242,8 +242,9 @@ def _saved(net: Any, x: Tensor, ids: list[int | None]) -> Iterator[str]:
     except Exception as error:
         yield f"WRONG: save: {type(error).__name__}: {str(error).splitlines()[:1]}"
         return
+    like = next(loaded.parameters())  # saved in bfloat16, timm loads it in float32
     for k in ids:
-        if k is not None and not _agree(loaded(x, stitch_id=k), net(x, stitch_id=k)):
+        if k is not None and not _agree(net(x, stitch_id=k), loaded(x.to(like.dtype), stitch_id=k).to(x.dtype)):
             yield f"WRONG: stitch {k} loaded differs"
 
 
