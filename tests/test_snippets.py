@@ -11,14 +11,15 @@ A snippet is a fence that begins with ```python. What is compared, with `...` fo
 Comments between the page's paragraphs, which no reader sees, prepare the next snippet. Each begins a line:
 
 - `<!-- test: setup` … `-->`: Python to run first, in the page's namespace. The tests' modules are there: `import tiny`.
-- `<!-- test: replace: a -> b -->`: the snippet runs with `b` where it has `a`, such as a small model's name.
-- `<!-- test: needs: onnxruntime, peft -->`: the snippet is skipped where a module is not installed.
+- `<!-- test: replace: a -> b; c -> d -->`: the snippet runs with `b` where it has `a`, such as a small model's name.
+- `<!-- test: needs: onnxruntime, transformers>=5.20 -->`: the snippet is skipped where a module is not installed.
 - `<!-- test: skip: the reason -->`: the snippet never runs.
 
 The folder has, for pages that want them:
 
 - `my-images/train/{cat,dog}/*.png` and `my-images/validation/…`: four images a class and split, 64 pixels;
-- `cat.jpg`; and `my-snnet`, a saved network of two tiny transformers with these two classes and its evaluated rows.
+- `cat.jpg`; and `my-snnet`, a saved network of two tiny transformers with these two classes and its evaluated rows;
+- `tiny/model_best.pth.tar`, `small/model_best.pth.tar`: its anchors' weights, as timm's `train.py` keeps them.
 
 Every line of a page that begins with `timm-stitch` is parsed by the command line's own parser, but not run.
 """
@@ -28,6 +29,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import doctest
+import importlib.metadata
 import importlib.util
 import io
 import re
@@ -39,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -65,8 +68,16 @@ class Snippet:
     output: str | None = None
 
     def why_not(self) -> str:
-        missing = [module for module in self.needs if importlib.util.find_spec(module) is None]
+        missing = [need for need in self.needs if not _is_installed(need)]
         return self.skip or (f"{', '.join(missing)} not installed" if missing else "")
+
+
+def _is_installed(need: str) -> bool:
+    """Whether a module can be imported, and is as new as `module>=version` says."""
+    module, _, version = need.partition(">=")
+    if importlib.util.find_spec(module) is None:
+        return False
+    return not version or Version(importlib.metadata.version(module)) >= Version(version)
 
 
 def read(page: Path) -> list[Snippet]:
@@ -98,9 +109,10 @@ def _apply(snippet: Snippet, marker: str, line: int, value: str) -> None:
     if marker == "setup":
         snippet.setup.append((line, value.removeprefix("\n") if value.startswith("\n") else value.strip()))
     elif marker == "replace":
-        old, new = value.strip().split(" -> ")
-        assert old in snippet.code, f"{snippet.page}:{line}: the snippet has no {old!r}"
-        snippet.replacements.append((old, new))
+        for pair in value.strip().split("; "):
+            old, new = pair.split(" -> ")
+            assert old in snippet.code, f"{snippet.page}:{line}: the snippet has no {old!r}"
+            snippet.replacements.append((old, new))
     elif marker == "needs":
         snippet.needs += [name.strip() for name in value.split(",")]
     else:
@@ -166,6 +178,9 @@ def folder(tmp_path_factory):
         Image.fromarray(image).save(path)
     Image.fromarray(pixels[0]).save(root / "cat.jpg")
     model = timm_stitch.stitch(tiny.models("test_vit", "test_vit2", img_size=64, num_classes=2))
+    for name, anchor in zip(("tiny", "small"), tiny.models("test_vit", "test_vit2", num_classes=2), strict=True):
+        (root / name).mkdir()
+        torch.save({"epoch": 1, "state_dict": anchor.state_dict()}, root / name / "model_best.pth.tar")
     rows = timm_stitch.evaluate(model, [(tiny.images(8, 64), torch.arange(8) % 2)])
     timm_stitch.save_pretrained(model, root / "my-snnet", results=rows, label_names=["cat", "dog"])
     return root
