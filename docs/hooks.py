@@ -68,7 +68,7 @@ def on_env(env: Any, config: Any, files: Files) -> None:
 
 def _relinked(text: str) -> str:
     """Links of a file at the root as links from the folder docs."""
-    text = text.replace("](docs/", "](")
+    text = text.replace("](docs/", "](").replace('="docs/', '="')
     for source, page in PAGES.items():
         text = text.replace(f"]({source})", f"]({page})")
     return text
