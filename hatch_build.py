@@ -13,7 +13,7 @@ from typing import Any
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 _PICTURE = re.compile(
-    r"<picture>.*?</picture>\n*|\[!\[[^]]*\]\([^)]*\)\]\([^)]*\)\n*|!\[[^]]*\]\([^)]*\)\n*", re.DOTALL
+    r"<picture>.*?</picture>\n*|<img[^>]*>\n*|\[!\[[^]]*\]\([^)]*\)\]\([^)]*\)\n*|!\[[^]]*\]\([^)]*\)\n*", re.DOTALL
 )
 _OUTSIDE = r"(?!https?:|#|mailto:)"
 

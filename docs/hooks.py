@@ -26,6 +26,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
+    "LICENSE": "license.txt",
+    "CITATION.cff": "citation.cff",
 }
 
 _logger = logging.getLogger("mkdocs.hooks")
