@@ -11,7 +11,7 @@ import pytest
 from test_snippets import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-LINKS = re.findall(r'(?:\]\(|src="|srcset=")([^)"#]+)', TEXT)
+LINKS = re.findall(r'(?:\]\(|src="|srcset=")([^)"]+)', TEXT)
 
 
 def test_published_figures_are_those_of_the_cards():
@@ -37,8 +37,12 @@ def test_pictures_are_those_that_the_script_draws():
 
 
 @pytest.mark.parametrize("link", [link for link in LINKS if not link.startswith("http")])
-def test_relative_links_lead_to_files(link):
-    assert (ROOT / link).exists()
+def test_relative_links_lead_to_files_and_headings(link):
+    file, _, heading = link.partition("#")
+    assert (ROOT / (file or "README.md")).exists()
+    if heading:
+        headings = re.findall(r"^#+ (.*)", (ROOT / (file or "README.md")).read_text(encoding="utf-8"), re.MULTILINE)
+        assert heading in [re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings]
 
 
 def test_sentences_are_short():
