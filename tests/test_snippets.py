@@ -21,6 +21,9 @@ The folder has, for pages that want them:
 - `cat.jpg`; and `my-snnet`, a saved network of two tiny transformers with these two classes and its evaluated rows;
 - `tiny/model_best.pth.tar`, `small/model_best.pth.tar`: its anchors' weights, as timm's `train.py` keeps them.
 
+A page whose snippets name `user/name` has a Hub on loopback: what one snippet pushes there, later ones pull. On other
+pages a download is an error.
+
 Every line of a page that begins with `timm-stitch` is parsed by the command line's own parser, but not run.
 """
 
@@ -41,6 +44,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
+from loopback import SECRET
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
@@ -188,9 +193,15 @@ def folder(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [page for page in PAGES if read(page)], ids=lambda page: page.name)
-def test_snippets_run_and_print_what_the_page_shows(page, folder, tmp_path, monkeypatch):
+def test_snippets_run_and_print_what_the_page_shows(page, folder, tmp_path, monkeypatch, request):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    if any("user/name" in snippet.code for snippet in read(page)):
+        request.getfixturevalue("server").begin("lfs")
+        monkeypatch.setenv("HF_TOKEN", SECRET)
+    else:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for snippet in read(page):
         if not snippet.why_not():
