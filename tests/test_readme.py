@@ -32,8 +32,8 @@ def test_our_figures_are_on_the_pages_that_are_linked():
 
 
 def test_pictures_are_those_that_the_script_draws():
-    for path, text in runpy.run_path(str(ROOT / "docs/draw.py"))["pictures"]().items():
-        assert path.read_text(encoding="utf-8") == text, "run python docs/draw.py"
+    for path, text in runpy.run_path(str(ROOT / "docs/draw_stitching.py"))["pictures"]().items():
+        assert path.read_text(encoding="utf-8") == text, "run python docs/draw_stitching.py"
 
 
 @pytest.mark.parametrize("link", [link for link in LINKS if not link.startswith("http")])
