@@ -1,7 +1,8 @@
 """Draw the pictures of README.md: what stitching is, in light and dark, and the badges.
 
-`python docs/draw_stitching.py` writes `docs/stitching-light.svg`, `docs/stitching-dark.svg` and `docs/badges/*.svg`. Figures come
-from the authors' results in `hub_cards/`, versions from `pyproject.toml`; a test compares the files with what is drawn.
+`python docs/draw_stitching.py` writes `docs/stitching-light.svg`, `docs/stitching-dark.svg` and `docs/badges/*.svg`.
+Figures come from the authors' results in `hub_cards/`, versions from `pyproject.toml`. A test compares the files with
+what is drawn.
 """
 
 from __future__ import annotations
