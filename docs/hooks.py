@@ -26,6 +26,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
+    "LICENSE": "license.txt",
+    "CITATION.cff": "citation.cff",
 }
 
 _logger = logging.getLogger("mkdocs.hooks")
@@ -68,7 +70,7 @@ def on_env(env: Any, config: Any, files: Files) -> None:
 
 def _relinked(text: str) -> str:
     """Links of a file at the root as links from the folder docs."""
-    text = text.replace("](docs/", "](")
+    text = text.replace("](docs/", "](").replace('="docs/', '="')
     for source, page in PAGES.items():
         text = text.replace(f"]({source})", f"]({page})")
     return text

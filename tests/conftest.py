@@ -1,11 +1,21 @@
 """Fixtures of many tests: three DeiTs of six blocks on 32-pixel images, stitched."""
 
-import loopback  # noqa: F401 I001 before huggingface_hub
+import loopback  # noqa: I001 before huggingface_hub
 
 import pytest
 import tiny
+from huggingface_hub import constants
 
 import timm_stitch
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A Hub on loopback, for tests that begin with `server.begin`."""
+    assert constants.ENDPOINT == loopback.ENDPOINT, "huggingface_hub was imported before tests/loopback.py"
+    hub = loopback.Hub()
+    yield hub
+    hub.stop()
 
 
 @pytest.fixture

@@ -7,18 +7,10 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
-from loopback import ENDPOINT, SECRET, Hub
+from loopback import SECRET
 from tiny import deit_specs
 
 import timm_stitch
-
-
-@pytest.fixture(scope="session")
-def server():
-    assert constants.ENDPOINT == ENDPOINT, "huggingface_hub was imported before tests/loopback.py"
-    hub = Hub()
-    yield hub
-    hub.stop()
 
 
 @pytest.fixture
