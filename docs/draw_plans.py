@@ -2,8 +2,8 @@
 
     python docs/draw_plans.py
 
-writes the pictures of docs/plans. Each comes from the plan that `enumerate_stitches` makes, so it shows what the options
-do. The site puts them into its pages, where they take the page's colours; elsewhere they follow the system's.
+writes the pictures of docs/plans. Each comes from the plan that `enumerate_stitches` makes, so it shows what the
+options do. The site puts them into its pages, where they take the page's colours. Elsewhere they follow the system's.
 """
 
 from __future__ import annotations
