@@ -100,7 +100,11 @@ def command_line(*names: str) -> Iterator[str]:
         yield f"{_sentence(verb.description)}\n"
         if verb.epilog:
             yield f"```\n{verb.epilog.removeprefix('example: ')}\n```\n"
-        shown = [action for action in verb._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
+        shown = [
+            action
+            for action in verb._actions
+            if action.help != argparse.SUPPRESS and action.dest not in ("help", "json")
+        ]
         for action in shown:
             default = "" if _is_nothing(action.default) else f" Default: `{action.default}`."
             yield f"{_code(_invocation(action))}\n:   {_cell(_sentence(_help(action)))}{default}\n"
