@@ -1,7 +1,7 @@
 """Parts of the site that are made while mkdocs builds it.
 
 Changelog, security and contributing are files of the repository. The command line is written from its parser, the
-fields of a training run from `TrainConfig`, the published tables from `hub_cards`, and plans are drawn as they are made.
+fields of a training run from `TrainConfig`, the published tables from `hub_cards`, and plans are drawn as they are.
 So each fact has one source.
 """
 
