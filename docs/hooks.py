@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,24 @@ def on_files(files: Files, config: Any) -> Files:
     for source, page in PAGES.items():
         text = _relinked((ROOT / source).read_text(encoding="utf-8"))
         files.append(File.generated(config, page, content=text))
+    for name in _cards_with_figures():
+        files.append(File.generated(config, f"curves/{name}.html", content=interactive_curve(name)))
     return files
+
+
+def _cards_with_figures() -> list[str]:
+    cards = sorted((ROOT / "hub_cards").glob("*/stitches.json"))
+    return [card.parent.name for card in cards if '"top1"' in card.read_text(encoding="utf-8")]
+
+
+def interactive_curve(name: str) -> str:
+    """Draw the published curve of a network as a page of its own."""
+    from timm_stitch.evaluation.curve_page import write_curve_page
+
+    card = json.loads((ROOT / "hub_cards" / name / "stitches.json").read_text(encoding="utf-8"))
+    rows = [row for row in card["stitches"] if row.get("top1") is not None]
+    with tempfile.TemporaryDirectory() as folder:
+        return write_curve_page(rows, Path(folder) / "curve.html", title=name).read_text(encoding="utf-8")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
