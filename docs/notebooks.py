@@ -20,6 +20,7 @@ PART = re.compile(r"^```(\w*)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTI
 
 def cells(page: str) -> Iterator[dict[str, Any]]:
     """Yield the cells of a page; what a snippet prints is its output."""
+    page = re.sub(r"\A---\n.*?\n---\n", "", page, flags=re.DOTALL)
     page = re.sub(r"^\[Notebook of this page\].*\n\n", "", page, flags=re.MULTILINE)
     page = re.sub(r"<!-- test:.*?-->\n", "", page, flags=re.DOTALL)
     page = re.sub(r"\]\(plans/", "](../plans/", page)
