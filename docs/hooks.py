@@ -1,17 +1,20 @@
-"""What the site is made of besides the pages here: mkdocs calls these functions while it builds.
+"""Parts of the site that are made while mkdocs builds it.
 
-The start page is the README; changelog, security and contributing are the files beside it. The command line is
-written from its parser, and the fields of a training run from `TrainConfig`, so that each fact has one source.
+Changelog, security and contributing are files of the repository. The command line is written from its parser, the
+fields of a training run from `TrainConfig`, the published tables from `hub_cards`, and plans are drawn as they are.
+So each fact has one source.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,21 +24,18 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 
 # Pages of the site that are files of the repository.
-PAGES = {
-    "README.md": "index.md",
-    "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md",
-    "CHANGELOG.md": "changelog.md",
-    "LICENSE": "license.txt",
-    "CITATION.cff": "citation.cff",
-}
+PAGES = {"CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md"}
 
 _logger = logging.getLogger("mkdocs.hooks")
 
 
 def on_config(config: Any) -> Any:
-    """Describe this checkout, whatever is installed."""
-    sys.path.insert(0, str(ROOT))
+    """Describe this checkout, whatever is installed, and link to its repository if pyproject.toml names one."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    if url := re.search(r'^(?:Repository|Source) = "(.+)"$', project, re.MULTILINE):
+        config.repo_url, config.edit_uri = url[1], "edit/main/docs/"
+        config.theme["features"].append("content.action.edit")
     return config
 
 
@@ -43,23 +43,50 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are files of the repository."""
     for source, page in PAGES.items():
         text = _relinked((ROOT / source).read_text(encoding="utf-8"))
-        if page == "index.md":
-            text = f"---\ntitle: Start\nhide: [navigation]\n---\n\n{text}"
         files.append(File.generated(config, page, content=text))
+    for name in _cards_with_figures():
+        files.append(File.generated(config, f"curves/{name}.html", content=interactive_curve(name)))
     return files
 
 
+def _cards_with_figures() -> list[str]:
+    cards = sorted((ROOT / "hub_cards").glob("*/stitches.json"))
+    return [card.parent.name for card in cards if '"top1"' in card.read_text(encoding="utf-8")]
+
+
+def interactive_curve(name: str) -> str:
+    """Draw the published curve of a network as a page of its own."""
+    from timm_stitch.evaluation.curve_page import write_curve_page
+
+    card = json.loads((ROOT / "hub_cards" / name / "stitches.json").read_text(encoding="utf-8"))
+    rows = [row for row in card["stitches"] if row.get("top1") is not None]
+    with tempfile.TemporaryDirectory() as folder:
+        return write_curve_page(rows, Path(folder) / "curve.html", title=name).read_text(encoding="utf-8")
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Put what is written from the code in the place of the comment that asks for it."""
-    for name, write in {"command line": command_line, "fields of TrainConfig": train_config}.items():
-        mark = f"<!-- made when the site is built: {name} -->"
-        if mark in markdown:
-            markdown = markdown.replace(mark, "\n".join(write()))
-    return markdown
+    """Put what is written from the code in the place of the comment or picture that asks for it."""
+    import draw_plans
+
+    writers: dict[str, Callable[..., Iterator[str]]] = {
+        "verbs": command_line, "fields of TrainConfig": train_config, "published": published
+    }  # fmt: skip
+
+    def write(mark: re.Match[str]) -> str:
+        return "\n".join(writers[mark[1]](*mark[2].split()))
+
+    markdown = re.sub(rf"<!-- made when the site is built: ({'|'.join(writers)})(.*?) -->", write, markdown)
+    pictures = draw_plans.pictures()
+    return re.sub(
+        r"^!\[(.*?)\]\(plans/(.*?)\)$",
+        lambda link: f'<figure class="plan">{pictures[link[2]].strip()}<figcaption>{link[1]}</figcaption></figure>',
+        markdown,
+        flags=re.MULTILINE,
+    )
 
 
 def on_env(env: Any, config: Any, files: Files) -> None:
-    """Tell of public names that are on no page of the reference."""
+    """Warn of public names that are on no page of the reference."""
     import timm_stitch
 
     pages = "".join(file.content_string for file in files.documentation_pages() if file.src_uri.startswith("api/"))
@@ -70,29 +97,35 @@ def on_env(env: Any, config: Any, files: Files) -> None:
 
 def _relinked(text: str) -> str:
     """Links of a file at the root as links from the folder docs."""
-    text = text.replace("](docs/", "](").replace('="docs/', '="')
+    text = text.replace("](docs/", "](")
     for source, page in PAGES.items():
         text = text.replace(f"]({source})", f"]({page})")
     return text
 
 
-def command_line() -> Iterator[str]:
-    """One section a verb, in the parser's order."""
+def command_line(*names: str) -> Iterator[str]:
+    """Write one section for each of these verbs; for "others", for those that no task of the page names."""
     from timm_stitch.cli.entry import make_parser
 
-    for name, verb in _verbs(make_parser()):
-        yield f"## {name}\n"
+    verbs = dict(_verbs(make_parser()))
+    if names == ("others",):
+        page = (ROOT / "docs/command_line.md").read_text(encoding="utf-8")
+        named = {name for mark in re.findall(r"site is built: verbs(.*?) -->", page) for name in mark.split()}
+        names = tuple(name for name in verbs if name not in named)
+    for name in names:
+        verb = verbs[name]
+        yield f"### {name}\n"
         yield f"{_sentence(verb.description)}\n"
-        yield f"```\n{verb.format_usage().removeprefix('usage: ').rstrip()}\n```\n"
-        shown = [action for action in verb._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
-        if shown:
-            yield "| argument | | default |\n|---|---|---|"
-            for action in shown:
-                default = "" if _is_nothing(action.default) else f"`{action.default}`"
-                yield f"| {_code(_invocation(action))} | {_cell(_help(action))} | {default} |"
-            yield ""
         if verb.epilog:
             yield f"```\n{verb.epilog.removeprefix('example: ')}\n```\n"
+        shown = [
+            action
+            for action in verb._actions
+            if action.help != argparse.SUPPRESS and action.dest not in ("help", "json")
+        ]
+        for action in shown:
+            default = "" if _is_nothing(action.default) else f" Default: `{action.default}`."
+            yield f"{_code(_invocation(action))}\n:   {_cell(_sentence(_help(action)))}{default}\n"
 
 
 def _verbs(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
@@ -120,14 +153,34 @@ def _help(action: argparse.Action) -> str:
 
 
 def train_config() -> Iterator[str]:
-    """A table of the fields of TrainConfig, with what each says of itself."""
+    """Write the fields of TrainConfig by group, each with its own description."""
     import timm_stitch
 
-    yield "| field | type | default | |"
-    yield "|---|---|---|---|"
+    groups: dict[str, list[Any]] = {}
     for field in dataclasses.fields(timm_stitch.TrainConfig):
-        kind = str(getattr(field.type, "__name__", field.type))
-        yield f"| `{field.name}` | {_code(kind)} | {_code(_default(field))} | {_cell(_about(field))} |"
+        groups.setdefault(str(field.metadata.get("group", "the run")), []).append(field)
+    for group, fields in groups.items():
+        yield f"### Fields: {group}\n"
+        for field in fields:
+            kind = str(getattr(field.type, "__name__", field.type))
+            about = f"{_cell(_sentence(_about(field)))} {_code(kind)}, default {_code(_default(field))}."
+            yield f"`{field.name}`\n:   {about}\n"
+
+
+def published(name: str) -> Iterator[str]:
+    """Write the authors' table of a network: the anchors, and the frontier."""
+    from timm_stitch.plan.frontier import pareto_frontier
+
+    card = json.loads((ROOT / "hub_cards" / name / "stitches.json").read_text(encoding="utf-8"))
+    rows = [row for row in card["stitches"] if row.get("top1") is not None]
+    frontier = [row for row in pareto_frontier(rows) if "+" in row["name"]]
+    yield "| stitch id | anchor or stitch | GMACs | params | top-1 |\n|---:|---|---:|---:|---:|"
+    for row in [*(row for row in rows if "+" not in row["name"]), *frontier]:
+        short = re.sub(r"_patch\d+(_window\d+)?_\d+", "", row["name"])
+        yield (
+            f"| {row['stitch_id']} | {short} | {row['macs'] / 1e9:.2f} | {row['params'] / 1e6:.1f} M "
+            f"| {row['top1']:.2f} |"
+        )
     yield ""
 
 

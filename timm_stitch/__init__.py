@@ -22,6 +22,7 @@ from .hub.saving import save_pretrained
 from .models import snnet as _registered  # noqa: F401 registers the models with timm
 from .models.checkpoints import convert_checkpoint
 from .models.factory import create_snnet
+from .plan.enumeration import enumerate_stitches
 from .plan.frontier import pareto_frontier
 from .plan.results import read_rows, write_rows
 from .plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
@@ -50,6 +51,7 @@ __all__ = [
     "TrainConfig",
     "convert_checkpoint",
     "create_snnet",
+    "enumerate_stitches",
     "evaluate",
     "export",
     "find_cascade",

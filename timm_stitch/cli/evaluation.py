@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from ..data.processes import rank
 from ..evaluation.accuracy import evaluate
+from ..evaluation.curve_page import write_curve_page
 from ..evaluation.plotting import plot_curve
 from ..evaluation.profiling import PRECISIONS, profile
 from ..evaluation.selection import select
@@ -53,7 +54,8 @@ def add_verbs(verbs: Verbs) -> None:
         "plot results.jsonl --beside earlier.jsonl snnet_deit_tsb --output curve.png",
     )
     verb.add_argument("results", help=_RESULTS)
-    verb.add_argument("--output", default="curve.png", help="image file to write (default: curve.png)")
+    verb.add_argument("--output", help="image file to write (default: curve.png)")
+    verb.add_argument("--html", action="store_true", help="write an interactive page instead (default: curve.html)")
     verb.add_argument("--title", default="", help="title of the plot")
     verb.add_argument("--beside", nargs="*", default=[], metavar="RESULTS", help="further results to draw faintly")
 
@@ -147,8 +149,14 @@ def run_eval(options: argparse.Namespace) -> None:
 
 def run_plot(options: argparse.Namespace) -> None:
     """Draw accuracy against multiply-adds to a file."""
+    if options.html:
+        if options.beside:
+            raise ValueError("--html shows one network: leave --beside out, or draw an image without --html.")
+        rows = _read_results(options.results)
+        print_path(write_curve_page(rows, options.output or "curve.html", title=options.title), options.json)
+        return
     others = {Path(source).stem: _read_results(source) for source in options.beside}
-    path = plot_curve(_read_results(options.results), options.output, title=options.title, others=others)
+    path = plot_curve(_read_results(options.results), options.output or "curve.png", title=options.title, others=others)
     print_path(path, options.json)
 
 

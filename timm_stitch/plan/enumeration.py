@@ -55,7 +55,10 @@ def enumerate_stitches(
     stride: int = 1,
     rank: int = 0,
 ) -> StitchPlan:
-    """Make the plan of SN-Net or SN-Netv2: every anchor alone, then every stitch between neighbours.
+    """Make the plan of SN-Net or SN-Netv2: every anchor alone, then every stitch between anchors.
+
+    `stitch` and `create_snnet` call it with the same options. It needs descriptions of the anchors only, no weights, so
+    it answers at once which stitches a choice of options gives. docs/choose_stitches.md draws each option.
 
     Args:
         anchors: two or more anchors, from the fastest to the slowest.
@@ -64,10 +67,14 @@ def enumerate_stitches(
             stitch may return to its first anchor.
         nearest: whether to join only neighbours in size (the paper's choice). False joins all pairs, and adds the
             routes through three or more anchors.
-        kernel_size, stride: the size and step of the sliding window over blocks of anchors of equal depth; the paper
-            uses 2 and 1. They have no effect on `"two_way"`, or where depths differ: there each block of the deeper
-            anchor is joined to the nearest block of the other.
-        rank: the rank of the stitching layers' low-rank updates (SN-Netv2 uses 64); 0 for plain layers.
+        kernel_size: the number of blocks in the sliding window, for anchors of equal depth; the paper uses 2. Every
+            block of a window is joined to every block of it, and all these stitches share one stitching layer. 1
+            joins equal positions only. It has no effect on `"two_way"`, or where depths differ: there each block of
+            the deeper anchor is joined to the nearest block of the other.
+        stride: the number of blocks between two windows, at most `kernel_size`; the paper uses 1. A larger stride
+            gives fewer stitches and fewer stitching layers. It has no effect where `kernel_size` has none.
+        rank: the rank of the stitching layers' low-rank updates (SN-Netv2 uses 64); 0 for plain layers. It changes
+            what a stitching layer learns, not which stitches there are.
 
     Returns:
         A plan whose ids ascend from 0: the anchors first, then pair by pair in the order of the authors' tables.
@@ -78,13 +85,28 @@ def enumerate_stitches(
         ValueError: if there is nothing to join, the window does not fit, or there would be too many stitches.
 
     Examples:
-        >>> from timm_stitch import Anchor
-        >>> from timm_stitch.plan.enumeration import enumerate_stitches
+        The plan of the paper, from three DeiTs of 12 blocks:
+
+        >>> from timm_stitch import Anchor, enumerate_stitches
         >>> anchors = [Anchor(f"deit_{size}", (width,) * 13, (16,) * 13)
         ...            for size, width in [("tiny", 192), ("small", 384), ("base", 768)]]
         >>> plan = enumerate_stitches(anchors)
         >>> len(plan), plan[24].name
         (71, 'deit_tiny[0:8] + deit_small[7:12]')
+
+        Each option changes how many stitches and stitching layers there are:
+
+        >>> def size(**options):
+        ...     plan = enumerate_stitches(anchors, **options)
+        ...     return len(plan), len(plan.layers)
+        >>> size(kernel_size=1), size(kernel_size=3), size(kernel_size=2, stride=2)
+        ((27, 24), (111, 20), (51, 12))
+        >>> size(nearest=False), size(direction="two_way")
+        ((732, 33), (267, 44))
+        >>> enumerate_stitches(anchors, direction="slow_to_fast")[24].name
+        'deit_small[0:8] + deit_tiny[7:12]'
+        >>> enumerate_stitches(anchors, direction="two_way", rank=64).layers[0]
+        LayerSpec(front=0, back=1, in_width=192, out_width=384, rank=64)
     """
     anchors = tuple(anchors)
     _check_arguments(anchors, direction, kernel_size, stride, rank)

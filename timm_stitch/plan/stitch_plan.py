@@ -177,8 +177,7 @@ class StitchPlan:
             sizes differ, or an id appears twice.
 
     Examples:
-        >>> from timm_stitch import Anchor
-        >>> from timm_stitch.plan.enumeration import enumerate_stitches
+        >>> from timm_stitch import Anchor, enumerate_stitches
         >>> plan = enumerate_stitches([Anchor(name, (width,) * 4, (16,) * 4) for name, width in [("s", 8), ("m", 16)]])
         >>> len(plan), plan[3].name
         (9, 's[0:1] + m[1:3]')
