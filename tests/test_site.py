@@ -1,6 +1,7 @@
 """Pictures of plans and notebooks are those that the scripts of the site make."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -24,3 +25,14 @@ def test_a_notebook_has_the_snippets_of_its_page_in_order():
     places = [page.index(source) for source in code]
     assert places == sorted(places)
     assert len(code) == page.count("```python")
+
+
+def test_messages_that_the_site_explains_are_those_of_the_package():
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    sources = "".join(file.read_text(encoding="utf-8") for file in (DOCS.parent / "timm_stitch").rglob("*.py"))
+    sources = re.sub(r'"\s*f?"', "", sources)  # texts of several lines
+    terms = re.findall(r"^(.+)\n:   ", page, re.MULTILINE)
+    messages = [message for term in terms for message in re.findall(r"`([^`]+)`", term)]
+    parts = [part.strip(" ()…") for message in messages for part in re.split(r"…|=…|\{…\}", message)]
+    assert len(messages) > 30
+    assert [part for part in parts if len(part) > 9 and part not in sources] == []
