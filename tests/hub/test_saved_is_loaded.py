@@ -126,13 +126,3 @@ def test_saved_rows_are_known_through_the_auto_classes(tmp_path):
     timm_stitch.save_pretrained(net, tmp_path, results=rows)
     loaded = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert timm_stitch.select(loaded, macs=1e12) == timm_stitch.select(timm_stitch.from_hub(tmp_path), macs=1e12)
-
-
-def test_another_number_of_labels_than_the_heads_have_is_refused(tmp_path):
-    hf = pytest.importorskip("transformers", minversion="5.20")
-    import timm_stitch.text
-
-    timm_stitch.stitch([bert(32), bert(48)]).save_pretrained(tmp_path)
-    for more in ({}, {"ignore_mismatched_sizes": True}):
-        with pytest.raises(ValueError, match="the configuration has num_labels=5 and the anchors 3"):
-            hf.AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5, **more)

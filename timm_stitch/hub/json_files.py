@@ -75,7 +75,7 @@ def read_saved(folder: Path) -> SavedNetwork:
 
 def _unreadable(folder: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{STITCHES_FILE} is in {str(folder)!r} and cannot be read ({error!s:.120}), so the weights cannot be "
+        f"{STITCHES_FILE} is in {str(folder)!r} and cannot be read ({error!s:.240}), so the weights cannot be "
         "compared with its fingerprint: fetch it again, or remove it to load the network without its rows."
     )
 

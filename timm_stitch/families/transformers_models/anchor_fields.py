@@ -56,6 +56,7 @@ class AnchorFields:
 
     def bind(self, anchor_configs: Sequence[Any]) -> None:
         """Connect this configuration with those of the anchors, from which its fields are read from now on."""
+        self._give_names(anchor_configs)
         differing = []
         for name in sorted(_READ_THROUGH & set(self.__dict__)):
             own, last = self.__dict__[name], _read(anchor_configs[-1], name)
@@ -65,6 +66,14 @@ class AnchorFields:
             _logger.warning("the configuration has %s: what the anchors have counts.", ", ".join(differing))
         self.__dict__.pop("_changes", None)
         self.__dict__["_anchor_configs"] = tuple(anchor_configs)
+
+    def _give_names(self, anchor_configs: Sequence[Any]) -> None:
+        """Give the anchors the names of classes that stand here alone, as earlier versions saved them."""
+        names = self.__dict__.get("id2label") or {}
+        own, anchors = set(names.values()), set((_read(anchor_configs[-1], "id2label") or {}).values())
+        if len(own) == len(anchors) and own != anchors == {f"LABEL_{i}" for i in range(len(anchors))}:
+            for name in ("id2label", "label2id"):
+                _set_all(anchor_configs, name, self.__dict__[name])
 
     def unbound(self) -> Self:
         """Copy this configuration without the connection, or get it itself where there is none."""
