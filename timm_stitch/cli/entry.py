@@ -14,13 +14,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from typing import NoReturn
 
-import torch
-import yaml
-
 from .. import __version__
-from ..data.processes import leave, rank
-from ..errors import OutputInUseError, WrongTypeError
-from ..training.interruption import RunInterrupted
+from ..errors import OutputInUseError, RunInterrupted, WrongTypeError
 from . import check, deployment, evaluation, plans, serving, training, weights
 from .options import json_alone
 
@@ -32,8 +27,6 @@ _ERRORS = (
     ImportError,
     OutputInUseError,
     FloatingPointError,
-    torch.OutOfMemoryError,
-    yaml.YAMLError,
 )
 
 _SIGPIPE = 13
@@ -62,17 +55,40 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         with json_alone() if options.json else nullcontext():
             status: int | None = options.run(options)
-    except _ERRORS as error:
-        if isinstance(error, BrokenPipeError) and _output_is_closed():  # not a connection that broke
+    except Exception as error:
+        closed = isinstance(error, BrokenPipeError) and _output_is_closed()  # and not a connection that broke
+        if closed or not isinstance(error, _errors()):
             raise
         return _fail(str(error) or repr(error), 1)
     except RunInterrupted as ended:
-        return _fail(str(ended), 128 + ended.number) if rank() == 0 else 128 + ended.number
+        return _fail(str(ended), 128 + ended.number) if _is_first() else 128 + ended.number
     except KeyboardInterrupt:
         return _fail("interrupted.", 130)
     finally:
-        leave()
+        _leave()
     return status or 0
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """List the errors of input, with those of the libraries that are imported."""
+    torch, yaml = sys.modules.get("torch"), sys.modules.get("yaml")
+    more = [getattr(torch, "OutOfMemoryError", None), getattr(yaml, "YAMLError", None)]
+    return (*_ERRORS, *(kind for kind in more if kind is not None))
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of a run, or the only one."""
+    from ..data.processes import rank
+
+    return rank() == 0
+
+
+def _leave() -> None:
+    """Leave the process group, if there is one."""
+    if "torch" in sys.modules:
+        from ..data.processes import leave
+
+        leave()
 
 
 class _Parser(argparse.ArgumentParser):

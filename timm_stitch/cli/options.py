@@ -12,20 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-from torch.utils.data import DataLoader, IterableDataset
-
-from ..data.config import DataConfig
-from ..data.dataset import build_dataset, image_config
-from ..data.loader import reading_processes
-from ..data.yaml_text import read_argument
 from ..errors import library_errors
-from ..families.registry import require
-from ..hub.loading import load
 from ..plan.timings import LATENCY_AT, Row
 from .numbers import MOST_IMAGES, in_range
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -103,6 +96,9 @@ def load_model(options: argparse.Namespace, feature: str = "", weights: bool = T
     Raises:
         ValueError: if there is no such network, or it lacks the feature.
     """
+    from ..families.registry import require
+    from ..hub.loading import load
+
     check_device(options.device)
     classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
     network = load(options.model, pretrained=weights, device=options.device if weights else "meta", **classes)
@@ -115,6 +111,8 @@ def check_device(device: str) -> None:
     Raises:
         ValueError: with torch's reason.
     """
+    import torch
+
     with library_errors(f"--device {device} cannot be used", RuntimeError, AssertionError):
         torch.empty(0, device=device)
 
@@ -128,11 +126,21 @@ def set_threads(threads: int | None, default: int | None = None) -> None:
     if threads is not None and threads < 1:
         raise ValueError(f"--threads must be 1 or more, got {threads}.")
     if threads or default:
+        import torch
+
         torch.set_num_threads(threads or default or 1)
 
 
 def load_images(options: argparse.Namespace, model: Any, shuffled: bool = False) -> DataLoader[Any]:
     """Load the images that the command line names, prepared as for evaluation."""
+    from torch.utils.data import DataLoader, IterableDataset
+
+    from ..data.config import DataConfig
+    from ..data.dataset import build_dataset
+    from ..data.loader import reading_processes
+    from ..data.yaml_text import read_argument
+    from ..families.registry import require
+
     require(model, "named_data")
     config = DataConfig(
         dataset=options.dataset, data_dir=options.data_dir, val_split=options.split, train_split=options.split,
@@ -145,6 +153,9 @@ def load_images(options: argparse.Namespace, model: Any, shuffled: bool = False)
 
 def images_fingerprint(options: argparse.Namespace, model: Any) -> str:
     """Compute a fingerprint of the choice and preparation of images, which hides the name of their folder."""
+    from ..data.dataset import image_config
+    from ..families.registry import require
+
     require(model, "named_data")
     folder = os.path.realpath(options.data_dir) if options.data_dir else None
     choice = (options.dataset, folder, options.split, options.dataset_args, sorted(image_config(model).items()))

@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import whole_file
-from ..hub.loading import from_hub, load
-from ..hub.push import push_to_hub
-from ..hub.saving import save_pretrained
-from ..models.checkpoints import convert_checkpoint
-from ..network.stitchable import StitchableNetwork
-from ..network.weights import kept_state, save_file
 from ..plan.results import read_rows
 from .numbers import in_range
 from .options import add_model, add_verb, load_model, print_json, print_path, print_url
 
 if TYPE_CHECKING:
+    from ..network.stitchable import StitchableNetwork
     from .options import Verbs
 
 
@@ -82,6 +77,8 @@ def run_extract(options: argparse.Namespace) -> None:
 
 def save_stitch(small: StitchableNetwork, options: argparse.Namespace) -> None:
     """Save one stitch's weights to the file `options.output`, which appears whole or not at all."""
+    from ..network.weights import kept_state, save_file
+
     path, name = Path(options.output), small.plan.stitches[0].name
     with whole_file(path) as temporary:
         save_file({k: v.contiguous() for k, v in kept_state(small).items()}, temporary)
@@ -95,6 +92,10 @@ def save_stitch(small: StitchableNetwork, options: argparse.Namespace) -> None:
 
 def run_convert(options: argparse.Namespace) -> None:
     """Convert a checkpoint of the authors to a folder of timm_stitch."""
+    from ..hub.loading import load
+    from ..hub.saving import save_pretrained
+    from ..models.checkpoints import convert_checkpoint
+
     state, args = convert_checkpoint(options.checkpoint, options.name)
     model = load(options.name, pretrained=False, **args)
     model.load_state_dict(state)
@@ -103,6 +104,8 @@ def run_convert(options: argparse.Namespace) -> None:
 
 def run_push(options: argparse.Namespace) -> None:
     """Push a network to the Hub."""
+    from ..hub.push import push_to_hub
+
     model = load_model(options)
     rows = read_rows(options.results) if options.results else None
     url = push_to_hub(
@@ -114,6 +117,9 @@ def run_push(options: argparse.Namespace) -> None:
 
 def run_pull(options: argparse.Namespace) -> None:
     """Fetch a network, or one stitch, from the Hub."""
+    from ..hub.loading import from_hub
+    from ..hub.saving import save_pretrained
+
     if options.stitch_id is not None:
         save_stitch(from_hub(options.repo, extract=options.stitch_id, revision=options.revision), options)
     else:

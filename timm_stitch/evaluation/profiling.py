@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..anchors.view import ImageInputs, Inputs, Output
+from ..choices import Precision
 from ..families.registry import require
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork
@@ -30,7 +31,7 @@ from ..plan.stitch_plan import Stitch
 from ..plan.timings import MOST_IMAGES, is_batch_size, latency_key
 from .memory import count_memory
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECKED = 5  # stitches that the quick mode times whole to measure its error
 
 Times = dict[int, dict[str, float]]  # by stitch_id: the latencies of a row
@@ -44,7 +45,7 @@ def profile(
     *,
     batch_sizes: Sequence[int] | None = None,
     stitch_ids: Sequence[int] | None = None,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     repeats: int = 10,
     quick: bool = False,
     progress: bool = False,
