@@ -1,8 +1,8 @@
 """What does the package cost before it does anything, beside `import timm`? Processor seconds of new processes.
 
-`--help`, `--version`, `list`, the completion of a word and `import timm_stitch` are run in turns with `import timm`, each in
-a process of its own, user and system time together; a ratio is that of neighbours in one round. With `--theirs CHECKOUT`
-an earlier version of the package takes part in the same rounds.
+`--help`, `--version`, `list` and `import timm_stitch` run in turns with `import timm`, each in a process of its own,
+user and system time together. A ratio is that of neighbours in one round. With `--theirs CHECKOUT` an earlier version
+of the package takes part in the same rounds.
 
     python benchmarks/speed/starting.py --rounds 7
     python benchmarks/speed/starting.py --rounds 5 --theirs ../earlier
@@ -36,7 +36,7 @@ def processor_seconds(arguments: list[str], checkout: Path) -> float:
     """The user and system time of a new Python process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     env = os.environ | {"PYTHONPATH": str(checkout.resolve())}
-    subprocess.run([sys.executable, *arguments], env=env, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([sys.executable, *arguments], cwd=checkout, env=env, stdout=subprocess.DEVNULL, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -12,11 +12,11 @@ import select
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from typing import NoReturn
 
 from .. import __version__
 from ..errors import OutputInUseError, RunInterrupted, WrongTypeError
 from . import check, deployment, evaluation, plans, serving, training, weights
+from .mistakes import Parser, fail, name_flag, unknown_arguments
 from .options import json_alone
 
 # The errors of input: arguments, files, the network, packages, a diverging run, memory. Others are our mistakes.
@@ -46,11 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        options, unknown = make_parser().parse_known_args(argv)
+        parser = make_parser()
+        _complete(parser)
+        options, unknown = parser.parse_known_args(argv)
     except ValueError as error:  # a number out of range
-        return _fail(str(error), 1)
+        return fail(str(error), 1)
+    verb: argparse.ArgumentParser = options.parser
     if unknown and options.verb != "train":  # which says what fields there are
-        return _fail(f"unknown arguments: {' '.join(unknown)}; see timm-stitch {options.verb} --help.", 2)
+        return fail(f"{unknown_arguments(unknown, verb)}; see timm-stitch {options.verb} --help.", 2)
     options.unknown = unknown
     try:
         with json_alone() if options.json else nullcontext():
@@ -59,11 +62,11 @@ def _run(argv: Sequence[str] | None) -> int:
         closed = isinstance(error, BrokenPipeError) and _output_is_closed()  # and not a connection that broke
         if closed or not isinstance(error, _errors()):
             raise
-        return _fail(str(error) or repr(error), 1)
+        return fail(name_flag(str(error) or repr(error), verb), 1)
     except RunInterrupted as ended:
-        return _fail(str(ended), 128 + ended.number) if _is_first() else 128 + ended.number
+        return fail(str(ended), 128 + ended.number) if _is_first() else 128 + ended.number
     except KeyboardInterrupt:
-        return _fail("interrupted.", 130)
+        return fail("interrupted.", 130)
     finally:
         _leave()
     return status or 0
@@ -91,22 +94,22 @@ def _leave() -> None:
         leave()
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say in one line what cannot be read, and end the program."""
-        self.exit(_fail(f"{message}; see {self.prog} --help.", 2))
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; it sets `run` to the function that does what a verb says."""
-    parser = _Parser(prog="timm-stitch", description="Stitchable neural networks for timm.")
+    parser = Parser(prog="timm-stitch", description="Stitchable neural networks for timm.")
     parser.add_argument("--version", action="version", version=f"timm-stitch {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for group in (plans, check, training, evaluation, weights, deployment, serving):
         group.add_verbs(verbs)
     return parser
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks how a line can go on, by argcomplete, and end."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
 
 
 def _flush() -> None:
@@ -134,9 +137,3 @@ def _discard_output() -> None:
         with suppress(OSError, ValueError, AttributeError):  # one that is no file
             os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-
-
-def _fail(message: str, status: int) -> int:
-    """Say in one line what went wrong."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return status

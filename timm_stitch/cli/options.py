@@ -13,8 +13,9 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import library_errors
-from ..plan.timings import LATENCY_AT, Row
+from ..plan.timings import Row
 from .numbers import MOST_IMAGES, in_range
+from .tables import print_table
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -45,7 +46,7 @@ def add_verb(
         name, help=about, description=about, epilog=f"example: timm-stitch {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter, **parser,
     )  # fmt: skip
-    added.set_defaults(run=run)
+    added.set_defaults(run=run, parser=added)
     added.add_argument("--json", action="store_true", help="print JSON for programs")
     return added
 
@@ -203,20 +204,9 @@ def print_url(url: object, as_json: bool) -> None:
 
 
 def print_rows(rows: Sequence[Row], as_json: bool) -> None:
-    """Print rows as JSON lines, or as a table for people with `latency_ms_batch_8` as `ms_8`."""
-    if as_json:
-        for row in rows:
-            print_json(row)
+    """Print rows as JSON lines, or as a table for people."""
+    if not as_json:
+        print_table(rows)
         return
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    heads = [column.replace(LATENCY_AT, "ms_") for column in columns]
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(columns))]
-    for line in [heads, *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    for row in rows:
+        print_json(row)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..anchors.view import ImageInputs, Inputs, Output
 from ..choices import Precision
@@ -29,6 +28,7 @@ from ..plan.results import Rows
 from ..plan.steps import Step
 from ..plan.stitch_plan import Stitch
 from ..plan.timings import MOST_IMAGES, is_batch_size, latency_key
+from ..progress import progress_bar
 from .memory import count_memory
 
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -160,7 +160,7 @@ class _Clock:
         self.model, self.batches = model, batches
         self.wait = torch.cuda.synchronize if next(model.parameters()).is_cuda else lambda: None
         # The first round, -1, warms up.
-        self.rounds = lambda: tqdm(range(-1, repeats), desc="profile", unit="round", disable=not progress)
+        self.rounds = lambda: progress_bar(range(-1, repeats), desc="profile", unit="round", progress=progress)
 
     def _ms(self, call: Callable[[], Output]) -> tuple[float, Output]:
         self.wait()
