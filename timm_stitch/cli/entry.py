@@ -15,7 +15,7 @@ from contextlib import nullcontext, suppress
 
 from .. import __version__
 from ..errors import OutputInUseError, RunInterrupted, WrongTypeError
-from . import check, deployment, evaluation, plans, serving, training, weights
+from . import check, deployment, evaluation, plans, prediction, serving, training, weights
 from .mistakes import Parser, fail, name_flag, unknown_arguments
 from .options import json_alone
 
@@ -99,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="timm-stitch", description="Stitchable neural networks for timm.")
     parser.add_argument("--version", action="version", version=f"timm-stitch {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (plans, check, training, evaluation, weights, deployment, serving):
+    for group in (plans, check, training, evaluation, prediction, weights, deployment, serving):
         group.add_verbs(verbs)
     return parser
 

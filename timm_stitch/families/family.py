@@ -259,6 +259,22 @@ class Family(ABC, Generic[Network]):
         """Whether a loaded network is the one that was measured, not one of other classes or image size."""
         return True
 
+    def takes_texts(self, network: Network) -> bool:
+        """Whether a network's inputs are texts."""
+        return False
+
+    def text_predictor(self, network: Network, top: int) -> Callable[[str], dict[str, Any]]:
+        """Make the function that predicts for a text: a dict of `top` (of `label` and `probability`) or `output`.
+
+        Args:
+            network: a network whose inputs are texts.
+            top: the number of classes or words to give.
+
+        Raises:
+            ValueError: if the network has no tokenizer, or its task takes more than a text.
+        """
+        raise ValueError(f"networks of {self.name} take no texts: give images.")
+
     def card(self, config: Config) -> CardFields:
         """The fields of the model card of a network of this family."""
         return CardFields()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -95,6 +95,14 @@ class TransformersFamily(Family["StitchedModel"]):
                 f"extract={stitch_id} loads the stitch as it was saved, and takes no {', '.join(sorted(arguments))}."
             )
         return read_stitch(saved, stitch_id, read_tensors)
+
+    def takes_texts(self, network: Any) -> bool:
+        return bool(network.main_input_name == "input_ids")
+
+    def text_predictor(self, network: Any, top: int) -> Callable[[str], dict[str, Any]]:
+        from .predicting import text_predictor
+
+        return text_predictor(network, top)
 
     def card(self, config: Config) -> CardFields:
         _, names = read_task(config)
