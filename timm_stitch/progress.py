@@ -13,7 +13,7 @@ from tqdm.std import tqdm as plain_bar
 SECONDS = 20.0  # between two lines
 
 
-class _Lines(plain_bar):  # type: ignore[type-arg]
+class _Lines(plain_bar):
     """A bar for files and pipes: it prints whole lines, the first after some seconds."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

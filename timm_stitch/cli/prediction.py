@@ -119,7 +119,7 @@ def run_info(options: argparse.Namespace) -> None:
         "rows_with_accuracy": len(accuracies),
         "best_top1": max(accuracies, default=None),
         "rows_with_latency": sum("latency_ms" in row for row in table),
-        "from": trained.get("pulled_from") or ("timm's registry" if registered else "a folder"),
+        "from": trained.get("pulled_from") or ("timm's registry" if registered else _kind(options.model[0])),
         "base_models": list(trained.get("base_models", ())),
         "runs": len(trained.get("runs", ())),
     }
@@ -132,6 +132,10 @@ def run_info(options: argparse.Namespace) -> None:
         shown = _shown(key, value)
         if shown:
             print(f"{key.replace('_', ' ') + ':':20}{shown}")
+
+
+def _kind(name: str) -> str:
+    return "a folder" if Path(name).is_dir() else "a file" if Path(name).is_file() else "the Hub"
 
 
 def _origin(model: Any) -> str:

@@ -13,7 +13,7 @@ from ..training.config import TrainConfig
 from ..training.recipe_file import Recipe, read_recipe, shipped_recipes
 from .numbers import in_range
 from .options import add_images, add_model, add_verb, check_device, load_images, load_model, print_json, print_path
-from .weights import save_stitch
+from .weights import save_one_stitch
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -152,13 +152,17 @@ def run_recalibrate(options: argparse.Namespace) -> None:
     from ..training.recalibration import recalibrate
 
     model = load_model(options, "recalibrate")
+    whole = None
     if options.stitch_id is not None:
+        from ..hub.stitch_files import describe_whole
+
+        whole = describe_whole(model)
         model = model.extract(options.stitch_id, copy=True)
     torch.manual_seed(options.seed)
     images = first_images(load_images(options, model, shuffled=True), options.images)
     if not recalibrate(model, images, options.stitch_id, progress=not options.json):
         raise ValueError("this network has no BatchNorm: there is nothing to recalibrate.")
     if options.stitch_id is not None:
-        save_stitch(model, options)
+        save_one_stitch(model, options, whole)
     else:
         print_path(save_pretrained(model, options.output), options.json)

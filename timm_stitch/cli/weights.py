@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from ..files import whole_file
 from ..plan.results import read_rows
 from .numbers import in_range
 from .options import add_model, add_verb, load_model, print_json, print_path, print_url
@@ -22,7 +21,7 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "extract",
         run_extract,
-        "save the weights of one stitch to a safetensors file",
+        "save one stitch to a safetensors file, which from_hub and every verb load",
         "extract net --stitch-id 24 --output 24.safetensors",
     )
     add_model(verb)
@@ -72,16 +71,20 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run_extract(options: argparse.Namespace) -> None:
     """Save one stitch's weights."""
-    save_stitch(load_model(options).extract(options.stitch_id), options)
+    from ..hub.stitch_files import describe_whole
+
+    model = load_model(options)
+    small = model.extract(options.stitch_id)
+    save_one_stitch(small, options, describe_whole(model))
 
 
-def save_stitch(small: StitchableNetwork, options: argparse.Namespace) -> None:
+def save_one_stitch(
+    small: StitchableNetwork, options: argparse.Namespace, config: Mapping[str, Any] | None = None
+) -> None:
     """Save one stitch's weights to the file `options.output`, which appears whole or not at all."""
-    from ..network.weights import kept_state, save_file
+    from ..hub.stitch_files import save_stitch
 
-    path, name = Path(options.output), small.plan.stitches[0].name
-    with whole_file(path) as temporary:
-        save_file({k: v.contiguous() for k, v in kept_state(small).items()}, temporary)
+    path, name = save_stitch(small, options.output, config), small.plan.stitches[0].name
     params = sum(p.numel() for p in small.parameters())
     row = {"path": str(path), "stitch_id": options.stitch_id, "name": name, "params": params}
     if options.json:
@@ -121,6 +124,6 @@ def run_pull(options: argparse.Namespace) -> None:
     from ..hub.saving import save_pretrained
 
     if options.stitch_id is not None:
-        save_stitch(from_hub(options.repo, extract=options.stitch_id, revision=options.revision), options)
+        save_one_stitch(from_hub(options.repo, extract=options.stitch_id, revision=options.revision), options)
     else:
         print_path(save_pretrained(from_hub(options.repo, revision=options.revision), options.output), options.json)

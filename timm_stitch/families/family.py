@@ -186,13 +186,21 @@ class Family(ABC, Generic[Network]):
     def write(self, network: Network, folder: Path, label_names: Sequence[str] | None) -> Config:
         """Write `config.json` and the weights into a folder; returns the contents of `config.json`."""
         self.check_savable(network, label_names)
-        config = {"family": self.name, **self.describe(network)}
+        config = self.config_of(network)
         if label_names is not None:
             config["label_names"] = list(label_names)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         state = {name: tensor.detach().contiguous() for name, tensor in kept_state(network).items()}
         save_file(state, folder / WEIGHTS_FILE)
         return config
+
+    def config_of(self, network: Network) -> dict[str, Any]:
+        """Make the `config.json` of a network, without its weights.
+
+        Raises:
+            ValueError: if the network cannot be built from such a description.
+        """
+        return {"family": self.name, **self.describe(network)}
 
     def reads(self, config: Config) -> bool:
         """Whether a `config.json` is that of a network of this family."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -71,6 +72,13 @@ class TransformersFamily(Family["StitchedModel"]):
 
         self.check_savable(network)
         return write_network(network, folder, label_names)
+
+    def config_of(self, network: StitchedModel) -> dict[str, Any]:
+        from .files import complete_config
+
+        self.check_savable(network)
+        complete_config(network)
+        return dict(json.loads(network.config.to_json_string(use_diff=False)))
 
     def reads(self, config: Config) -> bool:
         return config.get("model_type") == MODEL_TYPE
