@@ -56,7 +56,8 @@ def add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "model",
         nargs="+",
-        help="network: a registered name, a folder, hf-hub:USER/NAME, or several models to stitch, fastest first",
+        help="network: a registered name, a folder, hf-hub:USER/NAME, or several models to stitch, fastest first, each "
+        "a name, a folder or a checkpoint of timm's train.py",
     )
     verb.add_argument("--device", default="cpu", help="device of the network (default: cpu)")
     verb.add_argument(

@@ -68,14 +68,13 @@ def run_list(options: argparse.Namespace) -> None:
 def run_plan(options: argparse.Namespace) -> None:
     """Print the stitches of a network, or where two models can meet."""
     if len(options.model) == 2 and options.meet:
-        import timm
-
         from ..families.registry import family_of_models
+        from ..families.timm_models.train_checkpoints import make_model
         from ..hub.loading import to_source
         from ..network.compatibility import meeting_points
 
         with library_errors(f"timm cannot make {' or '.join(map(repr, options.model))}", RuntimeError):
-            models = [timm.create_model(to_source(name), device="meta") for name in options.model]
+            models = [make_model(to_source(name), False, device="meta") for name in options.model]
         print_rows(meeting_points(*map(family_of_models(models).open, models)), options.json)
         return
     model = load_model(options, weights=False)

@@ -38,6 +38,7 @@ from .stitch_files import read_stitch_file
 _logger = logging.getLogger(__name__)
 
 _SOURCES = ("hf-hub", "local-dir")
+_CHECKPOINTS = (".tar", ".pth", ".pt")  # of timm's train.py
 
 
 def load(
@@ -47,7 +48,8 @@ def load(
 
     Args:
         names: a registered name (`"snnet_deit_tsb"`), a folder of `save_pretrained`, `"hf-hub:USER/NAME"`, or several
-            models to stitch, fastest first, each by its timm name, its folder or `"hf-hub:USER/NAME"`.
+            models to stitch, fastest first, each by its timm name, its folder, `"hf-hub:USER/NAME"`, or a checkpoint of
+            timm's `train.py` (`"output/run/model_best.pth.tar"`).
         pretrained: whether to load weights.
         device: the device of the network; on `"meta"` it has no weights.
         **arguments: further arguments of `from_hub` for saved networks, else of `timm.create_model`. The `anchors` of
@@ -73,7 +75,7 @@ def load(
         arguments = {name: value for name, value in arguments.items() if name != "anchors"}
     sources = [to_source(name) for name in several]
     pretrained = pretrained and device != "meta"
-    if len(sources) == 1 and ":" in sources[0]:
+    if len(sources) == 1 and _split_source(sources[0])[0]:
         arguments |= ({} if device == "cpu" else {"device": device}) | ({} if pretrained else {"pretrained": False})
         return from_hub(sources[0], **arguments)
     family = _family_of_names(sources)
@@ -260,10 +262,12 @@ def _check_file(file: Path) -> None:
 
 
 def to_source(name: str) -> str:
-    """Add the prefix `local-dir:` to the name of a folder."""
+    """Add the prefix `local-dir:` to the name of a folder, and `checkpoint:` to that of a checkpoint."""
     source, place = _split_source(name)
     path = Path(place).expanduser()
     own = path.is_dir() or (path.suffix == ".safetensors" and path.is_file())
+    if not source and path.suffix in _CHECKPOINTS and path.is_file():
+        return f"checkpoint:{place}"
     return f"local-dir:{place}" if not source and own else name
 
 

@@ -192,8 +192,8 @@ def snnet(
 def _cfg_of(anchors: Sequence[AnchorSpec]) -> dict[str, object]:
     """The image settings of the largest anchor's own configuration, with its arguments applied."""
     spec = anchors[-1]
-    own = {"architecture": spec} if isinstance(spec, str) else dict(spec)
-    cfg = timm_cfg(spec)
+    own: dict[str, Any] = {"architecture": spec} if isinstance(spec, str) else dict(spec)
+    cfg = {**timm_cfg(spec), **(own.get("pretrained_cfg_overlay") or {})}
     fields = ("input_size", "crop_pct", "interpolation", "mean", "std", "num_classes", "fixed_input_size", "pool_size")
     image = {field: cfg[field] for field in fields if cfg.get(field) is not None}
     channels, *size = image.get("input_size", (3, 224, 224))
