@@ -1,6 +1,22 @@
 """Stitchable neural networks (SN-Net) for timm and the Hugging Face Hub.
 
-Importing this package registers the `snnet_*` models with timm.
+Stitching joins pretrained models of one task into one network. A stitch runs the first blocks of one model, crosses by
+a small layer, and runs the last blocks of another: one set of weights serves many costs.
+
+    >>> import timm, timm_stitch
+    >>> model = timm.create_model("snnet_deit_tsb", pretrained=True)  # doctest: +SKIP
+    >>> logits = model(images, stitch_id=24)  # doctest: +SKIP
+
+- Create: `stitch` models at hand, `load` by name, folder or Hub id, `from_hub`, `create_snnet`, `convert_checkpoint`.
+  An `SNNet` is a timm model; importing this package registers the `snnet_*` models with timm.
+- Plan: `enumerate_stitches`, `StitchPlan` of `Anchor`, `Stitch`, `Segment` and `LayerSpec`.
+- Train: `least_squares_init`, `linear_probe`, `train` with a `TrainConfig`, `train_recipe`, `recalibrate`,
+  `StitchSamplerCallback` for transformers' Trainer.
+- Measure and choose: `evaluate`, `profile`, `select`, `pareto_frontier`, `plot_curve`, `read_rows`, `write_rows`.
+- Save and share: `save_pretrained`, `push_to_hub`.
+- Deploy: `export`, `Cascade` and `find_cascade`, `LatencyController`, `make_page`.
+
+On the command line: `timm-stitch --help`. Each name is imported at its first use.
 """
 
 import importlib as _importlib
