@@ -31,16 +31,16 @@ def fails(line, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("evl net", "error: there is no verb 'evl' (did you mean eval?); see timm-stitch --help."),
+        ("evl net", "error: argument VERB: invalid choice: 'evl' (did you mean eval?); see timm-stitch --help."),
         ("--hlp", "error: unknown arguments: --hlp (did you mean --help?); see timm-stitch --help."),
         ("eval net --data-dri x", "--data-dri (did you mean --data-dir?) x; see timm-stitch eval --help."),
         ("export net --formt onnx", "--formt (did you mean --format?); see timm-stitch export --help."),
         (
             "export net --format onx --output x",
-            "argument --format: there is no 'onx' (did you mean onnx?): choose onnx,",
+            "argument --format: invalid choice: 'onx' (did you mean onnx?); see timm-stitch export --help.",
         ),
         ("train deit_tsb --epoch 3", "unknown fields epoch (did you mean epochs?): the fields are"),
-        ("xyzzy", "there is no verb 'xyzzy': choose list, plan"),
+        ("xyzzy", "argument VERB: invalid choice: 'xyzzy' (choose from list, plan"),
     ],
 )
 def test_a_typo_is_answered_by_the_nearest(line, message, capsys):

@@ -49,11 +49,8 @@ class Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         choices = [str(choice) for choice in action.choices]
-        if action.metavar == "VERB":
-            self.error(f"there is no verb {value!r}{nearest(str(value), choices) or ': choose ' + ', '.join(choices)}")
-        raise argparse.ArgumentError(
-            action, f"there is no {value!r}{nearest(str(value), choices)}: choose {', '.join(choices)}"
-        )
+        near = nearest(str(value), choices) or f" (choose from {', '.join(choices)})"
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r}{near}")
 
 
 def unknown_arguments(unknown: list[str], verb: argparse.ArgumentParser) -> str:
