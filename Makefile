@@ -7,7 +7,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --di
 # With dev,browser the page's tests run too; they also want Debian's chromium.
 EXTRAS ?= dev
 
-.PHONY: quickstart test lint check oldest docs build fuzz timm-tests ray-tests device-tests clean
+.PHONY: quickstart test lint check oldest docs build release-check fuzz timm-tests ray-tests device-tests clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python examples/quickstart.py --output quickstart-output
@@ -38,6 +38,16 @@ build: $(VENV)-build/ready
 	$(VENV)-build/bin/python -m build
 	$(VENV)-build/bin/twine check --strict dist/*
 	test -z "$$TAG" || test -e "dist/timm_stitch-$${TAG#v}.tar.gz"
+
+# All that a release must pass: the built files, the wheel in a fresh environment, and from the unpacked source
+# distribution the quickstart and the tests.
+release-check: build
+	rm -rf $(VENV)-release && $(PYTHON) -m venv $(VENV)-release
+	$(VENV)-release/bin/python -m pip install --quiet dist/*.whl
+	cd / && $(abspath $(VENV))-release/bin/python -c "import timm_stitch, timm; timm.create_model('snnet_deit_tsb', device='meta')"
+	cd / && $(abspath $(VENV))-release/bin/timm-stitch list
+	mkdir dist/source && tar -xzf dist/timm_stitch-*.tar.gz -C dist/source --strip-components=1
+	$(MAKE) -C dist/source quickstart test PYTHON=$(PYTHON)
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -86,4 +96,4 @@ timm-tests: $(VENV)/ready
 	$(BIN)/python tests/timm_suite.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-build $(VENV)-ray $(VENV)-device quickstart-output site dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-build $(VENV)-release $(VENV)-ray $(VENV)-device quickstart-output site dist

@@ -17,6 +17,19 @@ class OutputInUseError(RuntimeError):
     """Another run is training into the same output."""
 
 
+class RunInterrupted(KeyboardInterrupt):
+    """The end of a run by a signal, after its checkpoint.
+
+    Args:
+        message: the checkpoint, and how to continue.
+        number: the number of the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 @contextmanager
 def library_errors(what: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turn errors by which a library refuses input into one that names the input.

@@ -14,6 +14,7 @@ from .families.transformers_models.networks import (
     SNNetForTokenClassification,
     SNNetModel,
 )
+from .hub import loading as _rows  # noqa: F401 adds saved rows to what the Auto classes load
 
 __all__ = [
     "TASKS",

@@ -61,6 +61,12 @@ def test_list_and_plan_print_what_python_gives(capsys):
     assert run("list", "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {"snnet_deit_tsb": 71}.items() <= {row["name"]: row["stitches"] for row in rows}.items()
+    for row in rows:
+        network = timm.create_model(row["name"], device="meta")
+        assert (row["stitches"], row["anchors"]) == (network.num_stitches, " + ".join(network.plan.anchor_names))
+        assert row["weights"] == ", ".join(tag.partition(".")[2] for tag in timm.list_pretrained(f"{row['name']}.*"))
+    names = {row["name"] for row in rows}
+    assert names == set(timm.list_models("snnet*")) - {"snnet", "snnet_deit", "snnet_swin"}
     assert run("plan", "deit_tiny_patch16_224", "deit_small_patch16_224") == 0
     assert "deit_tiny_patch16_224[0:8] + deit_small_patch16_224[7:12]" in capsys.readouterr().out
     assert run("plan", "snnet_deit", "--json") == 0
@@ -164,9 +170,9 @@ def test_the_help_of_train_describes_every_field(capsys):
 def test_fields_are_read_as_people_write_them(monkeypatch):
     given = {}
     monkeypatch.setattr(
-        "timm_stitch.cli.training.train_recipe", lambda recipe, values, device: (None, given.update(values))
+        "timm_stitch.training.recipe.train_recipe", lambda recipe, values, device: (None, given.update(values))
     )
-    monkeypatch.setattr("timm_stitch.cli.training.rank", lambda: 1)
+    monkeypatch.setattr("timm_stitch.data.processes.rank", lambda: 1)
     words = "--epochs=30 --lr 1e-4 --data_dir 2012 --teacher null --crop-scale [0.5,1] --group-bias -0.5 --model 7"
     words += " --sampling resource --distillation none --output net"
     assert run("train", "deit_tsb", *words.split(), "--model-args", "{rank: 4}", "--pretrained=false") == 0

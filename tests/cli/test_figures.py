@@ -60,9 +60,10 @@ def test_eval_saves_into_the_folder(folder, capsys):
 def test_select_of_a_published_network_needs_no_weights(capsys, monkeypatch):
     def load(names, *, pretrained, device):
         assert (pretrained, device) == (False, "meta")
-        return timm_stitch.load(names, pretrained=pretrained, device=device)
+        return original(names, pretrained=pretrained, device=device)
 
-    monkeypatch.setattr("timm_stitch.cli.options.load", load)
+    original = timm_stitch.load
+    monkeypatch.setattr("timm_stitch.hub.loading.load", load)
     assert run("select", "snnet_deit_tsb", "--macs", 3e9, "--json") == 0
     assert json.loads(capsys.readouterr().out)["published_top1"] > 70
 

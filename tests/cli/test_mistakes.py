@@ -95,6 +95,6 @@ def test_a_mistake_of_ours_shows_its_traceback(root, monkeypatch, verb, bug):
 
     monkeypatch.chdir(root)
     monkeypatch.setattr("timm_stitch.cli.plans.print_rows", fail)
-    monkeypatch.setattr("timm_stitch.cli.training.train_recipe", fail)
+    monkeypatch.setattr("timm_stitch.training.recipe.train_recipe", fail)
     with pytest.raises(type(bug)):
         main(verb.split())

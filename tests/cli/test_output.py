@@ -64,8 +64,8 @@ def test_json_stands_alone_on_stdout(folder, tmp_path, capsys, monkeypatch):
         print("a library says something")
         return folder
 
-    monkeypatch.setattr("timm_stitch.cli.weights.save_pretrained", chatty)
-    monkeypatch.setattr("timm_stitch.cli.weights.from_hub", chatty)
+    monkeypatch.setattr("timm_stitch.hub.saving.save_pretrained", chatty)
+    monkeypatch.setattr("timm_stitch.hub.loading.from_hub", chatty)
     assert main(["pull", "user/net", "--output", str(tmp_path / "x"), "--json"]) == 0
     assert capsys.readouterr() == (f'{{"path": "{folder}"}}\n', 2 * "a library says something\n")
     assert main(["pull", "user/net", "--output", str(tmp_path / "x")]) == 0

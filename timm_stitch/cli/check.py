@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..data.config import DataConfig
-from ..data.look import check_unreadable, find_warnings, inspect_split, summary
-from ..data.yaml_text import read_argument
 from .options import add_verb, print_json
 
 if TYPE_CHECKING:
@@ -33,6 +30,10 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run_check(options: argparse.Namespace) -> None:
     """Print a summary of the images, and fail if some cannot be read."""
+    from ..data.config import DataConfig
+    from ..data.look import check_unreadable, find_warnings, inspect_split, summary
+    from ..data.yaml_text import read_argument
+
     splits = []
     for split in options.splits:
         config = DataConfig(

@@ -6,12 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from ..data.loader import first_images
-from ..deployment.demo import make_page
-from ..deployment.exporting import FORMATS, export
-from ..deployment.spaces import push_space
+from ..choices import EXPORT_FORMATS, QUANTIZATIONS
 from .numbers import MOST_IMAGES, in_range
 from .options import add_images, add_model, add_verb, load_images, load_model, print_json, print_rows, print_url
 
@@ -38,15 +33,14 @@ def add_verbs(verbs: Verbs) -> None:
         help="stitches to export (default: the one that is set; for web those of the frontier)",
     )
     verb.add_argument("--output", required=True, help="new or empty folder")
-    verb.add_argument("--format", choices=FORMATS, default="onnx", help="format of the files (default: onnx)")
+    verb.add_argument("--format", choices=EXPORT_FORMATS, default="onnx", help="format of the files (default: onnx)")
     verb.add_argument(
         "--export-batch-size", type=int, action=in_range(1, MOST_IMAGES), nargs="+", metavar="N",
         help="images per call: a number, or the smallest and the largest (default: any for onnx and program, else 1)",
     )  # fmt: skip
-    precisions = sorted({name for one in FORMATS.values() for name in one.QUANTIZE})
     verb.add_argument(
         "--quantize",
-        choices=precisions,
+        choices=QUANTIZATIONS,
         help="precision of the weights; needs images (--data-dir) to measure the change",
     )
     verb.add_argument("--images", type=int, action=in_range(1), default=256, help="images to compare on (default: 256)")
@@ -75,6 +69,11 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run_export(options: argparse.Namespace) -> None:
     """Write stitches as files of a format."""
+    import torch
+
+    from ..data.loader import first_images
+    from ..deployment.exporting import export
+
     model, images = load_model(options, "export"), None
     if options.data_dir or options.dataset:
         torch.manual_seed(0)
@@ -98,9 +97,13 @@ def run_export(options: argparse.Namespace) -> None:
 def run_demo(options: argparse.Namespace) -> None:
     """Serve the web page, or push it as a Space."""
     if options.push:
+        from ..deployment.spaces import push_space
+
         url = push_space(options.model[0], options.push, examples=options.examples, private=options.private)
         print_url(url, options.json)
         return
+    from ..deployment.demo import make_page
+
     title = " + ".join(Path(name).name if Path(name).is_dir() else name for name in options.model)
     page = make_page(load_model(options, "demo"), title=title, examples=options.examples)
     _, url, shared = page.launch(

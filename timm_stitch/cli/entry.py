@@ -12,16 +12,11 @@ import select
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from typing import NoReturn
-
-import torch
-import yaml
 
 from .. import __version__
-from ..data.processes import leave, rank
-from ..errors import OutputInUseError, WrongTypeError
-from ..training.interruption import RunInterrupted
-from . import check, deployment, evaluation, plans, serving, training, weights
+from ..errors import OutputInUseError, RunInterrupted, WrongTypeError
+from . import check, deployment, evaluation, plans, prediction, serving, training, weights
+from .mistakes import Parser, fail, name_flag, unknown_arguments
 from .options import json_alone
 
 # The errors of input: arguments, files, the network, packages, a diverging run, memory. Others are our mistakes.
@@ -32,8 +27,6 @@ _ERRORS = (
     ImportError,
     OutputInUseError,
     FloatingPointError,
-    torch.OutOfMemoryError,
-    yaml.YAMLError,
 )
 
 _SIGPIPE = 13
@@ -53,44 +46,70 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        options, unknown = make_parser().parse_known_args(argv)
+        parser = make_parser()
+        _complete(parser)
+        options, unknown = parser.parse_known_args(argv)
     except ValueError as error:  # a number out of range
-        return _fail(str(error), 1)
+        return fail(str(error), 1)
+    verb: argparse.ArgumentParser = options.parser
     if unknown and options.verb != "train":  # which says what fields there are
-        return _fail(f"unknown arguments: {' '.join(unknown)}; see timm-stitch {options.verb} --help.", 2)
+        return fail(f"{unknown_arguments(unknown, verb)}; see timm-stitch {options.verb} --help.", 2)
     options.unknown = unknown
     try:
         with json_alone() if options.json else nullcontext():
             status: int | None = options.run(options)
-    except _ERRORS as error:
-        if isinstance(error, BrokenPipeError) and _output_is_closed():  # not a connection that broke
+    except Exception as error:
+        closed = isinstance(error, BrokenPipeError) and _output_is_closed()  # and not a connection that broke
+        if closed or not isinstance(error, _errors()):
             raise
-        return _fail(str(error) or repr(error), 1)
+        return fail(name_flag(str(error) or repr(error), verb), 1)
     except RunInterrupted as ended:
-        return _fail(str(ended), 128 + ended.number) if rank() == 0 else 128 + ended.number
+        return fail(str(ended), 128 + ended.number) if _is_first() else 128 + ended.number
     except KeyboardInterrupt:
-        return _fail("interrupted.", 130)
+        return fail("interrupted.", 130)
     finally:
-        leave()
+        _leave()
     return status or 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+def _errors() -> tuple[type[Exception], ...]:
+    """List the errors of input, with those of the libraries that are imported."""
+    torch, yaml = sys.modules.get("torch"), sys.modules.get("yaml")
+    more = [getattr(torch, "OutOfMemoryError", None), getattr(yaml, "YAMLError", None)]
+    return (*_ERRORS, *(kind for kind in more if kind is not None))
 
-    def error(self, message: str) -> NoReturn:
-        """Say in one line what cannot be read, and end the program."""
-        self.exit(_fail(f"{message}; see {self.prog} --help.", 2))
+
+def _is_first() -> bool:
+    """Whether this is the first process of a run, or the only one."""
+    from ..data.processes import rank
+
+    return rank() == 0
+
+
+def _leave() -> None:
+    """Leave the process group, if there is one."""
+    if "torch" in sys.modules:
+        from ..data.processes import leave
+
+        leave()
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; it sets `run` to the function that does what a verb says."""
-    parser = _Parser(prog="timm-stitch", description="Stitchable neural networks for timm.")
+    parser = Parser(prog="timm-stitch", description="Stitchable neural networks for timm.")
     parser.add_argument("--version", action="version", version=f"timm-stitch {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for group in (plans, check, training, evaluation, weights, deployment, serving):
+    for group in (plans, check, training, evaluation, prediction, weights, deployment, serving):
         group.add_verbs(verbs)
     return parser
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks how a line can go on, by argcomplete, and end."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
 
 
 def _flush() -> None:
@@ -118,9 +137,3 @@ def _discard_output() -> None:
         with suppress(OSError, ValueError, AttributeError):  # one that is no file
             os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-
-
-def _fail(message: str, status: int) -> int:
-    """Say in one line what went wrong."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return status

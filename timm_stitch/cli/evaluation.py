@@ -7,20 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import timm
-from accelerate import Accelerator
-
-from ..data.processes import rank
-from ..evaluation.accuracy import evaluate
-from ..evaluation.curve_page import write_curve_page
-from ..evaluation.plotting import plot_curve
-from ..evaluation.profiling import PRECISIONS, profile
-from ..evaluation.selection import select
-from ..families.family import STITCHES_FILE
-from ..hub.json_files import parse_stitches, read_json
-from ..hub.saving import save_pretrained
-from ..models.published import published_table
-from ..network.weights import fingerprint
+from ..choices import PRECISIONS
+from ..models.published import is_registered, published_table
 from ..plan.frontier import pareto_frontier
 from ..plan.results import Rows, check_one_network, check_overwrite, read_rows, write_rows
 from ..plan.timings import call_times, latency_key
@@ -126,10 +114,17 @@ def _check_folder(options: argparse.Namespace) -> None:
 
 def run_eval(options: argparse.Namespace) -> None:
     """Evaluate stitches, on one process or several."""
+    from ..data.processes import rank
+    from ..evaluation.accuracy import evaluate
+    from ..hub.saving import save_pretrained
+    from ..network.weights import fingerprint
+
     if options.save:
         _check_folder(options)
     model = load_model(options)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a launcher started several processes: join them
+        from accelerate import Accelerator
+
         model.to(Accelerator().device)
     data, ids = images_fingerprint(options, model), options.stitch_ids or model.stitch_ids
     if options.output:
@@ -152,9 +147,13 @@ def run_plot(options: argparse.Namespace) -> None:
     if options.html:
         if options.beside:
             raise ValueError("--html shows one network: leave --beside out, or draw an image without --html.")
+        from ..evaluation.curve_page import write_curve_page
+
         rows = _read_results(options.results)
         print_path(write_curve_page(rows, options.output or "curve.html", title=options.title), options.json)
         return
+    from ..evaluation.plotting import plot_curve
+
     others = {Path(source).stem: _read_results(source) for source in options.beside}
     path = plot_curve(_read_results(options.results), options.output or "curve.png", title=options.title, others=others)
     print_path(path, options.json)
@@ -163,9 +162,12 @@ def run_plot(options: argparse.Namespace) -> None:
 def _read_results(source: str) -> Rows:
     """Read evaluated rows from a file of `eval` or a saved network's folder, or published ones by name."""
     path = Path(source)
-    if not path.exists() and timm.is_model(source.split(".")[0]):
+    if not path.exists() and is_registered(source.split(".")[0]):
         rows = published_table(source.split(".")[0]).get("stitches", [])
     else:
+        from ..families.family import STITCHES_FILE
+        from ..hub.json_files import parse_stitches, read_json
+
         rows = parse_stitches(read_json(path / STITCHES_FILE)).rows if path.is_dir() else read_rows(path)
     check_one_network(rows, source)
     evaluated = [row for row in rows if row.get("top1") is not None]
@@ -178,9 +180,11 @@ def _read_results(source: str) -> Rows:
 
 def run_select(options: argparse.Namespace) -> None:
     """Print the best stitch within budgets."""
+    from ..evaluation.selection import select
+
     rows = read_rows(options.results) if options.results else None
     name = options.model[0].split(".")[0]
-    if rows is None and len(options.model) == 1 and not Path(options.model[0]).is_dir() and timm.is_model(name):
+    if rows is None and len(options.model) == 1 and not Path(options.model[0]).is_dir() and is_registered(name):
         model = load_model(options, weights=False)  # published figures need none
     else:
         model = load_model(options)
@@ -234,6 +238,9 @@ def _add_profile(verbs: Verbs) -> None:
 
 def run_profile(options: argparse.Namespace) -> None:
     """Measure stitches on this device."""
+    from ..evaluation.profiling import profile
+    from ..hub.saving import save_pretrained
+
     if options.save:
         _check_folder(options)
     set_threads(options.threads)

@@ -12,20 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-from torch.utils.data import DataLoader, IterableDataset
-
-from ..data.config import DataConfig
-from ..data.dataset import build_dataset, image_config
-from ..data.loader import reading_processes
-from ..data.yaml_text import read_argument
 from ..errors import library_errors
-from ..families.registry import require
-from ..hub.loading import load
-from ..plan.timings import LATENCY_AT, Row
+from ..plan.timings import Row
 from .numbers import MOST_IMAGES, in_range
+from .tables import print_table
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -52,7 +46,7 @@ def add_verb(
         name, help=about, description=about, epilog=f"example: timm-stitch {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter, **parser,
     )  # fmt: skip
-    added.set_defaults(run=run)
+    added.set_defaults(run=run, parser=added)
     added.add_argument("--json", action="store_true", help="print JSON for programs")
     return added
 
@@ -62,7 +56,8 @@ def add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "model",
         nargs="+",
-        help="network: a registered name, a folder, hf-hub:USER/NAME, or several models to stitch, fastest first",
+        help="network: a registered name, a folder, hf-hub:USER/NAME, or several models to stitch, fastest first, each "
+        "a name, a folder or a checkpoint of timm's train.py",
     )
     verb.add_argument("--device", default="cpu", help="device of the network (default: cpu)")
     verb.add_argument(
@@ -103,6 +98,9 @@ def load_model(options: argparse.Namespace, feature: str = "", weights: bool = T
     Raises:
         ValueError: if there is no such network, or it lacks the feature.
     """
+    from ..families.registry import require
+    from ..hub.loading import load
+
     check_device(options.device)
     classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
     network = load(options.model, pretrained=weights, device=options.device if weights else "meta", **classes)
@@ -115,6 +113,8 @@ def check_device(device: str) -> None:
     Raises:
         ValueError: with torch's reason.
     """
+    import torch
+
     with library_errors(f"--device {device} cannot be used", RuntimeError, AssertionError):
         torch.empty(0, device=device)
 
@@ -128,11 +128,21 @@ def set_threads(threads: int | None, default: int | None = None) -> None:
     if threads is not None and threads < 1:
         raise ValueError(f"--threads must be 1 or more, got {threads}.")
     if threads or default:
+        import torch
+
         torch.set_num_threads(threads or default or 1)
 
 
 def load_images(options: argparse.Namespace, model: Any, shuffled: bool = False) -> DataLoader[Any]:
     """Load the images that the command line names, prepared as for evaluation."""
+    from torch.utils.data import DataLoader, IterableDataset
+
+    from ..data.config import DataConfig
+    from ..data.dataset import build_dataset
+    from ..data.loader import reading_processes
+    from ..data.yaml_text import read_argument
+    from ..families.registry import require
+
     require(model, "named_data")
     config = DataConfig(
         dataset=options.dataset, data_dir=options.data_dir, val_split=options.split, train_split=options.split,
@@ -145,6 +155,9 @@ def load_images(options: argparse.Namespace, model: Any, shuffled: bool = False)
 
 def images_fingerprint(options: argparse.Namespace, model: Any) -> str:
     """Compute a fingerprint of the choice and preparation of images, which hides the name of their folder."""
+    from ..data.dataset import image_config
+    from ..families.registry import require
+
     require(model, "named_data")
     folder = os.path.realpath(options.data_dir) if options.data_dir else None
     choice = (options.dataset, folder, options.split, options.dataset_args, sorted(image_config(model).items()))
@@ -192,20 +205,9 @@ def print_url(url: object, as_json: bool) -> None:
 
 
 def print_rows(rows: Sequence[Row], as_json: bool) -> None:
-    """Print rows as JSON lines, or as a table for people with `latency_ms_batch_8` as `ms_8`."""
-    if as_json:
-        for row in rows:
-            print_json(row)
+    """Print rows as JSON lines, or as a table for people."""
+    if not as_json:
+        print_table(rows)
         return
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    heads = [column.replace(LATENCY_AT, "ms_") for column in columns]
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(columns))]
-    for line in [heads, *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    for row in rows:
+        print_json(row)

@@ -5,15 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-import timm
-
 from ..errors import library_errors
-from ..families.registry import family_of_models
-from ..hub.loading import load, to_source
-from ..hub.push import list_hub
-from ..models.published import ALIASES
-from ..network.compatibility import meeting_points
-from ..plan.results import Row
+from ..models.published import REGISTERED
 from .numbers import in_range
 from .options import add_model, add_verb, load_model, print_json, print_rows
 
@@ -52,30 +45,36 @@ def add_verbs(verbs: Verbs) -> None:
 def run_list(options: argparse.Namespace) -> None:
     """Print the registered networks, or those on the Hub."""
     if options.hub is not None:
+        from ..hub.push import list_hub
+
         rows = list_hub(options.hub or None, author=options.author, limit=options.limit)
         if not rows and not options.json:
             print("there is no such network on the Hub.")
             return
         print_rows(rows, options.json)
         return
-    print_rows(
-        [_registered(name) for name in timm.list_models("snnet*") if name not in ("snnet", *ALIASES)], options.json
-    )
-
-
-def _registered(name: str) -> Row:
-    """Make the row of a registered network."""
-    model = load(name, pretrained=False, device="meta")
-    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
-    anchors, weights = " + ".join(model.plan.anchor_names), ", ".join(tags)
-    return {"name": name, "stitches": model.num_stitches, "anchors": anchors, "weights": weights}
+    rows = [
+        {
+            "name": name,
+            "stitches": network.stitches,
+            "anchors": network.anchor_names,
+            "weights": ", ".join(network.tags),
+        }
+        for name, network in sorted(REGISTERED.items())
+    ]
+    print_rows(rows, options.json)
 
 
 def run_plan(options: argparse.Namespace) -> None:
     """Print the stitches of a network, or where two models can meet."""
     if len(options.model) == 2 and options.meet:
+        from ..families.registry import family_of_models
+        from ..families.timm_models.train_checkpoints import make_model
+        from ..hub.loading import to_source
+        from ..network.compatibility import meeting_points
+
         with library_errors(f"timm cannot make {' or '.join(map(repr, options.model))}", RuntimeError):
-            models = [timm.create_model(to_source(name), device="meta") for name in options.model]
+            models = [make_model(to_source(name), False, device="meta") for name in options.model]
         print_rows(meeting_points(*map(family_of_models(models).open, models)), options.json)
         return
     model = load_model(options, weights=False)

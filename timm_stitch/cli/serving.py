@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
-from ..deployment.serving.config import POLICIES, ServingConfig
-from ..deployment.serving.latencies import known_rows
-from ..deployment.serving.scale import Scale, serve_config, target_requests_per_replica
+from ..choices import POLICIES
+from ..deployment.serving.config import ServingConfig
 from ..errors import library_errors
 from ..files import whole_file
 from .numbers import MOST_THREADS, in_range
 from .options import add_model, add_verb, load_model, print_json, set_threads
 
 if TYPE_CHECKING:
+    from ..deployment.serving.scale import Scale
     from .options import Verbs
 
 _RAY_OPTIONS = ("replicas", "min-replicas", "max-replicas", "num-cpus", "num-gpus", "ray-address")
@@ -137,6 +135,11 @@ def run_serve(options: argparse.Namespace) -> int:
 
 def _run_replicas(options: argparse.Namespace, serving: ServingConfig) -> int:
     """Serve by Ray until a signal, or write its config file."""
+    import yaml
+
+    from ..deployment.serving.latencies import known_rows
+    from ..deployment.serving.scale import serve_config, target_requests_per_replica
+
     try:
         from ..deployment.serving.ray_serve import RayServer
         from ..deployment.serving.server import listen, plain_name
@@ -177,6 +180,8 @@ def _scale(options: argparse.Namespace) -> Scale:
     Raises:
         ValueError: if a fixed number and one that follows the load are both given.
     """
+    from ..deployment.serving.scale import Scale
+
     follows = options.min_replicas is not None or options.max_replicas is not None
     if follows and options.replicas is not None:
         raise ValueError("give --replicas, or --min-replicas and --max-replicas, not both.")

@@ -5,21 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from ..choices import METHODS
 from ..data.fields import about, read_text, type_hints
 from ..data.fields import options as declared_by
-from ..data.loader import first_images
-from ..data.processes import rank
 from ..data.yaml_text import read_argument
-from ..hub.saving import save_pretrained
 from ..training.config import TrainConfig
-from ..training.least_squares import METHODS, least_squares_init
-from ..training.recalibration import recalibrate
-from ..training.recipe import Recipe, read_recipe, shipped_recipes, train_recipe
+from ..training.recipe_file import Recipe, read_recipe, shipped_recipes
 from .numbers import in_range
 from .options import add_images, add_model, add_verb, check_device, load_images, load_model, print_json, print_path
-from .weights import save_stitch
+from .weights import save_one_stitch
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -83,6 +77,12 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run_init(options: argparse.Namespace) -> None:
     """Initialise by least squares and save."""
+    import torch
+
+    from ..data.loader import first_images
+    from ..hub.saving import save_pretrained
+    from ..training.least_squares import least_squares_init
+
     model = load_model(options, "named_data")
     torch.manual_seed(options.seed)
     images = first_images(load_images(options, model, shuffled=True), options.images)
@@ -92,6 +92,9 @@ def run_init(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train by a recipe."""
+    from ..data.processes import rank
+    from ..training.recipe import train_recipe
+
     check_device(options.device)
     fields = _read_fields(options)
     if read_recipe(options.recipe, fields).config.output is None:
@@ -142,14 +145,24 @@ def _read_fields(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_recalibrate(options: argparse.Namespace) -> None:
     """Measure BatchNorm's statistics again and save."""
+    import torch
+
+    from ..data.loader import first_images
+    from ..hub.saving import save_pretrained
+    from ..training.recalibration import recalibrate
+
     model = load_model(options, "recalibrate")
+    whole = None
     if options.stitch_id is not None:
+        from ..hub.stitch_files import describe_whole
+
+        whole = describe_whole(model)
         model = model.extract(options.stitch_id, copy=True)
     torch.manual_seed(options.seed)
     images = first_images(load_images(options, model, shuffled=True), options.images)
     if not recalibrate(model, images, options.stitch_id, progress=not options.json):
         raise ValueError("this network has no BatchNorm: there is nothing to recalibrate.")
     if options.stitch_id is not None:
-        save_stitch(model, options)
+        save_one_stitch(model, options, whole)
     else:
         print_path(save_pretrained(model, options.output), options.json)

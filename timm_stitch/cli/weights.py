@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from ..files import whole_file
-from ..hub.loading import from_hub, load
-from ..hub.push import push_to_hub
-from ..hub.saving import save_pretrained
-from ..models.checkpoints import convert_checkpoint
-from ..network.stitchable import StitchableNetwork
-from ..network.weights import kept_state, save_file
 from ..plan.results import read_rows
 from .numbers import in_range
 from .options import add_model, add_verb, load_model, print_json, print_path, print_url
 
 if TYPE_CHECKING:
+    from ..network.stitchable import StitchableNetwork
     from .options import Verbs
 
 
@@ -27,7 +21,7 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "extract",
         run_extract,
-        "save the weights of one stitch to a safetensors file",
+        "save one stitch to a safetensors file, which from_hub and every verb load",
         "extract net --stitch-id 24 --output 24.safetensors",
     )
     add_model(verb)
@@ -77,14 +71,20 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run_extract(options: argparse.Namespace) -> None:
     """Save one stitch's weights."""
-    save_stitch(load_model(options).extract(options.stitch_id), options)
+    from ..hub.stitch_files import describe_whole
+
+    model = load_model(options)
+    small = model.extract(options.stitch_id)
+    save_one_stitch(small, options, describe_whole(model))
 
 
-def save_stitch(small: StitchableNetwork, options: argparse.Namespace) -> None:
+def save_one_stitch(
+    small: StitchableNetwork, options: argparse.Namespace, config: Mapping[str, Any] | None = None
+) -> None:
     """Save one stitch's weights to the file `options.output`, which appears whole or not at all."""
-    path, name = Path(options.output), small.plan.stitches[0].name
-    with whole_file(path) as temporary:
-        save_file({k: v.contiguous() for k, v in kept_state(small).items()}, temporary)
+    from ..hub.stitch_files import save_stitch
+
+    path, name = save_stitch(small, options.output, config), small.plan.stitches[0].name
     params = sum(p.numel() for p in small.parameters())
     row = {"path": str(path), "stitch_id": options.stitch_id, "name": name, "params": params}
     if options.json:
@@ -95,6 +95,10 @@ def save_stitch(small: StitchableNetwork, options: argparse.Namespace) -> None:
 
 def run_convert(options: argparse.Namespace) -> None:
     """Convert a checkpoint of the authors to a folder of timm_stitch."""
+    from ..hub.loading import load
+    from ..hub.saving import save_pretrained
+    from ..models.checkpoints import convert_checkpoint
+
     state, args = convert_checkpoint(options.checkpoint, options.name)
     model = load(options.name, pretrained=False, **args)
     model.load_state_dict(state)
@@ -103,6 +107,8 @@ def run_convert(options: argparse.Namespace) -> None:
 
 def run_push(options: argparse.Namespace) -> None:
     """Push a network to the Hub."""
+    from ..hub.push import push_to_hub
+
     model = load_model(options)
     rows = read_rows(options.results) if options.results else None
     url = push_to_hub(
@@ -114,7 +120,10 @@ def run_push(options: argparse.Namespace) -> None:
 
 def run_pull(options: argparse.Namespace) -> None:
     """Fetch a network, or one stitch, from the Hub."""
+    from ..hub.loading import from_hub
+    from ..hub.saving import save_pretrained
+
     if options.stitch_id is not None:
-        save_stitch(from_hub(options.repo, extract=options.stitch_id, revision=options.revision), options)
+        save_one_stitch(from_hub(options.repo, extract=options.stitch_id, revision=options.revision), options)
     else:
         print_path(save_pretrained(from_hub(options.repo, revision=options.revision), options.output), options.json)

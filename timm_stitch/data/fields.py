@@ -6,6 +6,7 @@ values from YAML and JSON, `read_text` from the command line; `--help` and the d
 
 from __future__ import annotations
 
+import difflib
 import math
 import types
 from collections.abc import Callable, Mapping
@@ -92,7 +93,9 @@ def read(config: type, values: Mapping[str, object]) -> dict[str, Any]:
     known = options(config)
     unknown = sorted(str(name) for name in values if name not in known)
     if unknown:
-        raise ValueError(f"unknown fields {', '.join(unknown)}: the fields are {', '.join(sorted(known))}.")
+        near = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.7) for name in unknown}
+        names = [f"{name} (did you mean {near[name][0]}?)" if near[name] else name for name in unknown]
+        raise ValueError(f"unknown fields {', '.join(names)}: the fields are {', '.join(sorted(known))}.")
     return {name: _read(value, hints[name]) for name, value in values.items()}
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..data.batches import Batch
 from ..evaluation.scores import flatten_pairs, split_targets, to_class_numbers
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork, logits_of
 from ..plan.prefix_sharing import common_steps, shared_macs
+from ..progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _answers(
     sure: list[list[Tensor]] = [[] for _ in ids]
     right: list[list[Tensor]] = [[] for _ in ids]
     with evaluating(model):
-        for batch in tqdm(loader, desc="cascade", unit="batch", disable=not progress):
+        for batch in progress_bar(loader, desc="cascade", unit="batch", progress=progress):
             inputs, targets = split_targets(model, Batch.of(batch).to(device))
             for stitch_id, out in model.forward_each(inputs, ids):
                 if targets.are_spans or logits_of(out).ndim > 2:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..choices import ExportFormat, Quantization
 from ..data.dataset import image_config
 from ..families.registry import require
 from ..families.timm_models.network import SNNet
@@ -42,9 +43,9 @@ def export(
     folder: str | os.PathLike[str],
     stitch_ids: int | Sequence[int] | None = None,
     *,
-    format: str = "onnx",
+    format: ExportFormat = "onnx",
     batch_size: int | tuple[int, int] | None = None,
-    quantize: str | None = None,
+    quantize: Quantization | None = None,
     images: Tensor | None = None,
     image_size: int | tuple[int, int] | None = None,
     tolerance: float = 1e-4,

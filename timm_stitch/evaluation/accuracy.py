@@ -14,7 +14,6 @@ from typing import Any, TypeGuard, cast
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
-from tqdm.auto import tqdm
 
 from ..data.batches import Batch
 from ..data.processes import rank, summed, world_size
@@ -23,6 +22,7 @@ from ..network.stitchable import StitchableNetwork
 from ..network.weights import fingerprint
 from ..plan.prefix_sharing import schedule
 from ..plan.results import Rows, read_rows, write_rows
+from ..progress import progress_bar
 from .scores import split_targets, sum_scores
 
 
@@ -118,7 +118,7 @@ def _run_pass(
     sums = torch.zeros(len(ids) + 1, 4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     number = {stitch_id: i for i, stitch_id in enumerate(ids)}
     with evaluating(model):
-        for item in tqdm(items, desc="evaluate", unit="batch", disable=not progress):
+        for item in progress_bar(items, desc="evaluate", unit="batch", progress=progress):
             inputs, targets = split_targets(model, Batch.of(item).to(device))
             sums[-1] += len(targets.labels)
             for stitch_id, output in model.forward_each(inputs, ids):

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..anchors.view import ImageInputs, Inputs, Output
+from ..choices import Precision
 from ..families.registry import require
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork
@@ -28,9 +28,10 @@ from ..plan.results import Rows
 from ..plan.steps import Step
 from ..plan.stitch_plan import Stitch
 from ..plan.timings import MOST_IMAGES, is_batch_size, latency_key
+from ..progress import progress_bar
 from .memory import count_memory
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECKED = 5  # stitches that the quick mode times whole to measure its error
 
 Times = dict[int, dict[str, float]]  # by stitch_id: the latencies of a row
@@ -44,7 +45,7 @@ def profile(
     *,
     batch_sizes: Sequence[int] | None = None,
     stitch_ids: Sequence[int] | None = None,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     repeats: int = 10,
     quick: bool = False,
     progress: bool = False,
@@ -159,7 +160,7 @@ class _Clock:
         self.model, self.batches = model, batches
         self.wait = torch.cuda.synchronize if next(model.parameters()).is_cuda else lambda: None
         # The first round, -1, warms up.
-        self.rounds = lambda: tqdm(range(-1, repeats), desc="profile", unit="round", disable=not progress)
+        self.rounds = lambda: progress_bar(range(-1, repeats), desc="profile", unit="round", progress=progress)
 
     def _ms(self, call: Callable[[], Output]) -> tuple[float, Output]:
         self.wait()

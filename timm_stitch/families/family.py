@@ -186,13 +186,21 @@ class Family(ABC, Generic[Network]):
     def write(self, network: Network, folder: Path, label_names: Sequence[str] | None) -> Config:
         """Write `config.json` and the weights into a folder; returns the contents of `config.json`."""
         self.check_savable(network, label_names)
-        config = {"family": self.name, **self.describe(network)}
+        config = self.config_of(network)
         if label_names is not None:
             config["label_names"] = list(label_names)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         state = {name: tensor.detach().contiguous() for name, tensor in kept_state(network).items()}
         save_file(state, folder / WEIGHTS_FILE)
         return config
+
+    def config_of(self, network: Network) -> dict[str, Any]:
+        """Make the `config.json` of a network, without its weights.
+
+        Raises:
+            ValueError: if the network cannot be built from such a description.
+        """
+        return {"family": self.name, **self.describe(network)}
 
     def reads(self, config: Config) -> bool:
         """Whether a `config.json` is that of a network of this family."""
@@ -258,6 +266,22 @@ class Family(ABC, Generic[Network]):
     def keeps_rows(self, network: Network, saved: SavedNetwork) -> bool:
         """Whether a loaded network is the one that was measured, not one of other classes or image size."""
         return True
+
+    def takes_texts(self, network: Network) -> bool:
+        """Whether a network's inputs are texts."""
+        return False
+
+    def text_predictor(self, network: Network, top: int) -> Callable[[str], dict[str, Any]]:
+        """Make the function that predicts for a text: a dict of `top` (of `label` and `probability`) or `output`.
+
+        Args:
+            network: a network whose inputs are texts.
+            top: the number of classes or words to give.
+
+        Raises:
+            ValueError: if the network has no tokenizer, or its task takes more than a text.
+        """
+        raise ValueError(f"networks of {self.name} take no texts: give images.")
 
     def card(self, config: Config) -> CardFields:
         """The fields of the model card of a network of this family."""

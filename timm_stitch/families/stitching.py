@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, overload
 
 from torch import nn
 
+from ..choices import Direction
 from ..network.stitchable import StitchableNetwork
 from ..plan.enumeration import PlanOptions
 from ..plan.stitch_plan import Anchor, StitchPlan
@@ -24,7 +25,7 @@ OwnPlan = StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None
 @overload
 def stitch(  # type: ignore[overload-overlap] # a model of transformers is a module, too
     models: Sequence[PreTrainedModel],
-    direction: str = ...,
+    direction: Direction = ...,
     nearest: bool = ...,
     kernel_size: int = ...,
     stride: int = ...,
@@ -40,7 +41,7 @@ def stitch(  # type: ignore[overload-overlap] # a model of transformers is a mod
 @overload
 def stitch(
     models: Sequence[nn.Module],
-    direction: str = ...,
+    direction: Direction = ...,
     nearest: bool = ...,
     kernel_size: int = ...,
     stride: int = ...,
@@ -55,7 +56,7 @@ def stitch(
 
 def stitch(
     models: Sequence[nn.Module],
-    direction: str = "fast_to_slow",
+    direction: Direction = "fast_to_slow",
     nearest: bool = True,
     kernel_size: int = 2,
     stride: int = 1,

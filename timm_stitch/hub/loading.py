@@ -33,10 +33,12 @@ from .errors import check_repo_id, check_token, translate_hub_errors
 from .json_files import edited_message, load_results, load_results_of_cfg, network_files, read_saved
 from .repository import Repository, fetch_network, fetch_tensors
 from .safetensors_ranges import read_local
+from .stitch_files import read_stitch_file
 
 _logger = logging.getLogger(__name__)
 
 _SOURCES = ("hf-hub", "local-dir")
+_CHECKPOINTS = (".tar", ".pth", ".pt")  # of timm's train.py
 
 
 def load(
@@ -46,7 +48,8 @@ def load(
 
     Args:
         names: a registered name (`"snnet_deit_tsb"`), a folder of `save_pretrained`, `"hf-hub:USER/NAME"`, or several
-            models to stitch, fastest first, each by its timm name, its folder or `"hf-hub:USER/NAME"`.
+            models to stitch, fastest first, each by its timm name, its folder, `"hf-hub:USER/NAME"`, or a checkpoint of
+            timm's `train.py` (`"output/run/model_best.pth.tar"`).
         pretrained: whether to load weights.
         device: the device of the network; on `"meta"` it has no weights.
         **arguments: further arguments of `from_hub` for saved networks, else of `timm.create_model`. The `anchors` of
@@ -72,7 +75,7 @@ def load(
         arguments = {name: value for name, value in arguments.items() if name != "anchors"}
     sources = [to_source(name) for name in several]
     pretrained = pretrained and device != "meta"
-    if len(sources) == 1 and ":" in sources[0]:
+    if len(sources) == 1 and _split_source(sources[0])[0]:
         arguments |= ({} if device == "cpu" else {"device": device}) | ({} if pretrained else {"pretrained": False})
         return from_hub(sources[0], **arguments)
     family = _family_of_names(sources)
@@ -93,8 +96,8 @@ def from_hub(
     """Load a network that `save_pretrained` saved or `push_to_hub` pushed.
 
     Args:
-        repo_or_folder: `"user/name"`, `"user/name@revision"`, or a folder. The prefix `"hf-hub:"` names the Hub, and
-            `"local-dir:"` a folder.
+        repo_or_folder: `"user/name"`, `"user/name@revision"`, a folder, or a file of `timm-stitch extract` or
+            `pull --stitch-id` with one stitch. The prefix `"hf-hub:"` names the Hub, and `"local-dir:"` a folder.
         extract: the id of a stitch to fetch and load alone, without anything that it does not use.
         revision: a branch, tag or commit.
         token: a token of huggingface_hub; default that of the current login.
@@ -123,6 +126,8 @@ def from_hub(
     check_token(token)
     source, place = _split_source(str(repo_or_folder))
     folder = Path(place).expanduser()
+    if source != "hf-hub" and folder.suffix == ".safetensors" and folder.is_file():
+        return _load_file(folder, extract, verify, kwargs)
     if source == "local-dir" and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {place!r}: expected one that save_pretrained wrote.")
     if source != "hf-hub" and folder.is_dir():
@@ -151,6 +156,14 @@ def from_hub(
             network = _load_stitch(saved, extract, verify, kwargs, partial(fetch_tensors, remote))
     network.trained["pulled_from"] = repo_id
     return network.eval()
+
+
+def _load_file(file: Path, extract: int | None, verify: bool, arguments: JsonObject) -> StitchableNetwork:
+    """Load the stitch of a file that `save_stitch` wrote."""
+    saved, stitch_id = read_stitch_file(file)
+    if extract not in (None, stitch_id):
+        raise ValueError(f"{str(file)!r} holds stitch {stitch_id}, not {extract}: leave extract out.")
+    return _load_stitch(saved, stitch_id, verify, arguments, partial(_read_tensors, file)).eval()
 
 
 def _load_whole(saved: SavedNetwork, verify: bool, arguments: JsonObject) -> StitchableNetwork:
@@ -195,6 +208,7 @@ def _load_stitch(
 
     network = family_of_config(saved.config).load_stitch(saved, stitch_id, read_checked, **arguments)
     _refuse_edited(saved, verify)
+    network.__dict__["_saved_config"] = saved.config
     load_results(network, saved)
     return network
 
@@ -248,9 +262,13 @@ def _check_file(file: Path) -> None:
 
 
 def to_source(name: str) -> str:
-    """Add the prefix `local-dir:` to the name of a folder."""
+    """Add the prefix `local-dir:` to the name of a folder, and `checkpoint:` to that of a checkpoint."""
     source, place = _split_source(name)
-    return f"local-dir:{place}" if not source and Path(place).expanduser().is_dir() else name
+    path = Path(place).expanduser()
+    own = path.is_dir() or (path.suffix == ".safetensors" and path.is_file())
+    if not source and path.suffix in _CHECKPOINTS and path.is_file():
+        return f"checkpoint:{place}"
+    return f"local-dir:{place}" if not source and own else name
 
 
 def _split_source(name: str) -> tuple[str, str]:

@@ -33,7 +33,7 @@ from ..families.timm_models.arguments import (
 from ..families.timm_models.features import Features
 from ..families.timm_models.meta_build import can_build_on_meta, materialize
 from ..families.timm_models.network import SNNet
-from ..families.timm_models.pretrained_cfg import cfg_of
+from ..families.timm_models.pretrained_cfg import AnchorSpec, cfg_of, timm_cfg
 from ..families.timm_models.stitching import for_each_anchor, stitch_timm
 from ..families.timm_models.timm_compat import resolve_pretrained_cfg
 from ..files import read_consistently
@@ -45,8 +45,6 @@ from .checkpoints import adapt, build_from_file
 from .published import ALIASES, AUTHORS_TAG, published_table
 
 _logger = logging.getLogger(__name__)
-
-AnchorSpec = str | Arguments
 
 
 def create_snnet(
@@ -236,14 +234,6 @@ def _make_anchor(name: str, pretrained: bool, kwargs: Arguments) -> nn.Module:
             return timm.create_model(name, **kwargs)
         build = partial(timm.create_model, name, pretrained=True, **kwargs)
         return build_from_file(timm.get_pretrained_cfg(name), build)
-
-
-def timm_cfg(anchor: AnchorSpec) -> dict[str, Any]:
-    """timm's own configuration of an anchor; empty for an unknown name."""
-    name = anchor if isinstance(anchor, str) else str(anchor.get("architecture"))
-    with library_errors(f"timm cannot make the anchor {name!r}", RuntimeError):
-        cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
-    return {} if cfg is None else dataclasses.asdict(cfg)
 
 
 def _fixed_size(anchor: AnchorSpec) -> bool:

@@ -29,6 +29,7 @@ class Published:
         count: the authors' way of counting.
         stages: the numbers of the stitched stages; empty where blocks are not in stages.
         two_way, rank: the direction and the rank of SN-Netv2.
+        stitches: the number of stitches.
     """
 
     anchors: tuple[str, ...]
@@ -36,6 +37,7 @@ class Published:
     stages: tuple[int, ...] = ()
     two_way: bool = False
     rank: int = 0
+    stitches: int = 0
 
     @property
     def plan_args(self) -> dict[str, object]:
@@ -55,24 +57,63 @@ NETWORKS = {
     "snnet_deit_tsb": Published(
         tuple(f"deit_{size}_patch16_224.fb_in1k" for size in ("tiny", "small", "base")),
         PublishedCount(stitched_norm=False, params=True),
+        stitches=71,
     ),
     "snnet_swin_tsb": Published(
-        tuple(_SWIN.format(size) for size in ("tiny", "small", "base")), PublishedCount(params=True), stages=(0, 1, 2)
+        tuple(_SWIN.format(size) for size in ("tiny", "small", "base")),
+        PublishedCount(params=True),
+        stages=(0, 1, 2),
+        stitches=41,
     ),
-    "snnet_resnet_18_50": Published(("resnet18.tv_in1k", "resnet50.a1_in1k"), PublishedCount(), stages=(1, 2)),
+    "snnet_resnet_18_50": Published(
+        ("resnet18.tv_in1k", "resnet50.a1_in1k"), PublishedCount(), stages=(1, 2), stitches=10
+    ),
     "snnet_resnet18_swin_t": Published(
-        ("resnet18.tv_in1k", "swin_tiny_patch4_window7_224.ms_in1k"), PublishedCount(), stages=(1, 2)
+        ("resnet18.tv_in1k", "swin_tiny_patch4_window7_224.ms_in1k"), PublishedCount(), stages=(1, 2), stitches=8
     ),
     "snnet_levit_192_256": Published(
-        ("levit_192.fb_dist_in1k", "levit_256.fb_dist_in1k"), PublishedCount(), stages=(0, 1)
+        ("levit_192.fb_dist_in1k", "levit_256.fb_dist_in1k"), PublishedCount(), stages=(0, 1), stitches=8
     ),
     **{
         f"snnetv2_deit3_{letters}": Published(
-            tuple(_DEIT3.format(size) for size in sizes), PublishedCount(), two_way=True, rank=64
+            tuple(_DEIT3.format(size) for size in sizes), PublishedCount(), two_way=True, rank=64, stitches=134
         )
         for letters, sizes in {"sb": ("small", "base"), "sl": ("small", "large"), "bl": ("base", "large")}.items()
     },
 }
+
+EFFICIENTNET_LITE = ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite1.in1k", "tf_efficientnet_lite2.in1k")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What `timm-stitch list` shows of a network of timm's registry, without building it; a test builds them all.
+
+    Args:
+        anchors: the timm tags of its anchors, fastest first.
+        stitches: the number of stitches.
+        tags: the tags of weights for all of it; the tag `anchors_in1k`, which each has, is of the anchors' own.
+    """
+
+    anchors: tuple[str, ...]
+    stitches: int
+    tags: tuple[str, ...]
+
+    @property
+    def anchor_names(self) -> str:
+        """The names of the anchors, without their tags."""
+        return " + ".join(anchor.partition(".")[0] for anchor in self.anchors)
+
+
+REGISTERED = {
+    **{name: Registered(network.anchors, network.stitches, (AUTHORS_TAG,)) for name, network in NETWORKS.items()},
+    "snnet_efficientnet_lite_012": Registered(EFFICIENTNET_LITE, 65, ()),
+}
+
+
+def is_registered(name: str) -> bool:
+    """Whether timm's registry has a network of this name, apart from the generic `snnet`."""
+    return ALIASES.get(name, name) in REGISTERED
 
 
 def plan_by_stages(anchors: Sequence[Anchor], stages: Sequence[int]) -> StitchPlan:

@@ -1,7 +1,10 @@
 """The `snnet_*` models of timm's registry, which lists them under this file's name: `module="snnet"`.
 
-Importing this module registers the models. Weights of the authors: Apache-2.0, github.com/ziplab/SN-Net and
-github.com/ziplab/SN-Netv2. Papers: arXiv:2302.06586, arXiv:2307.00154.
+Importing this module registers the models. `timm_stitch.plugin` does so while timm is being imported, so what it
+imports imports neither timm nor torch; `factory` waits until a model is made.
+
+Weights of the authors: Apache-2.0, github.com/ziplab/SN-Net and github.com/ziplab/SN-Netv2. Papers: arXiv:2302.06586,
+arXiv:2307.00154.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from torch import nn
 
-from ..families.timm_models.pretrained_cfg import stems_and_heads
+from ..choices import Direction
+from ..families.timm_models.pretrained_cfg import AnchorSpec, stems_and_heads, timm_cfg
 from ..plan.stitch_plan import StitchPlan
-from .factory import AnchorSpec, create_snnet, timm_cfg
-from .published import ALIASES, AUTHORS_TAG, NETWORKS
+from .published import ALIASES, AUTHORS_TAG, EFFICIENTNET_LITE, NETWORKS
 
 
 def _cfg(anchors: Sequence[str], **fields: object) -> dict[str, object]:
@@ -82,14 +85,12 @@ def _published_cfgs() -> dict[str, dict[str, object]]:
     return cfgs
 
 
-_EFFICIENTNET_LITE = ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite1.in1k", "tf_efficientnet_lite2.in1k")
-
 default_cfgs = generate_default_cfgs(
     {
         **_published_cfgs(),
         # One input size for three anchors that were trained at 224, 240 and 260 pixels: the middle one.
         "snnet_efficientnet_lite_012.anchors_in1k": _cfg(
-            _EFFICIENTNET_LITE, input_size=(3, 240, 240), pool_size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3,
+            EFFICIENTNET_LITE, input_size=(3, 240, 240), pool_size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3,
             paper_ids="arXiv:1905.11946", origin_url=None,
         ),
         "snnet.untagged": {
@@ -105,6 +106,8 @@ def _register(name: str, description: str) -> Callable[..., nn.Module]:
     network = NETWORKS[ALIASES.get(name, name)]
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        from .factory import create_snnet
+
         return create_snnet(name, pretrained, network.anchors, network.count, network.plan_args, **kwargs)
 
     create.__name__ = create.__qualname__ = name
@@ -137,14 +140,16 @@ snnetv2_deit3_bl = _register(
 @register_model
 def snnet_efficientnet_lite_012(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """SN-Net of EfficientNet-Lite0, 1 and 2: 65 stitches. No trained release: `pretrained=True` loads the anchors'."""
-    return create_snnet("snnet_efficientnet_lite_012", pretrained, _EFFICIENTNET_LITE, None, None, **kwargs)
+    from .factory import create_snnet
+
+    return create_snnet("snnet_efficientnet_lite_012", pretrained, EFFICIENTNET_LITE, None, None, **kwargs)
 
 
 @register_model
 def snnet(
     pretrained: bool = False,
     anchors: Sequence[AnchorSpec] = (),
-    direction: str = "fast_to_slow",
+    direction: Direction = "fast_to_slow",
     nearest: bool = True,
     kernel_size: int = 2,
     stride: int = 1,
@@ -167,6 +172,8 @@ def snnet(
         >>> model.num_stitches
         14
     """
+    from .factory import create_snnet
+
     if isinstance(anchors, str) or len(anchors) < 2:
         raise ValueError(
             f"anchors must be two or more timm names, fastest first, got {anchors!r}: e.g. "
@@ -185,8 +192,8 @@ def snnet(
 def _cfg_of(anchors: Sequence[AnchorSpec]) -> dict[str, object]:
     """The image settings of the largest anchor's own configuration, with its arguments applied."""
     spec = anchors[-1]
-    own = {"architecture": spec} if isinstance(spec, str) else dict(spec)
-    cfg = timm_cfg(spec)
+    own: dict[str, Any] = {"architecture": spec} if isinstance(spec, str) else dict(spec)
+    cfg = {**timm_cfg(spec), **(own.get("pretrained_cfg_overlay") or {})}
     fields = ("input_size", "crop_pct", "interpolation", "mean", "std", "num_classes", "fixed_input_size", "pool_size")
     image = {field: cfg[field] for field in fields if cfg.get(field) is not None}
     channels, *size = image.get("input_size", (3, 224, 224))

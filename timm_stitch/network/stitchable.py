@@ -7,7 +7,7 @@ those of transformers. The file is long because most of its methods are public: 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,9 @@ class StitchableNetwork(nn.Module):
         >>> model.num_stitches, model.plan[3].name
         (8, 'levit_192[0:2] + levit_256[2:12]')
     """
+
+    if TYPE_CHECKING:
+        __getattr__: None  # type: ignore[assignment, misc] # that of nn.Module would take any name for an attribute
 
     family: ClassVar[str]
     unsupported: ClassVar[Mapping[str, str]] = {}  # the features that it lacks, each with advice for the user

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
+from ..choices import DIRECTIONS, Direction
 from .bounds import MOST_STITCHES, check_routes, too_many
 from .stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
-
-DIRECTIONS = ("fast_to_slow", "slow_to_fast", "two_way")
 
 Joint = tuple[int, int]
 Joints = dict[tuple[int, int], list[tuple[Joint, int]]]  # by (front, back): joints with the numbers of their layers
@@ -29,7 +28,7 @@ class PlanOptions:
         plan: a plan to use instead of these five, or a function that makes one from the anchors.
     """
 
-    direction: str = "fast_to_slow"
+    direction: Direction = "fast_to_slow"
     nearest: bool = True
     kernel_size: int = 2
     stride: int = 1
@@ -49,7 +48,7 @@ class PlanOptions:
 
 def enumerate_stitches(
     anchors: Sequence[Anchor],
-    direction: str = "fast_to_slow",
+    direction: Direction = "fast_to_slow",
     nearest: bool = True,
     kernel_size: int = 2,
     stride: int = 1,
@@ -141,7 +140,9 @@ def enumerate_stitches(
     return StitchPlan(anchors, tuple(layers), tuple(stitches))
 
 
-def _check_arguments(anchors: tuple[Anchor, ...], direction: str, kernel_size: int, stride: int, rank: int) -> None:
+def _check_arguments(
+    anchors: tuple[Anchor, ...], direction: Direction, kernel_size: int, stride: int, rank: int
+) -> None:
     if len(anchors) < 2:
         raise ValueError(f"stitching needs two or more anchors, got {len(anchors)}.")
     if direction not in DIRECTIONS:

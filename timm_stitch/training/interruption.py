@@ -17,23 +17,12 @@ import torch
 import torch.distributed as dist
 
 from ..data.processes import world_size
-from ..errors import OutputInUseError
+from ..errors import OutputInUseError, RunInterrupted
 from ..files import lock_folder
 
+__all__ = ["SIGNALS", "Interruption", "RunInterrupted", "lock_output"]
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class RunInterrupted(KeyboardInterrupt):
-    """The end of a run by a signal, after its checkpoint.
-
-    Args:
-        message: the checkpoint, and how to continue.
-        number: the number of the signal.
-    """
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.number = number
 
 
 class Interruption:

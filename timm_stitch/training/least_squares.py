@@ -18,17 +18,17 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..anchors.view import Inputs
+from ..choices import METHODS, Method
 from ..data.batches import Batch
 from ..network.crossing import SharedPositions, rows_at, shared_positions
 from ..network.layers import StitchingLayer
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork
+from ..progress import progress_bar
 from .normal_equations import CenteredRows, NormalEquations
 
-METHODS = ("joint", "average")
 ENOUGH = 10  # positions per unknown: on held-out texts 2.5 leave a residual of 0.99, 10 leave 0.68, 40 leave 0.64
 
 _CACHED = 8  # activations of a batch kept in float64
@@ -70,7 +70,7 @@ def least_squares_init(
     model: StitchableNetwork,
     images: Inputs | Iterable[object],
     *,
-    method: str = "joint",
+    method: Method = "joint",
     batch_size: int = 16,
     progress: bool = False,
 ) -> dict[int, float]:
@@ -111,7 +111,7 @@ def least_squares_init(
     systems = _systems(model, method)
     like = next(model.parameters())
     with evaluating(model):
-        for batch in tqdm(_batches(images, batch_size), desc="least squares", unit="batch", disable=not progress):
+        for batch in progress_bar(_batches(images, batch_size), desc="least squares", unit="batch", progress=progress):
             _accumulate(model, batch.to(like.device, like.dtype).inputs, systems)
     # Solve all systems before any layer changes.
     solved = {number: [equations.solve() for _, equations in groups] for number, groups in systems.items()}
@@ -129,7 +129,7 @@ def least_squares_init(
 _Systems = dict[int, list[tuple[list[tuple[int, int]], NormalEquations]]]
 
 
-def _systems(model: StitchableNetwork, method: str) -> _Systems:
+def _systems(model: StitchableNetwork, method: Method) -> _Systems:
     """Group the joints of each stitching layer that are solved together."""
     systems: _Systems = {}
     for number, spec in enumerate(model.plan.layers):

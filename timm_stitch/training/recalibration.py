@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..data.batches import Batch
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork
+from ..progress import progress_bar
 from .data_parallel import average_statistics
 
 BatchNorm = torch.nn.modules.batchnorm._BatchNorm
@@ -62,7 +62,7 @@ def recalibrate(
         return {}
     device, batches = next(model.parameters()).device, 0
     with _measuring(model, norms) as ran:
-        for item in tqdm(loader, desc="recalibrate", unit="batch", disable=not progress):
+        for item in progress_bar(loader, desc="recalibrate", unit="batch", progress=progress):
             batches += 1
             for _ in model.forward_each(Batch.of(item).to(device).inputs, ids):
                 pass

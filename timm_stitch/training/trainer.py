@@ -24,7 +24,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..data.batches import Batch
 from ..data.dataset import build_dataset, name_classes
@@ -47,6 +46,7 @@ from ..hub.saving import save_pretrained
 from ..network.stitchable import StitchableNetwork
 from ..plan.frontier import frontier_area
 from ..plan.results import Rows
+from ..progress import progress_bar
 from .config import TrainConfig
 from .data_parallel import GradientAverage, average_statistics, broadcast_weights
 from .distillation import StitchLoss, find_teacher
@@ -179,7 +179,7 @@ class TrainingRun:
         broadcast_weights(model.to(self.device))
         self.average: GradientAverage | None = None
         self.meter = LossMeter(groups_by_macs(self.macs, count=GROUPS), self.macs, self.device)
-        self.bar = tqdm(total=self.total, desc="train", disable=not (progress and self.accelerator.is_main_process))
+        self.bar = progress_bar(total=self.total, desc="train", progress=progress and self.accelerator.is_main_process)
 
     def prepare(self) -> None:
         """Make optimizer, schedule and average, and resume; call it after parameters are frozen."""

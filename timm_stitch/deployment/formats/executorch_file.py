@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from tqdm.auto import tqdm
 
+from ...progress import progress_bar
 from .job import Job, Location, Run, disable_fused_attention, is_convolutional, locate, require_packages
 
 BATCHES: tuple[str, ...] = ("number", "range")
@@ -56,7 +56,7 @@ def _lowered(programs: dict[str, ExportedProgram], progress: bool) -> Any:
     """Lower the programs to XNNPACK, as one; that takes half a minute a stitch."""
     exir = import_module("executorch.exir")
     partition = import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-    bar = tqdm(total=len(programs) + 1, desc="lower", unit="step", disable=not progress)
+    bar = progress_bar(total=len(programs) + 1, desc="lower", unit="step", progress=progress)
 
     class Partitioner(partition.XnnpackPartitioner):  # type: ignore[name-defined]
         """XNNPACK's partitioner, which moves the bar."""

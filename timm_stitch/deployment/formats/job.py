@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from tqdm.auto import tqdm
 
 from ...families.saved_files import check_inside
 from ...families.timm_models.network import SNNet
+from ...progress import progress_bar
 
 _CALIBRATION = 64  # images
 Run = Callable[[Tensor], Tensor]
@@ -86,7 +86,7 @@ class Job:
 
     def stitches(self, doing: str) -> Iterator[tuple[int, SNNet]]:
         """Iterate over the stitches, with a bar that names the work."""
-        yield from tqdm(self.extracted.items(), desc=doing, unit="stitch", disable=not self.progress)
+        yield from progress_bar(self.extracted.items(), desc=doing, unit="stitch", progress=self.progress)
 
     def noise(self) -> list[Tensor]:
         """Draw images to compare outputs on, in the smallest batch and a larger one."""

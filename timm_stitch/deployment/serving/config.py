@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-POLICIES = ("drain", "fixed")
+from ...choices import POLICIES, PolicyName
+
 LONGEST_MS = 600_000  # the longest latency target, also of a request
 
 
@@ -32,7 +33,7 @@ class ServingConfig:
 
     latency_ms: float
     reserve_ms: float | None = None
-    policy: str = "drain"
+    policy: PolicyName = "drain"
     stitch_id: int | None = None
     most_waiting: int = 1000
     most_pixels: int = 50_000_000

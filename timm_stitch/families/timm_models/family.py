@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import timm
@@ -13,7 +14,15 @@ from ...anchors.view import View
 from ...plan.enumeration import PlanOptions
 from ..family import CardFields, Family, ReadTensors, SavedNetwork
 from .arguments import Config, check_config
-from .files import check_label_names, read_network, read_stitch, rebuild_args, stitched_norm, write_network
+from .files import (
+    check_label_names,
+    read_network,
+    read_stitch,
+    rebuild_args,
+    stitched_norm,
+    write_config,
+    write_network,
+)
 from .naming import make_network
 from .network import SNNet
 from .stitching import stitch_timm
@@ -54,6 +63,10 @@ class TimmFamily(Family):
 
     def write(self, network: SNNet, folder: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
         return write_network(network, folder, label_names)
+
+    def config_of(self, network: SNNet) -> dict[str, Any]:
+        with TemporaryDirectory() as folder:  # timm writes it to a file
+            return write_config(network, Path(folder))
 
     def reads(self, config: Config) -> bool:
         return True  # `check_config` refuses what is no network

@@ -33,9 +33,14 @@ _BUILDING_ERRORS = (AssertionError, LookupError, AttributeError, ArithmeticError
 def write_network(model: SNNet, folder: Path, label_names: Sequence[str] | None) -> dict[str, Any]:
     """Write configuration and weights into a folder; returns the contents of `config.json`."""
     check_label_names(model, label_names)
-    model_args = rebuild_args(model)
+    config = write_config(model, folder, label_names)
     save_file(_tensors_to_save(model), folder / WEIGHTS_FILE)
-    save_config_for_hf(model, str(folder / CONFIG_FILE), model_args=model_args)
+    return config
+
+
+def write_config(model: SNNet, folder: Path, label_names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Write the configuration of a network into a folder; returns its contents."""
+    save_config_for_hf(model, str(folder / CONFIG_FILE), model_args=rebuild_args(model))
     return _edit_config(folder / CONFIG_FILE, model, label_names)
 
 
@@ -172,7 +177,8 @@ def read_stitch(
         ValueError: if the configuration is not that of a network, or there is no such stitch.
     """
     config = saved.config
-    shape = {"num_classes": config.get("num_classes"), "pretrained_cfg": dict(config["pretrained_cfg"])}
+    labels = {field: config[field] for field in ("label_names", "label_descriptions") if field in config}
+    shape = {"num_classes": config.get("num_classes"), "pretrained_cfg": {**config["pretrained_cfg"], **labels}}
     try:
         whole = timm.create_model(config["architecture"], device="meta", **{**config.get("model_args", {}), **shape})
     except (TypeError, RuntimeError, *_BUILDING_ERRORS) as error:

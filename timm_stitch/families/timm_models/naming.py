@@ -12,6 +12,7 @@ from ...plan.stitch_plan import StitchPlan
 from .arguments import OF_NETWORK, Arguments
 from .network import SNNet
 from .stitching import for_each_anchor, stitch_timm
+from .train_checkpoints import PREFIX, anchor_spec, make_model
 
 
 def make_network(names: Sequence[str], pretrained: bool, device: str, arguments: Arguments) -> SNNet:
@@ -19,7 +20,7 @@ def make_network(names: Sequence[str], pretrained: bool, device: str, arguments:
 
     Args:
         names: one registered network, or the anchors from the fastest to the slowest; with `local-dir:` or `hf-hub:`
-            before those of folders and repositories.
+            before those of folders and repositories, and `checkpoint:` before a file of timm's `train.py`.
         pretrained: whether to load weights.
         device: the device of the network; on `"meta"` it has no weights.
         arguments: further arguments of `timm.create_model`.
@@ -29,10 +30,14 @@ def make_network(names: Sequence[str], pretrained: bool, device: str, arguments:
     """
     if device == "meta":
         arguments = {**arguments, "device": device}
-    if len(names) > 1 and any(":" in name for name in names):  # which the registry cannot make by name
-        model: nn.Module = _stitch_sources(names, pretrained, arguments)
+    of_files = [name.startswith(PREFIX) for name in names]
+    if len(names) > 1 and any(":" in name and not of_file for name, of_file in zip(names, of_files, strict=True)):
+        model: nn.Module = _stitch_sources(names, pretrained, arguments)  # the registry cannot make these by name
     elif len(names) > 1:
-        model = timm.create_model("snnet", anchors=list(names), pretrained=pretrained, **arguments)
+        anchors = [anchor_spec(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else name for name in names]
+        model = timm.create_model("snnet", anchors=anchors, pretrained=pretrained, **arguments)
+    elif of_files[0]:
+        model = make_model(names[0], pretrained, **arguments)
     else:
         if ":" not in names[0] and not timm.is_model(names[0].split(".")[0]):
             known = ", ".join(timm.list_models("snnet*"))
@@ -63,7 +68,7 @@ def _stitch_sources(names: Sequence[str], pretrained: bool, arguments: Arguments
     common = {name: value for name, value in arguments.items() if name not in (*OF_NETWORK, "drop_path_rate")}
     rates = for_each_anchor("drop_path_rate", arguments.get("drop_path_rate"), len(names))
     own = [{} if rate is None else {"drop_path_rate": rate} for rate in rates]
-    models = [timm.create_model(n, pretrained=pretrained, **common, **o) for n, o in zip(names, own, strict=True)]
+    models = [make_model(n, pretrained, **common, **o) for n, o in zip(names, own, strict=True)]
     touch_unused = of_network.pop("touch_unused", None)
     start = {name: of_network.pop(name) for name in ("stitched_norm", "stitch_id") if name in of_network}
     if isinstance(of_network.get("plan"), Mapping):

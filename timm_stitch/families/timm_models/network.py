@@ -79,15 +79,17 @@ class SNNet(TimmModel):
         replica._replica_of = replica.__dict__.pop("executor")
         return replica
 
-    def __getattr__(self, name: str) -> Any:
-        """Get an attribute as torch does; make the executor of a replica that has not run yet."""
-        if name == "executor" and "_replica_of" in self.__dict__:
-            whole: ImageExecutor = self.__dict__["_replica_of"]
-            own = by_number(self.anchors)
-            views = [view.rebind(own[number]) if number in own else view for number, view in enumerate(whole.views)]
-            self.executor = ImageExecutor(views, self.stitching_layers, whole.stitched_norm)
-            return self.executor
-        return super().__getattr__(name)
+    if not TYPE_CHECKING:  # which would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Get an attribute as torch does; make the executor of a replica that has not run yet."""
+            if name == "executor" and "_replica_of" in self.__dict__:
+                whole: ImageExecutor = self.__dict__["_replica_of"]
+                own = by_number(self.anchors)
+                views = [view.rebind(own[number]) if number in own else view for number, view in enumerate(whole.views)]
+                self.executor = ImageExecutor(views, self.stitching_layers, whole.stitched_norm)
+                return self.executor
+            return super().__getattr__(name)
 
     def record(self, **args: object) -> None:
         """Note arguments with which timm would make this network again."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from ...errors import library_errors
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Cfg = Mapping[str, Any]  # a `pretrained_cfg` of timm's, by its fields
+AnchorSpec = str | Mapping[str, Any]  # a timm name, or a dict of such a name as "architecture" and its arguments
 
 # The fields that a network takes over from its largest anchor's configuration.
 _IMAGE_FIELDS = (
@@ -19,6 +24,16 @@ _IMAGE_FIELDS = (
 def cfg_of(model: nn.Module | None) -> Cfg:
     """The `pretrained_cfg` of a model; empty for one without."""
     return getattr(model, "pretrained_cfg", None) or {}
+
+
+def timm_cfg(anchor: AnchorSpec) -> dict[str, Any]:
+    """timm's own configuration of an anchor; empty for an unknown name."""
+    import timm  # not above: `timm_stitch.plugin` imports this file while timm is being imported
+
+    name = anchor if isinstance(anchor, str) else str(anchor.get("architecture"))
+    with library_errors(f"timm cannot make the anchor {name!r}", RuntimeError):
+        cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    return {} if cfg is None else dataclasses.asdict(cfg)
 
 
 def merge_cfgs(models: Sequence[nn.Module]) -> dict[str, object]:

@@ -2,3 +2,7 @@
 
 Importing this package does not import transformers; `networks` and what it needs do.
 """
+
+from ...lazy import submodules
+
+__getattr__ = submodules(__name__)

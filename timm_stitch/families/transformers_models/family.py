@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -72,6 +73,13 @@ class TransformersFamily(Family["StitchedModel"]):
         self.check_savable(network)
         return write_network(network, folder, label_names)
 
+    def config_of(self, network: StitchedModel) -> dict[str, Any]:
+        from .files import complete_config
+
+        self.check_savable(network)
+        complete_config(network)
+        return dict(json.loads(network.config.to_json_string(use_diff=False)))
+
     def reads(self, config: Config) -> bool:
         return config.get("model_type") == MODEL_TYPE
 
@@ -95,6 +103,14 @@ class TransformersFamily(Family["StitchedModel"]):
                 f"extract={stitch_id} loads the stitch as it was saved, and takes no {', '.join(sorted(arguments))}."
             )
         return read_stitch(saved, stitch_id, read_tensors)
+
+    def takes_texts(self, network: Any) -> bool:
+        return bool(network.main_input_name == "input_ids")
+
+    def text_predictor(self, network: Any, top: int) -> Callable[[str], dict[str, Any]]:
+        from .predicting import text_predictor
+
+        return text_predictor(network, top)
 
     def card(self, config: Config) -> CardFields:
         _, names = read_task(config)

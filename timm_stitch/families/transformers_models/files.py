@@ -31,9 +31,7 @@ def write_network(model: StitchedModel, folder: Path, label_names: Sequence[str]
     """
     if label_names is not None:
         name_labels(model, label_names)
-    model.record(plan=model.plan.to_dict(), stitch_id=model.stitch_id, architectures=[type(model).__name__])
-    model.config.dtype = next(model.parameters()).dtype
-    check_config(model.config.unbound())
+    complete_config(model)
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
@@ -42,6 +40,13 @@ def write_network(model: StitchedModel, folder: Path, label_names: Sequence[str]
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(str(folder))
     return model.config.to_dict()
+
+
+def complete_config(model: StitchedModel) -> None:
+    """Complete the configuration of a network, so that the network can be made again from it."""
+    model.record(plan=model.plan.to_dict(), stitch_id=model.stitch_id, architectures=[type(model).__name__])
+    model.config.dtype = next(model.parameters()).dtype
+    check_config(model.config.unbound())
 
 
 def name_labels(model: StitchedModel, names: Sequence[str]) -> None:

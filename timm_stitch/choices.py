@@ -1,0 +1,19 @@
+"""The values that arguments choose from, as types for editors and as tuples for the command line."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Direction = Literal["fast_to_slow", "slow_to_fast", "two_way"]  # of a plan's stitches
+Method = Literal["joint", "average"]  # of the least-squares initialisation
+Precision = Literal["fp32", "bf16", "fp16"]  # of a timed call
+ExportFormat = Literal["onnx", "program", "executorch", "litert", "web"]
+Quantization = Literal["int8", "float16"]  # of exported weights
+PolicyName = Literal["drain", "fixed"]  # of a server
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+METHODS: tuple[Method, ...] = get_args(Method)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)

@@ -1,0 +1,153 @@
+"""The YAML files of recipes: fields of a network and of `TrainConfig`, read and checked without torch.
+
+Those of the papers are in the folder `recipes`; `recipe` runs them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..data.fields import check, option, options, read
+from ..data.yaml_text import load_yaml
+from ..files import PathLike
+from .config import TrainConfig
+
+FOLDER = Path(__file__).parent / "recipes"
+
+_logger = logging.getLogger(__name__)
+_network = partial(option, group="network")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A network and its training; each field has its help in `metadata["help"]`.
+
+    Args:
+        config: the training run.
+
+    Raises:
+        TypeError: if a value has the wrong type.
+        ValueError: if it is out of range.
+    """
+
+    config: TrainConfig
+    model: str = _network(help="name of the network: a registered one, a folder, or hf-hub:USER/NAME")
+    model_args: Mapping[str, Any] = _network(
+        help="further arguments of create_model, such as drop_path_rate, one for each anchor", factory=dict
+    )
+    pretrained: bool = _network(True, "start from pretrained weights")
+    init_images: int = _network(
+        100,
+        "images that initialise the stitching layers by least squares; 0, the default if the weights include trained "
+        "stitching layers, leaves them as they are",
+        range=(0, math.inf),
+    )
+    init_classifiers: int = _network(
+        0,
+        "labelled images to which the anchors' classifiers are fitted before training, for new classes; a pretrained "
+        "classifier of these classes stays, and 0 leaves all as they are",
+        range=(0, math.inf),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """List the recipes of the package, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def read_recipe(recipe: PathLike, overrides: Mapping[str, object] | None = None) -> Recipe:
+    """Read a recipe, by a shipped name or a path, and check every value.
+
+    Args:
+        recipe: a name of `shipped_recipes`, or the path of a YAML file.
+        overrides: values to use instead of the file's; another `model` drops the file's `init_…`, and the `model_args`
+            that make its `snnet`.
+
+    Raises:
+        OSError: if there is no such recipe.
+        TypeError: if a value has the wrong type.
+        ValueError: if it is not a recipe, a field is unknown or given twice, or two contradict each other.
+    """
+    overrides = dict(overrides or {})
+    values = _read_file(recipe)
+    if overrides.get("model", values.get("model")) != values.get("model"):
+        values = {name: value for name, value in values.items() if name not in _of_own_model(values)}
+    values = _shorten_warmup(values, overrides) | overrides
+    of_network = {name: values.pop(name) for name in options(Recipe) if name in values}
+    if of_network.get("model") is None:
+        raise ValueError(f"{str(recipe)!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another.")
+    comes_trained = of_network.get("pretrained", True) and _comes_trained(str(of_network["model"]))
+    if comes_trained and "init_images" not in of_network:
+        of_network["init_images"] = 0
+    config = TrainConfig.from_dict(values)
+    if config.distillation != "none" and config.teacher is None:
+        raise ValueError(f"distillation={config.distillation!r} has no teacher: set teacher to a timm model's name.")
+    return Recipe(config=config, **read(Recipe, of_network))
+
+
+def _shorten_warmup(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
+    """Shorten a recipe's warm-up in proportion, if the run is given so few epochs that it would not end."""
+    own, epochs, warmup = values.get("epochs"), overrides.get("epochs"), values.get("warmup_epochs")
+    numbers = all(isinstance(number, (int, float)) for number in (own, epochs, warmup))
+    if "warmup_epochs" in overrides or not numbers or not 0 < epochs <= warmup < own:  # type: ignore[operator]
+        return values
+    shorter = warmup * epochs / own  # type: ignore[operator]
+    _logger.warning("warmup_epochs is %g instead of %g, in proportion to epochs=%s.", shorter, warmup, epochs)
+    return values | {"warmup_epochs": shorter}
+
+
+def _of_own_model(values: Mapping[str, object]) -> tuple[str, ...]:
+    """List the fields of a recipe that apply to its own model, not to another one in its place."""
+    always = ("init_images", "init_classifiers")
+    return (*always, "model_args") if values.get("model") == "snnet" else always
+
+
+def _read_file(recipe: PathLike) -> dict[str, Any]:
+    """Read the values of a recipe's file."""
+    shipped, path = shipped_recipes(), Path(recipe)
+    if not path.exists():
+        if str(recipe) not in shipped:
+            raise FileNotFoundError(
+                f"there is no recipe {str(recipe)!r}: expected a YAML file, or {', '.join(shipped)}."
+            )
+        path = shipped[str(recipe)]
+    try:
+        values = load_yaml(path.read_text(encoding="utf-8"), _Strict)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{str(recipe)!r} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(recipe)!r} is not a recipe: expected a YAML file of fields and values.")
+    return values
+
+
+def _comes_trained(model: str) -> bool:
+    """Whether a model's name includes trained stitching layers: a folder, a Hub name, a tag with weights."""
+    if ":" in model or Path(model).is_dir():
+        return True
+    import timm
+
+    cfg = timm.get_pretrained_cfg(model) if timm.is_model(model.split(".")[0]) else None
+    return bool(cfg is not None and cfg.has_weights)
+
+
+class _Strict(yaml.SafeLoader):
+    """A YAML loader that refuses a field given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"fields given twice: {', '.join(twice)}. Keep one of each.")
+        values: dict[Any, Any] = super().construct_mapping(node, deep)
+        return values
