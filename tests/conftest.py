@@ -18,6 +18,12 @@ def server():
     hub.stop()
 
 
+@pytest.fixture(autouse=True)
+def unlimited_width(monkeypatch):
+    """Tables in their full width, wherever the tests run."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def anchors():
     return tiny.deits()

@@ -40,12 +40,13 @@ def union_bytes(model, ids):
 
 
 def block(word):
-    """The Python in the docs that has this word."""
-    return next(code for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL) if word in code)
+    """The Python in the docs that has this word, for files that are exported already."""
+    code = next(code for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL) if word in code)
+    return re.sub(r"^timm_stitch\.export\(.*\n", "", code, flags=re.MULTILINE)
 
 
 def run_program(path, x):
-    code = block("torch.export").replace("deploy-pt2/stitch-24.pt2", str(path)).replace("deploy-pt2", str(path.parent))
-    names = {"images": x}
+    code = block("torch.export").replace("deploy-pt2/stitch-2.pt2", str(path)).replace("deploy-pt2", str(path.parent))
+    names = {"images": x, "torch": torch}
     exec(code, names)
     return names["logits"]

@@ -96,7 +96,7 @@ def test_one_program_is_whole(net, tmp_path):
 
 def test_the_session_in_the_docs_runs(exported, net):
     names = {"images": images(2)}
-    exec(block("onnxruntime").replace("deploy/stitch-24", str(exported[0] / "stitch-5")), names)
+    exec(block("onnxruntime").replace("deploy/stitch-2", str(exported[0] / "stitch-5")), names)
     torch.testing.assert_close(torch.from_numpy(names["logits"]), net(images(2), 5), atol=1e-4, rtol=0)
 
 

@@ -155,7 +155,7 @@ def test_bad_configurations_are_refused(values, message):
 
 
 def test_training_refuses_what_cannot_be_trained(model):
-    with pytest.raises(ValueError, match="unknown fields batchsize: the fields are"):
+    with pytest.raises(ValueError, match=r"unknown fields batchsize \(did you mean batch_size\?\): the fields are"):
         timm_stitch.TrainConfig.from_dict({"batchsize": 3})
     with pytest.raises(ValueError, match="no images are named: set data_dir"):
         timm_stitch.train(model, timm_stitch.TrainConfig())
