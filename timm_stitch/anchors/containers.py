@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .modules import call_with_hooks, find_submodule, has_hooks
+from .modules import HOOKS, call_with_hooks, find_submodule, has_hooks
 
 # Settings that change how a module computes, not what; and those that only the head reads, which the model itself runs.
 _PASSING = ("training", "grad_checkpointing", "gradient_checkpointing", "num_classes")
@@ -76,7 +76,7 @@ class Watch:
 _TWO = ("_parameters", "_buffers")  # names that every module has: `itemgetter` gives a tuple from two names on
 _read_forward = attrgetter("__class__.forward")
 _read_children = itemgetter("_modules")
-_read_hooks = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_read_hooks = itemgetter(*HOOKS)
 
 
 class Containers:

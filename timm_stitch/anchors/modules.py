@@ -108,7 +108,7 @@ def with_hook(module: nn.Module, function: Callable[..., Result], *args: Any) ->
     return result
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def call_with_hooks(module: nn.Module, function: Callable[..., Result], *args: Tensor) -> Result:
@@ -121,7 +121,7 @@ def call_with_hooks(module: nn.Module, function: Callable[..., Result], *args: T
     twin: nn.Module = object.__new__(type(kind.__name__, (kind,), {"forward": forward}))
     # The attribute `forward` is a patch, or Accelerate's, which `with_hook` replaces.
     twin.__dict__ = {k: v for k, v in own.items() if k not in ("forward", "_compiled_call_impl")}
-    for name in _HOOKS:
+    for name in HOOKS:
         twin.__dict__[name] = OrderedDict((key, _for_module(module, hook)) for key, hook in own[name].items())
     result: Result = twin(*args)
     return result
@@ -134,10 +134,7 @@ def _for_module(module: nn.Module, hook: Callable[..., object]) -> Callable[...,
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a module's call has hooks."""
-    own = module.__dict__
-    return bool(
-        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    )
+    return any(module.__dict__[name] for name in HOOKS)
 
 
 def find_submodule(module: nn.Module | None, name: str) -> nn.Module | None:

@@ -29,6 +29,7 @@ def view_of(model: nn.Module) -> BlockView:
             "Create it first: timm.create_model('deit_tiny_patch16_224', pretrained=True)."
         )
     for kind in (TransformerView, SwinView, LevitView, ResNetView):
-        if kind.opens(model):
-            return kind(model)
+        view = kind.open(model)
+        if view is not None:
+            return view
     return TracedView(model)

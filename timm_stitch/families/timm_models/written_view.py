@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from typing_extensions import Self
 
 from ...anchors.block_view import BlockView
 from ...anchors.containers import replaced_methods
@@ -21,17 +22,16 @@ class WrittenView(BlockView):
         raise NotImplementedError
 
     @classmethod
-    def opens(cls, model: nn.Module) -> bool:
-        """Whether the view does what the model does: its structure fits, and the code around its blocks is timm's."""
+    def open(cls, model: nn.Module) -> Self | None:
+        """Open a model whose structure fits and whose code around the blocks is timm's; None for others."""
         if not (cls.fits(model) and runs_published_code(model, "forward_features")):
-            return False
+            return None
         view = cls(model)
         view.watch()
-        return all(runs_published_code(module) for module in view.containers.modules)
+        return view if all(runs_published_code(module) for module in view.containers.modules) else None
 
     def reopen(self) -> BlockView:
-        kind = type(self)
-        return kind(self.anchor) if kind.opens(self.anchor) else TracedView(self.anchor)
+        return self.open(self.anchor) or TracedView(self.anchor)
 
 
 def runs_published_code(module: nn.Module, *methods: str) -> bool:
