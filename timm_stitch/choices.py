@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 Direction = Literal["fast_to_slow", "slow_to_fast", "two_way"]  # of a plan's stitches
 Method = Literal["joint", "average"]  # of the least-squares initialisation
+Joins = Literal["all", "stitching_layers", "projections"]  # that least squares fits
 Precision = Literal["fp32", "bf16", "fp16"]  # of a timed call
 ExportFormat = Literal["onnx", "program", "executorch", "litert", "web"]
 Quantization = Literal["int8", "float16"]  # of exported weights
@@ -13,6 +14,7 @@ PolicyName = Literal["drain", "fixed"]  # of a server
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 METHODS: tuple[Method, ...] = get_args(Method)
+JOINS: tuple[Joins, ...] = get_args(Joins)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)

@@ -78,11 +78,11 @@ class ImageInputs(NamedTuple):
         """The device of the images."""
         return self.images.device
 
-    def rows(self, start: int, stop: int) -> ImageInputs:
+    def rows(self, start: int, stop: int) -> Self:
         """Take the images `start:stop`."""
         return self._replace(images=self.images[start:stop])
 
-    def pick(self, index: Tensor) -> ImageInputs:
+    def pick(self, index: Tensor) -> Self:
         """Take the images of these numbers, in their order."""
         return self._replace(images=self.images.index_select(0, index))
 

@@ -30,13 +30,18 @@ def cross(layer: nn.Module, h: Tensor, front: View, leave: int, back: View, ente
     """
     left, entered = front.form_at(leave), back.form_at(enter)
     if left == entered:
-        return _apply_to_map(layer, h) if left[0] == "NCHW" else _apply_channels_last(layer, h)
+        return map_channels(layer, h, left[0])
     spatial = _apply_to_map(layer, front.as_map(h, inputs.size, leave))
     carried = min(left[1], entered[1])
     prefix = front.prefix(h, leave) if carried else None
     if prefix is not None:
         prefix = _apply_channels_last(layer, prefix[:, :carried])
     return back.from_map(spatial, prefix, enter)
+
+
+def map_channels(layer: nn.Module, h: Tensor, layout: str) -> Tensor:
+    """Apply a layer to the channels of an activation of this layout."""
+    return _apply_to_map(layer, h) if layout == "NCHW" else _apply_channels_last(layer, h)
 
 
 def _apply_channels_last(layer: nn.Module, h: Tensor) -> Tensor:
@@ -55,6 +60,21 @@ def _apply_to_map(layer: nn.Module, h: Tensor) -> Tensor:
     mapped: Tensor = layer(h.flatten(2).transpose(1, 2))
     spatial: Tensor = mapped.transpose(1, 2).unflatten(2, (height, width))
     return spatial.contiguous()
+
+
+class Join(NamedTuple):
+    """A linear map between activations of two anchors, which least squares can fit.
+
+    Args:
+        layer: the map.
+        front, back: the numbers of the anchors.
+        pairs: the boundaries of the two that it joins, each with those of the same images.
+    """
+
+    layer: nn.Module
+    front: int
+    back: int
+    pairs: Sequence[tuple[int, int]]
 
 
 class SharedPositions(NamedTuple):

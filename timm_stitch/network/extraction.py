@@ -55,12 +55,18 @@ def extract(network: Network, plan: StitchPlan, *, copy: bool = False, norm: boo
 
 def empty_twin(network: Network, plan: StitchPlan) -> Network:
     """Copy a network shallowly for another plan; anchors, layers and executor are still those of the whole network."""
+    twin = shallow_twin(network)
+    twin.plan, twin.stitch_id = plan, plan.stitches[0].stitch_id
+    return twin
+
+
+def shallow_twin(network: Network) -> Network:
+    """Copy a network shallowly, without its hooks and results."""
     twin = copying.copy(network)
     twin._modules, twin._buffers = dict(network._modules), dict(network._buffers)
     twin.__dict__.pop("forward", None)  # Accelerate's wrapped forward is bound to the whole network
     drop_hooks(twin)
-    twin._stitch_hooks = OrderedDict()
-    twin.plan, twin._measured, twin.stitch_id = plan, Results(), plan.stitches[0].stitch_id
+    twin._stitch_hooks, twin._measured = OrderedDict(), Results()
     return twin
 
 

@@ -23,7 +23,7 @@ from ..plan.results import Results, Row, Rows
 from ..plan.stitch_plan import Stitch, StitchPlan
 from .compatibility import check_anchors
 from .counting import measure_steps
-from .crossing import uses_back_prefix_tokens
+from .crossing import Join, uses_back_prefix_tokens
 from .executor import Executor
 from .extraction import by_number, extract
 from .layers import LowRankStitchingLayer, make_layer
@@ -338,6 +338,16 @@ class StitchableNetwork(nn.Module):
         extracted.results.adopt(self.results.current_rows())
         return extracted
 
+    def joins(self) -> dict[int | str, Join]:
+        """Get the linear maps that least squares can fit: the stitching layers that the plan uses, by their numbers."""
+        pairs = {number: self.plan.pairs(number) for number in by_number(self.stitching_layers)}
+        specs = self.plan.layers
+        return {
+            number: Join(self.stitching_layers[number], specs[number].front, specs[number].back, at)
+            for number, at in pairs.items()
+            if at
+        }
+
     def uses_back_prefix_tokens(self, number: int) -> bool:
         """Whether the back anchor adds its own prefix tokens after a stitching layer."""
         return uses_back_prefix_tokens(self.plan, self.views, number)
@@ -432,8 +442,12 @@ class StitchableNetwork(nn.Module):
                 row["published_params"] = published.params if self.published.params else None
             if stitch.stitch_id in self.published_top1:
                 row["published_top1"] = self.published_top1[stitch.stitch_id]
-            rows.append({**row, **measured.get(stitch.stitch_id, {})})
+            rows.append({**row, **self.cost_columns(costs, stitch), **measured.get(stitch.stitch_id, {})})
         return rows
+
+    def cost_columns(self, costs: PlanCosts, stitch: Stitch) -> Row:
+        """Make further columns of costs of a row of `stitch_table`."""
+        return {}
 
     # ── weights ───────────────────────────────────────────────────────────────────────────────────
 

@@ -12,7 +12,7 @@ Here a shared layer gets the least-squares solution of all its joints together, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import cast
 
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ..anchors.view import Inputs
-from ..choices import METHODS, Method
+from ..choices import JOINS, METHODS, Joins, Method
 from ..data.batches import Batch
-from ..network.crossing import SharedPositions, rows_at, shared_positions
+from ..network.crossing import Join, SharedPositions, rows_at, shared_positions
 from ..network.layers import StitchingLayer
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork
@@ -71,26 +71,28 @@ def least_squares_init(
     images: Inputs | Iterable[object],
     *,
     method: Method = "joint",
+    layers: Joins = "all",
     batch_size: int = 16,
     progress: bool = False,
-) -> dict[int, float]:
-    """Set every stitching layer to the least-squares map between its anchors.
+) -> dict[int | str, float]:
+    """Set every stitching layer, and every projection of a pyramid, to the least-squares map between its anchors.
 
     Each anchor sees each image once, in eval mode. Prepare images as for evaluation, without augmentation.
 
     Args:
-        model: the network; only its stitching layers change.
+        model: the network, or a pyramid or dense network on it; only these layers change.
         images: a tensor (N, C, H, W), or an iterable of batches: images, tuples that begin with them, or mappings of
             tensors from a tokenizer. The paper uses 100 images; texts need several hundred. Padding is left out, and so
             is the first position of causal language models.
         method: `"joint"` to solve all joints of a shared layer together, `"average"` to solve each one alone and
             average the solutions, as the authors do.
+        layers: the layers to set: `"projections"` keeps the stitching layers of a network that was trained.
         batch_size: the number of images at a time, if `images` is one tensor.
         progress: whether to show a bar.
 
     Returns:
-        The relative residual ||front W' + b - back|| / ||back - mean|| of each stitching layer
-        (for `"average"` the mean over its joints, each with its own solution).
+        The relative residual ||front W' + b - back|| / ||back - mean|| of each stitching layer by its number, and of
+        each projection by its name (for `"average"` the mean over its joints, each with its own solution).
 
     Raises:
         ValueError: if there are too few images, or activations are not finite; no layer is changed then.
@@ -106,37 +108,43 @@ def least_squares_init(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}.")
-    if any(view.is_partial for view in model.views):
+    if layers not in JOINS:
+        raise ValueError(f"layers must be one of {', '.join(map(repr, JOINS))}, got {layers!r}.")
+    if not all(view.has_block(index) for view in model.views for index in range(view.depth)):
         raise ValueError("this network holds only some of its anchors' blocks: initialise the whole one, then extract.")
-    systems = _systems(model, method)
+    joins = {key: join for key, join in model.joins().items() if layers in ("all", _kind(key))}
+    systems = _systems(joins, method)
     like = next(model.parameters())
     with evaluating(model):
         for batch in progress_bar(_batches(images, batch_size), desc="least squares", unit="batch", progress=progress):
-            _accumulate(model, batch.to(like.device, like.dtype).inputs, systems)
+            _accumulate(model, batch.to(like.device, like.dtype).inputs, joins, systems)
     # Solve all systems before any layer changes.
     solved = {number: [equations.solve() for _, equations in groups] for number, groups in systems.items()}
     _warn_if_few_positions(systems)
     residuals = {}
     for number, solutions in solved.items():
-        layer = cast(StitchingLayer, model.stitching_layers[number])
+        layer = cast(StitchingLayer, joins[number].layer)
         layer.weight.copy_(torch.stack([weight for weight, _, _ in solutions]).mean(0))
         layer.bias.copy_(torch.stack([bias for _, bias, _ in solutions]).mean(0))
         residuals[number] = sum(residual for *_, residual in solutions) / len(solutions)
     return residuals
 
 
-# By stitching layer: pairs of boundaries that are solved together, and their equations.
-_Systems = dict[int, list[tuple[list[tuple[int, int]], NormalEquations]]]
+# By layer: pairs of boundaries that are solved together, and their equations.
+_Systems = dict[int | str, list[tuple[Sequence[tuple[int, int]], NormalEquations]]]
 
 
-def _systems(model: StitchableNetwork, method: Method) -> _Systems:
-    """Group the joints of each stitching layer that are solved together."""
+def _kind(key: int | str) -> Joins:
+    return "projections" if isinstance(key, str) else "stitching_layers"
+
+
+def _systems(joins: Mapping[int | str, Join], method: Method) -> _Systems:
+    """Group the joints of each layer that are solved together."""
     systems: _Systems = {}
-    for number, spec in enumerate(model.plan.layers):
-        pairs = model.plan.pairs(number)
-        if pairs:
-            groups = [pairs] if method == "joint" else [[pair] for pair in pairs]
-            systems[number] = [(group, NormalEquations(spec.in_width, spec.out_width)) for group in groups]
+    for key, join in joins.items():
+        out_width, in_width = cast(StitchingLayer, join.layer).weight.shape
+        groups = [join.pairs] if method == "joint" else [[pair] for pair in join.pairs]
+        systems[key] = [(group, NormalEquations(in_width, out_width)) for group in groups]
     return systems
 
 
@@ -155,16 +163,14 @@ def _warn_if_few_positions(systems: _Systems) -> None:
         )
 
 
-def _accumulate(model: StitchableNetwork, inputs: Inputs, systems: _Systems) -> None:
+def _accumulate(model: StitchableNetwork, inputs: Inputs, joins: Mapping[int | str, Join], systems: _Systems) -> None:
     """Run every anchor once and add the activations at the joints to the normal equations."""
     # 1. The activations of every anchor at its joints.
     wanted: dict[int, set[int]] = {}
-    for number, parts in systems.items():
-        spec = model.plan.layers[number]
-        for pairs, _ in parts:
-            for stop, start in pairs:
-                wanted.setdefault(spec.front, set()).add(stop)
-                wanted.setdefault(spec.back, set()).add(start)
+    for join in joins.values():
+        for stop, start in join.pairs:
+            wanted.setdefault(join.front, set()).add(stop)
+            wanted.setdefault(join.back, set()).add(start)
     views, prepared = model.views, model.prepare_inputs(inputs, model.plan)
     activations = {anchor: views[anchor].run_to_boundaries(None, 0, at, prepared) for anchor, at in wanted.items()}
 
@@ -174,7 +180,7 @@ def _accumulate(model: StitchableNetwork, inputs: Inputs, systems: _Systems) -> 
 
     # 2. The rows of each system: fronts with the same targets are added together.
     for number, parts in systems.items():
-        front, back = model.plan.layers[number].front, model.plan.layers[number].back
+        front, back = joins[number].front, joins[number].back
         for pairs, equations in parts:
             starts: dict[tuple[int, SharedPositions], list[int]] = {}
             for stop, start in pairs:

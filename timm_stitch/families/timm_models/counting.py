@@ -69,11 +69,12 @@ def image_size_of(network: TimmModel) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def measure(network: TimmModel) -> PlanCosts:
-    """Measure every part that a network holds, for one image of its input size.
+def measure(network: TimmModel, size: tuple[int, int] | None = None) -> PlanCosts:
+    """Measure every part that a network holds, for one image.
 
     Args:
         network: the network on any device, the meta device included.
+        size: the (height, width) of the image; default the network's input size.
 
     Returns:
         The macs and parameters by part; None for a part that the network does not hold (after `extract`).
@@ -85,7 +86,8 @@ def measure(network: TimmModel) -> PlanCosts:
     for module in twin.modules():
         if hasattr(module, "fused_attn"):  # a fused kernel would hide attention's products
             module.__dict__["fused_attn"] = False
-    image = torch.empty(1, twin.in_chans, *image_size_of(twin), device="meta", dtype=next(twin.parameters()).dtype)
+    shape, dtype = (size or image_size_of(twin)), next(twin.parameters()).dtype
+    image = torch.empty(1, twin.in_chans, *shape, device="meta", dtype=dtype)
     inputs, executor = ImageInputs(image), twin.executor
     # 2. The anchors, part by part, on the activations that enter these.
     steps = {step for stitch in twin.plan for step in stitch.steps}

@@ -12,11 +12,10 @@ from ...anchors.block_view import BlockView, StemOnly
 from ...anchors.view import ImageInputs
 from ...network.extraction import Network, NumberedModules, empty_twin, extract
 from ...network.image_executor import ImageExecutor
+from ...plan.levels import INSIDE_STEM, STEM
 from ...plan.steps import Block
 from ...plan.stitch_plan import Segment, Stitch, StitchPlan
 from .timm_compat import FeatureGetterNet
-
-INSIDE_STEM, STEM = 0, 1  # the first places where features are taken, as numbers of steps
 
 
 class FeatureEntry(TypedDict):
@@ -76,7 +75,13 @@ def feature_points(views: Sequence[BlockView], stitch: Stitch, by_level: bool) -
 
 
 def run_to_points(
-    executor: ImageExecutor, stitch: Stitch, inputs: ImageInputs, places: Collection[int], end: int
+    executor: ImageExecutor,
+    stitch: Stitch,
+    inputs: ImageInputs,
+    places: Collection[int],
+    end: int,
+    start: int = 0,
+    h: Tensor | None = None,
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Run a stitch and keep the activations at some feature points.
 
@@ -86,12 +91,14 @@ def run_to_points(
         inputs: the inputs of the call.
         places: the `place` of each point.
         end: the number of steps to run.
+        start: the number of steps that have run already.
+        h: the activation behind these.
 
     Returns:
         The activation behind the last step, and those at the points by their places.
     """
-    if INSIDE_STEM not in places:
-        return executor.advance(stitch, 0, end, None, inputs, places)
+    if INSIDE_STEM not in places or start:
+        return executor.advance(stitch, start, end, h, inputs, places)
     inside, stem = executor.views[stitch.front].stem_in_two(inputs.images)
     h, kept = executor.advance(stitch, STEM, end, stem, inputs, places)
     return h, {INSIDE_STEM: inside, STEM: stem, **kept}

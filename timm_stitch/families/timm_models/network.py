@@ -222,9 +222,10 @@ class SNNet(TimmModel):
         """The (height, width) of the images that the network takes, or expects by default."""
         return image_size_of(self)
 
-    def costs(self) -> PlanCosts:
-        """Measure the costs of every part at the present image size, or get the cached ones."""
-        return self._cached_costs((self.image_size, self.stitched_norm), lambda: measure(self))
+    def costs(self, image_size: tuple[int, int] | None = None) -> PlanCosts:
+        """Measure the costs of every part at an image size, or get the cached ones; default the present size."""
+        size = image_size or self.image_size
+        return self._cached_costs((size, self.stitched_norm), lambda: measure(self, size))
 
     # ── weights ───────────────────────────────────────────────────────────────────────────────────
 

@@ -14,11 +14,10 @@ from ...anchors.view import ImageInputs
 from ...network.extraction import blocks_of, by_number
 from ...network.image_executor import ImageExecutor
 from ...network.stitchable import StitchableNetwork
+from ...plan.levels import INSIDE_STEM, STEM, make_ends
 from ...plan.stitch_plan import Stitch
 from .classifiers import Classifiers
 from .features import (
-    INSIDE_STEM,
-    STEM,
     FeatureEntry,
     FeaturePoint,
     Features,
@@ -27,6 +26,7 @@ from .features import (
     feature_points,
     run_to_points,
 )
+from .pyramid import Pyramid
 from .timm_compat import feature_take_indices, update_model_input_size
 
 
@@ -225,6 +225,40 @@ class TimmModel(StitchableNetwork):
             (`channels()`, `reduction()`).
         """
         return Features(self.extract(stitch_id), out_indices)
+
+    def pyramid(
+        self,
+        levels: int | Sequence[int] | Sequence[Sequence[int]] = 4,
+        channels: int | Sequence[int] | None = None,
+        tie: bool = False,
+    ) -> Pyramid:
+        """Make a module of feature maps whose number, channels and reductions are the same for every stitch.
+
+        It serves a detection or segmentation head with all stitches: `pyramid(x, stitch_id=24)`,
+        `pyramid.set_stitch(24)`. It shares this network's modules. Initialise its projections by
+        `least_squares_init(pyramid, images)`.
+
+        Args:
+            levels: the number of levels: the last stages of networks with stages; elsewhere the depth is divided
+                evenly. Or the numbers of stages, or of blocks in the largest anchor. Or those of each anchor.
+            channels: the channels of all levels, or of each; default those of the widest anchor at each level.
+            tie: whether a stitching layer that leaves an anchor at a level for one as wide as the level is its
+                projection, as in the authors' networks.
+
+        Returns:
+            A module from images (B, C, H, W) to a list of maps (B, channels, H', W'), with timm's `feature_info`.
+
+        Raises:
+            ValueError: if there are no such levels.
+
+        Examples:
+            >>> import timm, torch
+            >>> model = timm.create_model("snnet", anchors=["resnet18", "resnet50"])
+            >>> pyramid = model.pyramid(levels=2)
+            >>> [[tuple(h.shape) for h in pyramid(torch.randn(1, 3, 64, 64), stitch_id=k)] for k in (0, 1, 4)]
+            [[(1, 1024, 4, 4), (1, 2048, 2, 2)], [(1, 1024, 4, 4), (1, 2048, 2, 2)], [(1, 1024, 4, 4), (1, 2048, 2, 2)]]
+        """
+        return Pyramid(self, make_ends(self.plan.anchors, levels), channels, tie)
 
     def get_classifier(self) -> Classifiers:
         """The classifiers of all anchors, fastest first; both of an anchor with two heads (distilled)."""

@@ -1,0 +1,458 @@
+"""The feature pyramid of a stitchable network: maps whose number, channels and reductions do not depend on the stitch.
+
+A map behind an anchor that is narrower than its level goes through a projection, a linear map of its channels that is
+initialised as stitching layers are. So a dense head, or a detector of another library, works with every stitch.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ...anchors.block_view import BlockView
+from ...anchors.macs import NORMS, Macs
+from ...anchors.meta_device import meta_copy
+from ...anchors.view import CallInputs, ImageInputs, Output
+from ...network.crossing import Join, map_channels
+from ...network.executor import Executor
+from ...network.extraction import NumberedModules, by_number, extract, shallow_twin
+from ...network.image_executor import ImageExecutor
+from ...network.image_network import ImageNetwork
+from ...network.layers import StitchingLayer
+from ...plan.costs import Cost, PlanCosts
+from ...plan.levels import EARLY, INSIDE_STEM, Ends, tap_places
+from ...plan.results import Results, Row
+from ...plan.stitch_plan import Stitch, StitchPlan
+from .features import run_to_points
+from .timm_compat import FeatureInfo
+
+LevelOfAnchor = tuple[int, int]  # the numbers of an anchor and a level
+
+
+@dataclass(frozen=True)
+class PyramidCosts(PlanCosts):
+    """The costs of a plan's parts, and of what follows the levels of its stitches.
+
+    Args:
+        ends: the levels that are used.
+        projections: the cost of each projection.
+        tied: the stitching layers that are projections as well.
+        on_top: the cost of the head on the levels.
+    """
+
+    ends: Ends = ()
+    projections: Mapping[LevelOfAnchor, Cost] = field(default_factory=dict)
+    tied: Mapping[LevelOfAnchor, int] = field(default_factory=dict)
+    on_top: Cost = field(default_factory=Cost)
+
+    def cost(self, stitch: Stitch) -> Cost:
+        return self.path(stitch) + self.used_projections(stitch) + self.on_top
+
+    def path(self, stitch: Stitch) -> Cost:
+        """Compute the cost of the blocks and stitching layers up to the last level."""
+        behind = stitch.steps[max(tap_places(stitch, self.ends)) :]
+        return super().cost(stitch) + Cost(-sum(map(self.step, behind)))
+
+    def used_projections(self, stitch: Stitch) -> Cost:
+        """Compute the cost of the projections that a stitch uses."""
+        total, held = Cost(), set(stitch.layers)
+        for key in levels_of(stitch, self.ends):
+            cost = self.projections.get(key, Cost())
+            layer = self.tied.get(key)
+            total += Cost(cost.macs) if layer in held else cost
+            held.update(() if layer is None else (layer,))
+        return total
+
+
+def levels_of(stitch: Stitch, ends: Ends) -> list[LevelOfAnchor]:
+    """List the anchor from which a stitch takes each level."""
+    places = tap_places(stitch, ends)
+    return [(_boundary(stitch, place)[0], level) for level, place in enumerate(places)]
+
+
+def _boundary(stitch: Stitch, place: int) -> tuple[int, int]:
+    """The anchor and boundary of a place along a stitch."""
+    return (stitch.front, EARLY) if place == INSIDE_STEM else stitch.places[place - 1]
+
+
+class MapInputs(ImageInputs):
+    """The images of a call whose output is one map for each level."""
+
+    def join(self, outputs: Sequence[Any], num_labels: Sequence[int], order: Tensor) -> Any:
+        if isinstance(outputs[0], Tensor):
+            return super().join(outputs, num_labels, order)
+        return [torch.cat(maps).index_select(0, order) for maps in zip(*outputs, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """The last activation of a part of a path, and the activations that are levels so far, by their places."""
+
+    h: Output
+    kept: Mapping[int, Tensor]
+
+    def __getitem__(self, rows: slice) -> _Maps:
+        return _Maps(self.h[rows], {place: h[rows] for place, h in self.kept.items()})
+
+
+class PyramidExecutor(Executor):
+    """Runs stitches of a network to the levels of a pyramid, and then what lies on top.
+
+    Args:
+        pyramid: the pyramid.
+    """
+
+    def __init__(self, pyramid: Pyramid) -> None:
+        self.pyramid = pyramid
+        self.inner: ImageExecutor = pyramid.network.executor
+        self.views, self.layers, self.stitched_norm = self.inner.views, self.inner.layers, True
+
+    def run(self, stitch: Stitch, inputs: CallInputs) -> Output:
+        return self.advance(stitch, 0, len(stitch.steps), None, inputs)[0]
+
+    def shares_work(self, inputs: CallInputs) -> bool:
+        return self.inner.shares_work(inputs)
+
+    def look(self, stitch: Stitch) -> bool:
+        return self.inner.look(stitch)
+
+    def advance(
+        self, stitch: Stitch, n: int, end: int, h: Output, inputs: Any, keep: Collection[int] = ()
+    ) -> tuple[Output, dict[int, Output]]:
+        if n == end:
+            return h, {}
+        pyramid, before_head = self.pyramid, len(stitch.places)
+        before = h if isinstance(h, _Maps) else _Maps(None, {})
+        to_head = end > before_head
+        taps = {place: tap_places(stitch, pyramid.used_ends(), place) for place in keep if place <= before_head}
+        last = tap_places(stitch, pyramid.used_ends(), min(end, before_head))
+        stop = max(n, *last) if to_head and not taps else min(end, before_head)  # no level is behind the last one
+        wanted = {place for places in (last, *taps.values()) for place in places if place > n or not n} | taps.keys()
+        reached, new = before.h, dict[int, Tensor]()
+        if n < stop or (n == 0 and INSIDE_STEM in wanted):
+            reached, new = run_to_points(self.inner, stitch, inputs, wanted, stop, n, before.h)
+        activations = {**before.kept, **new}
+        saved: dict[int, Output] = {
+            place: _Maps(activations[place], {at: activations[at] for at in places}) for place, places in taps.items()
+        }
+        if to_head:
+            return pyramid.finish(stitch, [activations[place] for place in last], inputs), saved
+        return _Maps(reached, {place: activations[place] for place in last}), saved
+
+
+class Pyramid(ImageNetwork):
+    """The feature maps of a stitchable network, alike for all its stitches.
+
+    `SNNet.pyramid` makes one. It shares the network's modules, and has no classifier.
+
+    Args:
+        network: the network.
+        ends: the boundary of each level in each anchor, from `plan.levels.make_ends`.
+        channels: the channels of all levels, or of each; default those of the widest anchor at each level.
+        tie: whether a stitching layer that leaves an anchor at a level for one as wide as the level is its projection.
+
+    Attributes:
+        network: the network without its norms and classifiers.
+        projections: the linear maps of anchors that are not as wide as a level, by anchor and level.
+        feature_info: timm's description of the maps.
+
+    Raises:
+        ValueError: if there are not as many channels as levels.
+    """
+
+    family = "pyramid"
+    network: Any  # an SNNet, whose file is above this one
+
+    def __init__(
+        self, network: Any, ends: Ends, channels: int | Sequence[int] | None = None, tie: bool = False
+    ) -> None:
+        nn.Module.__init__(self)
+        self.network = _without_head(network)
+        self.ends = ends
+        widths = [[_width(view, end) for end in own] for view, own in zip(network.views, ends, strict=True)]
+        widest = [max(own) for own in zip(*widths, strict=True)]
+        self.channels = widest if channels is None else _for_each_level(channels, len(widest))
+        needed = {
+            (anchor, level): (width, self.channels[level])
+            for anchor, own in enumerate(widths)
+            for level, width in enumerate(own)
+            if width != self.channels[level]
+        }
+        self.tied = _tied_layers(network.plan, ends, needed) if tie else {}
+        like = next(network.parameters())
+        layers: dict[int, dict[int, nn.Module]] = {}
+        for (anchor, level), (width, wanted) in needed.items():
+            if (anchor, level) not in self.tied:
+                layer = StitchingLayer(width, wanted, device=like.device, dtype=like.dtype)
+                layers.setdefault(anchor, {})[level] = layer
+        self.projections = NumberedModules({anchor: NumberedModules(own) for anchor, own in layers.items()})
+        self._measured, self.published_top1, self.published = Results(), {}, None
+        self.trained = copying.deepcopy(network.trained)
+        self._stitch_hooks = type(network._stitch_hooks)()
+        self.stitch_id = network.stitch_id
+
+    # ── the network inside ────────────────────────────────────────────────────────────────────────
+
+    @property
+    def plan(self) -> StitchPlan:
+        """The stitches."""
+        plan: StitchPlan = self.network.plan
+        return plan
+
+    @plan.setter
+    def plan(self, plan: StitchPlan) -> None:
+        self.network.plan = plan
+
+    @property
+    def anchors(self) -> nn.ModuleList:  # type: ignore[override] # a submodule of other networks
+        """The anchors, without norms and classifiers."""
+        anchors: nn.ModuleList = self.network.anchors
+        return anchors
+
+    @property
+    def stitching_layers(self) -> nn.ModuleList:  # type: ignore[override] # as above
+        """The stitching layers."""
+        layers: nn.ModuleList = self.network.stitching_layers
+        return layers
+
+    @property
+    def executor(self) -> PyramidExecutor:  # type: ignore[override] # as above
+        """The object that runs the stitches."""
+        return PyramidExecutor(self)
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """timm's configuration of the network."""
+        return dict(self.network.pretrained_cfg)
+
+    @property
+    def in_chans(self) -> int:
+        """The channels of the images."""
+        return int(self.network.in_chans)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes: none."""
+        return 0
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The (height, width) of the images that the network takes, or expects by default."""
+        height, width = self.network.image_size
+        return height, width
+
+    def prepare_inputs(self, x: Tensor, stitches: Iterable[Stitch]) -> MapInputs:
+        return MapInputs(*self.network.prepare_inputs(x, stitches))
+
+    def example(self, count: int) -> Tensor:
+        images: Tensor = self.network.example(count)
+        return images
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.network.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"network.{name}" for name in self.network.no_weight_decay()}
+
+    def merge_low_rank(self) -> Self:
+        self.network.merge_low_rank()
+        return self
+
+    # ── levels ────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def num_levels(self) -> int:
+        """The number of levels."""
+        return len(self.channels)
+
+    @property
+    def reductions(self) -> list[int]:
+        """The input pixels per position of each level, in each direction."""
+        view = self.network.views[-1]
+        return [_reduction(view, end) for end in self.ends[-1]]
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """timm's description of the maps: `channels()` and `reduction()`."""
+        view, last = self.network.views[-1], len(self.network.views) - 1
+        names = [view.block_name(end - 1) if end > 0 else view.parameter_groups().stem[-1] for end in self.ends[-1]]
+        entries = [
+            {"module": f"network.anchors.{last}.{name}", "num_chs": width, "reduction": reduction}
+            for name, width, reduction in zip(names, self.channels, self.reductions, strict=True)
+        ]
+        return FeatureInfo(entries, tuple(range(len(entries))))
+
+    def used_levels(self) -> tuple[int, ...]:
+        """The numbers of the levels that are computed."""
+        return tuple(range(self.num_levels))
+
+    def used_ends(self) -> Ends:
+        """The levels that are computed."""
+        levels = self.used_levels()
+        return self.ends if len(levels) == self.num_levels else tuple(tuple(o[n] for n in levels) for o in self.ends)
+
+    def projection(self, anchor: int, level: int) -> nn.Module | None:
+        """Get the linear map from an anchor's channels to a level's; None where they are equal."""
+        layer = self.tied.get((anchor, level))
+        if layer is not None:
+            return self.stitching_layers[layer]
+        own = self.projections._modules.get(str(anchor))
+        return None if own is None else own._modules.get(str(level))
+
+    def joins(self) -> dict[int | str, Join]:
+        """Get the stitching layers, and the projections onto maps of an anchor that is as wide as the level."""
+        joins: dict[int | str, Join] = self.network.joins()
+        for anchor, own in by_number(self.projections).items():
+            for level, layer in by_number(cast("nn.ModuleList", own)).items():
+                ends = [one[level] for one in self.ends]
+                widths = [_width(view, end) for view, end in zip(self.network.views, ends, strict=True)]
+                if self.channels[level] in widths:
+                    target = len(widths) - 1 - widths[::-1].index(self.channels[level])
+                    key = f"projections.{anchor}.{level}"
+                    joins[key] = Join(layer, anchor, target, [(ends[anchor], ends[target])])
+        return joins
+
+    def level_map(
+        self, h: Tensor, level: int, anchor: int, boundary: int, inputs: ImageInputs
+    ) -> tuple[Tensor, Tensor | None]:
+        """Turn an activation into the map (B, C, H, W) of a level, and its prefix tokens (B, P, C), if any."""
+        view, layer = self.network.views[anchor], self.projection(anchor, level)
+        if boundary == EARLY:
+            return (h if layer is None else map_channels(layer, h, "NCHW")), None
+        if layer is not None:
+            h = map_channels(layer, h, view.form_at(boundary)[0])
+        return view.as_map(h, inputs.size, boundary), view.prefix(h, boundary)
+
+    def finish(self, stitch: Stitch, activations: Sequence[Tensor], inputs: ImageInputs) -> Any:
+        """Turn the activations at the levels that are computed into the output."""
+        return [spatial for spatial, _ in self._level_maps(stitch, activations, inputs)]
+
+    def _level_maps(
+        self, stitch: Stitch, activations: Sequence[Tensor], inputs: ImageInputs
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        places = tap_places(stitch, self.used_ends())
+        return [
+            self.level_map(h, level, *_boundary(stitch, place), inputs)
+            for level, place, h in zip(self.used_levels(), places, activations, strict=True)
+        ]
+
+    # ── one stitch alone ──────────────────────────────────────────────────────────────────────────
+
+    def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self:
+        stitch = self._stitch(stitch_id)
+        twin = shallow_twin(self)
+        twin.network = self.network.extract(stitch.stitch_id)
+        layers: dict[int, dict[int, nn.Module]] = {}
+        for anchor, level in levels_of(stitch, self.ends):
+            layer = self.projection(anchor, level)
+            if layer is not None and (anchor, level) not in self.tied:
+                layers.setdefault(anchor, {})[level] = layer
+        twin.projections = NumberedModules({anchor: NumberedModules(own) for anchor, own in layers.items()})
+        held, tied = by_number(twin.network.stitching_layers), dict[LevelOfAnchor, int]()
+        for key, number in self.tied.items():
+            if key in levels_of(stitch, self.ends):
+                tied[key] = number
+                held[number] = self.network.stitching_layers[number]
+        twin.tied = tied
+        if len(held) != len(twin.network.stitching_layers):  # layers that are projections only here
+            twin.network.stitching_layers = NumberedModules(dict(sorted(held.items())))
+            twin.network.executor.layers = twin.network.stitching_layers
+        twin.stitch_id = stitch.stitch_id
+        twin.results.adopt(self.results.current_rows())
+        return copying.deepcopy(twin) if copy else twin
+
+    # ── costs ─────────────────────────────────────────────────────────────────────────────────────
+
+    def costs(self, image_size: tuple[int, int] | None = None) -> PyramidCosts:
+        """Measure the costs of every part at an image size, or get the cached ones; default the present size."""
+        size = image_size or self.image_size
+        return cast("PyramidCosts", self._cached_costs((size, self.used_levels()), lambda: self._measure(size)))
+
+    @torch.no_grad()
+    def _measure(self, size: tuple[int, int]) -> PyramidCosts:
+        inner = self.network.costs(size)
+        twin = meta_copy(self).eval().merge_low_rank()
+        like = next(twin.parameters())
+        image = torch.empty(1, twin.in_chans, *size, device="meta", dtype=like.dtype)
+        inputs, ends = twin.prepare_inputs(image, ()), self.used_ends()
+        projections: dict[LevelOfAnchor, Cost] = {}
+        on_top: Cost | None = None
+        for stitch in twin.plan:
+            levels = list(zip(self.used_levels(), tap_places(stitch, ends), strict=True))
+            keys = [(_boundary(stitch, place)[0], level) for level, place in levels]
+            if on_top is not None and all(key in projections for key in keys):
+                continue
+            executor = twin.executor
+            maps = cast("_Maps", executor.advance(stitch, 0, len(stitch.places), None, inputs)[0])
+            for key, (level, place) in zip(keys, levels, strict=True):
+                with Macs(NORMS) as counter:
+                    twin.level_map(maps.kept[place], level, *_boundary(stitch, place), inputs)
+                layer = twin.projection(*key)
+                params = 0 if layer is None else sum(p.numel() for p in layer.parameters())
+                projections[key] = Cost(counter.total, params)
+            if on_top is None:
+                ordered = [maps.kept[place] for _, place in levels]
+                with Macs(NORMS) as counter:
+                    twin.finish(stitch, ordered, inputs)
+                own = sum(projections[key].macs for key in keys)
+                on_top = Cost(counter.total - own, self._params_on_top())
+        return PyramidCosts(
+            inner.anchors, inner.layers, inner.stitched_norm, inner.back_prefix_layers,
+            ends, projections, self.tied, on_top or Cost(),
+        )  # fmt: skip
+
+    def _params_on_top(self) -> int:
+        return 0
+
+    def cost_columns(self, costs: PlanCosts, stitch: Stitch) -> Row:
+        pyramid_costs = cast("PyramidCosts", costs)
+        return {"projection_macs": pyramid_costs.used_projections(stitch).macs}
+
+
+def _without_head(network: Any) -> Any:
+    """Make a network of the same modules without norms and classifiers."""
+    twin = extract(network, network.plan, norm=False, head=False)
+    twin.stitch_id, twin.num_classes = network.stitch_id, 0
+    twin.published, twin.published_top1, twin.trained = None, {}, copying.deepcopy(network.trained)
+    twin._model_args = dict(getattr(network, "_model_args", {}))
+    twin.stitched_norm = True  # there is none
+    return twin
+
+
+def _width(view: BlockView, end: int) -> int:
+    if end == EARLY and view.early is not None:
+        return view.early[1]
+    return view.widths[max(end, 0)]
+
+
+def _reduction(view: BlockView, end: int) -> int:
+    if end == EARLY and view.early is not None:
+        return view.early[2]
+    return view.reductions[max(end, 0)]
+
+
+def _for_each_level(channels: int | Sequence[int], count: int) -> list[int]:
+    wanted = [channels] * count if isinstance(channels, int) else list(channels)
+    if len(wanted) != count or not all(isinstance(width, int) and width > 0 for width in wanted):
+        raise ValueError(f"channels must be a positive number, or one for each of {count} levels, got {channels!r}.")
+    return wanted
+
+
+def _tied_layers(
+    plan: StitchPlan, ends: Ends, needed: Mapping[LevelOfAnchor, tuple[int, int]]
+) -> dict[LevelOfAnchor, int]:
+    """Find the stitching layers that leave an anchor at a level for an anchor as wide as the level."""
+    tied: dict[LevelOfAnchor, int] = {}
+    for (anchor, level), widths in needed.items():
+        for number, spec in enumerate(plan.layers):
+            leaves = {stop for stop, _ in plan.pairs(number)}
+            if spec.front == anchor and (spec.in_width, spec.out_width) == widths and ends[anchor][level] in leaves:
+                tied.setdefault((anchor, level), number)
+    return tied
