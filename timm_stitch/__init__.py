@@ -7,7 +7,8 @@ a small layer, and runs the last blocks of another: one set of weights serves ma
     >>> model = timm.create_model("snnet_deit_tsb", pretrained=True)  # doctest: +SKIP
     >>> logits = model(images, stitch_id=24)  # doctest: +SKIP
 
-- Create: `stitch` models at hand, `load` by name, folder or Hub id, `from_hub`, `create_snnet`, `convert_checkpoint`.
+- Create: `stitch` models at hand, `load` by name, folder or Hub id, `from_hub`, `create_snnet`, `convert_checkpoint`;
+  `dense` puts one head for segmentation or depth on a network.
   An `SNNet` is a timm model; importing this package registers the `snnet_*` models with timm.
 - Plan: `enumerate_stitches`, `StitchPlan` of `Anchor`, `Stitch`, `Segment` and `LayerSpec`.
 - Train: `least_squares_init`, `linear_probe`, `train` with a `TrainConfig`, `train_recipe`, `recalibrate`,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from .evaluation.plotting import plot_curve
     from .evaluation.profiling import profile
     from .evaluation.selection import select
+    from .families.dense.creating import dense
+    from .families.dense.network import DenseNetwork
     from .families.stitching import stitch
     from .families.timm_models.network import SNNet
     from .hub.loading import from_hub, load
@@ -59,6 +62,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Anchor",
     "Cascade",
+    "DenseNetwork",
     "LatencyController",
     "LayerSpec",
     "SNNet",
@@ -69,6 +73,7 @@ __all__ = [
     "TrainConfig",
     "convert_checkpoint",
     "create_snnet",
+    "dense",
     "enumerate_stitches",
     "evaluate",
     "export",
@@ -102,6 +107,8 @@ _MODULES = {
     "evaluation.plotting": ("plot_curve",),
     "evaluation.profiling": ("profile",),
     "evaluation.selection": ("select",),
+    "families.dense.creating": ("dense",),
+    "families.dense.network": ("DenseNetwork",),
     "families.stitching": ("stitch",),
     "families.timm_models.network": ("SNNet",),
     "hub.loading": ("from_hub", "load"),

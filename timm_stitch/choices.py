@@ -10,6 +10,8 @@ Joins = Literal["all", "stitching_layers", "projections"]  # that least squares 
 Precision = Literal["fp32", "bf16", "fp16"]  # of a timed call
 ExportFormat = Literal["onnx", "program", "executorch", "litert", "web"]
 Quantization = Literal["int8", "float16"]  # of exported weights
+DenseTask = Literal["segmentation", "depth"]
+InferenceMode = Literal["whole", "slide"]  # of dense networks on an image
 PolicyName = Literal["drain", "fixed"]  # of a server
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -18,4 +20,6 @@ JOINS: tuple[Joins, ...] = get_args(Joins)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+DENSE_TASKS: tuple[DenseTask, ...] = get_args(DenseTask)
+INFERENCE_MODES: tuple[InferenceMode, ...] = get_args(InferenceMode)
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)

@@ -9,12 +9,13 @@ from torch import nn
 
 from ..errors import WrongTypeError
 from ..network.stitchable import StitchableNetwork
+from .dense.family import DenseFamily
 from .family import Config, Family
 from .timm_models.family import TimmFamily
 from .transformers_models.family import TransformersFamily
 
 # Tried in this order. timm's is the last: it takes any module, and any configuration that no other family reads.
-_FAMILIES: list[Family] = [TransformersFamily(), TimmFamily()]
+_FAMILIES: list[Family] = [TransformersFamily(), DenseFamily(), TimmFamily()]
 
 
 def families() -> tuple[Family, ...]:

@@ -430,9 +430,9 @@ class StitchableNetwork(nn.Module):
         """
         return self.table_with(self.results.current())
 
-    def table_with(self, measured: Mapping[int, Row]) -> Rows:
+    def table_with(self, measured: Mapping[int, Row], costs: PlanCosts | None = None) -> Rows:
         """Make the rows of `stitch_table` with these measured figures, by stitch_id."""
-        costs, rows = self.costs(), []
+        costs, rows = costs or self.costs(), []
         for stitch in self.plan:
             cost = costs.cost(stitch)
             row = {"stitch_id": stitch.stitch_id, "name": stitch.name, "macs": cost.macs, "params": cost.params}

@@ -9,6 +9,7 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
@@ -44,7 +45,16 @@ def write_config(model: SNNet, folder: Path, label_names: Sequence[str] | None =
     return _edit_config(folder / CONFIG_FILE, model, label_names)
 
 
-def check_label_names(model: SNNet, label_names: Sequence[str] | None) -> None:
+def describe_parts(model: SNNet) -> dict[str, Any]:
+    """Describe a network without its heads: the name, the arguments and the configuration by which timm makes it."""
+    with TemporaryDirectory() as folder:  # timm writes it to a file
+        path = Path(folder) / CONFIG_FILE
+        save_config_for_hf(model, str(path), model_args=_recorded_args(model))
+        config = _edit_config(path, model, None)
+    return {key: config[key] for key in ("architecture", "model_args", "pretrained_cfg")}
+
+
+def check_label_names(model: Any, label_names: Sequence[str] | None) -> None:
     """Refuse names that are not one for each class.
 
     Raises:
@@ -107,6 +117,13 @@ def rebuild_args(model: SNNet) -> dict[str, Any]:
             "the larger one, from which from_hub(folder, extract=…) loads this stitch alone; or keep this one's "
             "weights with safetensors.torch.save_file(model.state_dict(), path)."
         )
+    args = _recorded_args(model)
+    _check_rebuilt(model, str(cfg_of(model)["architecture"]), args)
+    return args
+
+
+def _recorded_args(model: SNNet) -> dict[str, Any]:
+    """Collect the arguments with which the network and its anchors were made, and what was set since."""
     args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _RUNTIME}
     args.update(stitch_id=model.stitch_id, stitched_norm=model.stitched_norm)
     name = str(cfg_of(model)["architecture"])
@@ -117,7 +134,6 @@ def rebuild_args(model: SNNet) -> dict[str, Any]:
         args.pop("global_pool", None)  # each anchor has its own
     elif name == "snnet":
         args |= {"anchors": [_anchor_args(anchor) for anchor in model.anchors], "plan": model.plan.to_dict()}
-    _check_rebuilt(model, name, args)
     return args
 
 
