@@ -40,13 +40,15 @@ class PyramidCosts(PlanCosts):
     """The costs of a plan's parts, and of what follows the levels of its stitches.
 
     Args:
-        ends: the levels that are used.
+        ends: the levels.
+        levels: the numbers of those that are computed.
         projections: the cost of each projection.
         tied: the stitching layers that are projections as well.
         on_top: the cost of the head on the levels.
     """
 
     ends: Ends = ()
+    levels: tuple[int, ...] = ()
     projections: Mapping[LevelOfAnchor, Cost] = field(default_factory=dict)
     tied: Mapping[LevelOfAnchor, int] = field(default_factory=dict)
     on_top: Cost = field(default_factory=Cost)
@@ -55,17 +57,18 @@ class PyramidCosts(PlanCosts):
         return self.path(stitch) + self.used_projections(stitch) + self.on_top
 
     def path(self, stitch: Stitch) -> Cost:
-        """Compute the cost of the blocks and stitching layers up to the last level."""
-        behind = stitch.steps[max(tap_places(stitch, self.ends)) :]
+        """Compute the cost of the blocks and stitching layers up to the last level that is computed."""
+        places = tap_places(stitch, self.ends)
+        behind = stitch.steps[max(places[level] for level in self.levels) :]
         return super().cost(stitch) + Cost(-sum(map(self.step, behind)))
 
     def used_projections(self, stitch: Stitch) -> Cost:
-        """Compute the cost of the projections that a stitch uses."""
+        """Compute the cost of the projections that a stitch uses, with the parameters of all that it holds."""
         total, held = Cost(), set(stitch.layers)
         for key in levels_of(stitch, self.ends):
-            cost = self.projections.get(key, Cost())
-            layer = self.tied.get(key)
-            total += Cost(cost.macs) if layer in held else cost
+            cost, layer = self.projections.get(key, Cost()), self.tied.get(key)
+            macs = cost.macs if key[1] in self.levels else 0
+            total += Cost(macs, 0 if layer in held else cost.params)
             held.update(() if layer is None else (layer,))
         return total
 
@@ -381,31 +384,30 @@ class Pyramid(ImageNetwork):
         twin = meta_copy(self).eval().merge_low_rank()
         like = next(twin.parameters())
         image = torch.empty(1, twin.in_chans, *size, device="meta", dtype=like.dtype)
-        inputs, ends = twin.prepare_inputs(image, ()), self.used_ends()
+        inputs, used = twin.prepare_inputs(image, ()), self.used_levels()
         projections: dict[LevelOfAnchor, Cost] = {}
         on_top: Cost | None = None
         for stitch in twin.plan:
-            levels = list(zip(self.used_levels(), tap_places(stitch, ends), strict=True))
-            keys = [(_boundary(stitch, place)[0], level) for level, place in levels]
+            places = tap_places(stitch, self.ends)
+            keys = levels_of(stitch, self.ends)
             if on_top is not None and all(key in projections for key in keys):
                 continue
-            executor = twin.executor
-            maps = cast("_Maps", executor.advance(stitch, 0, len(stitch.places), None, inputs)[0])
-            for key, (level, place) in zip(keys, levels, strict=True):
+            _, maps = run_to_points(twin.executor.inner, stitch, inputs, set(places), max(places))
+            for key, place in zip(keys, places, strict=True):
                 with Macs(NORMS) as counter:
-                    twin.level_map(maps.kept[place], level, *_boundary(stitch, place), inputs)
+                    twin.level_map(maps[place], key[1], *_boundary(stitch, place), inputs)
                 layer = twin.projection(*key)
                 params = 0 if layer is None else sum(p.numel() for p in layer.parameters())
                 projections[key] = Cost(counter.total, params)
             if on_top is None:
-                ordered = [maps.kept[place] for _, place in levels]
+                ordered = [maps[places[level]] for level in used]
                 with Macs(NORMS) as counter:
                     twin.finish(stitch, ordered, inputs)
-                own = sum(projections[key].macs for key in keys)
+                own = sum(projections[keys[level]].macs for level in used)
                 on_top = Cost(counter.total - own, self._params_on_top())
         return PyramidCosts(
             inner.anchors, inner.layers, inner.stitched_norm, inner.back_prefix_layers,
-            ends, projections, self.tied, on_top or Cost(),
+            self.ends, used, projections, self.tied, on_top or Cost(),
         )  # fmt: skip
 
     def _params_on_top(self) -> int:
