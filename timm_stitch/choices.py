@@ -11,6 +11,20 @@ ExportFormat = Literal["onnx", "program", "executorch", "litert", "web"]
 Quantization = Literal["int8", "float16"]  # of exported weights
 PolicyName = Literal["drain", "fixed"]  # of a server
 
+# Of a training run.
+SamplingRule = Literal["uniform", "resource", "sandwich", "anchors", "importance"]
+TunedPart = Literal["all", "stitches"]
+MixedPrecision = Literal["no", "bf16", "fp16"]
+ClipMode = Literal["norm", "value", "agc"]
+Schedule = Literal["cosine", "tanh", "poly", "constant", "wsd", "rsqrt", "none"]
+Distillation = Literal["none", "soft", "hard"]
+Resume = Literal[False, True, "auto", "extend"]
+
+# Of its images.
+CropMode = Literal["rrc", "rkrc", "rkrr"]
+EraseMode = Literal["const", "rand", "pixel"]
+CropInterpolation = Literal["bilinear", "bicubic", "random", "nearest", "box", "hamming", "lanczos"]
+
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 METHODS: tuple[Method, ...] = get_args(Method)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
