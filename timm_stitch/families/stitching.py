@@ -25,32 +25,32 @@ OwnPlan = StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None
 @overload
 def stitch(  # type: ignore[overload-overlap] # a model of transformers is a module, too
     models: Sequence[PreTrainedModel],
-    direction: Direction = ...,
-    nearest: bool = ...,
-    kernel_size: int = ...,
-    stride: int = ...,
+    direction: Direction = "fast_to_slow",
+    nearest: bool = True,
+    kernel_size: int = 2,
+    stride: int = 1,
     *,
-    rank: int = ...,
-    plan: OwnPlan = ...,
-    stitched_norm: bool = ...,
-    stitch_id: int | None = ...,
-    tokenizers: Sequence[PreTrainedTokenizerBase] = ...,
+    rank: int = 0,
+    plan: OwnPlan = None,
+    stitched_norm: bool = True,
+    stitch_id: int | None = None,
+    tokenizers: Sequence[PreTrainedTokenizerBase] = (),
 ) -> StitchedModel: ...
 
 
 @overload
 def stitch(
     models: Sequence[nn.Module],
-    direction: Direction = ...,
-    nearest: bool = ...,
-    kernel_size: int = ...,
-    stride: int = ...,
+    direction: Direction = "fast_to_slow",
+    nearest: bool = True,
+    kernel_size: int = 2,
+    stride: int = 1,
     *,
-    rank: int = ...,
-    plan: OwnPlan = ...,
-    stitched_norm: bool = ...,
-    stitch_id: int | None = ...,
-    tokenizers: Sequence[PreTrainedTokenizerBase] = ...,
+    rank: int = 0,
+    plan: OwnPlan = None,
+    stitched_norm: bool = True,
+    stitch_id: int | None = None,
+    tokenizers: Sequence[PreTrainedTokenizerBase] = (),
 ) -> SNNet: ...
 
 
