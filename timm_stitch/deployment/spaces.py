@@ -106,8 +106,8 @@ def _files(model_repo: str, space_id: str, examples: list[Path]) -> dict[str, by
         "app.py": _APP.format(repo_id=model_repo).encode(),
         "requirements.txt": "".join(f"{line}\n" for line in lines if not line.startswith("timm_stitch")).encode(),
         "README.md": (
-            f"{readme}A slider along the frontier of [{model_repo}](https://huggingface.co/{model_repo}), and its curve "
-            "with the path of each stitch.\n"
+            f"{readme}A slider along the frontier of [{model_repo}](https://huggingface.co/{model_repo}), and the "
+            "curve with the path of each stitch.\n"
         ).encode(),
         **{f"timm_stitch/{path.relative_to(package).as_posix()}": path for path in own},
         **{f"examples/{path.name}": path for path in examples},
