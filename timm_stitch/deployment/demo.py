@@ -37,7 +37,7 @@ _STYLE = """<style>
 .facts small {display: block; color: var(--body-text-color-subdued)}
 .facts b {font-size: 1.2rem; font-variant-numeric: tabular-nums; color: var(--body-text-color)}
 .facts .stitch b {font-family: var(--font-mono); font-size: .95rem; font-weight: 500; overflow-wrap: anywhere}
-.paths iframe {width: 100%; height: 44rem; border: 0}
+.paths iframe {width: 100%; height: 52rem; border: 0}
 .curve svg {width: 100%; height: auto; border-radius: 8px; background: white; padding: 6px}
 #image img {width: 100%; height: 100%; object-fit: contain}
 @media (max-width: 640px) {.facts {grid-template-columns: repeat(2, 1fr)}}
