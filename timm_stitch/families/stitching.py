@@ -73,8 +73,8 @@ def stitch(
 
     Args:
         models: timm models, or models of transformers of one task and one tokenizer, from the fastest to the slowest;
-            taken as they are, not copied, not changed (a list of layers of transformers' models becomes one
-            that can skip some of them, under the same names).
+            used in place, not copied (the list of layers of a transformers model becomes one that can skip layers,
+            under the same names).
         direction, nearest, kernel_size, stride, rank: the arguments of `enumerate_stitches`.
         plan: a plan of your own for these models instead of these five, or a function that makes one from the
             anchors' descriptions.
