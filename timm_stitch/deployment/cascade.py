@@ -33,7 +33,7 @@ class Cascade:
 
     Examples:
         >>> model = timm.create_model("snnet_levit_192_256").eval()
-        >>> cascade = timm_stitch.Cascade(model, cheap=0, dear=1, threshold=0.7)  # `find_cascade` finds the best of them
+        >>> cascade = timm_stitch.Cascade(model, cheap=0, dear=1, threshold=0.7)
         >>> cascade(torch.randn(2, 3, 224, 224)).shape
         torch.Size([2, 1000])
     """

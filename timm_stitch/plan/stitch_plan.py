@@ -90,8 +90,8 @@ class LayerSpec:
         rank: the rank of the update to a frozen matrix (SN-Netv2's LoSA); 0 for a plain layer.
 
     Examples:
-        >>> anchors = [timm_stitch.Anchor(name, (width,) * 3, (16,) * 3) for name, width in (("small", 32), ("large", 64))]
-        >>> timm_stitch.enumerate_stitches(anchors, kernel_size=1).layers[0]
+        >>> small, large = (timm_stitch.Anchor(name, (n,) * 3, (16,) * 3) for name, n in (("small", 32), ("large", 64)))
+        >>> timm_stitch.enumerate_stitches([small, large], kernel_size=1).layers[0]
         LayerSpec(front=0, back=1, in_width=32, out_width=64, rank=0)
     """
 
@@ -188,7 +188,7 @@ class StitchPlan:
 
     Examples:
         >>> from timm_stitch import Anchor, enumerate_stitches
-        >>> plan = enumerate_stitches([timm_stitch.Anchor(name, (width,) * 4, (16,) * 4) for name, width in [("s", 8), ("m", 16)]])
+        >>> plan = enumerate_stitches([Anchor(name, (width,) * 4, (16,) * 4) for name, width in [("s", 8), ("m", 16)]])
         >>> len(plan), plan[3].name
         (9, 's[0:1] + m[1:3]')
         >>> timm_stitch.StitchPlan.from_dict(plan.to_dict()) == plan

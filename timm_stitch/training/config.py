@@ -36,7 +36,7 @@ class TrainConfig(DataConfig):
         ValueError: if a value is out of range, or two contradict each other.
 
     Examples:
-        >>> config = TrainConfig(data_dir="imagenet", epochs=15, sampling="resource")
+        >>> config = timm_stitch.TrainConfig(data_dir="imagenet", epochs=15, sampling="resource")
         >>> config.batch_size, config.warmup
         (1024, 1.5)
     """

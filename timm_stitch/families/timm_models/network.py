@@ -56,9 +56,10 @@ class SNNet(TimmModel):
         >>> model = timm.create_model("snnet_levit_192_256").eval()
         >>> type(model).__name__, model.num_stitches
         ('SNNet', 8)
-        >>> model.set_stitch(3)
-        >>> model.plan[model.stitch_id].name
-        'levit_192[0:8] + levit_256[8:12]'
+        >>> model.set_stitch(3).stitch_id
+        3
+        >>> model.plan[3].name
+        'levit_192[0:2] + levit_256[2:12]'
     """
 
     family = "timm"
