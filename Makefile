@@ -7,7 +7,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --di
 # With dev,browser the page's tests run too; they also want Debian's chromium.
 EXTRAS ?= dev
 
-.PHONY: quickstart test lint check oldest docs build release-check fuzz timm-tests ray-tests device-tests clean
+.PHONY: quickstart test lint check oldest docs site-check build release-check fuzz timm-tests ray-tests device-tests clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python examples/quickstart.py --output quickstart-output
@@ -31,6 +31,11 @@ oldest: $(VENV)-oldest/ready
 # The documentation as a site, in site/; `$(BIN)/python -m mkdocs serve` shows it while writing.
 docs: $(VENV)/docs-ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Every page in a browser, wide and narrow, light and dark: links, errors, overflow, contrast, labels, search.
+site-check: docs
+	$(BIN)/python -m pip install --quiet "playwright>=1.45"
+	$(BIN)/python docs/check_site.py --pictures site-pictures
 
 # What is released, in dist/; with TAG=v0.1.0 only if that is the version.
 build: $(VENV)-build/ready
@@ -96,4 +101,4 @@ timm-tests: $(VENV)/ready
 	$(BIN)/python tests/timm_suite.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-build $(VENV)-release $(VENV)-ray $(VENV)-device quickstart-output site dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-build $(VENV)-release $(VENV)-ray $(VENV)-device quickstart-output site site-pictures dist

@@ -155,6 +155,7 @@ def _help(action: argparse.Action) -> str:
 def train_config() -> Iterator[str]:
     """Write the fields of TrainConfig by group, each with its own description."""
     import timm_stitch
+    from timm_stitch.data.fields import type_name
 
     groups: dict[str, list[Any]] = {}
     for field in dataclasses.fields(timm_stitch.TrainConfig):
@@ -162,8 +163,7 @@ def train_config() -> Iterator[str]:
     for group, fields in groups.items():
         yield f"### Fields: {group}\n"
         for field in fields:
-            kind = str(getattr(field.type, "__name__", field.type))
-            about = f"{_cell(_sentence(_about(field)))} {_code(kind)}, default {_code(_default(field))}."
+            about = f"{_cell(_sentence(_about(field)))} {_code(type_name(field))}, default {_code(_default(field))}."
             yield f"`{field.name}`\n:   {about}\n"
 
 

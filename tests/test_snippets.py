@@ -24,7 +24,9 @@ The folder has, for pages that want them:
 A page whose snippets name `user/name` has a Hub on loopback: what one snippet pushes there, later ones pull. On other
 pages a download is an error.
 
-Every line of a page that begins with `timm-stitch` is parsed by the command line's own parser, but not run.
+A fence ```console runs in that folder: each `$ timm-stitch …` is followed by what it prints. There, `my-network` is
+`my-snnet`. Every other line of a page
+that begins with `timm-stitch` is parsed by the command line's own parser, but not run.
 """
 
 from __future__ import annotations
@@ -182,6 +184,7 @@ def folder(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     Image.fromarray(pixels[0]).save(root / "cat.jpg")
+    torch.manual_seed(0)  # of the stitching layers
     model = timm_stitch.stitch(tiny.models("test_vit", "test_vit2", img_size=64, num_classes=2))
     for name, anchor in zip(("tiny", "small"), tiny.models("test_vit", "test_vit2", num_classes=2), strict=True):
         (root / name).mkdir()
@@ -231,6 +234,31 @@ def test_commands_are_accepted_by_the_parser(page):
         except SystemExit as end:
             if end.code:
                 pytest.fail(f"{page}:{line}: {command}")
+
+
+def sessions(page: Path) -> Iterator[tuple[str, str]]:
+    """The commands of ```console fences, each with what the page shows below it."""
+    for part in PART.finditer(page.read_text(encoding="utf-8")):
+        if part["language"] == "console":
+            for session in re.split(r"^\$ ", _dedent(part), flags=re.MULTILINE)[1:]:
+                command, _, output = session.replace("\\\n", " ").partition("\n")
+                yield command, output
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", [page for page in PAGES if any(sessions(page))], ids=lambda page: page.name)
+def test_commands_with_output_print_what_the_page_shows(page, folder, tmp_path, monkeypatch, capsys):
+    from timm_stitch.cli.entry import main
+
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree("my-snnet", "my-network")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for command, expected in sessions(page):
+        with contextlib.suppress(SystemExit):
+            main(shlex.split(command)[1:])
+        printed = "".join(capsys.readouterr())
+        assert doctest.OutputChecker().check_output(expected, printed, FLAGS), f"{page}: {command}\n{printed}"
 
 
 PAGE = """

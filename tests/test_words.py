@@ -52,12 +52,12 @@ def test_every_argument_is_described_by_a_noun():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", sorted(n for n in timm_stitch.__all__ if inspect.isfunction(getattr(timm_stitch, n))))
-def test_every_public_function_has_an_example_that_runs(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", timm_stitch.__all__)
+def test_every_public_name_has_an_example_that_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    function = getattr(timm_stitch, name)
+    value = getattr(timm_stitch, name)
     tests = doctest.DocTestFinder(recurse=False).find(
-        function, name, globs={"timm_stitch": timm_stitch, "timm": timm, "torch": torch}
+        value, name, globs={"timm_stitch": timm_stitch, "timm": timm, "torch": torch}
     )
     assert any(test.examples for test in tests), f"{name} has no example"
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

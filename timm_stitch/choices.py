@@ -14,6 +14,20 @@ DenseTask = Literal["segmentation", "depth"]
 InferenceMode = Literal["whole", "slide"]  # of dense networks on an image
 PolicyName = Literal["drain", "fixed"]  # of a server
 
+# Of a training run.
+SamplingRule = Literal["uniform", "resource", "sandwich", "anchors", "importance"]
+TunedPart = Literal["all", "stitches"]
+MixedPrecision = Literal["no", "bf16", "fp16"]
+ClipMode = Literal["norm", "value", "agc"]
+Schedule = Literal["cosine", "tanh", "poly", "constant", "wsd", "rsqrt", "none"]
+Distillation = Literal["none", "soft", "hard"]
+Resume = Literal[False, True, "auto", "extend"]
+
+# Of its images.
+CropMode = Literal["rrc", "rkrc", "rkrr"]
+EraseMode = Literal["const", "rand", "pixel"]
+CropInterpolation = Literal["bilinear", "bicubic", "random", "nearest", "box", "hamming", "lanczos"]
+
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 METHODS: tuple[Method, ...] = get_args(Method)
 JOINS: tuple[Joins, ...] = get_args(Joins)

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 from timm_stitch import TrainConfig
 from timm_stitch.data.config import DataConfig
-from timm_stitch.data.fields import about, check, option, options, read, read_text
+from timm_stitch.data.fields import about, check, option, options, read, read_text, type_hints
 
 
 def test_every_field_says_what_it_is():
@@ -20,6 +21,18 @@ def test_every_field_says_what_it_is():
         assert field.metadata["help"], name
         assert field.metadata["group"], name
     assert set(options(DataConfig)) < set(options(TrainConfig))
+
+
+def test_choices_are_those_of_the_types():
+    literals = {n: hint for n, hint in type_hints(TrainConfig).items() if get_origin(hint) is Literal}
+    assert {n for n, field in options(TrainConfig).items() if field.metadata["choices"]} == set(literals)
+    for name, hint in literals.items():
+        assert options(TrainConfig)[name].metadata["choices"] == get_args(hint), name
+    with pytest.raises(TypeError, match="sched must be of type str, got 3"):
+        TrainConfig(sched=3)
+    with pytest.raises(TypeError, match=r"resume must be of type bool \| str, got 3"):
+        TrainConfig(resume=3, output="run")
+    assert TrainConfig.from_dict({"precision": False}).precision == "no"  # YAML's reading of `no`
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,11 @@ def test_the_page_works_in_a_browser(net, deployment, browser, pictures, tmp_pat
     check(shown(page), net, pictures[0], steps[1])
     check(shown(other), net, pictures[1], steps[-1])
 
+    page.click("#paths button")
+    curve = page.frame_locator("#paths iframe")
+    curve.locator("circle").first.focus()
+    assert curve.locator("#about").inner_text().startswith(f"Stitch {steps[0]['stitch_id']}: {steps[0]['name']}.")
+
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert Image.open(tmp_path / "page.png").size[0] > 600
     assert not errors

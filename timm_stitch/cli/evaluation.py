@@ -28,7 +28,9 @@ from .options import (
 if TYPE_CHECKING:
     from .options import Verbs
 
-_RESULTS = "JSON lines file of eval, folder of a saved network, or registered name for its authors' results"
+_RESULTS = (
+    "JSON lines file of eval, folder of a saved network, hf-hub:USER/NAME, or registered name for its authors' results"
+)
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -160,9 +162,11 @@ def run_plot(options: argparse.Namespace) -> None:
 
 
 def _read_results(source: str) -> Rows:
-    """Read evaluated rows from a file of `eval` or a saved network's folder, or published ones by name."""
+    """Read evaluated rows: from a file of `eval`, a saved network's folder or repository, or published ones by name."""
     path = Path(source)
-    if not path.exists() and is_registered(source.split(".")[0]):
+    if source.startswith("hf-hub:"):
+        rows = _fetch_results(source.removeprefix("hf-hub:"))
+    elif not path.exists() and is_registered(source.split(".")[0]):
         rows = published_table(source.split(".")[0]).get("stitches", [])
     else:
         from ..families.family import STITCHES_FILE
@@ -176,6 +180,15 @@ def _read_results(source: str) -> Rows:
             f"{source!r} has no row with a top1: evaluate it first, timm-stitch eval {source} --output FILE."
         )
     return evaluated
+
+
+def _fetch_results(place: str) -> Rows:
+    """Fetch the rows of a network on the Hub, without its weights."""
+    from ..hub.repository import Repository, fetch_network
+
+    repo_id, _, revision = place.partition("@")
+    _, saved = fetch_network(Repository(repo_id, revision or None, None, None), whole=False)
+    return saved.results.rows if saved.results else []
 
 
 def run_select(options: argparse.Namespace) -> None:

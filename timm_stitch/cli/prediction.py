@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..plan.costs import short
 from .numbers import MOST_IMAGES, in_range, positive
 from .options import add_verb, load_model, print_json, print_rows
 
@@ -149,7 +150,7 @@ def _shown(key: str, value: object) -> str:
     if value is None or value in ([], 0):
         return "0" if key == "stitch_id" else ""
     if key == "macs" and isinstance(value, list):
-        return f"{value[0] / 1e9:.2f} to {value[1] / 1e9:.2f} G per input"
+        return f"{short(value[0])} to {short(value[1])} per input"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -97,7 +97,7 @@ def run_train(options: argparse.Namespace) -> None:
 
     check_device(options.device)
     fields = _read_fields(options)
-    if read_recipe(options.recipe, fields).config.output is None:
+    if fields.get("output") is None and read_recipe(options.recipe, fields).config.output is None:
         raise ValueError(
             "train has no place for the network and would throw it away: give --output FOLDER (in a recipe, output: "
             "FOLDER)."

@@ -50,7 +50,7 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--repo", required=True, metavar="USER/NAME", help="repository on the Hub, created if missing")
     verb.add_argument("--results", help="JSON lines file of eval, to publish with the network")
     verb.add_argument("--dataset", help="dataset that the results come from, e.g. imagenet-1k")
-    verb.add_argument("--split", help="split of that dataset")
+    verb.add_argument("--split", help="dataset split")
     verb.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     verb.add_argument("--revision", help="branch to push to (default: main)")
     verb.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit to the branch")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..choices import CropInterpolation, CropMode, EraseMode
 from .fields import check, option, read
 
 if TYPE_CHECKING:
@@ -62,17 +63,19 @@ class DataConfig:
     auto_augment: str | None = _augmentation("rand-m9-mstd0.5-inc1", "timm's policy; null for none")
     color_jitter: float = _augmentation(0.3, "strength of colour jitter", range=(0, math.inf))
     hflip: float = _augmentation(0.5, "chance of a horizontal flip", range=(0, 1))
-    crop_mode: str = _augmentation(
-        "rrc", "kind of crop: random resized, or timm's crops that keep the ratio", choices=("rrc", "rkrc", "rkrr")
+    crop_mode: CropMode = _augmentation(
+        "rrc",
+        "kind of crop: random resized, or timm's crops that keep the ratio",
+        choices=CropMode,
     )
     crop_scale: tuple[float, float] = _augmentation((0.08, 1.0), "smallest and largest crop, of the image's area")
     crop_ratio: tuple[float, float] = _augmentation((0.75, 4 / 3), "narrowest and widest crop, width over height")
     erase: float = _augmentation(0.25, "chance of random erasing", range=(0, 1))
-    erase_mode: str = _augmentation("pixel", "what fills the hole", choices=("const", "rand", "pixel"))
-    train_interpolation: str = _augmentation(
+    erase_mode: EraseMode = _augmentation("pixel", "what fills the hole", choices=EraseMode)
+    train_interpolation: CropInterpolation = _augmentation(
         "bicubic",
         "how crops are resized; random draws bilinear or bicubic",
-        choices=("bilinear", "bicubic", "random", "nearest", "box", "hamming", "lanczos"),
+        choices=CropInterpolation,
     )
 
     def __post_init__(self) -> None:

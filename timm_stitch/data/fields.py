@@ -11,7 +11,7 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, field, fields
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import WrongTypeError
 
@@ -26,7 +26,7 @@ def option(
     *,
     group: str,
     range: tuple[float, float] | None = None,
-    choices: tuple[object, ...] | None = None,
+    choices: Hint = None,
     factory: Callable[[], object] | None = None,
 ) -> Any:
     """Declare a field of a dataclass.
@@ -36,10 +36,10 @@ def option(
         help: the description, in one line.
         group: the heading under which `--help` and the docs list it.
         range: the lowest and the highest value.
-        choices: the allowed values.
+        choices: the allowed values, as a tuple or a Literal.
         factory: a function that makes the default, if that is a list or a dict.
     """
-    metadata = {"help": help, "group": group, "range": range, "choices": choices}
+    metadata = {"help": help, "group": group, "range": range, "choices": get_args(choices) or choices}
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -53,7 +53,7 @@ def options(config: type) -> dict[str, Field[Any]]:
 def about(declared: Field[Any]) -> str:
     """Describe a field's type, limits and default in a few words: `float, 0 or more, default 0.0001`."""
     choices, limits = declared.metadata["choices"], declared.metadata["range"]
-    words = [" or ".join(map(_shown, choices)) if choices else _type_name(declared).removesuffix(" | None")]
+    words = [" or ".join(map(_shown, choices)) if choices else type_name(declared).removesuffix(" | None")]
     if limits:
         words.append(_range_text(*limits))
     if declared.default is not MISSING:
@@ -72,7 +72,7 @@ def check(config: object) -> None:
     for name, declared in options(type(config)).items():
         value = getattr(config, name)
         if not _fits(value, hints[name]):
-            raise WrongTypeError(f"{name} must be of type {_type_name(declared)}, got {value!r}.")
+            raise WrongTypeError(f"{name} must be of type {type_name(declared)}, got {value!r}.")
         limits, choices = declared.metadata["range"], declared.metadata["choices"]
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, (int, float))]
         if not all(math.isfinite(n) if isinstance(n, float) else abs(n) <= _LARGEST for n in numbers):
@@ -127,8 +127,10 @@ def _range_text(low: float, high: float) -> str:
     return f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
 
 
-def _type_name(declared: Field[Any]) -> str:
-    """Write a field's type for people."""
+def type_name(declared: Field[Any]) -> str:
+    """Write a field's type for people; of choices, the types of the values."""
+    if choices := declared.metadata["choices"]:
+        return " | ".join(dict.fromkeys("None" if value is None else type(value).__name__ for value in choices))
     return str(declared.type).replace("Mapping[", "dict[")
 
 
@@ -144,6 +146,8 @@ def _shown(value: object) -> str:
 def _kinds(hint: Hint) -> tuple[Any, ...]:
     """List the types of which one must fit."""
     origin: Any = get_origin(hint)
+    if origin is Literal:
+        return tuple({type(value) for value in get_args(hint)})
     return get_args(hint) if origin in (Union, types.UnionType) else (hint,)
 
 

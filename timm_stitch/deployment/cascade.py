@@ -30,6 +30,12 @@ class Cascade:
         threshold: the largest probability of the cheap stitch below which an image goes on to the expensive one.
         top1: the accuracy in per cent, measured when the threshold was set.
         macs: the mean multiply-adds per image, measured when the threshold was set.
+
+    Examples:
+        >>> model = timm.create_model("snnet_levit_192_256").eval()
+        >>> cascade = timm_stitch.Cascade(model, cheap=0, dear=1, threshold=0.7)
+        >>> cascade(torch.randn(2, 3, 224, 224)).shape
+        torch.Size([2, 1000])
     """
 
     model: StitchableNetwork

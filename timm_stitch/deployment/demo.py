@@ -18,6 +18,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from ..data.dataset import image_config
+from ..evaluation.curve_page import curve_page
 from ..evaluation.plotting import curve_svg
 from ..families.registry import require
 from ..families.timm_models.network import SNNet
@@ -36,6 +37,7 @@ _STYLE = """<style>
 .facts small {display: block; color: var(--body-text-color-subdued)}
 .facts b {font-size: 1.2rem; font-variant-numeric: tabular-nums; color: var(--body-text-color)}
 .facts .stitch b {font-family: var(--font-mono); font-size: .95rem; font-weight: 500; overflow-wrap: anywhere}
+.paths iframe {width: 100%; height: 52rem; border: 0}
 .curve svg {width: 100%; height: auto; border-radius: 8px; background: white; padding: 6px}
 #image img {width: 100%; height: 100%; object-fit: contain}
 @media (max-width: 640px) {.facts {grid-template-columns: repeat(2, 1fr)}}
@@ -145,6 +147,11 @@ class Viewer:
         )
         return f'<div class="curve">{mark.join(svg.rsplit("</svg>", 1))}</div>'
 
+    def paths(self, title: str) -> str:
+        """Frame the interactive curve, which shows the path of each stitch, as HTML."""
+        page = escape(curve_page(self.known, title))
+        return f'<div class="paths"><iframe title="Curve with the path of each stitch" srcdoc="{page}"></iframe></div>'
+
     @property
     def images(self) -> str:
         """The names of the images on which the accuracies were measured, if the rows have them."""
@@ -196,6 +203,9 @@ def make_page(
             f"Drop an image and move the slider. {plain_text(measured)}"
         )
         _fill(gr, viewer, list(map(str, examples)))
+        if viewer.known:
+            with gr.Accordion("The path of each stitch", open=False, elem_id="paths"):
+                gr.HTML(viewer.paths(title))
     return page
 
 

@@ -52,7 +52,8 @@ class LatencyController:
         ...     {"stitch_id": 0, "top1": 70.0, "latency_ms": 10.0},
         ...     {"stitch_id": 7, "top1": 80.0, "latency_ms": 40.0},
         ... ]
-        >>> controller = LatencyController(lambda images, stitch_id: None, target_ms=50, rows=rows, window=1)
+        >>> network = lambda images, stitch_id: None
+        >>> controller = timm_stitch.LatencyController(network, target_ms=50, rows=rows, window=1)
         >>> controller.stitch_id
         7
         >>> controller.observe(latency_ms=80)  # the machine is half as fast: stitch 7 would take 80 ms

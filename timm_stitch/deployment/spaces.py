@@ -99,13 +99,16 @@ def _files(model_repo: str, space_id: str, examples: list[Path]) -> dict[str, by
         "tags": ["timm_stitch"],
     }
     package = Path(__file__).parents[1]
-    own = [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".yaml")]
+    own = [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".yaml", ".html", ".js")]
     lines = [line.partition(";")[0].strip() for line in requirements if 'extra == "dev"' not in line.replace("'", '"')]
     readme = f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
     return {
         "app.py": _APP.format(repo_id=model_repo).encode(),
         "requirements.txt": "".join(f"{line}\n" for line in lines if not line.startswith("timm_stitch")).encode(),
-        "README.md": f"{readme}A slider along the frontier of [{model_repo}](https://huggingface.co/{model_repo}).\n".encode(),
+        "README.md": (
+            f"{readme}A slider along the frontier of [{model_repo}](https://huggingface.co/{model_repo}), and the "
+            "curve with the path of each stitch.\n"
+        ).encode(),
         **{f"timm_stitch/{path.relative_to(package).as_posix()}": path for path in own},
         **{f"examples/{path.name}": path for path in examples},
     }

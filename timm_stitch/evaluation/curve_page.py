@@ -33,6 +33,14 @@ def write_curve_page(rows: Iterable[Row], path: PathLike, *, title: str = "") ->
     Raises:
         ValueError: if a row lacks `macs` or `top1`.
     """
+    page = curve_page(rows, title)
+    with whole_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+def curve_page(rows: Iterable[Row], title: str = "") -> str:
+    """Make the page that `write_curve_page` writes, as text."""
     rows = sorted(rows, key=lambda row: float(row.get("macs", 0)))
     frontier = {row["stitch_id"] for row in pareto_frontier(rows)}
     data = [
@@ -42,10 +50,7 @@ def write_curve_page(rows: Iterable[Row], path: PathLike, *, title: str = "") ->
     ]
     title = title or "Accuracy against cost"
     values = {"TITLE": escape(title), "ROWS": json.dumps(data).replace("<", "\\u003c")}
-    text = re.sub("TITLE|ROWS", lambda mark: values[mark[0]], _TEMPLATE)
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return Path(path)
+    return re.sub("TITLE|ROWS", lambda mark: values[mark[0]], _TEMPLATE)
 
 
 def path_of(name: str) -> list[tuple[str, int, int]]:

@@ -25,32 +25,32 @@ OwnPlan = StitchPlan | Callable[[Sequence[Anchor]], StitchPlan] | None
 @overload
 def stitch(  # type: ignore[overload-overlap] # a model of transformers is a module, too
     models: Sequence[PreTrainedModel],
-    direction: Direction = ...,
-    nearest: bool = ...,
-    kernel_size: int = ...,
-    stride: int = ...,
+    direction: Direction = "fast_to_slow",
+    nearest: bool = True,
+    kernel_size: int = 2,
+    stride: int = 1,
     *,
-    rank: int = ...,
-    plan: OwnPlan = ...,
-    stitched_norm: bool = ...,
-    stitch_id: int | None = ...,
-    tokenizers: Sequence[PreTrainedTokenizerBase] = ...,
+    rank: int = 0,
+    plan: OwnPlan = None,
+    stitched_norm: bool = True,
+    stitch_id: int | None = None,
+    tokenizers: Sequence[PreTrainedTokenizerBase] = (),
 ) -> StitchedModel: ...
 
 
 @overload
 def stitch(
     models: Sequence[nn.Module],
-    direction: Direction = ...,
-    nearest: bool = ...,
-    kernel_size: int = ...,
-    stride: int = ...,
+    direction: Direction = "fast_to_slow",
+    nearest: bool = True,
+    kernel_size: int = 2,
+    stride: int = 1,
     *,
-    rank: int = ...,
-    plan: OwnPlan = ...,
-    stitched_norm: bool = ...,
-    stitch_id: int | None = ...,
-    tokenizers: Sequence[PreTrainedTokenizerBase] = ...,
+    rank: int = 0,
+    plan: OwnPlan = None,
+    stitched_norm: bool = True,
+    stitch_id: int | None = None,
+    tokenizers: Sequence[PreTrainedTokenizerBase] = (),
 ) -> SNNet: ...
 
 
@@ -73,8 +73,8 @@ def stitch(
 
     Args:
         models: timm models, or models of transformers of one task and one tokenizer, from the fastest to the slowest;
-            taken as they are, not copied, not changed (a list of layers of transformers' models becomes one
-            that can skip some of them, under the same names).
+            used in place, not copied (the list of layers of a transformers model becomes one that can skip layers,
+            under the same names).
         direction, nearest, kernel_size, stride, rank: the arguments of `enumerate_stitches`.
         plan: a plan of your own for these models instead of these five, or a function that makes one from the
             anchors' descriptions.

@@ -68,7 +68,12 @@ class Anchor:
 
 @dataclass(frozen=True, order=True)
 class Segment:
-    """Blocks `start:stop` (half-open) of anchor number `anchor`."""
+    """Blocks `start:stop` (half-open) of anchor number `anchor`.
+
+    Examples:
+        >>> timm_stitch.Segment(anchor=1, start=7, stop=12)
+        Segment(anchor=1, start=7, stop=12)
+    """
 
     anchor: int
     start: int
@@ -83,6 +88,11 @@ class LayerSpec:
         front, back: the numbers of the two anchors.
         in_width, out_width: the numbers of channels before and after the map.
         rank: the rank of the update to a frozen matrix (SN-Netv2's LoSA); 0 for a plain layer.
+
+    Examples:
+        >>> small, large = (timm_stitch.Anchor(name, (n,) * 3, (16,) * 3) for name, n in (("small", 32), ("large", 64)))
+        >>> timm_stitch.enumerate_stitches([small, large], kernel_size=1).layers[0]
+        LayerSpec(front=0, back=1, in_width=32, out_width=64, rank=0)
     """
 
     front: int

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from ..choices import ClipMode, Distillation, MixedPrecision, Resume, SamplingRule, Schedule, TunedPart
 from ..data.config import DataConfig
 from ..data.fields import option
-from .sampling import RULES
 
 # Fields in which a resumed run may differ from the one that wrote the checkpoint.
 MAY_CHANGE_ON_RESUME = frozenset(
@@ -36,7 +36,7 @@ class TrainConfig(DataConfig):
         ValueError: if a value is out of range, or two contradict each other.
 
     Examples:
-        >>> config = TrainConfig(data_dir="imagenet", epochs=15, sampling="resource")
+        >>> config = timm_stitch.TrainConfig(data_dir="imagenet", epochs=15, sampling="resource")
         >>> config.batch_size, config.warmup
         (1024, 1.5)
     """
@@ -48,12 +48,12 @@ class TrainConfig(DataConfig):
     output: str | None = _run(
         None, "folder for the trained network and the run's checkpoints; null keeps it in memory only"
     )
-    resume: bool | str = _run(
+    resume: Resume = _run(
         False,
         "whether to continue from the last checkpoint in output: true requires one, auto starts a new run if there is "
         "none, extend is auto for more epochs than the run had (with the schedule of all of them), false refuses to "
         "overwrite one",
-        choices=(False, True, "auto", "extend"),
+        choices=Resume,
     )
     checkpoint_steps: int | None = _run(None, "steps between checkpoints; null for one an epoch", range=(1, math.inf))
     keep: int = _run(2, "latest checkpoints to keep, besides the best one", range=(1, math.inf))
@@ -61,14 +61,14 @@ class TrainConfig(DataConfig):
     trackers: str | tuple[str, ...] | None = _run(
         "auto", "trackers of Accelerate, by name; auto is TensorBoard if it is installed and there is an output"
     )
-    precision: str = _run("no", "automatic mixed precision", choices=("no", "bf16", "fp16"))
+    precision: MixedPrecision = _run("no", "automatic mixed precision", choices=MixedPrecision)
 
-    sampling: str = _stitches(
+    sampling: SamplingRule = _stitches(
         "uniform",
         "rule that draws stitches: uniform (SN-Net), resource (SN-Netv2: a group of like macs, then one of it), "
         "sandwich (largest and smallest anchor and some at random), anchors (all anchors and some at random), "
         "importance (by scores)",
-        choices=RULES,
+        choices=SamplingRule,
     )
     stitches: int = _stitches(
         1,
@@ -85,10 +85,10 @@ class TrainConfig(DataConfig):
         False,
         "let the other stitches of sandwich and anchors learn from the largest anchor's outputs instead of the labels",
     )
-    tune: str = _stitches(
+    tune: TunedPart = _stitches(
         "all",
         "parameters that learn: all, or the stitching layers alone (anchors alone are not drawn then)",
-        choices=("all", "stitches"),
+        choices=TunedPart,
     )
 
     opt: str = _optimizer("adamw", "timm's optimizer, by name")
@@ -104,7 +104,7 @@ class TrainConfig(DataConfig):
     clip_grad: float | None = _optimizer(
         None, "largest gradient norm or value, or the ratio of agc; null for none", range=(0, math.inf)
     )
-    clip_mode: str = _optimizer("norm", "quantity that clip_grad limits", choices=("norm", "value", "agc"))
+    clip_mode: ClipMode = _optimizer("norm", "quantity that clip_grad limits", choices=ClipMode)
     freeze_statistics: bool = _optimizer(
         False,
         "train with BatchNorm's running statistics fixed: with few images those of a batch are far from them; "
@@ -119,10 +119,10 @@ class TrainConfig(DataConfig):
         None, "decay of an average of the weights, which the run then returns; null for none", range=(0, 1)
     )
 
-    sched: str = _schedule(
+    sched: Schedule = _schedule(
         "cosine",
         "timm's schedule, by name",
-        choices=("cosine", "tanh", "poly", "constant", "wsd", "rsqrt", "none"),
+        choices=Schedule,
     )
     warmup_epochs: float | None = _schedule(
         None, "epochs of warm-up; null for a tenth of the epochs, at most 5", range=(0, math.inf)
@@ -130,10 +130,10 @@ class TrainConfig(DataConfig):
     warmup_lr: float = _schedule(1e-7, "learning rate at the start of the warm-up", range=(0, math.inf))
     min_lr: float = _schedule(1e-6, "lowest learning rate", range=(0, math.inf))
 
-    distillation: str = _distillation(
+    distillation: Distillation = _distillation(
         "none",
         "distillation from a teacher: soft (its probabilities) or hard (its labels)",
-        choices=("none", "soft", "hard"),
+        choices=Distillation,
     )
     teacher: str | None = _distillation(None, "name of a timm model")
     distill_weight: float = _distillation(0.5, "share of the teacher in the loss", range=(0, 1))

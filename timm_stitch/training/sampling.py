@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
 
+from ..choices import SamplingRule
 from ..data.seeding import derive
 
-RULES = ("uniform", "resource", "sandwich", "anchors", "importance")
+RULES: tuple[SamplingRule, ...] = get_args(SamplingRule)
 GROUP_WIDTH = 1e9  # SN-Netv2's groups are one GFLOP wide, in its count
 
 Rule = Callable[[int], tuple[int, ...]]

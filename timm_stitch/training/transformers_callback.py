@@ -13,12 +13,16 @@ from .sampling import uniform
 
 
 class StitchSamplerCallback(TrainerCallback):
-    """Trains another stitch each step, the same on every process: `Trainer(..., callbacks=[StitchSamplerCallback()])`.
+    """Train another stitch each step, the same on every process: `Trainer(..., callbacks=[StitchSamplerCallback()])`.
 
     Evaluation and saving use the stitch that was set.
 
     Args:
         seed: the seed of the draw; default the seed of the `TrainingArguments`.
+
+    Examples:
+        >>> trainer = Trainer(model, arguments, callbacks=[timm_stitch.StitchSamplerCallback()])  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
     """
 
     def __init__(self, seed: int | None = None) -> None:

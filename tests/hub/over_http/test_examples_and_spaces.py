@@ -17,6 +17,7 @@ from loopback import ENDPOINT, SECRET
 from PIL import Image
 
 import timm_stitch
+from timm_stitch.cli import main
 from timm_stitch.deployment.demo import Viewer
 from timm_stitch.deployment.spaces import push_space
 
@@ -48,6 +49,14 @@ def test_the_transfer_example_pushes_a_network_of_other_classes(repo, tmp_path, 
     assert config["label_names"] == ["class0", "class1", "class2"]
 
 
+def test_the_curve_of_a_network_on_the_hub_is_drawn_without_its_weights(repo, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plot", f"hf-hub:{repo}", "--html"]) == 0
+    assert (tmp_path / "curve.html").read_text().count('"stitch_id"') == 35
+    assert not list((tmp_path / "hub").rglob("*.safetensors"))
+    assert f"`timm-stitch plot hf-hub:{repo} --html`" in Path(hf_hub_download(repo, "README.md")).read_text()
+
+
 @pytest.mark.parametrize("storage", ["regular"])
 def test_a_pushed_space_runs_and_shows_what_the_network_gives(repo, tmp_path, hub):
     gradio_client = pytest.importorskip("gradio_client")
@@ -75,6 +84,7 @@ def test_a_pushed_space_runs_and_shows_what_the_network_gives(repo, tmp_path, hu
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     env |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_CACHE": str(tmp_path / "cache")}
     app = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=env, stderr=subprocess.PIPE, text=True)
+    assert (space / "timm_stitch/evaluation/curve_page.html").exists()
     try:
         until = time.monotonic() + 120
         while True:

@@ -32,7 +32,7 @@ class SNNet(TimmModel):
     """A stitchable neural network (SN-Net): one set of weights, many networks.
 
     Args:
-        anchors: timm models or their views, in the order of the plan; taken as they are, neither copied nor changed.
+        anchors: timm models or their views, in the order of the plan; used in place, not copied.
         plan: the stitches between them.
         stitched_norm: whether stitched paths run the back anchor's final norm. The authors' DeiT weights were
             trained without.
@@ -49,6 +49,17 @@ class SNNet(TimmModel):
     Raises:
         TypeError: if an anchor is not a model that can be opened.
         ValueError: if the anchors do not fit each other or the plan.
+
+    Examples:
+        `timm_stitch.stitch` makes one from models, `timm.create_model` by name:
+
+        >>> model = timm.create_model("snnet_levit_192_256").eval()
+        >>> type(model).__name__, model.num_stitches
+        ('SNNet', 8)
+        >>> model.set_stitch(3).stitch_id
+        3
+        >>> model.plan[3].name
+        'levit_192[0:2] + levit_256[2:12]'
     """
 
     family = "timm"
