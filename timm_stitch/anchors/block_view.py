@@ -247,8 +247,9 @@ class BlockView(View):
 
     def truncate(self, depth: int) -> None:
         """Leave out all blocks behind the first `depth`."""
+        short = self.describe("").truncate(depth)
         self.depth, self.is_whole = depth, False
-        self.widths, self.reductions = self.widths[: depth + 1], self.reductions[: depth + 1]
+        self.widths, self.reductions, self.stage_starts = short.widths, short.reductions, short.stage_starts
 
 
 class StemOnly(BlockView):

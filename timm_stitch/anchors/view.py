@@ -105,6 +105,7 @@ class View(ABC):
         anchor: the model itself.
         depth: the number of blocks.
         widths, reductions: the channels and reductions at the `depth + 1` boundaries, as in `plan.Anchor`.
+        stage_starts: the blocks that begin a stage, as there.
         layout: the layout of activations at boundaries: `"NLC"`, `"NHWC"` or `"NCHW"`.
         prefix_tokens: the number of tokens before the patch tokens at boundaries.
         has_head: whether the head was not pruned.
@@ -115,6 +116,7 @@ class View(ABC):
     depth: int
     widths: tuple[int, ...]
     reductions: tuple[int, ...]
+    stage_starts: tuple[int, ...] = ()
     layout: str = "NLC"
     prefix_tokens: int = 0
     has_head: bool = True
@@ -124,7 +126,7 @@ class View(ABC):
 
     def describe(self, name: str | None = None) -> Anchor:
         """Describe the anchor for a plan."""
-        return Anchor(name or anchor_name(self.anchor), self.widths, self.reductions)
+        return Anchor(name or anchor_name(self.anchor), self.widths, self.reductions, self.stage_starts)
 
     @property
     def image_size(self) -> tuple[int, int] | None:

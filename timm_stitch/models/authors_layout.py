@@ -70,7 +70,8 @@ def _layer_numbers(plan: StitchPlan, by_stage: bool) -> list[list[list[int]]]:
     numbers: dict[int, dict[tuple[int, int], list[int]]] = {}
     for number, spec in enumerate(plan.layers):
         stop, _ = plan.pairs(number)[0]
-        stage = plan.anchors[spec.front].reductions[stop] if by_stage else 0
+        stages = plan.anchors[spec.front].stages if by_stage else ()
+        stage = next((n for n, blocks in enumerate(stages) if stop - 1 in blocks), 0)
         numbers.setdefault(stage, {}).setdefault((spec.front, spec.back), []).append(number)
     return [list(numbers[stage].values()) for stage in sorted(numbers)]
 

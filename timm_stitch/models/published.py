@@ -134,10 +134,9 @@ def plan_by_stages(anchors: Sequence[Anchor], stages: Sequence[int]) -> StitchPl
     anchors = tuple(anchors)
     layers: list[LayerSpec] = []
     stitches = [Stitch(i, (Segment(i, 0, a.depth),)) for i, a in enumerate(anchors)]
-    levels = [list(anchor.levels().values()) for anchor in anchors]
     for stage in stages:
         for front, back in pairwise(range(len(anchors))):
-            a, b = levels[front][stage], levels[back][stage]
+            a, b = anchors[front].stages[stage], anchors[back].stages[stage]
             if len(a) == len(b):
                 joints = [(n, n + 1, n) for n in range(len(a) - 1)]
             else:

@@ -78,6 +78,7 @@ def check_saved_plan(data: JsonObject) -> None:
         _check_count("letters in an anchor's name", len(anchor["name"]), MOST_NAME)
         _check_count("blocks", max(len(anchor["widths"]), len(anchor["reductions"])) - 1, MOST_BLOCKS)
         _check_count("channels", max([0, *anchor["widths"], *anchor["reductions"]]), MOST_WIDTH)
+        _check_count("stages", len(anchor.get("stage_starts", ())), MOST_BLOCKS)
     _check_count("channels", max([0, *(v for layer in layers for v in layer.values())]), MOST_WIDTH)
     _check_count("weights of stitching layers", sum(_num_weights(layer) for layer in layers), MOST_WEIGHTS)
     _check_count("segments", sum(len(stitch["segments"]) for stitch in stitches), MOST_SEGMENTS)

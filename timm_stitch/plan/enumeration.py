@@ -147,7 +147,7 @@ def _check_arguments(
         raise ValueError(f"stitching needs two or more anchors, got {len(anchors)}.")
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}.")
-    depth = max(len(level) for anchor in anchors for level in anchor.levels().values())
+    depth = max(len(stage) for anchor in anchors for stage in anchor.stages)
     if not 1 <= kernel_size <= depth:
         raise ValueError(
             f"kernel_size must be from 1 to the anchors' depth {depth}, got {kernel_size}. SN-Net uses kernel_size=2, "
@@ -211,24 +211,24 @@ def _join(
     layers: list[LayerSpec],
     rank: int,
 ) -> list[tuple[Joint, int]]:
-    """List all joints of a front and a back, level by level, with the numbers of their layers.
+    """List all joints of a front and a back, stage by stage, with the numbers of their layers.
 
     New layers are appended to `layers`. A window needs several layers where the channels change inside it. Blocks of
-    different spatial sizes are not joined.
+    different spatial sizes are not joined, and nothing enters a stage's first block, which takes the map of the stage
+    before.
     """
     joints: list[tuple[Joint, int]] = []
     a, b = anchors[front], anchors[back]
-    b_levels = b.levels()
-    for reduction, a_blocks in a.levels().items():
-        if reduction not in b_levels:
+    for level, a_blocks in a.stage_at.items():
+        if level not in b.stage_at:
             continue
-        b_blocks = b_levels[reduction]
+        b_blocks = b.stage_at[level]
         equal = len(a_blocks) == len(b_blocks)
         groups = windows(len(a_blocks), kernel_size, stride) if equal else nearest_blocks(len(a_blocks), len(b_blocks))
         for group in groups:
             shared: dict[tuple[int, int], int] = {}
             for j, k in ((a_blocks[j], b_blocks[k]) for j, k in group):
-                if a.reductions[j + 1] != b.reductions[k]:
+                if a.reductions[j + 1] != b.reductions[k] or k in b.stage_starts:
                     continue
                 widths = a.widths[j + 1], b.widths[k]
                 if widths not in shared:
@@ -257,15 +257,14 @@ def _routes(anchors: tuple[Anchor, ...], route: tuple[int, ...], joints: Joints)
 
 
 def shared_boundaries(a: Anchor, b: Anchor) -> list[tuple[int, int]]:
-    """List the boundaries at equal shares of the depth of each level, from the first to the last.
+    """List the boundaries at equal shares of the depth of each stage, from the first to the last.
 
     A boundary of the shallower anchor after n blocks meets that of the deeper one after the same share of its blocks
     (rounded down): after 1, 2, 3 … of 12 and after 2, 4, 6 … of 24.
     """
     pairs = []
-    b_levels = b.levels()
-    for reduction, a_blocks in a.levels().items():
-        b_blocks = b_levels.get(reduction, range(0))
+    for level, a_blocks in a.stage_at.items():
+        b_blocks = b.stage_at.get(level, range(0))
         shallow = min(len(a_blocks), len(b_blocks))
         for n in range(1, shallow + 1):
             pairs.append((a_blocks.start + n * len(a_blocks) // shallow, b_blocks.start + n * len(b_blocks) // shallow))

@@ -20,6 +20,8 @@ from .steps import Block, Cross, Head, Stem, Step
 
 _FORMAT_VERSION = 1
 
+Level = tuple[int, int]  # a reduction, and the number of earlier stages with that reduction
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -32,9 +34,11 @@ class Anchor:
         widths: the number of channels at each boundary; length `depth + 1`.
         reductions: the input pixels per spatial position, in each direction, at each boundary; length `depth + 1`.
             Two anchors can be joined only where these are equal.
+        stage_starts: the blocks that begin a stage. One begins at every change of the reduction; only those that begin
+            without one, as in dilated models, are kept.
 
     Raises:
-        ValueError: if there are no blocks, or the two sequences differ in length.
+        ValueError: if there are no blocks, the two sequences differ in length, or a stage begins at no block.
 
     Examples:
         >>> timm_stitch.Anchor("deit_tiny_patch16_224", widths=(192,) * 13, reductions=(16,) * 13).depth
@@ -44,6 +48,7 @@ class Anchor:
     name: str
     widths: tuple[int, ...]
     reductions: tuple[int, ...]
+    stage_starts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or len(self.widths) != len(self.reductions):
@@ -51,19 +56,46 @@ class Anchor:
                 f"anchor {self.name!r} has {len(self.widths)} widths and {len(self.reductions)} reductions: "
                 "expected one of each for every boundary, that is, its depth + 1 (at least 2)."
             )
+        starts = tuple(self.stage_starts)
+        if list(starts) != sorted({*starts} & {*range(self.depth)}):
+            raise ValueError(
+                f"anchor {self.name!r} has stage_starts={starts!r:.80}: expected blocks from 0 to {self.depth - 1}, "
+                "ascending."
+            )
+        unmarked = (block for block in starts if block and self.reductions[block] == self.reductions[block + 1])
+        object.__setattr__(self, "stage_starts", tuple(unmarked))
 
     @property
     def depth(self) -> int:
         """The number of blocks."""
         return len(self.widths) - 1
 
-    def levels(self) -> dict[int, range]:
-        """Group the blocks by their output's reduction, from fine to coarse: `{reduction: range of blocks}`."""
-        levels: dict[int, range] = {}
-        for block, reduction in enumerate(self.reductions[1:]):
-            start = levels[reduction].start if reduction in levels else block
-            levels[reduction] = range(start, block + 1)
-        return levels
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """The level of each block: its output's reduction, and the number of earlier stages with that reduction."""
+        reductions = self.reductions[1:]
+        return tuple(
+            (reduction, sum(reductions[start] == reduction for start in self.stage_starts if start <= block))
+            for block, reduction in enumerate(reductions)
+        )
+
+    @cached_property
+    def stages(self) -> tuple[range, ...]:
+        """The blocks of each stage, from fine to coarse; a model of one resolution is one stage."""
+        return tuple(self.stage_at.values())
+
+    @cached_property
+    def stage_at(self) -> dict[Level, range]:
+        """The blocks of the stage at each level; stages of two anchors can be joined where their levels are equal."""
+        stages: dict[Level, range] = {}
+        for block, level in enumerate(self.levels):
+            stages[level] = range(stages[level].start if level in stages else block, block + 1)
+        return stages
+
+    def truncate(self, depth: int) -> Anchor:
+        """Describe the first `depth` blocks."""
+        starts = tuple(start for start in self.stage_starts if start < depth)
+        return Anchor(self.name, self.widths[: depth + 1], self.reductions[: depth + 1], starts)
 
 
 @dataclass(frozen=True, order=True)
@@ -320,7 +352,9 @@ class StitchPlan:
         return {
             "version": _FORMAT_VERSION,
             "anchors": [
-                {"name": a.name, "widths": list(a.widths), "reductions": list(a.reductions)} for a in self.anchors
+                {"name": a.name, "widths": list(a.widths), "reductions": list(a.reductions)}
+                | ({"stage_starts": list(a.stage_starts)} if a.stage_starts else {})
+                for a in self.anchors
             ],
             "layers": [asdict(layer) for layer in self.layers],
             "stitches": [
@@ -348,7 +382,10 @@ class StitchPlan:
             )
         try:
             check_saved_plan(data)
-            anchors = tuple(Anchor(str(a["name"]), _ints(a["widths"]), _ints(a["reductions"])) for a in data["anchors"])
+            anchors = tuple(
+                Anchor(str(a["name"]), _ints(a["widths"]), _ints(a["reductions"]), _ints(a.get("stage_starts", ())))
+                for a in data["anchors"]
+            )
             layers = tuple(LayerSpec(**{k: _int(v) for k, v in layer.items()}) for layer in data["layers"])
             stitches = []
             for s in data["stitches"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import compress, pairwise
 from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from ...network.extraction import Network, NumberedModules, empty_twin, extract
 from ...network.image_executor import ImageExecutor
 from ...plan.levels import INSIDE_STEM, STEM
 from ...plan.steps import Block
-from ...plan.stitch_plan import Segment, Stitch, StitchPlan
+from ...plan.stitch_plan import Anchor, Segment, Stitch, StitchPlan
 from .timm_compat import FeatureGetterNet
 
 
@@ -50,21 +51,30 @@ class FeaturePoint(NamedTuple):
         return {"module": f"anchors.{self.anchor}.{self.module}", "num_chs": self.channels, "reduction": self.reduction}
 
 
-def feature_points(views: Sequence[BlockView], stitch: Stitch, by_level: bool) -> list[FeaturePoint]:
-    """List the feature points of a stitch: behind every block, or behind the last of each resolution.
+def feature_points(
+    views: Sequence[BlockView], anchors: Sequence[Anchor], stitch: Stitch, by_level: bool
+) -> list[FeaturePoint]:
+    """List the feature points of a stitch: behind every block, or behind the last of each stage.
 
     The latter include maps of the stem at a resolution of its own.
+
+    Args:
+        views: the views of the anchors.
+        anchors: the anchors as the plan describes them.
+        stitch: the stitch.
+        by_level: whether to take the last block of each stage.
     """
-    path = []
+    path, levels = [], []
     for n, step in enumerate(stitch.steps):
         if isinstance(step, Block):
             view, end = views[step.anchor], step.index + 1
             name = view.block_name(step.index)
             path.append(FeaturePoint(n + 1, step.anchor, end, name, view.widths[end], view.reductions[end]))
+            levels.append(anchors[step.anchor].levels[step.index])
     if not by_level:
         return path
-    last = len(path) - 1
-    points = [point for n, point in enumerate(path) if n == last or path[n + 1].reduction != point.reduction]
+    ends = [*(before != after for before, after in pairwise(levels)), True]
+    points = list(compress(path, ends))
     front = views[stitch.front]
     if front.reductions[0] != path[0].reduction:
         stem = front.parameter_groups().stem[-1]
@@ -129,8 +139,7 @@ def extract_until(network: Network, stitch: Stitch, steps: int, norm: bool, head
             segments.append(replace(segment, stop=min(segment.stop, segment.start + left)))
             left -= segments[-1].stop - segment.start
     end, anchors = segments[-1], list(network.plan.anchors)
-    whole, stop = anchors[end.anchor], end.stop + 1
-    anchors[end.anchor] = replace(whole, widths=whole.widths[:stop], reductions=whole.reductions[:stop])
+    anchors[end.anchor] = anchors[end.anchor].truncate(end.stop)
     short = replace(stitch, segments=tuple(segments), layers=stitch.layers[: len(segments) - 1])
     pruned = extract(network, StitchPlan(tuple(anchors), network.plan.layers, (short,)), norm=norm, head=head)
     pruned.views[end.anchor].truncate(end.stop)

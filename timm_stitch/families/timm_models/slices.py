@@ -64,7 +64,7 @@ class Slice(nn.Module):
     @property
     def targets(self) -> tuple[str, ...]:
         """The names of the modules and tensors that the steps use."""
-        return tuple(dict.fromkeys(step.target for _, step in self.span.steps if step.reads_model))
+        return self.span.targets
 
     def named_parameters(self, *args: object, **kwargs: object) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters that the steps use, by the model's names."""

@@ -10,6 +10,7 @@ the model; it has no map inside ResNet's stem, and cuts elsewhere where a stage 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ class StagedView(WrittenView):
         self.depth = len(self._parts)
         self.widths = (stem_width, *(stage.width for stage in stages for _ in stage.blocks))
         self.reductions = (stem_reduction, *(stage.reduction for stage in stages for _ in stage.blocks))
+        self.stage_starts = tuple(accumulate((len(stage.blocks) for stage in stages[:-1]), initial=0))
 
     def modules(self, index: int) -> tuple[nn.Module, ...]:
         return tuple(child(self.anchor, name) for name in self._parts[index])

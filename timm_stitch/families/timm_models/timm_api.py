@@ -85,17 +85,17 @@ class TimmModel(StitchableNetwork):
         return self._current[1].layout
 
     def _is_by_level(self, stitch: Stitch) -> bool:
-        """Whether there is one feature map for each resolution: by default where a stitch changes it."""
+        """Whether there is one feature map for each stage: by default where a stitch runs several."""
         if self._by_level is not None:
             return self._by_level
-        return len({self.views[anchor].reductions[block + 1] for anchor, block in blocks_of(stitch)}) > 1
+        return len({self.plan.anchors[anchor].levels[block] for anchor, block in blocks_of(stitch)}) > 1
 
     def _points(self, stitch: Stitch) -> list[FeaturePoint]:
-        return feature_points(self.views, stitch, self._is_by_level(stitch))
+        return feature_points(self.views, self.plan.anchors, stitch, self._is_by_level(stitch))
 
     @property
     def feature_info(self) -> list[FeatureEntry]:
-        """An entry for each block of the current stitch, or for each resolution: module, channels and reduction."""
+        """An entry for each block of the current stitch, or for each stage: module, channels and reduction."""
         return [point.info for point in self._points(self._current[0])]
 
     def forward_intermediates(

@@ -49,6 +49,7 @@ class TracedView(BlockView):
         self.depth = len(boundaries) - 1
         self.widths = tuple(b.width for b in boundaries)
         self.reductions = tuple(b.reduction for b in boundaries)
+        self.stage_starts = recording.stage_starts
         self._prefixes = tuple(b.prefix for b in boundaries)
         self._layouts = tuple(b.layout for b in boundaries)
         self.layout, self.prefix_tokens = self._layouts[0], self._prefixes[0]

@@ -54,6 +54,11 @@ class Span:
     sides: tuple[int, ...] = ()
     batches: tuple[int, ...] = ()
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of the modules and tensors that the steps use."""
+        return tuple(dict.fromkeys(step.target for _, step in self.steps if step.reads_model))
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -67,6 +72,7 @@ class Partition:
             is the model's own `forward_head`.
         head_targets: the names of what the head uses.
         image_size: the only size that the recording serves, or None.
+        stage_starts: the blocks that begin a stage at the reduction of the one before.
     """
 
     program: Program
@@ -78,6 +84,7 @@ class Partition:
     head: Span | None
     head_targets: frozenset[str]
     image_size: tuple[int, int] | None
+    stage_starts: tuple[int, ...]
     _sources: dict[tuple[int, ...], tuple[tuple[int, Step | None], ...]] = field(default_factory=dict, compare=False)
 
     @property

@@ -13,6 +13,7 @@ from torch import nn
 from ....anchors.modules import anchor_name
 from ....errors import WrongTypeError
 from ..pretrained_cfg import cfg_of
+from .dilated_stages import dilated_stage_starts
 from .layouts import describe, map_layout
 from .leaf_modules import EXPANSION_LEVELS, is_block, multiplies
 from .partition import Boundary, Partition, Span
@@ -60,9 +61,10 @@ def partition(model: nn.Module, size: tuple[int, int] | None = None) -> Partitio
 
 
 def _quality(candidate: Partition) -> tuple[bool, bool]:
-    """Whether there are enough boundaries, and two blocks of equal reduction, between which others can join."""
+    """Whether there are enough boundaries, and two blocks of one stage, between which others can join."""
     reductions = {boundary.reduction for boundary in candidate.boundaries[1:]}
-    return candidate.middle >= _ENOUGH, len(reductions) < len(candidate.blocks)
+    stages = len(reductions) + len(candidate.stage_starts)
+    return candidate.middle >= _ENOUGH, stages < len(candidate.blocks)
 
 
 def _record(
@@ -132,6 +134,7 @@ def _partition(model: nn.Module, program: Program, other: Program, level: int) -
         program, kinds, boundaries, span(0, 0, boundaries[0].value), blocks, norm,
         _head(program, last, span) if program.head is None else None,
         frozenset(used), program.size if _requires_fixed_size(model) else None,
+        dilated_stage_starts(model, [block.targets for block in blocks]),
     )  # fmt: skip
 
 
