@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 Result = TypeVar("Result")
 
@@ -95,27 +96,37 @@ def _replaced(model: nn.Module, name: str) -> ValueError:
     )
 
 
-def with_hook(module: nn.Module, function: Callable[..., Result], *args: Any) -> Result:
+def with_hook(module: nn.Module, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """Call a function that uses tensors of a module outside the module's own call, inside Accelerate's hook.
 
     The hook moves the module's tensors to the device of the call, and away again.
     """
     hook = module.__dict__.get("_hf_hook")
     if hook is None:
-        return function(*args)
-    args, kwargs = hook.pre_forward(module, *args)
+        return function(*args, **kwargs)
+    args, kwargs = hook.pre_forward(module, *args, **kwargs)
     result: Result = hook.post_forward(module, function(*args, **kwargs))
     return result
 
 
+def unhooked_forward(module: nn.Module) -> Callable[..., Any]:
+    """Get a module's own forward without Accelerate's hook around it."""
+    own, forward = module.__dict__, type(module).forward
+    if "_hf_hook" not in own:
+        return module.forward
+    whole: Callable[..., Any] = own["_old_forward"] if "forward" in own else MethodType(forward, module)
+    return whole
+
+
+OUTPUT_HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def call_with_hooks(module: nn.Module, function: Callable[..., Result], *args: Tensor) -> Result:
+def call_with_hooks(module: nn.Module, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """Call a function in place of a module's forward, with all hooks on the module's call, which get the module."""
 
-    def forward(_: nn.Module, *inputs: Tensor) -> Result:
-        return with_hook(module, function, *inputs)
+    def forward(_: nn.Module, *inputs: Any, **options: Any) -> Result:
+        return with_hook(module, function, *inputs, **options)
 
     kind, own = type(module), module.__dict__
     twin: nn.Module = object.__new__(type(kind.__name__, (kind,), {"forward": forward}))
@@ -123,7 +134,7 @@ def call_with_hooks(module: nn.Module, function: Callable[..., Result], *args: T
     twin.__dict__ = {k: v for k, v in own.items() if k not in ("forward", "_compiled_call_impl")}
     for name in HOOKS:
         twin.__dict__[name] = OrderedDict((key, _for_module(module, hook)) for key, hook in own[name].items())
-    result: Result = twin(*args)
+    result: Result = twin(*args, **kwargs)
     return result
 
 
@@ -135,6 +146,13 @@ def _for_module(module: nn.Module, hook: Callable[..., object]) -> Callable[...,
 def has_hooks(module: nn.Module) -> bool:
     """Whether a module's call has hooks."""
     return any(module.__dict__[name] for name in HOOKS)
+
+
+def is_of_sharding(hook: object) -> bool:
+    """Whether a hook is one of torch's FSDP or of Accelerate, which moves weights and takes any output."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    return str(getattr(hook, "__module__", "")).startswith(("torch.distributed.", "accelerate."))
 
 
 def find_submodule(module: nn.Module | None, name: str) -> nn.Module | None:

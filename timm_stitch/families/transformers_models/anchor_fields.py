@@ -67,6 +67,12 @@ class AnchorFields:
         self.__dict__.pop("_changes", None)
         self.__dict__["_anchor_configs"] = tuple(anchor_configs)
 
+    def follow(self, anchor_configs: Sequence[Any]) -> None:
+        """Read the fields from these configurations, if an anchor has another one than before."""
+        before = self.anchor_configs
+        if before and any(new is not old for new, old in zip(anchor_configs, before, strict=True)):
+            self.__dict__["_anchor_configs"] = tuple(anchor_configs)
+
     def _give_names(self, anchor_configs: Sequence[Any]) -> None:
         """Give the anchors the names of classes that stand here alone, as earlier versions saved them."""
         names = self.__dict__.get("id2label") or {}

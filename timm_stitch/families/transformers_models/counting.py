@@ -102,8 +102,9 @@ def _count_stitch(
         counter = Macs(_COUNTED)
         activations = _CountedActivations(counter)
         boundaries, stop = range(segment.start, segment.stop + 1), None if is_last else segment.stop
-        with running(PartialForward(view.layers, segment.start, stop, h, boundaries, activations)), counter:
-            view.call(inputs, h, ends=not is_last)
+        partial = PartialForward(view.layers, segment.start, stop, h, boundaries, activations)
+        with running(partial), counter:
+            view.call(inputs, h, ending=None if is_last else partial)
         for boundary in boundaries:
             h = activations[boundary]
             positions[segment.anchor, boundary] = h.numel() // view.widths[boundary]

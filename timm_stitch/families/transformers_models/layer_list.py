@@ -37,10 +37,12 @@ class PartialForward:
         inserted: the activation to insert before layer `start`; None leaves the one that is there.
         wanted: the boundaries whose activations are recorded.
         exits: whether the forward ends at `stop`; exporters cannot follow that, so that it then runs on without layers.
+        refusal: the error for layers that do not run in their order.
 
     Attributes:
         activations: the activations at these boundaries.
         entered: whether the activation was inserted.
+        last: the layer that the model called last.
         sequence: what the model's loop runs over, made at its first access.
     """
 
@@ -52,15 +54,23 @@ class PartialForward:
     activations: dict[int, Tensor] = field(default_factory=dict)
     entered: bool = False
     exits: bool = True
-    sequence: list[Layer] | None = None
+    refusal: str = "the layers do not run in their order."
+    last: int = -1
+    sequence: list[OrderedLayer] | None = None
+
+    def call_layer(self, index: int) -> None:
+        """Take note that the model calls a layer.
+
+        Raises:
+            ValueError: if it did not call the one before just now.
+        """
+        if index != self.last + 1:
+            raise ValueError(self.refusal)
+        self.last = index
 
     def cross(self, boundary: int, h: Tensor) -> Tensor:
         """Record the activation at a boundary, insert the one that starts here, and end where the forward ends."""
         if boundary == self.start and self.inserted is not None:
-            if self.entered:
-                raise ValueError(
-                    "its layers run more than once, which they did not when it was stitched: stitch again."
-                )
             h, self.entered = self.inserted, True
         if boundary in self.wanted:
             self.activations[boundary] = h
@@ -100,25 +110,25 @@ class LayerList(nn.ModuleList):
         layer: nn.Module | None = self._modules.get(str(index))
         return self.__dict__["placeholders"][index] if layer is None else layer
 
-    def _make_sequence(self, partial: PartialForward) -> list[Layer]:
+    def _make_sequence(self, partial: PartialForward) -> list[OrderedLayer]:
         """Make what a model's loop runs over in a partial forward."""
         stop = self.depth if partial.stop is None else partial.stop
         enters = partial.inserted is not None or 0 in (stop, *partial.wanted)
         watched = {partial.start, stop, *partial.wanted}
-        sequence: list[Layer] = []
+        sequence: list[OrderedLayer] = []
         for index in range(self.depth):
             runs, layer = partial.start <= index < stop, self.layer(index)
             before = 0 if index == partial.start == 0 and enters else None
             after = index + 1 if index + 1 in watched and (runs or index + 1 == partial.start) else None
             if not runs:
-                sequence.append(SkippedLayer(layer, partial, before, after, self.output_arity[index]))
+                sequence.append(SkippedLayer(layer, partial, index, before, after, self.output_arity[index]))
             elif before is not None or after is not None:
-                sequence.append(RecordedLayer(layer, partial, before, after))
+                sequence.append(RecordedLayer(layer, partial, index, before, after))
             else:
-                sequence.append(layer)
+                sequence.append(OrderedLayer(layer, partial, index))
         return sequence
 
-    def _current_sequence(self) -> list[Layer] | None:
+    def _current_sequence(self) -> list[OrderedLayer] | None:
         partial = _current.get()
         if partial is None or partial.layers is not self:
             return None
@@ -140,22 +150,45 @@ class LayerList(nn.ModuleList):
         return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else list(self)[index]
 
 
-class RecordedLayer:
-    """A layer that runs, and records what enters and leaves it.
+class OrderedLayer:
+    """A layer that runs, in its place among the others.
 
     Args:
         layer: the layer.
         partial: the partial forward.
+        index: the layer's number.
+    """
+
+    def __init__(self, layer: nn.Module, partial: PartialForward, index: int) -> None:
+        self._layer, self._partial, self._index = layer, partial, index
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._partial.call_layer(self._index)
+        return self._layer(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+class RecordedLayer(OrderedLayer):
+    """A layer that runs, and records what enters and leaves it.
+
+    Args:
+        layer, partial, index: the arguments of `OrderedLayer`.
         before, after: the boundaries around it, each None where nothing is to be done.
     """
 
-    def __init__(self, layer: nn.Module, partial: PartialForward, before: int | None, after: int | None) -> None:
-        self._layer, self._partial, self._before, self._after = layer, partial, before, after
+    def __init__(
+        self, layer: nn.Module, partial: PartialForward, index: int, before: int | None, after: int | None
+    ) -> None:
+        super().__init__(layer, partial, index)
+        self._before, self._after = before, after
 
     def _cross(self, boundary: int | None, h: Tensor) -> Tensor:
         return h if boundary is None else self._partial.cross(boundary, h)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._partial.call_layer(self._index)
         if args:
             args = self._cross(self._before, args[0]), *args[1:]
         else:
@@ -165,26 +198,21 @@ class RecordedLayer:
             return (self._cross(self._after, output[0]), *output[1:])
         return self._cross(self._after, output)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
-
 
 class SkippedLayer(RecordedLayer):
     """A layer that does not run: it passes its input on, as a tensor (`arity` 0) or the first of a tuple."""
 
     def __init__(
-        self, layer: nn.Module, partial: PartialForward, before: int | None, after: int | None, arity: int
+        self, layer: nn.Module, partial: PartialForward, index: int, before: int | None, after: int | None, arity: int
     ) -> None:
-        super().__init__(layer, partial, before, after)
+        super().__init__(layer, partial, index, before, after)
         self._arity = arity
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._partial.call_layer(self._index)
         h = args[0] if args else kwargs["hidden_states"]
         h = self._cross(self._after, self._cross(self._before, h))
         return (h, *[None] * (self._arity - 1)) if self._arity else h
-
-
-Layer = nn.Module | RecordedLayer
 
 
 @contextmanager

@@ -62,7 +62,6 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     family = "transformers"
     unsupported: ClassVar[Mapping[str, str]] = UNSUPPORTED
     config_class = SNNetConfig
-    config: SNNetConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -150,6 +149,28 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
 
     def _plan_changed(self) -> None:
         self.record(plan=self.plan.to_dict())
+
+    if TYPE_CHECKING:
+        config: SNNetConfig
+    else:  # which would take any name for an attribute
+
+        @property
+        def config(self) -> SNNetConfig:
+            """The configuration, whose fields are those of the configurations that the anchors have now."""
+            config = self.__dict__["config"]
+            if "executor" in self.__dict__:
+                config.follow([view.anchor.config for view in self.executor.views])
+            return config
+
+        @config.setter
+        def config(self, config: SNNetConfig) -> None:
+            self.__dict__["config"] = config
+
+        def __getattr__(self, name: str) -> Any:
+            """Get an attribute as torch does; of what these networks do not do, say what to do instead."""
+            if name in UNSUPPORTED:
+                raise AttributeError(UNSUPPORTED[name])
+            return super().__getattr__(name)
 
     @property
     def views(self) -> Sequence[TransformersView]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
@@ -17,11 +18,18 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from ...anchors.modules import child, find_submodule
+from ...anchors.modules import (
+    OUTPUT_HOOKS,
+    call_with_hooks,
+    child,
+    find_submodule,
+    is_of_sharding,
+    unhooked_forward,
+)
 from ...anchors.view import View
 from ...network.modes import evaluating
-from .inputs import TextInputs
-from .layer_list import LayerList, PartialForward, running
+from .inputs import Arguments, TextInputs
+from .layer_list import LayerList, PartialForward, StopForward, running
 from .partial_models import Omitted, make_placeholder, make_zero_embedding, replace_module, without
 
 if TYPE_CHECKING:
@@ -119,18 +127,28 @@ class TransformersView(View):
     def check_hooks(self) -> None:
         """Refuse hooks that would not run where the model's forward ends with some of its layers.
 
+        Those of sharding on the anchor itself run, with the activations for its output.
+
         Raises:
             ValueError: naming a module around the layers that has such hooks.
         """
         module: nn.Module | None = self.anchor
+        own = self.anchor.__dict__
+        if any(own[name] for name in OUTPUT_HOOKS):
+            hooks = [hook for name in OUTPUT_HOOKS for hook in own[name].values()]
+            if not all(map(is_of_sharding, hooks)):
+                raise self._hooks_error("")
         atoms = self.spec.layers_path.split(".")
         for depth, atom in enumerate(atoms[:-1], 1):
             module = None if module is None else module._modules.get(atom)
             if module is not None and (module._forward_hooks or module._backward_hooks or module._backward_pre_hooks):
-                raise ValueError(
-                    f"anchors.{self.number}.{'.'.join(atoms[:depth])} has hooks on its output, which it does not reach "
-                    "in a stitch that begins with this anchor: put them on layers, or run the anchor's own stitch."
-                )
+                raise self._hooks_error("." + ".".join(atoms[:depth]))
+
+    def _hooks_error(self, path: str) -> ValueError:
+        return ValueError(
+            f"anchors.{self.number}{path} has hooks on its output, which it does not reach in a stitch that goes on in "
+            "another anchor: put them on layers, or run the anchor's own stitch."
+        )
 
     @cached_property
     def max_positions(self) -> int | None:
@@ -172,20 +190,33 @@ class TransformersView(View):
     ) -> dict[int, Tensor]:
         if not wanted:
             return {}
-        partial = PartialForward(self.layers, start, max(wanted), self.in_own_layout(h, start), wanted)
+        partial = self._partial_forward(h, start, max(wanted), wanted)
         partial.exits = not torch.compiler.is_compiling()
         with running(partial):
-            self.call(inputs, h, start, ends=True)
-        self._check_ran(partial.activations.keys() >= set(wanted))
+            self.call(inputs, h, start, partial)
+        if not partial.activations.keys() >= set(wanted):
+            raise ValueError(partial.refusal)
         return {boundary: self._rows_first(h, boundary) for boundary, h in partial.activations.items()}
 
     def run_to_output(self, h: Tensor | None, start: int, inputs: TextInputs, normed: bool = True) -> ModelOutput:
         if h is None:
             return self.call(inputs, None, 0)
-        with running(PartialForward(self.layers, start, None, self.in_own_layout(h, start))) as partial:
+        with running(self._partial_forward(h, start)) as partial:
             output = self.call(inputs, h, start)
-        self._check_ran(partial.entered)
+        if not partial.entered:
+            raise ValueError(partial.refusal)
         return output
+
+    def _partial_forward(
+        self, h: Tensor | None, start: int, stop: int | None = None, wanted: Collection[int] = ()
+    ) -> PartialForward:
+        """Make a partial forward that begins with an activation at a boundary."""
+        partial = PartialForward(self.layers, start, stop, self.in_own_layout(h, start), wanted)
+        partial.refusal = (
+            f"{type(self.anchor).__name__} does not run the layers of {self.spec.layers_path} in their order, as it "
+            "did when it was stitched: stitch again."
+        )
+        return partial
 
     def _rows_first(self, h: Tensor, boundary: int) -> Tensor:
         """Put the rows of an activation first, where the model has its streams first."""
@@ -195,27 +226,18 @@ class TransformersView(View):
         """Bring an activation into the model's own layout."""
         return None if h is None else self._rows_first(h, boundary)
 
-    def _check_ran(self, ran: bool) -> None:
-        """Refuse an output to which the list of layers did not contribute.
-
-        Raises:
-            ValueError: saying so.
-        """
-        if not ran:
-            raise ValueError(
-                f"{type(self.anchor).__name__} does not run the layers of {self.spec.layers_path} in their order, as "
-                "it did when it was stitched: stitch again."
-            )
-
-    def call(self, inputs: TextInputs, h: Tensor | None, start: int = 0, ends: bool = False) -> ModelOutput:
+    def call(
+        self, inputs: TextInputs, h: Tensor | None, start: int = 0, ending: PartialForward | None = None
+    ) -> ModelOutput:
         """Call the model's own forward, with the cache of a segment from layer `start` on.
 
         Args:
             inputs: the inputs of the call.
             h: the activation that the list of layers inserts.
             start: the first layer that runs.
-            ends: whether nothing behind the layers is needed.
+            ending: the partial forward where nothing behind its layers is needed.
         """
+        ends = ending is not None
         arguments = {k: v for k, v in inputs.arguments.items() if not (ends and k in _FOR_OUTPUTS)}
         if (self.number, start) in inputs.caches:
             arguments |= inputs.caches[self.number, start]
@@ -226,8 +248,26 @@ class TransformersView(View):
         embeds = arguments.get("inputs_embeds")
         if h is not None and isinstance(embeds, Tensor):
             arguments["inputs_embeds"] = embeds.new_zeros(*embeds.shape[:-1], self.embedding_width)
-        output = self.anchor(**arguments, **({} if ends else {**inputs.labels, "return_dict": True}))
-        return cast("ModelOutput", output)
+        if ending is None:
+            arguments |= {**inputs.labels, "return_dict": True}
+        elif self._is_sharded():
+            return cast("ModelOutput", self._run_sharded(ending, arguments))
+        return cast("ModelOutput", self.anchor(**arguments))
+
+    def _is_sharded(self) -> bool:
+        """Whether the anchor has hooks on its output, which are those of sharding where a part of it runs."""
+        own = self.anchor.__dict__
+        return "_hf_hook" in own or any(own[name] for name in OUTPUT_HOOKS)
+
+    def _run_sharded(self, ending: PartialForward, arguments: Arguments) -> None:
+        """Run layers within the hooks of sharding, which get the activations as the output."""
+
+        def forward(*args: object, **kwargs: object) -> dict[int, Tensor]:
+            with suppress(StopForward):
+                unhooked_forward(self.anchor)(*args, **kwargs)
+            return ending.activations
+
+        ending.activations = call_with_hooks(self.anchor, forward, **arguments)
 
     def divides_loss(self, inputs: TextInputs) -> bool:
         """Whether the model's loss is divided by `num_items_in_batch`; tried once for each kind of labels.
