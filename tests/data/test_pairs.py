@@ -153,7 +153,7 @@ def striped(height, width):
 @pytest.mark.parametrize("size", [(24, 24), (80, 16)])
 def test_labels_move_with_their_pixels(size):
     config = DataConfig(color_jitter=0.0, scale_range=(0.5, 2.0), cat_max_ratio=1.0)
-    transform = TrainingTransform(config, size, "mask", PLAIN)
+    transform = TrainingTransform(config, size, 255, PLAIN)
     moved = 0
     for seed in range(20):
         random.seed(seed)
@@ -168,12 +168,12 @@ def test_labels_move_with_their_pixels(size):
 
 
 def test_padding_is_no_label_and_no_depth():
-    config = DataConfig(color_jitter=0.0, scale_range=(1.0, 1.0), ignore_label=77)
-    _, mask = TrainingTransform(config, (16, 16), "mask", PLAIN)(*striped(8, 16))
+    config = DataConfig(color_jitter=0.0, scale_range=(1.0, 1.0))
+    _, mask = TrainingTransform(config, (16, 16), 77, PLAIN)(*striped(8, 16))
     assert (mask[8:] == 77).all()
     assert mask[:8].max() < 20
     depth = np.ones((8, 16), np.float32)
-    _, depth = TrainingTransform(config, (16, 16), "depth", PLAIN)(striped(8, 16)[0], depth)
+    _, depth = TrainingTransform(config, (16, 16), 0, PLAIN)(striped(8, 16)[0], depth)
     assert (depth[8:] == 0).all()
     assert (depth[:8] == 1).all()
 
@@ -182,7 +182,7 @@ def test_colours_change_the_image_alone():
     config = DataConfig(color_jitter=0.5, scale_range=(1.0, 1.0), hflip=0.0)
     image, mask = striped(16, 16)
     torch.manual_seed(0)
-    pixels, labels = TrainingTransform(config, (16, 16), "mask", PLAIN)(image, mask)
+    pixels, labels = TrainingTransform(config, (16, 16), 255, PLAIN)(image, mask)
     assert not torch.equal(pixels, PLAIN(image, mask)[0])
     assert np.array_equal(labels, mask)
 
@@ -191,7 +191,7 @@ def test_a_crop_of_one_class_is_avoided():
     mask = np.zeros((64, 64), np.int64)
     mask[:, 48:] = 1
     config = DataConfig(color_jitter=0.0, scale_range=(1.0, 1.0))
-    transform = TrainingTransform(config, (8, 8), "mask", PLAIN)
+    transform = TrainingTransform(config, (8, 8), 255, PLAIN)
     shares = []
     for seed in range(30):
         random.seed(seed)

@@ -48,13 +48,13 @@ class TrainingTransform:
     Args:
         config: the configuration of the augmentation.
         size: the height and width of the crop.
-        kind: "mask" or "depth".
+        none: the label of padded pixels.
         to_tensors: the function that makes tensors.
     """
 
     config: DataConfig
     size: tuple[int, int]
-    kind: str
+    none: int
     to_tensors: Callable[[Image.Image, Labels], tuple[Tensor, Tensor]]
 
     def __call__(self, image: Image.Image, labels: Labels) -> tuple[Tensor, Tensor]:
@@ -73,20 +73,19 @@ class TrainingTransform:
             image = jitter(image)
         pixels, target = self.to_tensors(image, labels)
         missing = (0, width - pixels.shape[2], 0, height - pixels.shape[1])
-        none = config.ignore_label if self.kind == "mask" else 0
         pad = torch.nn.functional.pad
-        return pad(pixels, missing), pad(target, missing, value=none)
+        return pad(pixels, missing), pad(target, missing, value=self.none)
 
     def _place(self, labels: Labels) -> tuple[int, int]:
         """Draw the top and left of a crop in which no class has too large a share, in ten tries."""
         place = (0, 0)
         for _ in range(10):
             place = tuple(random.randint(0, max(n - m, 0)) for n, m in zip(labels.shape, self.size, strict=True))  # type: ignore[assignment]
-            if self.kind == "depth" or self.config.cat_max_ratio >= 1:
+            if labels.dtype.kind == "f" or self.config.cat_max_ratio >= 1:
                 break
             top, left = place
             crop = labels[top : top + self.size[0], left : left + self.size[1]]
-            counts = np.unique(crop[crop != self.config.ignore_label], return_counts=True)[1]
+            counts = np.unique(crop[crop != self.none], return_counts=True)[1]
             if len(counts) > 1 and counts.max() < self.config.cat_max_ratio * counts.sum():
                 break
         return place

@@ -210,14 +210,14 @@ def _inspect_pairs(config: DataConfig, training: bool, seconds: float, classes: 
         else:
             values, counts = np.unique(labels, return_counts=True)
             pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-            has_any = bool((values != config.ignore_label).any())
+            has_any = bool((values != data.ignored).any())
         if not has_any:
             empty.append(folder.pairs[index].label)
     seen, total = sorted(pixels), sum(pixels.values())
     return {
         "split": config.train_split if training else config.val_split,
         "images": len(data),
-        "classes": [str(label) for label in seen if label != config.ignore_label],
+        "classes": [str(label) for label in seen if label != data.ignored],
         "read": read,
         "unreadable": unreadable,
         "sizes": dict(sizes.most_common()),
@@ -226,7 +226,7 @@ def _inspect_pairs(config: DataConfig, training: bool, seconds: float, classes: 
         "passed_over": dict(Counter(Path(file).suffix.lower() or "no ending" for file in folder.skipped).most_common()),
         "labels": {str(label): round(100 * pixels[label] / total, 3) for label in seen},
         "files": digest_files([pair.image for pair in folder.pairs]),
-        "folders": _pair_problems(folder.alone, empty, [label for label in seen if label != config.ignore_label]),
+        "folders": _pair_problems(folder.alone, empty, [label for label in seen if label != data.ignored]),
     }
 
 

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..families.dense.losses import ignored_label
+from ..families.dense.metrics import eigen_crop
 from .classes import split_folder
 from .config import DataConfig
 from .decoding import MOST_ELONGATED, ImageError, open_file
@@ -139,13 +142,23 @@ class PairedImages(Dataset[Any]):
         config: the configuration of the labels.
         classes: the number of classes of the network; None for depth, or to read labels without a check.
         mode: Pillow's mode of the images.
+        training: whether all depths count, not only those that evaluation takes.
 
     Attributes:
         transform: the function that is applied to an image and its labels.
     """
 
-    def __init__(self, folder: PairFolder, config: DataConfig, classes: int | None = None, mode: str = "RGB") -> None:
+    def __init__(
+        self,
+        folder: PairFolder,
+        config: DataConfig,
+        classes: int | None = None,
+        mode: str = "RGB",
+        training: bool = True,
+    ) -> None:
+        self.training = training
         self.folder, self.config, self.classes, self.mode = folder, config, classes, mode
+        self.ignored = config.ignore_label if classes is None else ignored_label(classes)
         self.transform: Any = None
 
     def __len__(self) -> int:
@@ -167,7 +180,7 @@ class PairedImages(Dataset[Any]):
         _check_size(files.image)
         image = read_image(files.image, self.mode)
         if self.folder.kind == "depth":
-            labels = read_depth(files.label, self.config.depth_scale)
+            labels = self._depth_of(read_depth(files.label, self.config.depth_scale), files.label)
         else:
             labels = self._classes_of(read_mask(files.label), files.label)
         if labels.shape != (image.height, image.width):
@@ -177,8 +190,25 @@ class PairedImages(Dataset[Any]):
             )
         return image, labels
 
+    @property
+    def none(self) -> int:
+        """The label of pixels that do not count."""
+        return self.ignored if self.folder.kind == "mask" else 0
+
+    def _depth_of(self, depth: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+        """Keep the depths that count in evaluation."""
+        if self.training:
+            return depth
+        depth = np.where(depth > self.config.min_depth, depth, np.float32(0))
+        if not self.config.eigen_crop:
+            return depth
+        try:
+            return eigen_crop(torch.from_numpy(depth)).numpy()
+        except ValueError as error:
+            raise ImageError(f"the depth {name!r}: {error}") from None
+
     def _classes_of(self, mask: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
-        """Turn a file's class numbers into the network's."""
+        """Turn a file's class numbers into the network's, with its own label for pixels that do not count."""
         ignored = self.config.ignore_label
         if self.config.reduce_zero_label:
             mask = np.where((mask == 0) | (mask == ignored), ignored, mask - 1)
@@ -190,6 +220,8 @@ class PairedImages(Dataset[Any]):
                     f"{self.classes - 1}, or {ignored} for pixels that do not count: correct the mask, or create the "
                     f"network with num_classes={int(wrong.max()) + 1}."
                 )
+            if ignored != self.ignored:
+                mask = np.where(mask == ignored, self.ignored, mask)
         return mask
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:

@@ -27,6 +27,7 @@ from .crossing import Join, uses_back_prefix_tokens
 from .executor import Executor
 from .extraction import by_number, extract
 from .layers import LowRankStitchingLayer, make_layer
+from .objective import Objective
 from .results import NetworkResults
 from .structure import structure_version
 
@@ -66,6 +67,7 @@ class StitchableNetwork(nn.Module):
     _executor_class: type[Executor] = Executor
     stitch_id: int
     grad_checkpointing: bool = False
+    objective: Objective | None = None  # None: it classifies
     _measured: Results
     _measured_structure: bytes | None = None
     published: PublishedCount | None

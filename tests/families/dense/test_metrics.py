@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from timm_stitch.families.dense.metrics import DepthMetrics, SegmentationMetrics
+from timm_stitch.families.dense.metrics import DepthMetrics, SegmentationMetrics, eigen_crop
 
 torchmetrics = pytest.importorskip("torchmetrics")
 classification = torchmetrics.classification
@@ -126,9 +126,8 @@ def test_depths_out_of_range_and_of_the_crop_are_left_out() -> None:
     depth[:, 100, 100] = 10.0
     predicted = torch.where(depth == 2, 2.2, 5.0)[:, None]
     depth[:, 0, 0] = 1.0
-    row = DepthMetrics(1e-3, 10.0, eigen_crop=True)
-    assert row.row(row.sums(predicted, depth))["abs_rel"] == pytest.approx(0.1)
-    whole = DepthMetrics(1e-3, 10.0)
-    assert whole.row(whole.sums(predicted, depth))["abs_rel"] > 0.1
+    metrics = DepthMetrics(1e-3, 10.0)
+    assert metrics.row(metrics.sums(predicted, eigen_crop(depth)))["abs_rel"] == pytest.approx(0.1)
+    assert metrics.row(metrics.sums(predicted, depth))["abs_rel"] > 0.1
     with pytest.raises(ValueError, match="eigen_crop is of NYUv2's images of 480 x 640 pixels, got 4 x 4"):
-        row.sums(torch.ones(1, 1, 4, 4), torch.ones(1, 4, 4))
+        eigen_crop(torch.ones(1, 4, 4))

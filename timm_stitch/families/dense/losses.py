@@ -37,7 +37,12 @@ def resize_to(outputs: Tensor, labels: Tensor) -> Tensor:
     return functional.interpolate(outputs, labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def check_labels(labels: Tensor, classes: int, ignored: int = IGNORED) -> Tensor:
+def ignored_label(classes: int) -> int:
+    """Find the label of pixels that do not count: 255, as usual, unless that is a class."""
+    return IGNORED if classes <= IGNORED else 65535
+
+
+def check_labels(labels: object, classes: int, ignored: int = IGNORED) -> Tensor:
     """Refuse labels that are no classes of the pixels.
 
     Args:
@@ -48,10 +53,10 @@ def check_labels(labels: Tensor, classes: int, ignored: int = IGNORED) -> Tensor
     Raises:
         ValueError: naming the shape, or the label that is out of range (on a CPU; a GPU would wait for it).
     """
-    if labels.ndim != 3 or labels.is_floating_point() or labels.dtype == torch.bool:
+    if not isinstance(labels, Tensor) or labels.ndim != 3 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
-            f"labels of segmentation must be class numbers (B, H, W), got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}: one-hot masks become class numbers by argmax(1)."
+            f"labels of segmentation must be class numbers (B, H, W), got {_describe(labels)}: one-hot masks become "
+            "class numbers by argmax(1)."
         )
     if labels.is_cpu and labels.numel():
         wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
@@ -63,16 +68,16 @@ def check_labels(labels: Tensor, classes: int, ignored: int = IGNORED) -> Tensor
     return labels
 
 
-def check_depth(depth: Tensor) -> Tensor:
+def check_depth(depth: object) -> Tensor:
     """Refuse labels that are no depths of the pixels.
 
     Raises:
         ValueError: naming what they are.
     """
-    if depth.ndim != 3 or not depth.is_floating_point():
+    if not isinstance(depth, Tensor) or depth.ndim != 3 or not depth.is_floating_point():
         raise ValueError(
-            f"labels of depth must be metres (B, H, W) in floating point, 0 where there is none, got {depth.dtype} of "
-            f"shape {tuple(depth.shape)}."
+            "labels of depth must be metres (B, H, W) in floating point, 0 where there is none, got "
+            f"{_describe(depth)}."
         )
     if depth.is_cpu and not bool((depth >= 0).all()):  # nan is not either
         raise ValueError("labels of depth must be metres of 0 or more, got negative ones or nan: mark none by 0.")
@@ -164,6 +169,12 @@ def depth_distillation(predicted: Tensor, guide: Tensor, depth: Tensor, max_dept
     valid = _is_trained(depth, max_depth)
     by_image = torch.where(valid, (ours - theirs).abs(), 0).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
     return by_image.mean()
+
+
+def _describe(labels: object) -> str:
+    if labels is None:
+        return "none"
+    return f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
 
 
 def _is_trained(depth: Tensor, max_depth: float | None) -> Tensor:

@@ -15,7 +15,23 @@ from torch import Tensor
 
 from .losses import IGNORED, log_depth_errors, pixel_cross_entropy, resize_to
 
-EIGEN_CROP = (45, 471, 41, 601)  # rows and columns of NYUv2's 480 x 640 images that count
+_EIGEN_SIZE, _EIGEN_CROP = (480, 640), (slice(45, 471), slice(41, 601))
+
+
+def eigen_crop(depth: Tensor) -> Tensor:
+    """Keep the depths of NYUv2's images (…, 480, 640) in Eigen's crop, and set the others to 0, which is none.
+
+    Raises:
+        ValueError: if the images have another size.
+    """
+    if depth.shape[-2:] != _EIGEN_SIZE:
+        raise ValueError(
+            f"eigen_crop is of NYUv2's images of 480 x 640 pixels, got {depth.shape[-2]} x {depth.shape[-1]}: set "
+            "eigen_crop to false."
+        )
+    kept = torch.zeros_like(depth)
+    kept[..., _EIGEN_CROP[0], _EIGEN_CROP[1]] = depth[..., _EIGEN_CROP[0], _EIGEN_CROP[1]]
+    return kept
 
 
 class SegmentationMetrics:
@@ -90,7 +106,6 @@ class DepthMetrics:
     Args:
         min_depth: the depth in metres that valid pixels exceed; pixels without a depth are 0.
         max_depth: the depth below which pixels are valid; default no limit.
-        eigen_crop: whether only Eigen's crop of NYUv2's 480 x 640 images counts.
 
     Examples:
         >>> import torch
@@ -104,8 +119,8 @@ class DepthMetrics:
 
     size = 6  # the sums of abs_rel, delta1, rmse, silog and loss, and the number of images
 
-    def __init__(self, min_depth: float = 0.0, max_depth: float | None = None, eigen_crop: bool = False) -> None:
-        self.min_depth, self.max_depth, self.eigen_crop = min_depth, max_depth, eigen_crop
+    def __init__(self, min_depth: float = 0.0, max_depth: float | None = None) -> None:
+        self.min_depth, self.max_depth = min_depth, max_depth
 
     @torch.no_grad()
     def sums(self, predicted: Tensor, depth: Tensor) -> Tensor:
@@ -117,24 +132,11 @@ class DepthMetrics:
 
         Returns:
             The sums, shape (6,).
-
-        Raises:
-            ValueError: if Eigen's crop is to count and the images have another size than NYUv2's.
         """
         theirs, ours = depth.double(), resize_to(predicted, depth).squeeze(1).double()
         valid = theirs > self.min_depth
         if self.max_depth is not None:
             valid &= theirs < self.max_depth
-        if self.eigen_crop:
-            if depth.shape[1:] != (480, 640):
-                raise ValueError(
-                    f"eigen_crop is of NYUv2's images of 480 x 640 pixels, got {depth.shape[1]} x {depth.shape[2]}: "
-                    "set eigen_crop to false."
-                )
-            top, bottom, left, right = EIGEN_CROP
-            inside = torch.zeros_like(valid)
-            inside[:, top:bottom, left:right] = True
-            valid &= inside
         count = valid.sum((1, 2))
         has_any = count > 0
 
