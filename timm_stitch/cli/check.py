@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from .numbers import in_range
-from .options import add_verb, print_json
+from .options import add_labels, add_verb, label_fields, print_json
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -34,13 +34,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--num-classes", type=int, action=in_range(1, 65536),
         help="classes in whose range the labels of masks must be (default: not compared)",
     )  # fmt: skip
-    verb.add_argument(
-        "--ignore-label", type=int, action=in_range(0, 65535), default=255,
-        help="label of pixels that do not count (default: 255)",
-    )  # fmt: skip
-    verb.add_argument(
-        "--reduce-zero-label", action="store_true", help="take 0 for no class, and all other labels one less"
-    )
+    add_labels(verb)
 
 
 def run_check(options: argparse.Namespace) -> None:
@@ -53,8 +47,7 @@ def run_check(options: argparse.Namespace) -> None:
     for split in options.splits:
         config = DataConfig(
             dataset=options.dataset, data_dir=options.data_dir, val_split=split,
-            dataset_args=read_argument(options.dataset_args), ignore_label=options.ignore_label,
-            reduce_zero_label=options.reduce_zero_label,
+            dataset_args=read_argument(options.dataset_args), **label_fields(options),
         )  # fmt: skip
         splits.append(inspect_split(config, training=False, classes=options.num_classes))
     warnings = find_warnings(splits)

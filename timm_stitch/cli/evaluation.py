@@ -16,6 +16,7 @@ from ..plan.timings import call_times, latency_key
 from .numbers import MOST_IMAGES, MOST_THREADS, in_range, positive
 from .options import (
     add_images,
+    add_labels,
     add_model,
     add_verb,
     images_fingerprint,
@@ -90,11 +91,18 @@ def _add_eval(verbs: Verbs) -> None:
         verbs,
         "eval",
         run_eval,
-        "measure the accuracy of every stitch",
+        "measure the accuracy of every stitch, or mIoU, or errors of depth",
         "eval net --data-dir images --output results.jsonl",
     )
     add_model(verb)
     add_images(verb, "validation")
+    add_labels(verb)
+    verb.add_argument(
+        "--short-side",
+        type=int,
+        action=in_range(1, 16384),
+        help="shorter side to which images with masks or depth are resized (default: their own)",
+    )
     verb.add_argument(
         "--stitch-ids",
         type=int,
