@@ -96,7 +96,6 @@ class DataConfig:
         False, "whether 0 is no class: it becomes ignore_label, and all others one less, as in ADE20K"
     )
     depth_scale: float = _dense(0.001, "metres for one unit of the depth files' 16 bits", range=(1e-9, 1e6))
-    min_depth: float = _dense(0.001, "depth in metres above which pixels count in evaluation", range=(0, math.inf))
     eigen_crop: bool = _dense(False, "whether only Eigen's crop of NYUv2's images counts in evaluation")
 
     def __post_init__(self) -> None:

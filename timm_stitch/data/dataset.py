@@ -113,10 +113,13 @@ def _build_pairs(config: DataConfig, model: SNNet, objective: Objective, trainin
             f"{config.data_dir!r} has a {folder.kind} for each image, and the network learns a {objective.labels}: "
             "give the other data_dir, or create the network with the other task."
         )
-    pairs = PairedImages(folder, config, objective.classes, "L" if model.in_chans == 1 else "RGB", training)
+    pairs = PairedImages(
+        folder, config, objective.classes, objective.none, "L" if model.in_chans == 1 else "RGB", training
+    )
     tensors = ToTensors(data["mean"], data["std"])
     if not training:
-        fixed = next((view.image_size for view in model.views if view.image_size), None)
+        slides = getattr(getattr(model, "inference", None), "mode", "whole") == "slide"
+        fixed = None if slides else next((view.image_size for view in model.views if view.image_size), None)
         divisor = max(model.plan.anchors[-1].reductions)
         pairs.transform = EvaluationTransform(config.short_side, divisor, fixed, tensors)
         return pairs

@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..families.dense.losses import ignored_label
 from ..families.dense.metrics import eigen_crop
 from .classes import split_folder
 from .config import DataConfig
@@ -141,6 +140,7 @@ class PairedImages(Dataset[Any]):
         folder: the files of a split.
         config: the configuration of the labels.
         classes: the number of classes of the network; None for depth, or to read labels without a check.
+        ignored: the network's label of pixels that do not count; default that of the files.
         mode: Pillow's mode of the images.
         training: whether all depths count, not only those that evaluation takes.
 
@@ -153,12 +153,13 @@ class PairedImages(Dataset[Any]):
         folder: PairFolder,
         config: DataConfig,
         classes: int | None = None,
+        ignored: int | None = None,
         mode: str = "RGB",
         training: bool = True,
     ) -> None:
         self.training = training
         self.folder, self.config, self.classes, self.mode = folder, config, classes, mode
-        self.ignored = config.ignore_label if classes is None else ignored_label(classes)
+        self.ignored = config.ignore_label if ignored is None else ignored
         self.transform: Any = None
 
     def __len__(self) -> int:
@@ -197,10 +198,7 @@ class PairedImages(Dataset[Any]):
 
     def _depth_of(self, depth: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
         """Keep the depths that count in evaluation."""
-        if self.training:
-            return depth
-        depth = np.where(depth > self.config.min_depth, depth, np.float32(0))
-        if not self.config.eigen_crop:
+        if self.training or not self.config.eigen_crop:
             return depth
         try:
             return eigen_crop(torch.from_numpy(depth)).numpy()
@@ -220,9 +218,7 @@ class PairedImages(Dataset[Any]):
                     f"{self.classes - 1}, or {ignored} for pixels that do not count: correct the mask, or create the "
                     f"network with num_classes={int(wrong.max()) + 1}."
                 )
-            if ignored != self.ignored:
-                mask = np.where(mask == ignored, self.ignored, mask)
-        return mask
+        return mask if ignored == self.ignored else np.where(mask == ignored, self.ignored, mask)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image, labels = self.pair(index)

@@ -124,7 +124,7 @@ def _run_pass(
         for item in progress_bar(items, desc="evaluate", unit="batch", progress=progress):
             inputs, targets = split_targets(model, Batch.of(item).to(device))
             sums[-1] += len(targets.labels)
-            for stitch_id, output in model.forward_each(inputs, ids):
+            for stitch_id, output in model.predict_each(inputs, ids):
                 sums[number[stitch_id]] += scores.sum(output, targets).to(sums)
     *totals, last = summed(sums).cpu()
     costs = model.costs()

@@ -18,11 +18,13 @@ class Objective(Protocol):
     Attributes:
         labels: the kind of files that its targets come from: masks of classes, or depths.
         classes: the number of classes; None for depth.
+        none: the label of pixels that do not count.
         size: the number of sums that `sum_scores` gives.
     """
 
     labels: Literal["mask", "depth"]
     classes: int | None
+    none: int
     size: int
 
     def check_targets(self, labels: object) -> Tensor:

@@ -259,6 +259,10 @@ class StitchableNetwork(nn.Module):
         runs = self._schedule(None if ids is None else tuple(ids))
         yield from self.executor.each(runs, self.prepare_inputs(x, [run.stitch for run in runs]), self._notify)
 
+    def predict_each(self, x: Any, stitch_ids: Sequence[int] | None = None) -> Iterator[tuple[int, Any]]:
+        """Run many stitches on one batch as `evaluate` does; as `forward_each`, unless a network predicts otherwise."""
+        return self.forward_each(x, stitch_ids)
+
     def _schedule(self, stitch_ids: tuple[int, ...] | None) -> list[ScheduledRun]:
         """Order stitches so that they share most work; cached by choice of ids."""
         plan, schedules = self.__dict__.get("_schedules", (None, {}))

@@ -133,7 +133,7 @@ class StitchLoss:
     def _by_objective(
         self, objective: Objective, outputs: Mapping[int, Any], labels: Tensor, largest: int
     ) -> dict[int, Tensor]:
-        guide = _detached(outputs[largest]) if self.config.inplace_distillation else None
+        guide = outputs[largest].detach() if self.config.inplace_distillation else None
         return {
             stitch_id: objective.loss(out, labels)
             if guide is None or stitch_id == largest
@@ -152,10 +152,6 @@ class StitchLoss:
             ours, theirs = ((x / t).log_softmax(-1) for x in (logits, teacher_output))
             distilled = t * t * nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
         return (1 - weight) * base + weight * distilled
-
-
-def _detached(output: Any) -> Any:
-    return output.detach() if isinstance(output, Tensor) else [part.detach() for part in output]
 
 
 def _in_float32(logits: Tensor) -> Tensor:

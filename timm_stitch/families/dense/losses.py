@@ -37,11 +37,6 @@ def resize_to(outputs: Tensor, labels: Tensor) -> Tensor:
     return functional.interpolate(outputs, labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def ignored_label(classes: int) -> int:
-    """Find the label of pixels that do not count: 255, as usual, unless that is a class."""
-    return IGNORED if classes <= IGNORED else 65535
-
-
 def check_labels(labels: object, classes: int, ignored: int = IGNORED) -> Tensor:
     """Refuse labels that are no classes of the pixels.
 
