@@ -39,7 +39,7 @@ def split_folder(root: str, split: str, content: str = "class folders") -> Path:
     Args:
         root: the folder of the images.
         split: the name of the split.
-        content: what else the root may hold, for the error.
+        content: the content of a root without splits, for the error.
 
     Raises:
         ValueError: if there is no such split.
