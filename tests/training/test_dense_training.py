@@ -138,6 +138,27 @@ def test_a_folder_is_evaluated_by_its_verb(tmp_path):
     assert set(rows[0]) >= {"miou", "aacc", "macc", "loss", "macs", "params"}
 
 
+def test_the_card_has_the_score_of_the_task(tmp_path):
+    net = network()
+    rows = [row | {"dataset": "scenes"} for row in timm_stitch.evaluate(net, DataLoader(still(Scenes(8)), 8))]
+    timm_stitch.save_pretrained(net, tmp_path, results=rows)
+    card = (tmp_path / "README.md").read_text()
+    assert "| mean IoU, % |" in card
+    assert "type: mean_iou" in card
+    assert "pipeline_tag: image-segmentation" in card
+    loaded = timm_stitch.from_hub(tmp_path)
+    assert loaded.set_budget(macs=1e12).stitch_id == max(rows, key=lambda row: row["miou"])["stitch_id"]
+
+
+def test_sliding_windows_are_evaluated_as_they_are_predicted():
+    net = network().eval()
+    net.inference = net.inference.changed(mode="slide", crop=32, stride=16)
+    image, mask = torch.randn(1, 3, 32, 48), torch.randint(0, CLASSES, (1, 32, 48))
+    for row in timm_stitch.evaluate(net, [(image, mask)]):
+        predicted = net.predict(image, stitch_id=row["stitch_id"]).argmax(1)
+        assert row["aacc"] == pytest.approx(100 * float((predicted == mask).float().mean()), abs=1e-4)
+
+
 def test_labels_of_another_size_are_what_outputs_are_resized_to():
     net, image = network(), torch.randn(1, 3, 32, 32)
     rows = timm_stitch.evaluate(net, [(image, torch.randint(0, CLASSES, (1, 50, 40)))])
