@@ -19,7 +19,7 @@ SamplingRule = Literal["uniform", "resource", "sandwich", "anchors", "importance
 TunedPart = Literal["all", "stitches"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 ClipMode = Literal["norm", "value", "agc"]
-Schedule = Literal["cosine", "tanh", "poly", "constant", "wsd", "rsqrt", "none"]
+Schedule = Literal["cosine", "tanh", "poly", "constant", "wsd", "rsqrt", "onecycle", "none"]
 Distillation = Literal["none", "soft", "hard"]
 Resume = Literal[False, True, "auto", "extend"]
 

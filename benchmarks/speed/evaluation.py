@@ -2,9 +2,10 @@
 
     python benchmarks/speed/evaluation.py                                     # snnet_deit_tsb, 71 stitches
     python benchmarks/speed/evaluation.py --model snnetv2_deit3_sl --images 4 # 134 stitches; minutes
+    python benchmarks/speed/evaluation.py --dense --images 4                  # with a linear head, on masks
 
 Weights and images are random: both ways must give the same rows, and the ratio of their times is shown with the ratio
-of their multiply-adds.
+of their multiply-adds. A dense network's head and projections run once for each stitch either way.
 """
 
 from __future__ import annotations
@@ -32,17 +33,23 @@ def main() -> None:
     parser.add_argument("--model", default="snnet_deit_tsb", help="name of a registered network")
     parser.add_argument("--images", type=int, default=8, help="number of images")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each way")
+    parser.add_argument("--dense", action="store_true", help="evaluate a segmentation of 20 classes")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = timm.create_model(options.model).eval()
-    x, labels = torch.randn(options.images, 3, *model.image_size), torch.randint(0, 1000, (options.images,))
+    size, classes = model.image_size, 20 if options.dense else 1000
+    if options.dense:
+        model = timm_stitch.dense(model, head="linear", num_classes=classes)
+    x = torch.randn(options.images, 3, *size)
+    labels = torch.randint(0, classes, (options.images, *size) if options.dense else (options.images,))
+    score = "aacc" if options.dense else "top1"
     loader = DataLoader(TensorDataset(x, labels), batch_size=options.images)
     timm_stitch.evaluate(model, loader, list(model.stitch_ids)[:1])  # to warm up
     rows: dict[str, dict[int, tuple[int, float]]] = {}
 
     def evaluate_together() -> None:
         rows["together"] = {
-            row["stitch_id"]: (round(row["top1"] * options.images / 100), row["loss"])
+            row["stitch_id"]: (round(row[score] * labels.numel() / 100), row["loss"])
             for row in timm_stitch.evaluate(model, loader)
         }
 
@@ -62,7 +69,9 @@ def main() -> None:
             raise SystemExit(f"stitch {k} differs: {rows['together'][k]} together, {(correct, loss)} alone")
     seconds = {way: statistics.median(values) / 1e3 for way, values in times.items()}
     costs = model.costs()
-    allowed = shared_macs(model.plan, costs) / sum(costs.cost(s).macs for s in model.plan)
+    total = sum(costs.cost(s).macs for s in model.plan)
+    each = sum(costs.used_projections(s).macs + costs.on_top.macs for s in model.plan) if options.dense else 0
+    allowed = (shared_macs(model.plan, costs) + each) / total
     print(
         f"{options.model}, {model.num_stitches} stitches on {options.images} images: equal rows; together "
         f"{seconds['together']:.1f} s, one by one {seconds['one by one']:.1f} s: "

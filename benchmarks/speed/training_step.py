@@ -1,11 +1,15 @@
 """How long does a training step take, against timm-style training of a plain network of the same multiply-adds?
 
     python benchmarks/speed/training_step.py [--rounds 15] [--images 64] [--batch-size 16] [--compile]
+    python benchmarks/speed/training_step.py --dense                          # segmentation
 
 Both sides run the same modules: the plain side trains one stitch extracted from the network as a module
 of its own, in the loop of timm's train.py (loader, Mixup, loss, backward, AdamW, schedule). Ours trains
 the same stitch inside the whole network through `timm_stitch.train`'s own step. Steps take turns, and
 each is compared with its neighbour. The last columns are what the options cost.
+
+With `--dense` both sides have a linear head for segmentation. For the largest anchor the plain side is timm's backbone
+(`features_only`) with that head.
 """
 
 import contextlib
@@ -19,6 +23,7 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import timm_stitch
@@ -40,6 +45,28 @@ def network(size):
     return timm.create_model(
         "snnet", anchors=[{"architecture": n, "img_size": size, "num_classes": 10} for n in ANCHORS]
     )
+
+
+def dense_network(size):
+    """Make the network of two small DeiTs with a linear head for segmentation."""
+    return timm_stitch.dense(network(size), head="linear", num_classes=10)
+
+
+class PlainDense(nn.Module):
+    """timm's backbone of the largest anchor, with the head of a dense network.
+
+    Args:
+        size: the pixels along a side.
+    """
+
+    def __init__(self, size):
+        super().__init__()
+        self.num_classes = 10
+        self.backbone = timm.create_model(ANCHORS[-1], img_size=size, features_only=True, out_indices=(2, 5, 8, 11))
+        self.head = dense_network(size).head
+
+    def forward(self, x):
+        return nn.functional.interpolate(self.head(self.backbone(x)), x.shape[2:], mode="bilinear")
 
 
 def ours(model, data, stitch_id, **values):
@@ -66,7 +93,7 @@ def ours(model, data, stitch_id, **values):
     return step
 
 
-def plain(model, data, batch_size, *, device="cpu", precision="no", compiled=False):
+def plain(model, data, batch_size, *, device="cpu", precision="no", compiled=False, dense=False):
     """Make a function that does one step as timm's train.py does."""
     model.to(device).train()
     classes = model.num_classes
@@ -76,6 +103,8 @@ def plain(model, data, batch_size, *, device="cpu", precision="no", compiled=Fal
     scaler = torch.amp.GradScaler(enabled=precision == "fp16")
     loader = DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=True, pin_memory=cuda)
     mixup, loss_fn = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=classes), SoftTargetCrossEntropy()
+    if dense:
+        mixup, loss_fn = lambda images, labels: (images, labels), nn.CrossEntropyLoss(ignore_index=255)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
     scheduler, _ = create_scheduler_v2(
         optimizer, num_epochs=10_000, step_on_epochs=False, updates_per_epoch=len(loader)
@@ -103,17 +132,21 @@ def main():
     parser.add_argument("--images", type=int, default=64, help="pixels along a side")
     parser.add_argument("--batch-size", type=int, default=16, help="images in a step")
     parser.add_argument("--compile", action="store_true", help="compile both sides, and leave out the options")
+    parser.add_argument("--dense", action="store_true", help="train a segmentation")
     options = parser.parse_args()
-    data = TensorDataset(torch.randn(256, 3, options.images, options.images), torch.arange(256) % 10)
-    table = network(options.images).stitch_table()
+    size, make = options.images, dense_network if options.dense else network
+    labels = torch.randint(0, 10, (256, size, size)) if options.dense else torch.arange(256) % 10
+    data = TensorDataset(torch.randn(256, 3, size, size), labels)
+    table = make(size).stitch_table()
     for row in (table[0], table[len(table) // 2], table[1]):
         k, b = row["stitch_id"], options.batch_size
+        alone = PlainDense(size) if options.dense and k == 1 else make(size).extract(k, copy=True)
         steps = {
-            "plain": plain(network(options.images).extract(k, copy=True), data, b, compiled=options.compile),
-            "ours": ours(network(options.images), data, k, batch_size=b, compile=options.compile),
+            "plain": plain(alone, data, b, compiled=options.compile, dense=options.dense),
+            "ours": ours(make(size), data, k, batch_size=b, compile=options.compile),
         }
         for name, values in {} if options.compile else OPTIONS.items():
-            steps[f"ours, {name}"] = ours(network(options.images), data, k, batch_size=b, **values)
+            steps[f"ours, {name}"] = ours(make(size), data, k, batch_size=b, **values)
         times = time_in_turns(steps, options.rounds, warm_up=2)
         result = {"stitch_id": k, "macs": row["macs"], "plain_ms": round(medians(times)["plain"], 1)}
         for name in list(steps)[1:]:

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import yaml
+from dense_run import write_scenes
 from PIL import Image
 from tiny import deit_specs
 
@@ -25,6 +26,7 @@ PAPERS = {  # SN-Net and SN-Netv2: epochs, batch, optimiser, learning rate, weig
     "deit3_v2_sl": (50, 512, "lamb", 3e-5, 0.02, "none"),
     "deit3_v2_bl": (50, 512, "lamb", 3e-5, 0.02, "none"),
 }
+DENSE = ("deit3_v2_setr_ade20k", "deit3_v2_setr_coco_stuff10k", "deit3_v2_dpt_nyu", "segmentation", "depth")
 DROP_PATH = {"deit3_v2_sb": [0.05, 0.15], "deit3_v2_sl": [0.05, 0.4], "deit3_v2_bl": [0.15, 0.4], "swin_tsb": 0.2}
 
 
@@ -39,7 +41,7 @@ def folder(tmp_path_factory):
 
 
 def test_shipped_values_are_those_of_the_papers():
-    assert set(shipped_recipes()) == {*PAPERS, "folder"}
+    assert set(shipped_recipes()) == {*PAPERS, *DENSE, "folder"}
     for name, values in PAPERS.items():
         recipe = read_recipe(name)
         c = recipe.config
@@ -74,6 +76,61 @@ def test_every_recipe_runs_two_steps(name, folder, tmp_path, capsys):
     arguments = [part for field, value in overrides.items() for part in (f"--{field}", str(value))]
     assert main(["train", name, "--json", *arguments]) == 0, capsys.readouterr().err
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 2
+
+
+def test_shipped_values_of_dense_recipes_are_those_of_the_papers():
+    for name, classes, steps in (("ade20k", 150, 160_000), ("coco_stuff10k", 171, 80_000)):
+        recipe = read_recipe(f"deit3_v2_setr_{name}")
+        c, dense = recipe.config, recipe.dense
+        assert (c.batch_size, c.opt, c.lr, c.momentum, c.weight_decay, c.max_steps) == (
+            16,
+            "sgd",
+            0.01,
+            0.9,
+            5e-4,
+            steps,
+        )
+        assert (c.sched, c.decay_rate, c.min_lr, c.sampling, c.group_width) == ("poly", 0.9, 1e-4, "resource", 1e10)
+        assert (c.crop_size, c.short_side, c.scale_range, c.cat_max_ratio) == ((512, 512), 512, (0.5, 2.0), 0.75)
+        assert (recipe.init_images, recipe.model_args["drop_path_rate"]) == (50, 0.1)
+        assert (dense["head"], dense["num_classes"], dense["tie"]) == ("setr", classes, True)
+        assert dense["levels"] == [[4, 7, 9, 11], [9, 14, 19, 23]]
+        assert c.reduce_zero_label == (name == "ade20k")
+    depth = read_recipe("deit3_v2_dpt_nyu")
+    c = depth.config
+    assert (c.epochs, c.opt, c.lr, c.anchor_lr_scale, c.sched) == (24, "adamw", 2e-5, 0.1, "onecycle")
+    assert (depth.dense["head"], depth.dense["max_depth"]) == ("dpt", 10.0)
+    assert depth.dense["levels"] == [[2, 5, 8, 11], [4, 11, 17, 23]]
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_every_dense_recipe_runs_two_steps(name, tmp_path, capsys):
+    dense = dict(read_recipe(name).dense, levels=2)
+    task = dense.get("task", "segmentation")
+    write_scenes(tmp_path / "data", task, count=16)
+    if read_recipe(name).config.reduce_zero_label:
+        dense["num_classes"] = 150
+    overrides = {
+        "model": "snnet", "model-args": json.dumps({"anchors": deit_specs(depth=2)[:2]}), "dense": json.dumps(dense),
+        "pretrained": "false", "init-images": 8, "data-dir": tmp_path / "data", "batch-size": 6, "epochs": 1,
+        "warmup-epochs": 0.5, "workers": 0, "precision": "no", "crop-size": "[32, 32]", "short-side": 32,
+        "eigen-crop": "false", "output": tmp_path / "net", "evaluate-every": 1,
+    }  # fmt: skip
+    arguments = [part for field, value in overrides.items() for part in (f"--{field}", str(value))]
+    assert main(["train", name, "--json", *arguments]) == 0, capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 2
+    assert main(["eval", str(tmp_path / "net"), "--data-dir", str(tmp_path / "data"), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert row["images"] == 4
+    assert ("miou" in row) == (task == "segmentation")
+
+
+def test_a_dense_recipe_that_does_not_fit_is_refused(tmp_path):
+    small = {"model_args": {"anchors": deit_specs(depth=2)}, "pretrained": False}
+    with pytest.raises(ValueError, match="dense has unknown arguments heads"):
+        timm_stitch.train_recipe("segmentation", small | {"dense": {"heads": 1}}, progress=False)
+    with pytest.raises(ValueError, match="init_classifiers=3 has no effect with dense"):
+        read_recipe("segmentation", {"init_classifiers": 3})
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from ..choices import PRECISIONS
 from ..models.published import is_registered, published_table
 from ..plan.frontier import pareto_frontier
+from ..plan.metrics import METRICS, main_score
 from ..plan.results import Rows, check_one_network, check_overwrite, read_rows, write_rows
 from ..plan.timings import call_times, latency_key
 from .numbers import MOST_IMAGES, MOST_THREADS, in_range, positive
 from .options import (
     add_images,
+    add_labels,
     add_model,
     add_verb,
     images_fingerprint,
@@ -40,13 +42,14 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "plot",
         run_plot,
-        "draw accuracy against multiply-adds",
+        "draw accuracy, or another score, against multiply-adds",
         "plot results.jsonl --beside earlier.jsonl snnet_deit_tsb --output curve.png",
     )
     verb.add_argument("results", help=_RESULTS)
     verb.add_argument("--output", help="image file to write (default: curve.png)")
     verb.add_argument("--html", action="store_true", help="write an interactive page instead (default: curve.html)")
     verb.add_argument("--title", default="", help="title of the plot")
+    _add_score(verb)
     verb.add_argument("--beside", nargs="*", default=[], metavar="RESULTS", help="further results to draw faintly")
 
     verb = add_verb(
@@ -69,11 +72,20 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument(
         "--batch-size", type=int, action=in_range(1, MOST_IMAGES), help="images in the call that --latency-ms limits"
     )
+    _add_score(verb)
     _add_profile(verbs)
     verb = add_verb(
         verbs, "frontier", run_frontier, "print the rows that no other beats at its cost", "frontier results.jsonl"
     )
     verb.add_argument("results", help=_RESULTS)
+    _add_score(verb)
+
+
+def _add_score(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--score", choices=METRICS, metavar="METRIC",
+        help=f"metric to rank by, in its own direction: {', '.join(METRICS)} (default: the first of them in the rows)",
+    )  # fmt: skip
 
 
 def _add_eval(verbs: Verbs) -> None:
@@ -81,11 +93,18 @@ def _add_eval(verbs: Verbs) -> None:
         verbs,
         "eval",
         run_eval,
-        "measure the accuracy of every stitch",
+        "measure the accuracy of every stitch, or mIoU, or errors of depth",
         "eval net --data-dir images --output results.jsonl",
     )
     add_model(verb)
     add_images(verb, "validation")
+    add_labels(verb)
+    verb.add_argument(
+        "--short-side",
+        type=int,
+        action=in_range(1, 16384),
+        help="shorter side to which images with masks or depth are resized (default: their own)",
+    )
     verb.add_argument(
         "--stitch-ids",
         type=int,
@@ -151,18 +170,28 @@ def run_plot(options: argparse.Namespace) -> None:
             raise ValueError("--html shows one network: leave --beside out, or draw an image without --html.")
         from ..evaluation.curve_page import write_curve_page
 
-        rows = _read_results(options.results)
-        print_path(write_curve_page(rows, options.output or "curve.html", title=options.title), options.json)
+        rows, score = _read_results(options.results, options.score)
+        path = write_curve_page(rows, options.output or "curve.html", title=options.title, score=score)
+        print_path(path, options.json)
         return
     from ..evaluation.plotting import plot_curve
 
-    others = {Path(source).stem: _read_results(source) for source in options.beside}
-    path = plot_curve(_read_results(options.results), options.output or "curve.png", title=options.title, others=others)
+    rows, score = _read_results(options.results, options.score)
+    others = {Path(source).stem: _read_results(source, score)[0] for source in options.beside}
+    path = plot_curve(rows, options.output or "curve.png", title=options.title, others=others, score=score)
     print_path(path, options.json)
 
 
-def _read_results(source: str) -> Rows:
-    """Read evaluated rows: from a file of `eval`, a saved network's folder or repository, or published ones by name."""
+def _read_results(source: str, score: str | None) -> tuple[Rows, str]:
+    """Read evaluated rows: from a file of `eval`, a saved network's folder or repository, or published ones by name.
+
+    Args:
+        source: the name of the file, folder, network or repository.
+        score: the key of the score that rows must have; default the first that a row has.
+
+    Returns:
+        The rows that have the score, and its key.
+    """
     path = Path(source)
     if source.startswith("hf-hub:"):
         rows = _fetch_results(source.removeprefix("hf-hub:"))
@@ -174,12 +203,13 @@ def _read_results(source: str) -> Rows:
 
         rows = parse_stitches(read_json(path / STITCHES_FILE)).rows if path.is_dir() else read_rows(path)
     check_one_network(rows, source)
-    evaluated = [row for row in rows if row.get("top1") is not None]
+    score = score or main_score(rows)
+    evaluated = [row for row in rows if row.get(score) is not None]
     if not evaluated:
         raise ValueError(
-            f"{source!r} has no row with a top1: evaluate it first, timm-stitch eval {source} --output FILE."
+            f"{source!r} has no row with a {score}: evaluate it first, timm-stitch eval {source} --output FILE."
         )
-    return evaluated
+    return evaluated, score
 
 
 def _fetch_results(place: str) -> Rows:
@@ -202,7 +232,7 @@ def run_select(options: argparse.Namespace) -> None:
     else:
         model = load_model(options)
     budgets = {k: getattr(options, k) for k in ("macs", "params", "latency_ms", "memory_mb")}
-    chosen = select(model, rows, **budgets, batch_size=options.batch_size)
+    chosen = select(model, rows, **budgets, batch_size=options.batch_size, score=options.score)
     measured = {row["stitch_id"]: row for row in rows or []}
     row = next(row for row in model.stitch_table() if row["stitch_id"] == chosen)
     print_rows([row | measured.get(chosen, {})], options.json)
@@ -282,4 +312,5 @@ def run_profile(options: argparse.Namespace) -> None:
 
 def run_frontier(options: argparse.Namespace) -> None:
     """Print the Pareto frontier of rows."""
-    print_rows([dict(row) for row in pareto_frontier(_read_results(options.results))], options.json)
+    rows, score = _read_results(options.results, options.score)
+    print_rows([dict(row) for row in pareto_frontier(rows, score=score)], options.json)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import library_errors
 from ..plan.timings import Row
-from .numbers import MOST_IMAGES, in_range
+from .numbers import MOST_IMAGES, in_range, positive
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -87,6 +87,35 @@ def add_images(verb: argparse.ArgumentParser, split: str) -> None:
     )
 
 
+def add_labels(verb: argparse.ArgumentParser) -> None:
+    """Add the options that say what the labels of masks and depths mean, for `label_fields`."""
+    group = verb.add_argument_group("masks and depth")
+    group.add_argument(
+        "--ignore-label",
+        type=int,
+        action=in_range(0, 65535),
+        default=255,
+        help="label of pixels that do not count (default: 255)",
+    )
+    group.add_argument(
+        "--reduce-zero-label", action="store_true", help="take 0 for no class, and all other labels one less"
+    )
+    group.add_argument(
+        "--depth-scale",
+        type=float,
+        action=positive(),
+        default=0.001,
+        help="metres for one unit of the depth files (default: 0.001)",
+    )
+    group.add_argument("--eigen-crop", action="store_true", help="count only Eigen's crop of NYUv2's images")
+
+
+def label_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Get the fields of `DataConfig` that `add_labels` added; none for verbs without them."""
+    names = ("ignore_label", "reduce_zero_label", "depth_scale", "eigen_crop", "short_side")
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
 def load_model(options: argparse.Namespace, feature: str = "", weights: bool = True) -> Any:
     """Load the network that the command line names.
 
@@ -140,6 +169,7 @@ def load_images(options: argparse.Namespace, model: Any, shuffled: bool = False)
     from ..data.config import DataConfig
     from ..data.dataset import build_dataset
     from ..data.loader import reading_processes
+    from ..data.pairs import PairedImages
     from ..data.yaml_text import read_argument
     from ..families.registry import require
 
@@ -147,10 +177,12 @@ def load_images(options: argparse.Namespace, model: Any, shuffled: bool = False)
     config = DataConfig(
         dataset=options.dataset, data_dir=options.data_dir, val_split=options.split, train_split=options.split,
         dataset_args=read_argument(options.dataset_args), batch_size=options.batch_size, workers=options.workers,
+        **label_fields(options),
     )  # fmt: skip
     data = build_dataset(config, model, training=shuffled, augment=False)
     shuffle = shuffled and not isinstance(data, IterableDataset)  # an iterable dataset has its own order
-    return DataLoader(data, config.batch_size, shuffle=shuffle, num_workers=reading_processes(config.workers))
+    size = data.batch_size(config.batch_size) if isinstance(data, PairedImages) else config.batch_size
+    return DataLoader(data, size, shuffle=shuffle, num_workers=reading_processes(config.workers))
 
 
 def images_fingerprint(options: argparse.Namespace, model: Any) -> str:
@@ -160,7 +192,14 @@ def images_fingerprint(options: argparse.Namespace, model: Any) -> str:
 
     require(model, "named_data")
     folder = os.path.realpath(options.data_dir) if options.data_dir else None
-    choice = (options.dataset, folder, options.split, options.dataset_args, sorted(image_config(model).items()))
+    choice: tuple[object, ...] = (
+        options.dataset,
+        folder,
+        options.split,
+        options.dataset_args,
+        sorted(image_config(model).items()),
+    )
+    choice += () if model.objective is None else (sorted(label_fields(options).items()),)
     return hashlib.blake2b(repr(choice).encode(), digest_size=8).hexdigest()
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..plan.costs import short
+from ..plan.frontier import with_score
+from ..plan.metrics import main_score, metric_of
 from .numbers import MOST_IMAGES, in_range, positive
 from .options import add_verb, load_model, print_json, print_rows
 
@@ -105,7 +107,8 @@ def run_info(options: argparse.Namespace) -> None:
     model = load_model(options, weights=False) if registered else load_model(options)
     table = model.stitch_table()
     macs = [row["macs"] for row in table]
-    accuracies = [value for row in table if (value := row.get("top1", row.get("published_top1"))) is not None]
+    score = main_score(table)
+    accuracies = [row[score] for row in with_score(table, score)]
     trained: dict[str, Any] = dict(model.trained)
     network = NETWORKS.get(ALIASES.get(name, name)) if registered else None
     facts: dict[str, object] = {
@@ -118,7 +121,7 @@ def run_info(options: argparse.Namespace) -> None:
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "megabytes": sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6,
         "rows_with_accuracy": len(accuracies),
-        "best_top1": max(accuracies, default=None),
+        f"best_{score}": max(accuracies, key=metric_of(score).gain, default=None),
         "rows_with_latency": sum("latency_ms" in row for row in table),
         "from": trained.get("pulled_from") or ("timm's registry" if registered else _kind(options.model[0])),
         "base_models": list(trained.get("base_models", ())),

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TextIO
 
+from ..plan.metrics import metric_of
 from ..plan.timings import LATENCY_AT, Row
 
 _NARROWEST = 16  # letters of a column of texts, before columns are left out
@@ -24,7 +25,7 @@ def print_table(rows: Sequence[Row]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     heads = [column.replace(LATENCY_AT, "ms_") for column in columns]
     numeric = [not any(isinstance(row.get(column), str) for row in rows) for column in columns]
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    cells = [[_cell(row.get(column), metric_of(column).digits) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(columns))]
     room = _columns(sys.stdout)
     shown = _fit(widths, numeric, room) if room else len(widths)
@@ -87,7 +88,7 @@ def _wrap(cell: str, width: int) -> list[str]:
     return textwrap.wrap(cell, width, break_on_hyphens=False) if len(cell) > width else [cell]
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, digits: int = 2) -> str:
     if value is None:
         return ""
-    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:.{digits}f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -33,8 +33,13 @@ def class_names(dataset: object) -> list[str]:
     return [str(name) for name in sorted(numbers, key=numbers.__getitem__)]
 
 
-def split_folder(root: str, split: str) -> Path:
+def split_folder(root: str, split: str, content: str = "class folders") -> Path:
     """Find the folder of a split, by its name or a synonym of timm's; the root itself if it holds classes, not splits.
+
+    Args:
+        root: the folder of the images.
+        split: the name of the split.
+        content: the content of a root without splits, for the error.
 
     Raises:
         ValueError: if there is no such split.
@@ -50,7 +55,7 @@ def split_folder(root: str, split: str) -> Path:
         raise ValueError(
             f"there is no split {split!r} in {root!r}: there {'is' if len(folders) == 1 else 'are'} "
             f"{', '.join(splits or folders[:8]) or 'no folders'}. Set the split to one of them, or data_dir to a "
-            "folder of class folders."
+            f"folder of {content}."
         )
     return Path(root)
 

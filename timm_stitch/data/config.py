@@ -23,6 +23,7 @@ DATASET_ARGS = ("download", "input_key", "target_key", "class_map", "num_samples
 
 _images = partial(option, group="images")
 _augmentation = partial(option, group="augmentation")
+_dense = partial(option, group="masks and depth")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,36 @@ class DataConfig:
         choices=CropInterpolation,
     )
 
+    crop_size: tuple[int, ...] | None = _dense(
+        None, "height and width of training crops in pixels; null for the network's own image size"
+    )
+    short_side: int | None = _dense(
+        None,
+        "shorter side in pixels to which images are resized first, the longer at most four times as long; null keeps "
+        "their own size",
+        range=(1, 16384),
+    )
+    scale_range: tuple[float, float] = _dense(
+        (0.5, 2.0), "smallest and largest random scale; for depth near 1, since another scale is another camera"
+    )
+    cat_max_ratio: float = _dense(
+        0.75, "largest share of one class in a crop, in ten tries; 1 takes the first crop", range=(0, 1)
+    )
+    ignore_label: int = _dense(255, "label of pixels that do not count", range=(0, 65535))
+    reduce_zero_label: bool = _dense(
+        False, "whether 0 is no class: it becomes ignore_label, and all others one less, as in ADE20K"
+    )
+    depth_scale: float = _dense(0.001, "metres for one unit of the depth files' 16 bits", range=(1e-9, 1e6))
+    eigen_crop: bool = _dense(False, "whether only Eigen's crop of NYUv2's images counts in evaluation")
+
     def __post_init__(self) -> None:
         check(self)
+        if self.crop_size is not None and not (len(self.crop_size) == 2 and min(self.crop_size) > 0):
+            raise ValueError(f"crop_size must be a height and a width, such as [512, 512], got {self.crop_size}.")
+        if max(self.crop_size or (1,)) > 16384:
+            raise ValueError(f"crop_size must be at most 16384 pixels, got {self.crop_size}.")
+        if self.scale_range[-1] > 16:
+            raise ValueError(f"scale_range must be at most 16, got {self.scale_range}.")
         prefix, slash, _ = (self.dataset or "").partition("/")
         if self.dataset and not (slash and prefix.lower() in READERS):
             raise ValueError(
@@ -89,7 +118,7 @@ class DataConfig:
         unknown = sorted(set(self.dataset_args or ()) - set(DATASET_ARGS))
         if unknown:
             raise ValueError(f"dataset_args must have names of {', '.join(DATASET_ARGS)}, got {', '.join(unknown)}.")
-        for name in ("crop_scale", "crop_ratio"):
+        for name in ("crop_scale", "crop_ratio", "scale_range"):
             pair = getattr(self, name)
             if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
                 raise ValueError(f"{name} must be two positive numbers, the smaller first, got {pair}.")

@@ -6,6 +6,7 @@ import logging
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,13 @@ from .classes import SPLITS, check_split, class_names, folder_classes, ordered, 
 from .config import DataConfig
 from .folders import check_links
 from .images import Images, Labels, read_image
+from .joint_transforms import EvaluationTransform, ToTensors, TrainingTransform
+from .pairs import PairedImages, pair_files
 from .processes import world_size
 
 if TYPE_CHECKING:
     from ..families.timm_models.network import SNNet
+    from ..network.objective import Objective
 
 
 _logger = logging.getLogger(__name__)
@@ -72,7 +76,8 @@ def build_dataset(config: DataConfig, model: SNNet, training: bool, augment: boo
 
     Args:
         config: the configuration: `data_dir` is a folder of class folders, or `dataset` names a reader of timm's
-            (`"torch/cifar10"`, `"hfds/user/name"`, `"wds/…"`, `"tfds/…"`).
+            (`"torch/cifar10"`, `"hfds/user/name"`, `"wds/…"`, `"tfds/…"`). For dense networks `data_dir` is a folder
+            of `images` and `masks` or `depth`.
         model: the network, with its image size, mean, std and evaluation crop.
         training: whether to take the training split, shuffled if the reader has an order of its own, instead of the
             validation split.
@@ -83,6 +88,9 @@ def build_dataset(config: DataConfig, model: SNNet, training: bool, augment: boo
         ValueError: if the configuration names no data, there is no such split, or the images' classes are not the
             network's.
     """
+    objective = model.objective
+    if objective is not None:
+        return _build_pairs(config, model, objective, training, augment)
     if not config.dataset and not config.data_dir:
         raise ValueError("no images are named: set data_dir to a folder of class folders, or dataset to a timm reader.")
     dataset = open_dataset(config, training, "L" if model.in_chans == 1 else "RGB")
@@ -90,6 +98,36 @@ def build_dataset(config: DataConfig, model: SNNet, training: bool, augment: boo
     dataset.target_transform = Labels(model.num_classes, _class_positions(config, model, training, names))
     dataset.transform = _make_transform(config, model, augmented=training and augment)
     return dataset
+
+
+def _build_pairs(config: DataConfig, model: SNNet, objective: Objective, training: bool, augment: bool) -> PairedImages:
+    """Build the images with masks or depths that a configuration names, transformed for a dense network."""
+    if config.dataset or not config.data_dir:
+        raise ValueError(
+            f"dataset={config.dataset!r} has no masks or depths: set data_dir to a folder of 'images' and 'masks' or "
+            "'depth'."
+        )
+    folder, data = pair_files(config, training), image_config(model)
+    if folder.kind != objective.labels:
+        raise ValueError(
+            f"{config.data_dir!r} has a {folder.kind} for each image, and the network learns a {objective.labels}: "
+            "give the other data_dir, or create the network with the other task."
+        )
+    pairs = PairedImages(
+        folder, config, objective.classes, objective.none, "L" if model.in_chans == 1 else "RGB", training
+    )
+    tensors = ToTensors(data["mean"], data["std"])
+    if not training:
+        slides = getattr(getattr(model, "inference", None), "mode", "whole") == "slide"
+        fixed = None if slides else next((view.image_size for view in model.views if view.image_size), None)
+        divisor = max(model.plan.anchors[-1].reductions)
+        pairs.transform = EvaluationTransform(config.short_side, divisor, fixed, tensors)
+        return pairs
+    if not augment:
+        config = replace(config, scale_range=(1.0, 1.0), hflip=0.0, color_jitter=0.0)
+    size = config.crop_size or model.image_size
+    pairs.transform = TrainingTransform(config, (size[0], size[1]), pairs.none, tensors)
+    return pairs
 
 
 def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:

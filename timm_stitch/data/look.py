@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import IterableDataset
@@ -22,6 +23,7 @@ from .dataset import open_dataset
 from .folders import digest_files, find_folder_problems
 from .images import ImageError, Images
 from .loader import count_images
+from .pairs import PairedImages, has_pairs, pair_files
 
 SHOWN = 20  # file names in a report
 SECONDS = 20.0  # to inspect a split before training
@@ -54,27 +56,29 @@ class SplitReport(_SplitContent, _FolderReport, total=False):
     sizes: dict[str, int]
     modes: dict[str, int]
     transparent: int
+    labels: dict[str, float]
 
 
-def inspect_before_training(config: DataConfig, validation: bool, bar: tqdm[Any]) -> None:
+def inspect_before_training(config: DataConfig, validation: bool, bar: tqdm[Any], classes: int | None = None) -> None:
     """Inspect the images of a run before its first step: print a summary of each split, and warn of problems.
 
     Args:
         config: the configuration of the images.
         validation: whether to inspect the validation split too.
         bar: the bar above which the summaries are written, if it is shown.
+        classes: the number of classes of the network, in whose range the labels of masks must be.
 
     Raises:
         ValueError: if some images cannot be read.
     """
-    splits = [inspect_split(config, training=True, seconds=SECONDS)]
+    splits = [inspect_split(config, True, SECONDS, classes)]
     if "read" not in splits[0]:
         if not bar.disable:
             count = f"{config.train_split}: {splits[0]['images']:,} images"
             bar.write(f"{count} as a stream, read as they come: timm-stitch check reads them all.", file=sys.stderr)
         return
     if validation:
-        splits.append(inspect_split(config, training=False, seconds=SECONDS))
+        splits.append(inspect_split(config, False, SECONDS, classes))
     for split in splits if not bar.disable else ():
         bar.write(summary(split), file=sys.stderr)
     for warning in find_warnings(splits):
@@ -82,24 +86,30 @@ def inspect_before_training(config: DataConfig, validation: bool, bar: tqdm[Any]
     check_unreadable(splits)
 
 
-def inspect_split(config: DataConfig, training: bool, seconds: float = math.inf) -> SplitReport:
+def inspect_split(
+    config: DataConfig, training: bool, seconds: float = math.inf, classes: int | None = None
+) -> SplitReport:
     """Inspect a split by reading its images.
 
     Args:
         config: the configuration of the images.
         training: whether to inspect the training split instead of the validation split.
         seconds: the seconds after which to stop; images from all over the split are read first.
+        classes: the number of classes that the labels of masks are compared with; default none.
 
     Returns:
         `split`, `images` (their number) and `classes` (their names, or labels). For images with random access also
         `read` (the number read), `unreadable` (the error of each), `passed_over` (the number of skipped files of a
         folder, by suffix), `folders` (a sentence on each problem of its folders), `files` (a digest of which files
         these are), `sizes` and `modes` (the number of images of each), and `transparent` (the number of images
-        with transparent parts). For evaluation images in a stream also `read`, `missing` and `sizes`.
+        with transparent parts). For evaluation images in a stream also `read`, `missing` and `sizes`. For masks
+        `labels` has the share in per cent of each label's pixels.
 
     Raises:
         OSError, ValueError: if there is no such split, or its reader cannot read it.
     """
+    if has_pairs(config):
+        return _inspect_pairs(config, training, seconds, classes)
     data = open_dataset(config, training)
     name = config.train_split if training else config.val_split
     split: SplitReport = {"split": name, "images": count_images(data, 1), "classes": class_names(data)}
@@ -136,7 +146,8 @@ def inspect_split(config: DataConfig, training: bool, seconds: float = math.inf)
 
 def summary(split: SplitReport) -> str:
     """Summarise a split in one line."""
-    parts = [f"{split['split']}: {split['images']:,} images of {len(split['classes'])} classes"]
+    content = f"of {len(split['classes'])} classes" if split["classes"] else "with depth"
+    parts = [f"{split['split']}: {split['images']:,} images {content}"]
     if split.get("read", split["images"]) < split["images"]:
         parts.append(f"of which {split['read']:,} were read")
     for what, values in (("sizes", split.get("sizes", {})), ("modes", split.get("modes", {}))):
@@ -154,7 +165,9 @@ def check_unreadable(splits: Iterable[SplitReport]) -> None:
     """
     bad = sum(len(split.get("unreadable", ())) + split.get("missing", 0) for split in splits)
     if bad:
-        raise ValueError(f"{bad} images cannot be read: replace or remove them.")
+        paired = any("labels" in split for split in splits)
+        what = "images or their labels cannot be used: correct" if paired else "images cannot be read: replace"
+        raise ValueError(f"{bad} {what} or remove them.")
 
 
 def _inspect_stream(data: Iterable[Any], split: SplitReport) -> SplitReport:
@@ -171,6 +184,69 @@ def _inspect_stream(data: Iterable[Any], split: SplitReport) -> SplitReport:
         "missing": max(split["images"] - sizes.total(), 0),
         "sizes": dict(sizes.most_common()),
     }
+
+
+def _inspect_pairs(config: DataConfig, training: bool, seconds: float, classes: int | None) -> SplitReport:
+    """Inspect images with masks or depths: missing pairs, sizes, labels out of range, images without any label."""
+    folder = pair_files(config, training)
+    data = PairedImages(folder, config, classes)
+    unreadable: list[str] = []
+    sizes: Counter[str] = Counter()
+    pixels: Counter[int] = Counter()
+    empty: list[str] = []
+    until, read = time.monotonic() + seconds, 0
+    for index in _spread(len(data)):
+        if time.monotonic() > until:
+            break
+        read += 1
+        try:
+            image, labels = data.pair(index)
+        except ImageError as error:
+            unreadable.append(str(error))
+            continue
+        sizes["x".join(map(str, image.size))] += 1
+        if folder.kind == "depth":
+            has_any = bool(labels.any())
+        else:
+            values, counts = np.unique(labels, return_counts=True)
+            pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+            has_any = bool((values != data.ignored).any())
+        if not has_any:
+            empty.append(folder.pairs[index].label)
+    seen, total = sorted(pixels), sum(pixels.values())
+    return {
+        "split": config.train_split if training else config.val_split,
+        "images": len(data),
+        "classes": [str(label) for label in seen if label != data.ignored],
+        "read": read,
+        "unreadable": unreadable,
+        "sizes": dict(sizes.most_common()),
+        "modes": {},
+        "transparent": 0,
+        "passed_over": dict(Counter(Path(file).suffix.lower() or "no ending" for file in folder.skipped).most_common()),
+        "labels": {str(label): round(100 * pixels[label] / total, 3) for label in seen},
+        "files": digest_files([pair.image for pair in folder.pairs]),
+        "folders": _pair_problems(folder.alone, empty, [label for label in seen if label != data.ignored]),
+    }
+
+
+def _pair_problems(alone: list[str], empty: list[str], labels: list[int]) -> list[str]:
+    """Describe the problems of pairs, a sentence each."""
+    problems = []
+    if alone:
+        problems.append(
+            f"{len(alone)} files have no pair and are left out (e.g. {alone[0]!r}): give an image and its labels one "
+            "name."
+        )
+    if empty:
+        problems.append(f"{len(empty)} images have no label that counts (e.g. {empty[0]!r}): nothing is learned there.")
+    large = [label for label in labels if label > 254]
+    if large:
+        problems.append(
+            f"labels above 254 ({', '.join(map(str, large[:SHOWN]))}) are unlike class numbers: if they mark pixels "
+            "that do not count, set ignore_label."
+        )
+    return problems
 
 
 def _spread(count: int) -> Iterable[int]:

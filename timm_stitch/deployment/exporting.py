@@ -24,6 +24,7 @@ from ..families.registry import require
 from ..families.timm_models.network import SNNet
 from ..files import whole_folder
 from ..plan.frontier import pareto_frontier
+from ..plan.metrics import main_score
 from .class_names import class_names
 from .formats import executorch_file, litert_file, onnx_files, program_files, web_folder
 from .formats.job import Batch, Format, Job, Location, Run
@@ -170,7 +171,8 @@ def _ids(model: SNNet, stitch_ids: int | Sequence[int] | None, format: str) -> l
 def _frontier(model: SNNet) -> list[int]:
     """Find the stitches that no cheaper one matches."""
     model.results.check()
-    known = [row for row in model.stitch_table() if row.get("top1") is not None]
+    table = model.stitch_table()
+    known = [row for row in table if row.get(main_score(table)) is not None]
     if not known:
         raise ValueError(
             "the accuracy of no stitch is known, so there is no frontier: evaluate the network, or give stitch_ids."

@@ -23,7 +23,7 @@ from ..network.weights import fingerprint
 from ..plan.prefix_sharing import schedule
 from ..plan.results import Rows, read_rows, write_rows
 from ..progress import progress_bar
-from .scores import split_targets, sum_scores
+from .scores import Scores, split_targets
 
 
 @torch.inference_mode()
@@ -37,7 +37,7 @@ def evaluate(
     passes: int = 1,
     progress: bool = False,
 ) -> Rows:
-    """Measure the accuracy and loss of stitches on labelled images or texts.
+    """Measure the accuracy, or the metrics of another task, and the loss of stitches on labelled images or texts.
 
     Several processes share the images, and each gets the rows of all images, with exact counts.
 
@@ -45,9 +45,10 @@ def evaluate(
         model: the network; it is evaluated in eval mode, on its own device.
         loader: batches of (images (B, C, H, W), labels (B,)), or mappings of tensors with `labels` from a tokenizer and
             a collator (causal language models need no labels: the text is the target). Labels are class numbers;
-            one-hot labels (B, classes) of images count as such. Each of several processes passes the same loader. A
-            `DataLoader` over a whole dataset, also one prepared by Accelerate, is shared image by image; any other is
-            shared batch by batch and must have the same order everywhere.
+            one-hot labels (B, classes) of images count as such. Dense networks take masks of class numbers (B, H, W),
+            where 255 does not count, or depths in metres (B, H, W), where 0 is none. Each of several processes passes
+            the same loader. A `DataLoader` over a whole dataset, also one prepared by Accelerate, is shared image by
+            image; any other is shared batch by batch and must have the same order everywhere.
         stitch_ids: the stitches; default all.
         results: a JSON-lines file that keeps the rows. Rows of these weights (by their fingerprint, with as many images
             and the same `data`) are read from it instead of measured, and each pass adds its rows.
@@ -61,7 +62,8 @@ def evaluate(
         One row per stitch in id order: `stitch_id`, `name`, `top1` and `top5` in per cent, `loss` (mean
         cross-entropy), `images`, `macs`, `params`, `device`, `weights` (the fingerprint), and `data`. Rows of
         texts have `texts` instead of `images`, and `length`, the tokens for which macs are counted; token classifiers
-        add `tokens`, language models `perplexity`. Padding and labels of -100 are left out.
+        add `tokens`, language models `perplexity`. Padding and labels of -100 are left out. Instead of `top1` and
+        `top5`, segmentation has `miou`, `aacc` and `macc`, and depth `abs_rel`, `delta1`, `rmse` and `silog`.
 
     Raises:
         ValueError: if an id is not in the plan, there are no images, passes is not positive, or the labels are not
@@ -114,30 +116,29 @@ def _run_pass(
 ) -> Rows:
     """Measure the rows of these stitches in one pass over the images."""
     device = next(model.parameters()).device
+    scores = Scores(model)
     # One row of scores per stitch; the last row counts the inputs.
-    sums = torch.zeros(len(ids) + 1, 4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    sums = torch.zeros(len(ids) + 1, scores.size, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     number = {stitch_id: i for i, stitch_id in enumerate(ids)}
     with evaluating(model):
         for item in progress_bar(items, desc="evaluate", unit="batch", progress=progress):
             inputs, targets = split_targets(model, Batch.of(item).to(device))
             sums[-1] += len(targets.labels)
-            for stitch_id, output in model.forward_each(inputs, ids):
-                sums[number[stitch_id]] += sum_scores(output, targets).to(sums)
-    *scores, (num_samples, *_) = summed(sums).tolist()
-    if not scores[0][3]:
-        raise ValueError("there is nothing to evaluate on: the loader gave no images with labels that count.")
+            for stitch_id, output in model.predict_each(inputs, ids):
+                sums[number[stitch_id]] += scores.sum(output, targets).to(sums)
+    *totals, last = summed(sums).cpu()
     costs = model.costs()
     rows = []
-    for stitch_id, (top1, top5, loss, count) in zip(ids, scores, strict=True):
+    for stitch_id, total in zip(ids, totals, strict=True):
+        metrics = scores.row(total, int(last[0]))
+        if metrics is None:
+            raise ValueError("there is nothing to evaluate on: the loader gave no images with labels that count.")
         cost = costs.cost(model.plan[stitch_id])
         rows.append(
             {
                 "stitch_id": stitch_id,
                 "name": model.plan[stitch_id].name,
-                "top1": 100 * (top1 / count),
-                "top5": 100 * (top5 / count),
-                "loss": loss / count,
-                **model.extra_metrics(int(num_samples), int(count), loss / count),
+                **metrics,
                 "macs": cost.macs,
                 "params": cost.params,
                 "device": device.type,

@@ -13,44 +13,54 @@ from pathlib import Path
 
 from ..files import PathLike, whole_file
 from ..plan.frontier import pareto_frontier
+from ..plan.metrics import main_score, metric_of
 from ..plan.results import Row
 
-_COLUMNS = ("stitch_id", "name", "macs", "params", "top1", "latency_ms")
+_COLUMNS = ("stitch_id", "name", "macs", "params", "latency_ms")
 _SEGMENT = re.compile(r"(.+)\[(\d+):(\d+)\]$")
 
 
-def write_curve_page(rows: Iterable[Row], path: PathLike, *, title: str = "") -> Path:
-    """Write accuracy against macs as an interactive page.
+def write_curve_page(rows: Iterable[Row], path: PathLike, *, title: str = "", score: str | None = None) -> Path:
+    """Write accuracy, or another score, against macs as an interactive page.
 
     Args:
-        rows: the rows of the stitches, with `macs`, `top1` and `name`.
+        rows: the rows of the stitches, with `macs`, the score and `name`.
         path: the path of the HTML file.
         title: the title of the page.
+        score: the key of the score; default the first that a row has of `top1`, `miou`, `delta1` and other metrics.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: if a row lacks `macs` or `top1`.
+        ValueError: if a row lacks `macs` or the score.
     """
-    page = curve_page(rows, title)
+    page = curve_page(rows, title, score)
     with whole_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Path(path)
 
 
-def curve_page(rows: Iterable[Row], title: str = "") -> str:
+def curve_page(rows: Iterable[Row], title: str = "", score: str | None = None) -> str:
     """Make the page that `write_curve_page` writes, as text."""
     rows = sorted(rows, key=lambda row: float(row.get("macs", 0)))
-    frontier = {row["stitch_id"] for row in pareto_frontier(rows)}
+    score = score or main_score(rows)
+    metric = metric_of(score)
+    frontier = {row["stitch_id"] for row in pareto_frontier(rows, score=score)}
     data = [
         {key: row[key] for key in _COLUMNS if row.get(key) is not None}
-        | {"frontier": row["stitch_id"] in frontier, "path": path_of(str(row.get("name", "")))}
+        | {"score": row[score], "frontier": row["stitch_id"] in frontier, "path": path_of(str(row.get("name", "")))}
         for row in rows
     ]
     title = title or "Accuracy against cost"
-    values = {"TITLE": escape(title), "ROWS": json.dumps(data).replace("<", "\\u003c")}
-    return re.sub("TITLE|ROWS", lambda mark: values[mark[0]], _TEMPLATE)
+    words = metric.words[:1].upper() + metric.words[1:]
+    values = {
+        "TITLE": escape(title),
+        "SCORE": escape(words.removesuffix(", %")),
+        "METRIC": _script({"words": metric.words, "unit": " %" if metric.percent else "", "digits": metric.digits}),
+        "ROWS": _script(data),
+    }
+    return re.sub("TITLE|SCORE|METRIC|ROWS", lambda mark: values[mark[0]], _TEMPLATE)
 
 
 def path_of(name: str) -> list[tuple[str, int, int]]:
@@ -68,6 +78,11 @@ def path_of(name: str) -> list[tuple[str, int, int]]:
         match = _SEGMENT.match(part)
         segments.append((match[1], int(match[2]), int(match[3])) if match else (part, 0, -1))
     return segments
+
+
+def _script(value: object) -> str:
+    """Write a value into the page's script."""
+    return json.dumps(value).replace("<", "\\u003c")
 
 
 _TEMPLATE = (Path(__file__).parent / "curve_page.html").read_text(encoding="utf-8")

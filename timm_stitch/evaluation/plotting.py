@@ -1,4 +1,4 @@
-"""Plots of accuracy against multiply-adds of every stitch, with anchors and frontier, for a file or a web page.
+"""Plots of a score against multiply-adds of every stitch, with anchors and frontier, for a file or a web page.
 
 Needs matplotlib (`pip install timm_stitch[plot]`).
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..files import PathLike, whole_file
 from ..plan.frontier import pareto_frontier
+from ..plan.metrics import main_score, metric_of
 from ..plan.results import Row
 
 if TYPE_CHECKING:
@@ -24,21 +25,23 @@ def plot_curve(
     *,
     title: str = "",
     others: Mapping[str, Iterable[Row]] | None = None,
+    score: str | None = None,
 ) -> Path:
-    """Draw accuracy against macs to a file.
+    """Draw accuracy, or another score, against macs to a file.
 
     Args:
-        rows: the rows of the stitches, with `macs`, `top1` and `name` (an anchor's name has no brackets).
+        rows: the rows of the stitches, with `macs`, the score and `name` (an anchor's name has no brackets).
         path: the path of the file, whose suffix chooses the format.
         title: the title of the plot.
         others: further rows to draw faintly for comparison, by label.
+        score: the key of the score; default the first that a row has of `top1`, `miou`, `delta1` and other metrics.
 
     Returns:
         The path of the file.
 
     Raises:
         ImportError: if matplotlib is missing.
-        ValueError: if a row lacks `macs` or `top1`.
+        ValueError: if a row lacks `macs` or the score.
 
     Examples:
         >>> import tempfile, timm_stitch
@@ -46,7 +49,8 @@ def plot_curve(
         >>> timm_stitch.plot_curve(rows, tempfile.mkdtemp() + "/curve.png").name
         'curve.png'
     """
-    figure, _ = _figure(list(rows), title, others or {})
+    rows = list(rows)
+    figure, _ = _figure(rows, title, others or {}, score or main_score(rows))
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=150)
     return Path(path)
@@ -63,9 +67,11 @@ def curve_svg(rows: Iterable[Row]) -> tuple[str, Callable[[Row], tuple[float, fl
 
     Raises:
         ImportError: if matplotlib is missing.
-        ValueError: if a row lacks `macs` or `top1`.
+        ValueError: if a row lacks `macs` or the score.
     """
-    figure, scale = _figure(list(rows), "", {})
+    rows = list(rows)
+    score = main_score(rows)
+    figure, scale = _figure(rows, "", {}, score)
     import matplotlib
 
     text = io.StringIO()
@@ -75,20 +81,20 @@ def curve_svg(rows: Iterable[Row]) -> tuple[str, Callable[[Row], tuple[float, fl
     axes, (width, height) = figure.axes[0], figure.get_size_inches() * 72  # in points, the units of the drawing
 
     def place(row: Row) -> tuple[float, float]:
-        x, y = figure.transFigure.inverted().transform(axes.transData.transform((row["macs"] / scale, row["top1"])))
+        x, y = figure.transFigure.inverted().transform(axes.transData.transform((row["macs"] / scale, row[score])))
         return float(x * width), float((1 - y) * height)
 
     return svg[svg.index("<svg") :], place
 
 
-def _figure(rows: list[Row], title: str, others: Mapping[str, Iterable[Row]]) -> tuple[Figure, float]:
+def _figure(rows: list[Row], title: str, others: Mapping[str, Iterable[Row]], score: str) -> tuple[Figure, float]:
     """Draw the curve as a matplotlib figure; returns also the number of macs per unit of its axis."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("drawing needs matplotlib: pip install 'timm_stitch[plot]'.") from error
-    frontier = pareto_frontier(rows)
+    frontier, metric = pareto_frontier(rows, score=score), metric_of(score)
     unit, scale = ("GMACs", 1e9) if max(row["macs"] for row in rows) > 1e9 else ("MMACs", 1e6)
     anchors = [row for row in rows if "[" not in row.get("name", "[")]
     figure = Figure(figsize=(7, 4.4), layout="constrained")
@@ -96,26 +102,27 @@ def _figure(rows: list[Row], title: str, others: Mapping[str, Iterable[Row]]) ->
     axes = figure.add_subplot()
     for label, more in others.items():
         more = list(more)
-        axes.scatter([r["macs"] / scale for r in more], [r["top1"] for r in more], s=16, alpha=0.5, label=label)
-    axes.scatter([r["macs"] / scale for r in rows], [r["top1"] for r in rows], s=22, c="#7a8fb8", label="stitches")
+        axes.scatter([r["macs"] / scale for r in more], [r[score] for r in more], s=16, alpha=0.5, label=label)
+    axes.scatter([r["macs"] / scale for r in rows], [r[score] for r in rows], s=22, c="#7a8fb8", label="stitches")
     axes.step(
         [r["macs"] / scale for r in frontier],
-        [r["top1"] for r in frontier],
+        [r[score] for r in frontier],
         where="post",
         c="#2b4c9b",
         label="frontier",
     )
     axes.scatter(
-        [r["macs"] / scale for r in anchors], [r["top1"] for r in anchors], s=120, marker="*", c="#d1495b",
+        [r["macs"] / scale for r in anchors], [r[score] for r in anchors], s=120, marker="*", c="#d1495b",
         zorder=3, label="anchors",
     )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
     axes.set_xlabel(f"cost of one image, {unit} (log scale)")
-    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_ylabel(metric.words)
     axes.set_title(title, parse_math=False)  # a name with dollars is no formula
     axes.grid(alpha=0.3, which="both")
-    for text in axes.legend(loc="lower right").get_texts():  # rising curves leave room there
+    # Rising curves leave room at the bottom, falling ones at the top.
+    for text in axes.legend(loc="lower right" if metric.higher_is_better else "upper right").get_texts():
         text.set_parse_math(False)
     return figure, scale

@@ -12,6 +12,7 @@ from ..anchors.view import Inputs, Output
 from ..data.batches import Batch
 from ..families.transformers_models.inputs import IGNORED
 from ..network.stitchable import StitchableNetwork, logits_of
+from ..plan.results import Row
 
 _SPAN = ("start_positions", "end_positions")
 _OTHER_TASKS = {"regression": "regression", "multi_label_classification": "multi-label classification"}
@@ -22,7 +23,7 @@ class Targets(NamedTuple):
 
     Args:
         labels: class numbers (B,) or (B, L), where `IGNORED` labels do not count, or mixed targets (B, classes);
-            for question answering the starts and ends of answers (B, 2).
+            for question answering the starts and ends of answers (B, 2); masks or depths (B, H, W).
         shifts_labels: whether a position predicts the next one, as in causal language models.
         are_spans: whether the labels are the starts and ends of answers.
     """
@@ -30,6 +31,40 @@ class Targets(NamedTuple):
     labels: Tensor
     shifts_labels: bool = False
     are_spans: bool = False
+
+
+class Scores:
+    """The scores of a network: the sums of a batch, and the metrics of a row.
+
+    Args:
+        model: the network, whose `objective` they are; without one those of classification.
+    """
+
+    def __init__(self, model: StitchableNetwork) -> None:
+        self.model, self.objective = model, model.objective
+        self.size = 4 if self.objective is None else self.objective.size
+
+    def sum(self, output: Output, targets: Targets) -> Tensor:
+        """Sum over a batch all that a row needs."""
+        if self.objective is None:
+            return sum_scores(output, targets)
+        return self.objective.sum_scores(output, targets.labels)
+
+    def row(self, sums: Tensor, num_samples: int) -> Row | None:
+        """Compute the metrics of a row; None if no label counted.
+
+        Args:
+            sums: the sums of all batches.
+            num_samples: the number of images or texts.
+        """
+        if self.objective is not None:
+            metrics = self.objective.row(sums)
+            return None if metrics is None else {**metrics, "images": num_samples}
+        top1, top5, loss, count = sums.tolist()
+        if not count:
+            return None
+        row = {"top1": 100 * (top1 / count), "top5": 100 * (top5 / count), "loss": loss / count}
+        return {**row, **self.model.extra_metrics(num_samples, int(count), loss / count)}
 
 
 def split_targets(model: StitchableNetwork, batch: Batch) -> tuple[Inputs, Targets]:
@@ -47,6 +82,8 @@ def split_targets(model: StitchableNetwork, batch: Batch) -> tuple[Inputs, Targe
         ValueError: if there are no labels, or they are not those of a classification with one class each.
     """
     inputs, labels = batch
+    if model.objective is not None:
+        return inputs, Targets(model.objective.check_targets(labels))
     if not isinstance(inputs, Tensor):
         _check_task(model, labels)
         if labels is None and all(name in inputs for name in _SPAN):

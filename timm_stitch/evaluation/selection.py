@@ -19,7 +19,7 @@ def select(
     latency_ms: float | None = None,
     memory_mb: float | None = None,
     batch_size: int | None = None,
-    score: str = "top1",
+    score: str | None = None,
 ) -> int:
     """Select the best stitch within all budgets, which need not be the nearest in cost.
 
@@ -34,7 +34,8 @@ def select(
         memory_mb: the limit of memory in MB, as measured by `profile`.
         batch_size: the number of images in the call that `latency_ms` limits, one of the measured batch sizes;
             default that of each row's own `latency_ms`.
-        score: the key of the score to maximise.
+        score: the key of the score, in the direction that is better for it (`abs_rel` is minimised); default the
+            first that a row has of `top1`, `miou`, `delta1` and the other metrics.
 
     Returns:
         The stitch_id.

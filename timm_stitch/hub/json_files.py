@@ -21,6 +21,7 @@ from ..families.saved_files import read_json
 from ..files import PathLike
 from ..network.stitchable import StitchableNetwork
 from ..plan.bounds import JsonObject
+from ..plan.metrics import metric_of
 from ..plan.results import SavedResults, measured
 from ..plan.stitch_plan import StitchPlan
 from .errors import is_repo_id
@@ -150,7 +151,7 @@ def is_plain(key: str, value: object) -> bool:
         return isinstance(value, (int, float)) and 0 < value < 1e18
     if isinstance(value, str):
         return len(value) <= 1024
-    if key in ("top1", "top5") and value is not None:
+    if metric_of(key).percent and value is not None:
         return isinstance(value, (int, float)) and 0 <= value <= 100
     return value is None or (isinstance(value, (bool, int, float)) and abs(value) < 1e18)
 

@@ -20,6 +20,7 @@ from ..families.registry import family_of_config
 from ..plan.bounds import JsonObject
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
+from ..plan.metrics import main_score, metric_of
 from ..plan.results import Row
 from ..plan.stitch_plan import StitchPlan
 from .card_files import card_file
@@ -27,6 +28,7 @@ from .errors import is_repo_id
 
 TAG = "stitchable-neural-networks"  # by which networks are found on the Hub
 TAGS = ("image-classification", "timm", "transformers", TAG)
+_HUB_METRICS = {"top1": "accuracy", "miou": "mean_iou"}  # the Hub's names, where they differ
 _BLOCK = r"<!-- timm_stitch {name}:.*?<!-- end of timm_stitch {name} -->"
 _PLAIN = re.compile(r"(?:[\w ,./%()+=#-]|\[\d+:\d+\](?!\())*")  # names of stitches among them
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -76,8 +78,10 @@ def render_card(
     return merge(existing, text) if existing else text
 
 
-def _evaluated(stitches: JsonObject) -> list[Row]:
-    return [row for row in stitches["stitches"] if row.get("top1") is not None]
+def _evaluated(stitches: JsonObject) -> tuple[list[Row], str]:
+    """Select the rows that have the main score; returns also its key."""
+    score = main_score(stitches["stitches"])
+    return [row for row in stitches["stitches"] if row.get(score) is not None], score
 
 
 def _anchor_rows(plan: StitchPlan, rows: Sequence[Row]) -> list[Row]:
@@ -94,8 +98,8 @@ def _front_matter(
     license: str | None,
 ) -> str:
     """Make the front matter that the Hub reads, as YAML."""
-    rows = _evaluated(stitches)
-    shown = {row["stitch_id"] for row in [*pareto_frontier(rows), *_anchor_rows(plan, rows)]}
+    rows, score = _evaluated(stitches)
+    shown = {row["stitch_id"] for row in [*pareto_frontier(rows, score=score), *_anchor_rows(plan, rows)]}
     family = family_of_config(config).card(config)
     pipeline = family.pipeline
     return ModelCardData(
@@ -106,19 +110,22 @@ def _front_matter(
         datasets=sorted({str(row["dataset"]) for row in rows if row.get("dataset")}) or None,
         base_model=list(base_models) or None,
         model_name=name,
-        eval_results=_eval_results(rows, shown, pipeline) or None,
+        eval_results=_eval_results(rows, shown, pipeline, score) or None,
     ).to_yaml()
 
 
 def _result_fields(plan: StitchPlan, stitches: JsonObject) -> JsonObject:
-    """Make the template's fields for accuracies: their source, the frontier, and an example from its middle."""
-    rows = _evaluated(stitches)
-    frontier = pareto_frontier(rows)
+    """Make the template's fields for the scores: their source, the frontier, and an example from its middle."""
+    rows, score = _evaluated(stitches)
+    frontier, metric = pareto_frontier(rows, score=score), metric_of(score)
     example = frontier[len(frontier) // 2] if frontier else {"stitch_id": plan.stitches[len(plan) // 2].stitch_id}
     source = [stitches[key] for key in ("source", "caveat", "note") if stitches.get(key)]
     return {
         "published": bool(source),
         "rows": rows,
+        "score": score,
+        "score_words": metric.words,
+        "score_format": f"%.{metric.digits}f",
         "evaluated": len(rows),
         "frontier": frontier,
         "anchors_alone": _anchor_rows(plan, rows),
@@ -134,7 +141,7 @@ def _network_fields(plan: StitchPlan, stitches: JsonObject, config: JsonObject) 
     family = family_of_config(config).card(config)
     return {
         "family": family,
-        "score": family.score,
+        "accuracy": f"{family.score}, %",
         "length": next((row["length"] for row in stitches["stitches"] if row.get("length")), None),
         "generates": family.pipeline == "text-generation",
         "architecture": config["architecture"],
@@ -198,8 +205,8 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
     return front, card[match.end() :]
 
 
-def _eval_results(rows: Sequence[Row], ids: set[int], task: str) -> list[EvalResult]:
-    """List the top-1 accuracies of frontier and anchors for the front matter; each needs the name of a dataset."""
+def _eval_results(rows: Sequence[Row], ids: set[int], task: str, score: str) -> list[EvalResult]:
+    """List the scores of frontier and anchors for the front matter; each needs the name of a dataset."""
     return [
         EvalResult(
             task_type=task,
@@ -207,9 +214,9 @@ def _eval_results(rows: Sequence[Row], ids: set[int], task: str) -> list[EvalRes
             dataset_name=str(row["dataset"]),
             dataset_split=row.get("split"),
             dataset_revision=row.get("revision"),
-            metric_type="accuracy",
-            metric_name="top-1 accuracy, %",
-            metric_value=round(row["top1"], 3),
+            metric_type=_HUB_METRICS.get(score, score),
+            metric_name=metric_of(score).words,
+            metric_value=round(row[score], metric_of(score).digits + 1),
             metric_config=f"stitch_id={row['stitch_id']}",
         )
         for row in rows

@@ -18,6 +18,7 @@ from ..families.registry import family_of
 from ..files import PathLike, atomic_files, require_name
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cache_fingerprint, fingerprint, kept_state, sum_tensors
+from ..plan.metrics import main_score
 from ..plan.results import Results, Row, Rows
 from .json_files import is_plain, plain_training, sum_json, sum_network
 from .model_card import render_card
@@ -137,11 +138,12 @@ def _rows(
 
 def _draw(rows: Rows, path: Path, title: str) -> bool:
     """Draw the curve of the rows that have an accuracy; warn if matplotlib is missing."""
-    evaluated = [row for row in rows if row.get("top1") is not None]
+    score = main_score(rows)
+    evaluated = [row for row in rows if row.get(score) is not None]
     if not evaluated:
         return False
     try:
-        plot_curve(evaluated, path, title=title)
+        plot_curve(evaluated, path, title=title, score=score)
     except ImportError as error:
         _logger.warning("the card has no picture of the curve: %s", error)
         return False

@@ -27,6 +27,7 @@ from .crossing import Join, uses_back_prefix_tokens
 from .executor import Executor
 from .extraction import by_number, extract
 from .layers import LowRankStitchingLayer, make_layer
+from .objective import Objective
 from .results import NetworkResults
 from .structure import structure_version
 
@@ -66,6 +67,7 @@ class StitchableNetwork(nn.Module):
     _executor_class: type[Executor] = Executor
     stitch_id: int
     grad_checkpointing: bool = False
+    objective: Objective | None = None  # None: it classifies
     _measured: Results
     _measured_structure: bytes | None = None
     published: PublishedCount | None
@@ -256,6 +258,10 @@ class StitchableNetwork(nn.Module):
         ids = stitch_ids.tolist() if isinstance(stitch_ids, Tensor) else stitch_ids
         runs = self._schedule(None if ids is None else tuple(ids))
         yield from self.executor.each(runs, self.prepare_inputs(x, [run.stitch for run in runs]), self._notify)
+
+    def predict_each(self, x: Any, stitch_ids: Sequence[int] | None = None) -> Iterator[tuple[int, Any]]:
+        """Run many stitches on one batch as `evaluate` does; as `forward_each`, unless a network predicts otherwise."""
+        return self.forward_each(x, stitch_ids)
 
     def _schedule(self, stitch_ids: tuple[int, ...] | None) -> list[ScheduledRun]:
         """Order stitches so that they share most work; cached by choice of ids."""

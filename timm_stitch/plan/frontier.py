@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from .metrics import main_score, metric_of
 from .timings import Row, at_batch_size
 
 
-def pareto_frontier(rows: Iterable[Row], cost: str = "macs", score: str = "top1") -> list[Row]:
+def pareto_frontier(rows: Iterable[Row], cost: str = "macs", score: str | None = None) -> list[Row]:
     """Select the rows that no other row beats at its cost.
 
     Args:
-        rows: dicts that hold `cost` (less is better) and `score` (more is better), from `evaluate` or `stitch_table`.
+        rows: dicts that hold `cost` (less is better) and `score`, from `evaluate` or `stitch_table`.
         cost: the key of the cost.
-        score: the key of the score.
+        score: the key of the score, in the direction that is better for it (`abs_rel` is minimised); default the
+            first that a row has of `top1`, `miou`, `delta1` and the other metrics.
 
     Returns:
         The rows for which no other is at least as good in both and better in one, cheapest first. Of rows that are
@@ -29,27 +31,28 @@ def pareto_frontier(rows: Iterable[Row], cost: str = "macs", score: str = "top1"
         [{'macs': 2, 'top1': 75.0}, {'macs': 4, 'top1': 81.0}]
     """
     rows = list(rows)
+    score = score or main_score(rows)
     for row in rows:
         _check_number(row, cost)
         _check_number(row, score)
-    best = -math.inf
+    metric, best = metric_of(score), -math.inf
     frontier = []
-    for row in sorted(rows, key=lambda row: (row[cost], -row[score])):
-        if row[score] > best:
-            best = row[score]
+    for row in sorted(rows, key=lambda row: (row[cost], -metric.gain(row[score]))):
+        if metric.gain(row[score]) > best:
+            best = metric.gain(row[score])
             frontier.append(row)
     return frontier
 
 
 def best_within(
-    rows: Iterable[Row], budgets: Mapping[str, float], score: str = "top1", batch_size: int | None = None
+    rows: Iterable[Row], budgets: Mapping[str, float], score: str | None = None, batch_size: int | None = None
 ) -> Row:
-    """Find the row of highest score within all budgets; of equal scores the cheapest.
+    """Find the row of the best score within all budgets; of equal scores the cheapest.
 
     Args:
         rows: dicts that hold `score` and every budgeted quantity.
         budgets: the limits by quantity, e.g. `{"macs": 3e9}`; at least one.
-        score: the key of the score.
+        score: the key of the score, as in `pareto_frontier`.
         batch_size: the number of images in the call that `latency_ms` limits; default that of each row's own figure.
 
     Raises:
@@ -67,29 +70,35 @@ def best_within(
             raise ValueError(f"{name} must be positive, got {limit!r}.")
         for row in rows:
             _check_number(row, name)
+    score = score or main_score(rows)
     for row in rows:
         _check_number(row, score)
     fitting = [row for row in rows if all(row[name] <= limit for name, limit in budgets.items())]
     if not fitting:
         least = {name: min(row[name] for row in rows) for name in budgets}
         raise ValueError(f"no stitch fits {dict(budgets)}: the smallest values, each by itself, are {least}.")
-    return max(fitting, key=lambda row: (row[score], *(-row[name] for name in budgets)))
+    metric = metric_of(score)
+    return max(fitting, key=lambda row: (metric.gain(row[score]), *(-row[name] for name in budgets)))
 
 
-def with_score(rows: Iterable[Row], score: str = "top1") -> list[Row]:
+def with_score(rows: Iterable[Row], score: str | None = None) -> list[Row]:
     """Select the rows whose score is known.
 
-    If no row has a `top1`, the accuracy that the authors published (`published_top1`) takes its place.
+    If no row has it, the figure that the authors published (`published_top1`, `published_miou`) takes its place.
+
+    Args:
+        rows: the rows.
+        score: the key of the score, as in `pareto_frontier`.
     """
     rows = list(rows)
+    score = score or main_score(rows)
     known = [row for row in rows if row.get(score) is not None]
-    if known or score != "top1":
-        return known
-    return [{**row, score: row["published_top1"]} for row in rows if row.get("published_top1") is not None]
+    published = f"published_{score}"
+    return known or [{**row, score: row[published]} for row in rows if row.get(published) is not None]
 
 
 def best_known(
-    rows: Iterable[Row], budgets: Mapping[str, float | None], score: str = "top1", batch_size: int | None = None
+    rows: Iterable[Row], budgets: Mapping[str, float | None], score: str | None = None, batch_size: int | None = None
 ) -> Row:
     """Find the best row within budgets among those whose score is known.
 
@@ -101,6 +110,8 @@ def best_known(
     Raises:
         ValueError: if there is no budget, no row fits, or a score or quantity is unknown.
     """
+    rows = list(rows)
+    score = score or main_score(rows)
     known = with_score(rows, score)
     if not known:
         raise ValueError(
@@ -111,7 +122,7 @@ def best_known(
     return best_within(known, limits, score, batch_size)
 
 
-def frontier_area(rows: Iterable[Row], low: float, high: float, cost: str = "macs", score: str = "top1") -> float:
+def frontier_area(rows: Iterable[Row], low: float, high: float, cost: str = "macs", score: str | None = None) -> float:
     """Summarise a curve by one figure: the best score at or below a cost, averaged over the log of the cost.
 
     Args:
@@ -121,6 +132,8 @@ def frontier_area(rows: Iterable[Row], low: float, high: float, cost: str = "mac
     Raises:
         ValueError: if no row is as cheap as `low`, or the range is empty.
     """
+    rows = list(rows)
+    score = score or main_score(rows)
     frontier = pareto_frontier(rows, cost, score)
     if not 0 < low < high or not frontier or frontier[0][cost] > low:
         raise ValueError(f"low must be positive, below high and the {cost} of a row at least, got {low} and {high}.")

@@ -86,7 +86,7 @@ def make_ends(anchors: Sequence[Anchor], levels: int | Sequence[int] | Sequence[
 
 
 def _ends(anchors: Sequence[Anchor], levels: Any) -> Ends:
-    stages = [[blocks.stop for blocks in anchor.levels().values()] for anchor in anchors]
+    stages = [[blocks.stop for blocks in anchor.stages] for anchor in anchors]
     staged = min(len(own) for own in stages) > 1
     if staged and len({len(own) for own in stages}) > 1:
         staged = False

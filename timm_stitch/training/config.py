@@ -121,9 +121,10 @@ class TrainConfig(DataConfig):
 
     sched: Schedule = _schedule(
         "cosine",
-        "timm's schedule, by name",
+        "timm's schedule, by name, or onecycle: half a cosine from warmup_lr up to lr, another down to min_lr",
         choices=Schedule,
     )
+    decay_rate: float = _schedule(0.1, "power of the poly schedule, as timm names it", range=(0, math.inf))
     warmup_epochs: float | None = _schedule(
         None, "epochs of warm-up; null for a tenth of the epochs, at most 5", range=(0, math.inf)
     )

@@ -96,8 +96,10 @@ class GradientAverage:
             bucket.send()
 
     def _ordered(self, stitch_ids: Sequence[int], reached: set[nn.Parameter]) -> list[nn.Parameter]:
-        """Order parameters as a backward pass reaches them: back anchor, stitching layer, front anchor."""
+        """Order parameters as a backward pass reaches them: head, back anchor, stitching layer, front anchor."""
         model, ordered = self.model, dict[nn.Parameter, None]()
+        path = {parameter for part in (model.anchors, model.stitching_layers) for parameter in part.parameters()}
+        ordered.update((parameter, None) for parameter in reversed(self._learning) if parameter not in path)
         for stitch in (model.plan[stitch_id] for stitch_id in reversed(stitch_ids)):
             for i, segment in reversed(list(enumerate(stitch.segments))):
                 modules = [model.anchors[segment.anchor]]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import library_errors
 from ..evaluation.scores import Targets, flatten_pairs
+from ..network.objective import Objective
 from .config import TrainConfig
 
 
@@ -64,6 +65,11 @@ def find_teacher(config: TrainConfig, network: nn.Module | None, student: nn.Mod
     """
     if config.distillation == "none":
         return None
+    if getattr(student, "objective", None) is not None:
+        raise ValueError(
+            f"distillation={config.distillation!r} is from a classifier: for masks and depth set it to 'none', and "
+            "inplace_distillation=True to learn from the largest anchor."
+        )
     if network is None:
         if not config.teacher:
             raise ValueError(f"distillation={config.distillation!r} needs a teacher: name a timm model.")
@@ -85,10 +91,11 @@ class StitchLoss:
     Args:
         config: the configuration of smoothing and distillation.
         teacher: the teacher to distil from, or None.
+        objective: the objective of the network; default classification.
     """
 
-    def __init__(self, config: TrainConfig, teacher: Teacher | None) -> None:
-        self.config, self.teacher = config, teacher
+    def __init__(self, config: TrainConfig, teacher: Teacher | None, objective: Objective | None = None) -> None:
+        self.config, self.teacher, self.objective = config, teacher, objective
         self.hard = LabelSmoothingCrossEntropy(config.smoothing) if config.smoothing else nn.CrossEntropyLoss()
         self.soft = SoftTargetCrossEntropy()
 
@@ -107,6 +114,8 @@ class StitchLoss:
             teacher_output: the teacher's output, or None.
             largest: the id of the stitch from which the others learn with in-place distillation.
         """
+        if self.objective is not None:
+            return self._by_objective(self.objective, outputs, labels.labels, largest)
         losses: dict[int, Tensor] = {}
         guide = None
         by_teacher = None if teacher_output is None else _in_float32(flatten_pairs(teacher_output, labels)[0])
@@ -120,6 +129,17 @@ class StitchLoss:
             else:
                 losses[stitch_id] = self._loss(logits, targets, by_teacher)
         return losses
+
+    def _by_objective(
+        self, objective: Objective, outputs: Mapping[int, Any], labels: Tensor, largest: int
+    ) -> dict[int, Tensor]:
+        guide = outputs[largest].detach() if self.config.inplace_distillation else None
+        return {
+            stitch_id: objective.loss(out, labels)
+            if guide is None or stitch_id == largest
+            else objective.distillation(out, guide, labels)
+            for stitch_id, out in outputs.items()
+        }
 
     def _loss(self, logits: Tensor, targets: Tensor, teacher_output: Tensor | None) -> Tensor:
         base: Tensor = (self.soft if targets.ndim > 1 else self.hard)(logits, targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,18 +25,28 @@ _BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
 
 
 def parameter_groups(model: StitchableNetwork, config: TrainConfig) -> list[dict[str, Any]]:
-    """Group parameters by weight decay and learning rate, anchors and stitching layers apart.
+    """Group parameters by weight decay and learning rate: those of anchors, of stitching layers, and of a head.
 
     Parameters without weight decay in timm (biases, norms, `model.no_weight_decay()`) have none here.
     """
-    layers = {id(parameter) for parameter in model.stitching_layers.parameters()}
+    layers = _ids(model.stitching_layers, getattr(model, "projections", None))
+    anchors = _ids(model.anchors) - layers
     groups = []
     for group in param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=model.no_weight_decay()):
-        for scale, inside in ((config.anchor_lr_scale, False), (config.stitch_lr_scale, True)):
-            chosen = [parameter for parameter in group["params"] if (id(parameter) in layers) == inside]
+        everything = {id(parameter) for parameter in group["params"]}
+        for scale, ids in (
+            (config.anchor_lr_scale, anchors),
+            (config.stitch_lr_scale, layers),
+            (1.0, everything - anchors - layers),
+        ):
+            chosen = [parameter for parameter in group["params"] if id(parameter) in ids]
             if chosen:
                 groups.append({**group, "params": chosen, "lr_scale": scale})
     return groups
+
+
+def _ids(*modules: nn.Module | None) -> set[int]:
+    return {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
 
 
 def make_optimizer(model: StitchableNetwork, config: TrainConfig) -> Optimizer:
@@ -68,14 +79,42 @@ def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> Sch
     """
     if config.sched == "none":
         return None
+    if config.sched == "onecycle":
+        return OneCycle(optimizer, config, steps)
     warmup: Any = config.warmup  # timm declares int, and takes fractions of an epoch
     scheduler: Scheduler | None
     scheduler, _ = create_scheduler_v2(
         optimizer, config.sched, num_epochs=config.epochs, warmup_epochs=warmup,
         warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=False, updates_per_epoch=steps,
-        warmup_prefix=False,
+        warmup_prefix=False, decay_rate=config.decay_rate,
     )  # fmt: skip
     return scheduler
+
+
+class OneCycle(Scheduler):
+    """The one-cycle schedule: half a cosine from `warmup_lr` up to `lr`, and another down to `min_lr`.
+
+    Source: Smith and Topin (arXiv:1708.07120), as torch's `OneCycleLR` anneals.
+
+    Args:
+        optimizer: the optimizer whose learning rates it sets.
+        config: the configuration, with the rates and the epochs of both halves.
+        steps: the number of steps per epoch.
+    """
+
+    def __init__(self, optimizer: Optimizer, config: TrainConfig, steps: int) -> None:
+        super().__init__(optimizer, "lr", t_in_epochs=False)
+        self.rates = config.warmup_lr, config.lr, config.min_lr
+        self.rise, self.steps = config.warmup * steps, config.epochs * steps
+        self.update_groups(self._get_lr(0))
+
+    def _get_lr(self, t: int) -> list[float]:
+        low, high, end = self.rates
+        rises = t < self.rise
+        part = t / self.rise if rises else min((t - self.rise) / (self.steps - self.rise), 1.0)
+        start, stop = (low, high) if rises else (high, end)
+        rate = stop + (start - stop) * (1 + math.cos(math.pi * part)) / 2
+        return [rate] * len(self.optimizer.param_groups)
 
 
 @contextmanager

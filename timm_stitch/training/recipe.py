@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..data.dataset import build_dataset, classes_by_output
 from ..data.loader import first_images
 from ..data.processes import rank
+from ..families.dense.creating import dense
 from ..families.registry import require
 from ..files import PathLike
 from ..hub.loading import load
@@ -61,11 +63,31 @@ def train_recipe(
     """
     spec = read_recipe(recipe, overrides)
     config = spec.config
-    model = require(load(spec.model, pretrained=spec.pretrained, device=device, **spec.model_args), "named_data")
+    model = require(_make_network(spec, device), "named_data")
     store = open_checkpoints(config) if config.resume else None
     if store is None or store.last is None:
         _initialise(model, spec, progress)
     return model, train(model, config, progress=progress)
+
+
+def _make_network(spec: Recipe, device: str) -> StitchableNetwork:
+    """Make the network of a recipe, with a head for segmentation or depth if it names one.
+
+    Raises:
+        ValueError: if an argument of the head does not fit, or the network has such a head already.
+    """
+    network = load(spec.model, pretrained=spec.pretrained, device=device, **spec.model_args)
+    if spec.dense is None:
+        return network
+    if network.objective is not None:
+        raise ValueError(f"{spec.model!r} has a head for {network.objective.labels}s already: leave dense out.")
+    unknown = sorted(set(spec.dense) - set(signature(dense).parameters) | {"model"} & set(spec.dense))
+    if unknown:
+        raise ValueError(f"dense has unknown arguments {', '.join(unknown)}: expected those of timm_stitch.dense.")
+    arguments: dict[str, Any] = dict(spec.dense)
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.config.seed)
+        return dense(network, **arguments)
 
 
 def _initialise(model: Any, spec: Recipe, progress: bool) -> None:

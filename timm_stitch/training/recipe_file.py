@@ -43,6 +43,11 @@ class Recipe:
     model_args: Mapping[str, Any] = _network(
         help="further arguments of create_model, such as drop_path_rate, one for each anchor", factory=dict
     )
+    dense: Mapping[str, Any] | None = _network(
+        None,
+        "arguments of timm_stitch.dense, which puts a head for segmentation or depth on the network, such as "
+        "{head: linear, num_classes: 9}; null for classification",
+    )
     pretrained: bool = _network(True, "start from pretrained weights")
     init_images: int = _network(
         100,
@@ -59,6 +64,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.dense is not None and self.init_classifiers:
+            raise ValueError(
+                f"init_classifiers={self.init_classifiers} has no effect with dense: leave it out, the head is trained."
+            )
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -50,7 +50,7 @@ class RunState:
         mean_loss: the mean loss of the last epoch.
         best: the highest score of an evaluation.
         evaluated_epoch: the last epoch that was evaluated; a fraction at the end of `max_steps`.
-        before: the top-1 of each anchor before the first step, by its stitch id, if there are evaluations.
+        before: the score of each anchor before the first step, by its stitch id, if there are evaluations.
     """
 
     meter: LossMeter
@@ -128,7 +128,8 @@ class RunState:
         if self.config.resume == "extend":
             self._check_extended(kept["run"])
             values["epochs"] = kept["run"]["epochs"]
-        check_same(kept["run"], values, self.store.folder)
+        defaults = {field.name: field.default for field in fields(self.config) if field.name in values}
+        check_same({**defaults, **kept["run"]}, values, self.store.folder)  # an earlier version had fewer fields
         return kept
 
     def _check_extended(self, before: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ from ..data.loader import (
     seed_all,
 )
 from ..data.look import inspect_before_training
+from ..data.pairs import PairedImages
 from ..data.seeding import derive
 from ..evaluation.accuracy import evaluate
 from ..evaluation.scores import Targets, check_mixed, is_one_hot, split_targets
@@ -45,6 +46,7 @@ from ..families.registry import family_of, require
 from ..hub.saving import save_pretrained
 from ..network.stitchable import StitchableNetwork
 from ..plan.frontier import frontier_area
+from ..plan.metrics import main_score, metric_of
 from ..plan.results import Rows
 from ..progress import progress_bar
 from .config import TrainConfig
@@ -82,7 +84,8 @@ def train(
         model: the initialised network (`least_squares_init`), trained in place. With `ema_decay` it ends with the
             averaged weights; launched with FSDP2 it stays sharded, and `output` has the whole.
         config: the configuration of the run.
-        train_data: a dataset of (image (C, H, W), label), instead of the one that `config` names. For models of
+        train_data: a dataset of (image (C, H, W), label), instead of the one that `config` names; for dense networks
+            the label is a mask of class numbers (H, W), or depths in metres (H, W). For models of
             transformers a dataset of mappings of tensors or lists, as `datasets` gives them, with `labels` (without
             them the text itself, for causal language models); the augmentation of `config` does not apply.
         val_data: the same for `evaluate_every`.
@@ -160,17 +163,17 @@ class TrainingRun:
         if val_data is None and config.evaluate_every:
             val_data = build_dataset(config, images_model, training=False)
         self.val_data, self.from_config, self.collate = val_data, train_data is None, collate
-        if self.from_config:
+        if self.from_config and model.objective is None:
             name_classes(images_model, data)
         loader, self.order = build_loader(data, config, processes, collate)
         self.loader = loader if isinstance(loader, Stream) else self.accelerator.prepare_data_loader(loader)
         self.steps_per_epoch: int = self.order.steps
         self.total = min(self.steps_per_epoch * config.epochs, config.max_steps or math.inf)
         self.mixup = None
-        if "named_data" not in model.unsupported:
+        if "named_data" not in model.unsupported and model.objective is None:
             self.mixup = make_mixup(config, model, config.micro_batch(processes))
         frozen, costs = find_teacher(config, teacher, model), model.costs()
-        self.loss = StitchLoss(config, frozen.to(self.device) if frozen is not None else None)
+        self.loss = StitchLoss(config, frozen.to(self.device) if frozen is not None else None, model.objective)
         self.macs = {stitch.stitch_id: costs.cost(stitch).macs for stitch in model.plan}
         self.rule, self.largest = _make_rule(model, config, self.macs)
         count = count_images(data, processes)
@@ -188,7 +191,9 @@ class TrainingRun:
             self.average = GradientAverage(self.model)
         self.bar.update(self.state.step)
         if self.from_config and not self.state.step and self.accelerator.is_main_process:
-            inspect_before_training(self.config, bool(self.config.evaluate_every), self.bar)
+            objective = self.model.objective
+            classes = None if objective is None else objective.classes
+            inspect_before_training(self.config, bool(self.config.evaluate_every), self.bar, classes)
 
     def close(self) -> None:
         """Close the bar and the trackers, and release the output."""
@@ -213,7 +218,8 @@ class TrainingRun:
             self.evaluate_if_due(state.step // self.steps_per_epoch)  # the run was killed before it did so
         if self.config.evaluate_every and not state.step:
             anchors = [stitch.stitch_id for stitch in self.model.plan if stitch.is_anchor]
-            state.before = {row["stitch_id"]: row["top1"] for row in self.evaluate(anchors)}
+            rows = self.evaluate(anchors)
+            state.before = {row["stitch_id"]: row[main_score(rows)] for row in rows}
         while state.step < self.total:
             epoch, done = divmod(state.step, self.steps_per_epoch)
             for number, batch in enumerate(self.micro_batches(epoch, done)):
@@ -254,7 +260,7 @@ class TrainingRun:
         config, ids = self.config, self.rule(self.state.step)
         seed_all(derive(config.seed, "step", self.state.step, number, self.accelerator.process_index))
         inputs, targets = split_targets(self.model, batch)
-        if isinstance(inputs, Tensor):
+        if isinstance(inputs, Tensor) and self.model.objective is None:
             inputs, targets = self.mix(inputs, targets)
         with self.accelerator.autocast():
             teacher_output = self.loss.teacher_logits(inputs)
@@ -333,8 +339,8 @@ class TrainingRun:
         if not every or state.evaluated_epoch == epoch or (epoch % every and state.step != self.total):
             return
         rows = self.evaluate()
-        score = self.score(rows)
-        best, state.best, state.evaluated_epoch = score > state.best, max(score, state.best), epoch
+        score, gain = self.score(rows)
+        best, state.best, state.evaluated_epoch = gain > state.best, max(gain, state.best), epoch
         if not self.bar.disable:
             self.bar.write(f"epoch {epoch:g}: frontier area {score:.2f}{' (best)' if best else ''}")
         if getattr(self.accelerator, "trackers", None):
@@ -348,18 +354,23 @@ class TrainingRun:
         """Evaluate stitches with the weights that the run would return now."""
         average_statistics(self.model)
         size, count = self.config.micro_batch(self.accelerator.num_processes), reading_processes(self.config.workers)
+        if isinstance(self.val_data, PairedImages):
+            size = self.val_data.batch_size(size)
         loader: Any = DataLoader(
             self.val_data, size, num_workers=count, worker_init_fn=ignore_signals_in_worker, collate_fn=self.collate
         )
         model = self.state.ema.module if self.state.ema is not None else self.model
         return evaluate(model, loader, stitch_ids)
 
-    def score(self, rows: Rows) -> float:
-        """Compute the frontier area: top-1 over the log of the macs."""
-        low, high = min(self.macs.values()), max(self.macs.values())
+    def score(self, rows: Rows) -> tuple[float, float]:
+        """Compute the frontier area, the score over the log of the macs, and its gain, which is higher if better."""
+        low, high, name = min(self.macs.values()), max(self.macs.values()), main_score(rows)
+        gain = metric_of(name).gain
         if low == high:  # an extracted stitch has no curve
-            return float(max(row["top1"] for row in rows))
-        return frontier_area(rows, low, high)
+            area = float(max((row[name] for row in rows), key=gain))
+        else:
+            area = frontier_area(rows, low, high, score=name)
+        return area, gain(area)
 
 
 def _check_data(model: StitchableNetwork, config: TrainConfig, train_data: Any, val_data: Any) -> None:

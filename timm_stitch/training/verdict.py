@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..plan.frontier import pareto_frontier
+from ..plan.metrics import main_score, metric_of
 from ..plan.results import Row
 
-FELL = 0.1  # points of top-1
+FELL = 0.1  # points of a percentage
+FELL_BY = 0.005  # of the value before, of a metric that is none
 
 
 def training_report(rows: Sequence[Row], before: Mapping[int, float]) -> list[str]:
@@ -15,20 +17,31 @@ def training_report(rows: Sequence[Row], before: Mapping[int, float]) -> list[st
 
     Args:
         rows: the rows of all stitches after training, from `evaluate`.
-        before: the top-1 in per cent of each anchor before training, by its stitch id.
+        before: the score of each anchor before training, by its stitch id.
     """
     lines = []
-    fallen = [row for row in rows if row["stitch_id"] in before and row["top1"] < before[row["stitch_id"]] - FELL]
+    score = main_score(rows)
+    metric = metric_of(score)
+
+    def has_fallen(row: Row) -> bool:
+        old = before.get(row["stitch_id"])
+        if old is None:
+            return False
+        return metric.gain(old) - metric.gain(row[score]) > (FELL if metric.percent else FELL_BY * abs(old))
+
+    fallen = [row for row in rows if has_fallen(row)]
     if fallen:
+        digits, unit = metric.digits, " %" if metric.percent else ""
         changes = ", ".join(
-            f"{row['name']} from {before[row['stitch_id']]:.2f} to {row['top1']:.2f} %" for row in fallen
+            f"{row['name']} from {before[row['stitch_id']]:.{digits}f} to {row[score]:.{digits}f}{unit}"
+            for row in fallen
         )
         lines.append(
             f"{len(fallen)} of {len(before)} anchors lost accuracy in training: {changes}. A smaller anchor_lr_scale, "
             "or tune='stitches', preserves it."
         )
     between = {row["stitch_id"] for row in rows} - {*before}
-    if between and not between & {row["stitch_id"] for row in pareto_frontier(rows)}:
+    if between and not between & {row["stitch_id"] for row in pareto_frontier(rows, score=score)}:
         lines.append(
             f"all {len(between)} stitches between anchors are beaten by others of no higher cost: so far the anchors "
             "alone do as well. Train longer, or stitch anchors that differ more in cost."

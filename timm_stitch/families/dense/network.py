@@ -5,7 +5,7 @@ Source: SN-Netv2 (arXiv:2307.00154), which trains one head for all stitches of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -19,7 +19,8 @@ from ...plan.results import Row, Rows
 from ...plan.stitch_plan import Stitch
 from ..timm_models.network import SNNet
 from ..timm_models.pyramid import Pyramid, PyramidCosts
-from .inference import Inference, predict
+from .inference import Inference, predict, predict_each
+from .objective import Depth, Segmentation, make_objective
 from .settings import DenseSettings
 
 UNSUPPORTED = {
@@ -66,6 +67,12 @@ class DenseNetwork(Pyramid):
     def num_classes(self) -> int:
         """The number of classes; 1 for depth."""
         return self.settings.num_classes
+
+    @property
+    def objective(self) -> Segmentation | Depth:  # type: ignore[override] # it follows from the settings
+        """The targets, scores and losses of the task."""
+        own = self.settings
+        return make_objective(own.task, own.num_classes, own.ignore_index, own.min_depth, own.max_depth)
 
     @property
     def num_outputs(self) -> int:
@@ -124,6 +131,9 @@ class DenseNetwork(Pyramid):
         """
         chosen = self.inference.changed(mode=mode, crop=crop, stride=stride, flip=flip)
         return predict(self, x, self._stitch(stitch_id).stitch_id, chosen)
+
+    def predict_each(self, x: Tensor, stitch_ids: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor]]:
+        return predict_each(self, x, self.stitch_ids if stitch_ids is None else stitch_ids, self.inference)
 
     def used_levels(self) -> tuple[int, ...]:
         levels_used = getattr(self.head, "levels_used", None)
