@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ _ANCHOR = re.compile(r"^backbone\.anchors\.(\d+)\.(.+)$")
 _LAYER = re.compile(r"^backbone\.stitch_layers\.(\d+)\.(\d+)\.transform\.(.+)$")
 _HEAD = re.compile(r"^(decode_head|auxiliary_head\.\d+)\.(.+)$")
 _COMPUTED = ".relative_position_index"
+_PATCH, _SIDE = 16, 32  # pixels of a patch, patches of an image of 512
 _COUNT = ".num_batches_tracked"  # of batch norm, which files without buffers lack
 
 _IN_ANCHOR = (
@@ -77,6 +79,9 @@ def convert_segmentation(weights: Mapping[str, Tensor], name: str) -> tuple[dict
             f"{list(weights)[:3]} …): give a file of github.com/ziplab/SN-Netv2 for segmentation."
         )
     arguments = {"num_classes": len(classes)}
+    embedding = weights.get("backbone.anchors.0.pos_embed")
+    if embedding is not None and embedding.ndim == 3 and (side := isqrt(embedding.shape[1])) != _SIDE:
+        arguments["img_size"] = side * _PATCH
     network = make_registered(name, device="meta", **arguments)
     return adapt_segmentation(weights, network), arguments  # type: ignore[arg-type] # a DenseNetwork
 
