@@ -4,8 +4,9 @@ from pathlib import Path
 
 import timm
 
+from timm_stitch.families.registry import family_of
 from timm_stitch.hub.model_card import render_card
-from timm_stitch.models.published import NETWORKS, published_table
+from timm_stitch.models.published import NETWORKS, SEGMENTATION, published_table
 
 CARDS = Path(__file__).parent.parent / "hub_cards"
 
@@ -26,6 +27,21 @@ def official_card(name: str) -> str:
     return render_card(stitches, config, base_models=[b if "/" in b else f"timm/{b}" for b in base_models])
 
 
+def segmentation_card(name: str) -> str:
+    """The card of a published segmentation network."""
+    table = published_table(name)
+    model = timm.create_model(f"{name}.{table['tag']}", device="meta")
+    where = {"dataset": "zhoubolei/scene_parse_150", "split": "validation"}
+    stitches = table | {"plan": model.plan.to_dict(), "stitches": [row | where for row in table["stitches"]]}
+    config = {**family_of(model).config_of(model), "architecture": f"{name}.{table['tag']}"}
+    base_models = [f"timm/{anchor}" for anchor in SEGMENTATION[name].started_from]
+    return render_card(stitches, config, base_models=base_models)
+
+
+CARD_OF = dict.fromkeys(NETWORKS, official_card) | {
+    name: segmentation_card for name in SEGMENTATION if published_table(name)
+}
+
 if __name__ == "__main__":
-    for network in NETWORKS:
-        (CARDS / network / "README.md").write_text(official_card(network), encoding="utf-8")
+    for network, card in CARD_OF.items():
+        (CARDS / network / "README.md").write_text(card(network), encoding="utf-8")

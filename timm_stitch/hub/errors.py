@@ -166,6 +166,13 @@ def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
 def unreadable(path: PathLike, error: Exception) -> ValueError:
     """Make the error for a weights file that cannot be read, in one line whatever the file holds."""
     reason = " ".join(str(error).split()) or type(error).__name__
+    foreign = re.search(r"Unsupported global: GLOBAL ([\w.]{1,80})", f"{error} {error.__cause__}")  # timm wraps torch's
+    if foreign:
+        return ValueError(
+            f"{str(path)!r} is a training checkpoint that holds more than weights ({foreign[1]}), which is never "
+            "unpickled. If you trust it, keep its weights alone, where its own packages are installed: "
+            "torch.save(torch.load(PATH, weights_only=False)['state_dict'], 'weights.pth')."
+        )
     return ValueError(
         f"{str(path)!r} is not a readable weights file ({reason:.120}): it may be truncated, or of another network. "
         "Delete it and fetch it again, or give another file."

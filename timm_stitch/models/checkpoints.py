@@ -6,9 +6,7 @@ The authors' names are in `authors_layout`. Files are read with `weights_only`.
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,15 +15,18 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors.torch import load_file
-from timm.models import PretrainedCfg, clean_state_dict
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
+from ..families.dense.network import DenseNetwork
 from ..families.timm_models.naming import make_registered
 from ..families.timm_models.network import SNNet
 from ..families.timm_models.pretrained_cfg import cfg_of, stems_and_heads
 from ..hub.errors import XET_ADVICE, is_xet_error, redact_tokens, unreadable
 from ..network.weights import EXTRA_STATE, check_keys, split_norm
 from .authors_layout import is_authors, rename
+from .segmentation_weights import convert_segmentation, refuse_segmentation
+from .state_dicts import adapt_anchors, unwrap
 
 
 def convert_checkpoint(
@@ -57,6 +58,11 @@ def convert_checkpoint(
     raw = dict(loaded) if isinstance(loaded, Mapping) else read_weights(loaded)
     model = make_registered(name, device="meta")
     weights = unwrap(raw)
+    if isinstance(model, DenseNetwork):
+        return convert_segmentation(weights, name)
+    if not isinstance(model, SNNet):
+        raise ValueError(f"the authors have no weights of {name!r}: give the name of a network of theirs.")
+    refuse_segmentation(weights)
     if not is_authors(weights):
         raise ValueError(
             f"these weights are not in the authors' layout (no 'stitch_layers.…' among {list(weights)[:3]} …): "
@@ -92,25 +98,6 @@ def read_weights(path: str | os.PathLike[str]) -> Mapping[str, object]:
         raise unreadable(path, error) from error
 
 
-def unwrap(checkpoint: Mapping[str, object]) -> dict[str, Tensor]:
-    """Take the weights out of the contents of a file, which may be a whole training checkpoint.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    weights: object = checkpoint
-    for key in ("model", "state_dict"):
-        if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
-            weights = weights[key]
-    named = weights if isinstance(weights, Mapping) else {}
-    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(
-            f"no weights found: expected tensors by name, or such a dict under 'model'; got {list(checkpoint)[:6]}."
-        )
-    return clean_state_dict(tensors)
-
-
 def trained_with_norm(model: SNNet) -> bool:
     """Whether the authors trained a network with the final norm on stitched paths: all networks but DeiT's."""
     return model.published is None or model.published.stitched_norm
@@ -123,7 +110,7 @@ def from_authors(state_dict: Mapping[str, Tensor], model: SNNet) -> dict[str, Te
         state_dict: the weights in the authors' layout.
         model: their network; it may be on the meta device.
     """
-    return _by_family(rename(state_dict, model.plan), model)
+    return adapt_anchors(rename(state_dict, model.plan), model.anchors)
 
 
 def adapt(state_dict: Mapping[str, object], model: SNNet, stitched_norm: bool | None) -> dict[str, Tensor]:
@@ -139,11 +126,12 @@ def adapt(state_dict: Mapping[str, object], model: SNNet, stitched_norm: bool | 
     """
     flag: bool | None
     weights = unwrap(state_dict)
+    refuse_segmentation(weights)
     if is_authors(weights):
         weights, flag = from_authors(weights, model), trained_with_norm(model)
     else:
         weights, flag = split_norm(weights)
-        weights = _by_family(weights, model)
+        weights = adapt_anchors(weights, model.anchors)
     flag = flag if stitched_norm is None else stitched_norm
     if flag is not None:
         model.stitched_norm = flag
@@ -154,31 +142,6 @@ def adapt(state_dict: Mapping[str, object], model: SNNet, stitched_norm: bool | 
     own = {k: v for k, v in model.state_dict().items() if k not in adaptable}
     check_keys({k: v for k, v in weights.items() if k not in adaptable}, own, "this network")
     return weights
-
-
-def _by_family(weights: Mapping[str, Tensor], model: SNNet) -> dict[str, Tensor]:
-    """Let each anchor's own family adapt its weights."""
-    adapted = dict(weights)
-    for number, anchor in enumerate(model.anchors):
-        prefix = f"anchors.{number}."
-        own = {k[len(prefix) :]: adapted.pop(k) for k in list(adapted) if k.startswith(prefix)}
-        adapted.update({prefix + k: v for k, v in _family_filter(own, anchor).items()})
-    return adapted
-
-
-def _family_filter(state_dict: dict[str, Tensor], anchor: nn.Module) -> dict[str, Tensor]:
-    """Apply the `checkpoint_filter_fn` in the file of an anchor's class, if there is one and the weights need it.
-
-    Weights that fit stay as they are: some filters resample position embeddings to the size that they have.
-    """
-    own = {name: tensor.shape for name, tensor in anchor.state_dict().items()}
-    if own == {name: tensor.shape for name, tensor in state_dict.items()}:
-        return state_dict
-    function = getattr(sys.modules.get(type(anchor).__module__), "checkpoint_filter_fn", None)
-    if function is None or not state_dict:
-        return state_dict
-    takes_model = len(inspect.signature(function).parameters) > 1
-    return dict(function(state_dict, anchor) if takes_model else function(state_dict))
 
 
 def build_from_file(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -> nn.Module:

@@ -170,7 +170,7 @@ def _add_published(model: StitchableNetwork, name: str, as_released: bool) -> No
     for row in published_table(name).get("stitches", ()):
         top1 = row.get("top1")
         if top1 is not None and row["stitch_id"] in model.plan:
-            model.published_top1[row["stitch_id"]] = top1
+            model.published_scores[row["stitch_id"]] = {"top1": top1}
     if as_released:
         model.results.adopt([{"stitch_id": k, "top1": top1} for k, top1 in model.published_top1.items()])
 

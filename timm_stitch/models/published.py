@@ -17,6 +17,7 @@ from typing import Any
 
 from ..hub.card_files import card_file
 from ..plan.costs import PublishedCount
+from ..plan.enumeration import enumerate_stitches
 from ..plan.stitch_plan import Anchor, LayerSpec, Segment, Stitch, StitchPlan
 
 
@@ -82,6 +83,87 @@ NETWORKS = {
     },
 }
 
+
+_BEIT = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, depth, heads
+
+
+@dataclass(frozen=True)
+class PublishedSegmentation:
+    """One published segmentation network: anchors of BEiT's blocks with DeiT-III's weights, under one head.
+
+    Args:
+        sizes: the sizes of its two anchors.
+        rank: the rank of the stitching layers.
+        files: for each tag the repository on the Hub, the file in it, and the number of classes.
+        levels: the blocks of the largest anchor whose outputs are the levels.
+        stitches: the number of stitches.
+    """
+
+    sizes: tuple[str, str]
+    rank: int
+    files: dict[str, tuple[str, str, int]]
+    levels: tuple[int, ...] = (9, 14, 19, 23)
+    stitches: int = 134
+
+    @property
+    def started_from(self) -> tuple[str, ...]:
+        """The timm tags of the weights that the authors began with, fastest first."""
+        return tuple(_DEIT3.format(size) for size in self.sizes)
+
+    @property
+    def anchors(self) -> list[dict[str, object]]:
+        """The anchors by the arguments of `timm.create_model`: position embedding, and bias by relative position."""
+        shapes = [_BEIT[size] for size in self.sizes]
+        return [
+            {"architecture": "beit_base_patch16_224", "embed_dim": width, "depth": depth, "num_heads": heads,
+             "use_abs_pos_emb": True, "use_rel_pos_bias": True, "init_values": 1.0}
+            for width, depth, heads in shapes
+        ]  # fmt: skip
+
+    @property
+    def plan(self) -> StitchPlan:
+        """The stitches."""
+        shapes = [(size, *_BEIT[size]) for size in self.sizes]
+        anchors = [
+            Anchor(f"deit3_{size}_patch16", (width,) * (depth + 1), (16,) * (depth + 1))
+            for size, width, depth, _ in shapes
+        ]
+        return enumerate_stitches(anchors, direction="two_way", rank=self.rank)
+
+
+_SETR = "setr_naive_512x512"
+
+SEGMENTATION = {
+    "snnetv2_setr_deit3_sl": PublishedSegmentation(
+        ("small", "large"),
+        rank=16,
+        files={
+            "ade20k": (
+                "ziplab/snnetv2_deit3_s_l_224_ade20k_setr_naive",
+                f"{_SETR}_160k_b16_ade20k_snnetv2_deit3_s_l_lora_16_iter_160000.pth", 150,
+            ),
+            "coco_stuff10k": (
+                "ziplab/snnetv2_deit3_s_l_224_coco_stuff_10k_setr_naive",
+                f"{_SETR}_80k_b16_coco_stuff10k_deit_3_s_l_224_snnetv2_lora_r_16_iter_80000.pth", 171,
+            ),
+        },
+    ),
+    "snnetv2_setr_deit3_bl": PublishedSegmentation(
+        ("base", "large"),
+        rank=4,
+        files={
+            "ade20k": (
+                "ziplab/snnetv2_deit3_b_l_224_ade20k_setr_naive",
+                f"{_SETR}_160k_b16_ade20k_snnetv2_deit3_b_l_lora_4_iter_160000.pth", 150,
+            ),
+            "coco_stuff10k": (
+                "ziplab/snnetv2_deit3_b_l_224_coco_stuff_10k_setr_naive",
+                f"{_SETR}_80k_b16_coco_stuff10k_deit_3_b_l_224_snnetv2_lora_r_4_iter_80000.pth", 171,
+            ),
+        },
+    ),
+}  # fmt: skip
+
 EFFICIENTNET_LITE = ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite1.in1k", "tf_efficientnet_lite2.in1k")
 
 
@@ -108,6 +190,10 @@ class Registered:
 REGISTERED = {
     **{name: Registered(network.anchors, network.stitches, (AUTHORS_TAG,)) for name, network in NETWORKS.items()},
     "snnet_efficientnet_lite_012": Registered(EFFICIENTNET_LITE, 65, ()),
+    **{
+        name: Registered(network.started_from, network.stitches, tuple(network.files))
+        for name, network in SEGMENTATION.items()
+    },
 }
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from ..choices import Direction
 from ..families.timm_models.pretrained_cfg import AnchorSpec, stems_and_heads, timm_cfg
 from ..plan.stitch_plan import StitchPlan
-from .published import ALIASES, AUTHORS_TAG, EFFICIENTNET_LITE, NETWORKS
+from .published import ALIASES, AUTHORS_TAG, EFFICIENTNET_LITE, NETWORKS, SEGMENTATION
 
 
 def _cfg(anchors: Sequence[str], **fields: object) -> dict[str, object]:
@@ -85,9 +85,26 @@ def _published_cfgs() -> dict[str, dict[str, object]]:
     return cfgs
 
 
+def _segmentation_cfgs() -> dict[str, dict[str, object]]:
+    """One tag for each data set, the default first."""
+    stems = tuple(f"network.anchors.{n}.patch_embed.proj" for n in range(2))
+    heads = ("decode", *(f"auxiliary_heads.{n}" for n in range(3)))
+    cfg = {
+        "url": "", "input_size": (3, 512, 512), "pool_size": None, "interpolation": "bilinear",
+        "fixed_input_size": True, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "first_conv": stems,
+        "classifier": tuple(f"head.{head}.classifier" for head in heads), "license": "apache-2.0", **_V2_PAPER,
+    }  # fmt: skip
+    return {
+        f"{name}.{tag}": {**cfg, "hf_hub_id": repo, "hf_hub_filename": file, "num_classes": classes}
+        for name, network in SEGMENTATION.items()
+        for tag, (repo, file, classes) in network.files.items()
+    }
+
+
 default_cfgs = generate_default_cfgs(
     {
         **_published_cfgs(),
+        **_segmentation_cfgs(),
         # One input size for three anchors that were trained at 224, 240 and 260 pixels: the middle one.
         "snnet_efficientnet_lite_012.anchors_in1k": _cfg(
             EFFICIENTNET_LITE, input_size=(3, 240, 240), pool_size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3,
@@ -134,6 +151,27 @@ snnetv2_deit3_sl = _register(
 )
 snnetv2_deit3_bl = _register(
     "snnetv2_deit3_bl", "SN-Netv2 of DeiT-III-B and -L (ImageNet-21k to 1k): 134 stitches, two-way."
+)
+
+
+def _register_segmentation(name: str, description: str) -> Callable[..., nn.Module]:
+    """Register one of the authors' segmentation networks, from its entry in `published.SEGMENTATION`."""
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        from .segmentation import create_segmentation
+
+        return create_segmentation(name, pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = description
+    return register_model(create)
+
+
+snnetv2_setr_deit3_sl = _register_segmentation(
+    "snnetv2_setr_deit3_sl", "Segmentation by SN-Netv2 of DeiT-III-S and -L under SETR's head: 134 stitches, two-way."
+)
+snnetv2_setr_deit3_bl = _register_segmentation(
+    "snnetv2_setr_deit3_bl", "Segmentation by SN-Netv2 of DeiT-III-B and -L under SETR's head: 134 stitches, two-way."
 )
 
 

@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from ..anchors.meta_device import cast_like, is_on_meta
 from ..anchors.view import CallInputs, Inputs, Output, View
-from ..plan.costs import PlanCosts, PublishedCount
+from ..plan.costs import Cost, PlanCosts, PublishedCount
 from ..plan.frontier import best_known
 from ..plan.prefix_sharing import ScheduledRun, schedule
 from ..plan.results import Results, Row, Rows
@@ -71,7 +71,7 @@ class StitchableNetwork(nn.Module):
     _measured: Results
     _measured_structure: bytes | None = None
     published: PublishedCount | None
-    published_top1: dict[int, float]
+    published_scores: dict[int, dict[str, float]]  # of each stitch, by the names of metrics
     trained: dict[str, Any]
     _stitch_hooks: "OrderedDict[int, StitchHook]"
 
@@ -90,7 +90,7 @@ class StitchableNetwork(nn.Module):
             make_layer(spec, device=like.device, dtype=like.dtype) for spec in plan.layers
         )
         self.executor = self._executor_class(views, self.stitching_layers, stitched_norm)
-        self._measured, self.published_top1, self.published = Results(), {}, None
+        self._measured, self.published_scores, self.published = Results(), {}, None
         self.trained = {}
         self._stitch_hooks = OrderedDict()
         largest = plan.anchor_id(len(plan.anchors) - 1)
@@ -424,7 +424,8 @@ class StitchableNetwork(nn.Module):
         Returns:
             One dict per stitch: `stitch_id`, `name`, `macs` (multiply-adds for one image) and `params` (all that the
             stitch holds). The authors' networks add `published_macs` and `published_params` (None where they report
-            none), counted as in their tables, and `published_top1`. Figures measured on the present weights follow:
+            none), counted as in their tables, and `published_top1` or other scores. Figures measured on the present
+            weights follow:
             `top1`, `top5`, `latency_ms` and so on.
 
         Examples:
@@ -443,13 +444,22 @@ class StitchableNetwork(nn.Module):
             cost = costs.cost(stitch)
             row = {"stitch_id": stitch.stitch_id, "name": stitch.name, "macs": cost.macs, "params": cost.params}
             if self.published:
-                published = costs.published(stitch, self.published)
+                published = self.published_cost(costs, stitch, self.published)
                 row["published_macs"] = published.macs
                 row["published_params"] = published.params if self.published.params else None
-            if stitch.stitch_id in self.published_top1:
-                row["published_top1"] = self.published_top1[stitch.stitch_id]
+            scores = self.published_scores.get(stitch.stitch_id, {})
+            row |= {f"published_{metric}": score for metric, score in scores.items()}
             rows.append({**row, **self.cost_columns(costs, stitch), **measured.get(stitch.stitch_id, {})})
         return rows
+
+    def published_cost(self, costs: PlanCosts, stitch: Stitch, count: PublishedCount) -> Cost:
+        """Compute the cost of a stitch as its authors' result files count it."""
+        return costs.published(stitch, count)
+
+    @property
+    def published_top1(self) -> dict[int, float]:
+        """The accuracies that the authors published, by stitch_id."""
+        return {k: scores["top1"] for k, scores in self.published_scores.items() if "top1" in scores}
 
     def cost_columns(self, costs: PlanCosts, stitch: Stitch) -> Row:
         """Make further columns of costs of a row of `stitch_table`."""

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from ...anchors.view import ImageInputs
 from ...choices import InferenceMode
-from ...plan.costs import PlanCosts
+from ...plan.costs import Cost, PlanCosts, PublishedCount
 from ...plan.results import Row, Rows
 from ...plan.stitch_plan import Stitch
 from ..timm_models.network import SNNet
 from ..timm_models.pyramid import Pyramid, PyramidCosts
+from .authors_count import cost_as_authors, measure_as_authors
 from .inference import Inference, predict, predict_each
 from .objective import Depth, Segmentation, make_objective
 from .settings import DenseSettings
@@ -178,6 +179,11 @@ class DenseNetwork(Pyramid):
 
     def cost_columns(self, costs: PlanCosts, stitch: Stitch) -> Row:
         return {**super().cost_columns(costs, stitch), "head_macs": cast("PyramidCosts", costs).on_top.macs}
+
+    def published_cost(self, costs: PlanCosts, stitch: Stitch, count: PublishedCount) -> Cost:
+        own = self.costs()
+        counted = self._cached_costs(("authors", self.image_size), lambda: measure_as_authors(self, own))
+        return cost_as_authors(cast("PyramidCosts", counted), stitch)
 
     def _params_on_top(self) -> int:
         return sum(parameter.numel() for parameter in self.head.parameters())

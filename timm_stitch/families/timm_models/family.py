@@ -11,6 +11,7 @@ import timm
 from torch import nn
 
 from ...anchors.view import View
+from ...network.stitchable import StitchableNetwork
 from ...plan.enumeration import PlanOptions
 from ..family import CardFields, Family, ReadTensors, SavedNetwork
 from .arguments import Config, check_config
@@ -48,7 +49,7 @@ class TimmFamily(Family):
     def names_anchor(self, name: str, config: Config | None) -> bool:
         return True  # `make` refuses unknown names
 
-    def make(self, names: Sequence[str], pretrained: bool, device: str, **arguments: object) -> SNNet:
+    def make(self, names: Sequence[str], pretrained: bool, device: str, **arguments: object) -> StitchableNetwork:
         return make_network(names, pretrained, device, arguments)
 
     def describe(self, network: SNNet) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import timm
 from torch import nn
 
+from ...network.stitchable import StitchableNetwork
 from ...plan.enumeration import PlanOptions
 from ...plan.stitch_plan import StitchPlan
 from .arguments import OF_NETWORK, Arguments
@@ -15,7 +16,7 @@ from .stitching import for_each_anchor, stitch_timm
 from .train_checkpoints import PREFIX, anchor_spec, make_model
 
 
-def make_network(names: Sequence[str], pretrained: bool, device: str, arguments: Arguments) -> SNNet:
+def make_network(names: Sequence[str], pretrained: bool, device: str, arguments: Arguments) -> StitchableNetwork:
     """Make a network that is registered, or one of several anchors.
 
     Args:
@@ -45,19 +46,19 @@ def make_network(names: Sequence[str], pretrained: bool, device: str, arguments:
                 f"there is no folder and no model {names[0]!r}: expected a folder, hf-hub:USER/NAME or {known}."
             )
         model = timm.create_model(names[0], pretrained=pretrained, **arguments)
-    if not isinstance(model, SNNet):
+    if not isinstance(model, StitchableNetwork):
         raise ValueError(f"{names[0]!r} is one network, not a stitchable one: name several to stitch them.")
     return model if device == "meta" else model.to(device)
 
 
-def make_registered(name: str, device: str = "cpu") -> SNNet:
-    """Make a network that is registered with timm.
+def make_registered(name: str, device: str = "cpu", **arguments: object) -> StitchableNetwork:
+    """Make a network that is registered with timm, with arguments of `timm.create_model`.
 
     Raises:
         ValueError: if the model of that name is not a stitchable network.
     """
-    model = timm.create_model(name, device=device)
-    if not isinstance(model, SNNet):
+    model = timm.create_model(name, device=device, **arguments)
+    if not isinstance(model, StitchableNetwork):
         raise ValueError(f"{name!r} is not a stitchable network: expected one of {timm.list_models('snnet*')}.")
     return model
 

@@ -195,7 +195,7 @@ class Pyramid(ImageNetwork):
                 layer = StitchingLayer(width, wanted, device=like.device, dtype=like.dtype)
                 layers.setdefault(anchor, {})[level] = layer
         self.projections = NumberedModules({anchor: NumberedModules(own) for anchor, own in layers.items()})
-        self._measured, self.published_top1, self.published = Results(), {}, None
+        self._measured, self.published_scores, self.published = Results(), {}, None
         self.trained = copying.deepcopy(network.trained)
         self._stitch_hooks = type(network._stitch_hooks)()
         self.stitch_id = network.stitch_id
@@ -376,7 +376,7 @@ class Pyramid(ImageNetwork):
     def costs(self, image_size: tuple[int, int] | None = None) -> PyramidCosts:
         """Measure the costs of every part at an image size, or get the cached ones; default the present size."""
         size = image_size or self.image_size
-        return cast("PyramidCosts", self._cached_costs((size, self.used_levels()), lambda: self._measure(size)))
+        return cast("PyramidCosts", self._cached_costs(size, lambda: self._measure(size)))
 
     @torch.no_grad()
     def _measure(self, size: tuple[int, int]) -> PyramidCosts:
@@ -384,7 +384,7 @@ class Pyramid(ImageNetwork):
         twin = meta_copy(self).eval().merge_low_rank()
         like = next(twin.parameters())
         image = torch.empty(1, twin.in_chans, *size, device="meta", dtype=like.dtype)
-        inputs, used = twin.prepare_inputs(image, ()), self.used_levels()
+        inputs, used = twin.prepare_inputs(image, ()), twin.used_levels()
         projections: dict[LevelOfAnchor, Cost] = {}
         on_top: Cost | None = None
         for stitch in twin.plan:
@@ -422,7 +422,7 @@ def _without_head(network: Any) -> Any:
     """Make a network of the same modules without norms and classifiers."""
     twin = extract(network, network.plan, norm=False, head=False)
     twin.stitch_id, twin.num_classes = network.stitch_id, 0
-    twin.published, twin.published_top1, twin.trained = None, {}, copying.deepcopy(network.trained)
+    twin.published, twin.published_scores, twin.trained = None, {}, copying.deepcopy(network.trained)
     twin._model_args = dict(getattr(network, "_model_args", {}))
     twin.stitched_norm = True  # there is none
     return twin
