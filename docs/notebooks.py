@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-PAGES = ("tour", "tutorial_timm", "tutorial_papers", "tutorial_text", "choose_stitches")
+PAGES = ("tour", "tutorial_timm", "tutorial_papers", "tutorial_text", "choose_stitches", "dense")
 PART = re.compile(r"^```(\w*)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 
 
