@@ -89,7 +89,7 @@ class CardFields:
         auto_class: transformers' class that loads it.
         package: the package to import before that.
         license: the license of the weights, where the configuration names one.
-        stitched_norm: whether stitched paths end in the back anchor's final norm.
+        stitched_norm: whether stitched paths end in the back anchor's final norm; None where no path does.
     """
 
     library: str = "timm_stitch"
@@ -100,7 +100,7 @@ class CardFields:
     auto_class: str = ""
     package: str = "timm_stitch"
     license: str | None = None
-    stitched_norm: bool = True
+    stitched_norm: bool | None = True
 
 
 class Family(ABC, Generic[Network]):

@@ -29,6 +29,11 @@ from .errors import is_repo_id
 TAG = "stitchable-neural-networks"  # by which networks are found on the Hub
 TAGS = ("image-classification", "timm", "transformers", TAG)
 _HUB_METRICS = {"top1": "accuracy", "miou": "mean_iou"}  # the Hub's names, where they differ
+_NORM = {
+    True: "Stitched paths end in the back anchor's final norm.",
+    False: "Stitched paths skip the back anchor's final norm, as these weights were trained.",
+    None: "The head reads the anchors' maps without their final norms.",
+}
 _BLOCK = r"<!-- timm_stitch {name}:.*?<!-- end of timm_stitch {name} -->"
 _PLAIN = re.compile(r"(?:[\w ,./%()+=#-]|\[\d+:\d+\](?!\())*")  # names of stitches among them
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -148,11 +153,7 @@ def _network_fields(plan: StitchPlan, stitches: JsonObject, config: JsonObject) 
         "count": len(plan),
         "layers": len(plan.layers),
         "weights": stitches.get("weights"),
-        "norm": (
-            "Stitched paths end in the back anchor's final norm."
-            if family.stitched_norm
-            else "Stitched paths skip the back anchor's final norm, as these weights were trained."
-        ),
+        "norm": _NORM[family.stitched_norm],
         "runs": [_describe_run(run) for run in _runs(stitches)],
         "second_version": any(layer.rank for layer in plan.layers),
     }

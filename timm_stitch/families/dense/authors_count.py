@@ -11,19 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...anchors.macs import NORMS, Macs
 from ...anchors.meta_device import meta_copy
 from ...plan.costs import Cost
 from ...plan.stitch_plan import Stitch
-from ..timm_models.pyramid import PyramidCosts, levels_of
-
-if TYPE_CHECKING:
-    from .network import DenseNetwork
+from ..timm_models.pyramid import Pyramid, PyramidCosts, levels_of
 
 
 def _upsampling(*args: object, out_val: Tensor, **kwargs: object) -> int:
@@ -34,16 +30,16 @@ _COUNTED: dict[object, Callable[..., int]] = {**NORMS, torch.ops.aten.upsample_b
 
 
 @torch.no_grad()
-def measure_as_authors(network: DenseNetwork, costs: PyramidCosts) -> PyramidCosts:
-    """Measure the head as the authors do; all else is as in `costs`, those at the network's own image size."""
-    head = meta_copy(network.head).eval()
-    like = next(head.parameters())
+def measure_as_authors(pyramid: Pyramid, head: nn.Module, costs: PyramidCosts) -> PyramidCosts:
+    """Measure a head as the authors do; all else is as in `costs`, those at the pyramid's own image size."""
+    twin = meta_copy(head).eval()
+    like = next(twin.parameters())
     maps = [
-        torch.empty(1, width, *(side // reduction for side in network.image_size), device="meta", dtype=like.dtype)
-        for width, reduction in zip(network.channels, network.reductions, strict=True)
+        torch.empty(1, width, *(side // reduction for side in pyramid.image_size), device="meta", dtype=like.dtype)
+        for width, reduction in zip(pyramid.channels, pyramid.reductions, strict=True)
     ]
     with Macs(_COUNTED) as counter:
-        head(maps)
+        twin(maps)
     return replace(costs, on_top=Cost(counter.total))
 
 

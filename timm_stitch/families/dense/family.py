@@ -135,6 +135,7 @@ class DenseFamily(Family[DenseNetwork]):
             score=SCORES[settings.task],
             input_shape=f"(B, {', '.join(map(str, cfg.get('input_size', (3, 224, 224))))})",
             license=cfg.get("license"),
+            stitched_norm=None,
         )
 
 

@@ -182,7 +182,7 @@ class DenseNetwork(Pyramid):
 
     def published_cost(self, costs: PlanCosts, stitch: Stitch, count: PublishedCount) -> Cost:
         own = self.costs()
-        counted = self._cached_costs(("authors", self.image_size), lambda: measure_as_authors(self, own))
+        counted = self._cached_costs(("authors", self.image_size), lambda: measure_as_authors(self, self.head, own))
         return cost_as_authors(cast("PyramidCosts", counted), stitch)
 
     def _params_on_top(self) -> int:
