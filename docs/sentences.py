@@ -25,7 +25,7 @@ def sentences(page: str) -> list[str]:
     page = re.sub(r"<!--.*?-->", "", page, flags=re.DOTALL)
     page = re.sub(r"^( *)```.*?^\1```$", "\n", page, flags=re.MULTILINE | re.DOTALL)
     page = re.sub(r"^\s*(#|\||:::|<|===|\?\?\?|!!!|!\[|\[!\[).*$", "\n", page, flags=re.MULTILINE)
-    page = re.sub(r"`[^`]*`", "code", page)
+    page = re.sub(r"`[^`]*`", "Code", page)
     page = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", page).replace("*", "")
     blocks = re.split(r"\n\s*\n|^\s*(?:[-+]|\d+\.) ", page, flags=re.MULTILINE)
     found = [s for block in blocks for s in re.split(r"(?<=[.!?:;])\s+(?=[A-Z(\"'])", " ".join(block.split()))]

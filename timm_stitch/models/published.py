@@ -94,7 +94,7 @@ class PublishedSegmentation:
     Args:
         sizes: the sizes of its two anchors.
         rank: the rank of the stitching layers.
-        files: for each tag the repository on the Hub, the file in it, and the number of classes.
+        files: the repository on the Hub, the file in it and the number of classes, by tag.
         levels: the blocks of the largest anchor whose outputs are the levels.
         stitches: the number of stitches.
     """

@@ -37,7 +37,7 @@ def adapt_anchors(
     Args:
         weights: the weights of a network.
         anchors: the anchors of the network that they are for.
-        prefix: what the names of the anchors' weights begin with, before the anchor's number.
+        prefix: the beginning of the names of the anchors' weights, before the anchor's number.
     """
     adapted = dict(weights)
     for number, anchor in enumerate(anchors):

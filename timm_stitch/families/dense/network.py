@@ -46,6 +46,12 @@ class DenseNetwork(Pyramid):
         network: the stitchable network without its norms and classifiers.
         projections: the linear maps of anchors that are not as wide as a level.
         head: the head.
+
+    Examples:
+        >>> anchors = [timm.create_model(name) for name in ("resnet18", "resnet34")]
+        >>> net = timm_stitch.dense(anchors, head="linear", num_classes=9)
+        >>> type(net).__name__, net.task, net.num_classes
+        ('DenseNetwork', 'segmentation', 9)
     """
 
     family = "dense"
