@@ -238,6 +238,15 @@ def test_saved_networks_load_whole_and_one_stitch_alone(tmp_path):
 
 
 @pytest.mark.usefixtures("_small")
+def test_larger_images_are_for_sliding_windows():
+    network = make(num_classes=5)
+    x = torch.randn(1, 3, 80, 96)
+    with pytest.raises(ValueError, match=r"expected \(B, 3, 64, 64\)\. Larger ones: predict\(x, mode='slide', crop=64"):
+        network(x)
+    assert network.predict(x, stitch_id=2).shape == (1, 5, 80, 96)
+
+
+@pytest.mark.usefixtures("_small")
 def test_networks_load_by_name():
     assert timm_stitch.load(NAME, pretrained=False, img_size=SIZE).num_stitches == len(make().plan)
     with pytest.raises(ValueError, match="is a network for segmentation and takes no features_only"):
