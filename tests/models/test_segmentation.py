@@ -113,10 +113,10 @@ def load(weights, tmp_path, name=NAME, **arguments):
 @pytest.mark.parametrize(
     ("name", "anchors", "classes"),
     [
-        (f"{NAME}.ade20k", ["deit3_small_patch16", "deit3_large_patch16"], 150),
-        (f"{NAME}.coco_stuff10k", ["deit3_small_patch16", "deit3_large_patch16"], 171),
-        ("snnetv2_setr_deit3_bl.ade20k", ["deit3_base_patch16", "deit3_large_patch16"], 150),
-        ("snnetv2_setr_deit3_bl.coco_stuff10k", ["deit3_base_patch16", "deit3_large_patch16"], 171),
+        (f"{NAME}.ade20k", ["deit3_small_patch16_224", "deit3_large_patch16_224"], 150),
+        (f"{NAME}.coco_stuff10k", ["deit3_small_patch16_224", "deit3_large_patch16_224"], 171),
+        ("snnetv2_setr_deit3_bl.ade20k", ["deit3_base_patch16_224", "deit3_large_patch16_224"], 150),
+        ("snnetv2_setr_deit3_bl.coco_stuff10k", ["deit3_base_patch16_224", "deit3_large_patch16_224"], 171),
     ],
 )
 def test_names_and_tags(name, anchors, classes):
