@@ -113,10 +113,10 @@ def load(weights, tmp_path, name=NAME, **arguments):
 @pytest.mark.parametrize(
     ("name", "anchors", "classes"),
     [
-        (f"{NAME}.ade20k", ["deit3_small_patch16", "deit3_large_patch16"], 150),
-        (f"{NAME}.coco_stuff10k", ["deit3_small_patch16", "deit3_large_patch16"], 171),
-        ("snnetv2_setr_deit3_bl.ade20k", ["deit3_base_patch16", "deit3_large_patch16"], 150),
-        ("snnetv2_setr_deit3_bl.coco_stuff10k", ["deit3_base_patch16", "deit3_large_patch16"], 171),
+        (f"{NAME}.ade20k", ["deit3_small_patch16_224", "deit3_large_patch16_224"], 150),
+        (f"{NAME}.coco_stuff10k", ["deit3_small_patch16_224", "deit3_large_patch16_224"], 171),
+        ("snnetv2_setr_deit3_bl.ade20k", ["deit3_base_patch16_224", "deit3_large_patch16_224"], 150),
+        ("snnetv2_setr_deit3_bl.coco_stuff10k", ["deit3_base_patch16_224", "deit3_large_patch16_224"], 171),
     ],
 )
 def test_names_and_tags(name, anchors, classes):
@@ -235,6 +235,15 @@ def test_saved_networks_load_whole_and_one_stitch_alone(tmp_path):
     for stitch_id in network.stitch_ids[::5]:
         small = timm_stitch.from_hub(str(tmp_path / "net"), extract=stitch_id)
         assert_equal(outputs(small), {stitch_id: expected[stitch_id]})
+
+
+@pytest.mark.usefixtures("_small")
+def test_larger_images_are_for_sliding_windows():
+    network = make(num_classes=5)
+    x = torch.randn(1, 3, 80, 96)
+    with pytest.raises(ValueError, match=r"expected \(B, 3, 64, 64\)\. Larger ones: predict\(x, mode='slide', crop=64"):
+        network(x)
+    assert network.predict(x, stitch_id=2).shape == (1, 5, 80, 96)
 
 
 @pytest.mark.usefixtures("_small")

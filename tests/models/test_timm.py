@@ -51,7 +51,7 @@ def test_timm_lists_and_creates_the_registered_networks():
 NAMES = [
     "snnet", "snnet_deit", "snnet_deit_tsb", "snnet_efficientnet_lite_012", "snnet_levit_192_256",
     "snnet_resnet18_swin_t", "snnet_resnet_18_50", "snnet_swin", "snnet_swin_tsb", "snnetv2_deit3_bl",
-    "snnetv2_deit3_sb", "snnetv2_deit3_sl",
+    "snnetv2_deit3_sb", "snnetv2_deit3_sl", "snnetv2_setr_deit3_bl", "snnetv2_setr_deit3_sl",
 ]  # fmt: skip
 
 

@@ -122,11 +122,11 @@ class PublishedSegmentation:
 
     @property
     def plan(self) -> StitchPlan:
-        """The stitches."""
-        shapes = [(size, *_BEIT[size]) for size in self.sizes]
+        """The stitches, between anchors that are named by the weights that they began with."""
+        shapes = [_BEIT[size] for size in self.sizes]
         anchors = [
-            Anchor(f"deit3_{size}_patch16", (width,) * (depth + 1), (16,) * (depth + 1))
-            for size, width, depth, _ in shapes
+            Anchor(name.partition(".")[0], (width,) * (depth + 1), (16,) * (depth + 1))
+            for name, (width, depth, _) in zip(self.started_from, shapes, strict=True)
         ]
         return enumerate_stitches(anchors, direction="two_way", rank=self.rank)
 

@@ -5,7 +5,7 @@ Source: SN-Netv2 (arXiv:2307.00154), which trains one head for all stitches of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -18,7 +18,7 @@ from ...plan.costs import Cost, PlanCosts, PublishedCount
 from ...plan.results import Row, Rows
 from ...plan.stitch_plan import Stitch
 from ..timm_models.network import SNNet
-from ..timm_models.pyramid import Pyramid, PyramidCosts
+from ..timm_models.pyramid import MapInputs, Pyramid, PyramidCosts
 from .authors_count import cost_as_authors, measure_as_authors
 from .inference import Inference, predict, predict_each
 from .objective import Depth, Segmentation, make_objective
@@ -141,6 +141,19 @@ class DenseNetwork(Pyramid):
 
     def predict_each(self, x: Tensor, stitch_ids: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor]]:
         return predict_each(self, x, self.stitch_ids if stitch_ids is None else stitch_ids, self.inference)
+
+    def prepare_inputs(self, x: Tensor, stitches: Iterable[Stitch]) -> MapInputs:
+        try:
+            return super().prepare_inputs(x, stitches)
+        except ValueError:
+            sizes = {view.image_size for view in self.network.views} - {None}
+            if not sizes or x.ndim != 4 or x.shape[1] != self.in_chans:
+                raise
+            height, width = self.image_size
+            raise ValueError(
+                f"images of shape {tuple(x.shape)} do not fit: expected (B, {x.shape[1]}, {height}, {width}). Larger "
+                f"ones: predict(x, mode='slide', crop={min(height, width)}, stride={min(height, width) * 2 // 3})."
+            ) from None
 
     def used_levels(self) -> tuple[int, ...]:
         levels_used = getattr(self.head, "levels_used", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -18,7 +18,8 @@ class Slices:
 
     Attributes:
         stem, blocks, norm, head: the parts; None for a norm that is not there, and for a head that is the model's own.
-        alone: for each block the name of the model's own module, where the block is that module and nothing else.
+        alone: for each block the name of the model's own module and the constant arguments of its call, where the block
+            is one such call and nothing else.
     """
 
     def __init__(self, anchor: nn.Module, partition: Partition) -> None:
@@ -73,10 +74,18 @@ class Slice(nn.Module):
                 yield name, parameter
 
 
-def _only_module(span: Span) -> str | None:
-    """The name of the model's own module, where a slice is that module and nothing else."""
-    if len(span.steps) == 1 and not span.sides:
-        _, step = span.steps[0]
-        if step.kind == "module" and not step.kwargs and isinstance(step.args, tuple) and len(step.args) == 1:
-            return str(step.target)
-    return None
+def _only_module(span: Span) -> tuple[str, Mapping[str, object]] | None:
+    """The model's own module and its constant arguments, where a slice is one call of it and nothing else."""
+    if len(span.steps) != 1 or span.sides:
+        return None
+    _, step = span.steps[0]
+    kwargs = step.kwargs
+    if step.kind != "module" or not isinstance(step.args, tuple) or len(step.args) != 1:
+        return None
+    if not isinstance(kwargs, Mapping) or not all(_is_constant(value) for value in kwargs.values()):
+        return None
+    return str(step.target), kwargs
+
+
+def _is_constant(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -116,10 +116,10 @@ class TracedView(BlockView):
         return _call(slices.stem, x, *self._side_inputs(slices.partition, slices.stem, x))
 
     def block(self, index: int) -> nn.Module:
-        name = self._usual.alone[index]
-        if name is None or (self.is_partial and not self.has_block(index)):
+        alone = self._usual.alone[index]
+        if alone is None or (self.is_partial and not self.has_block(index)):
             return self._usual.blocks[index]
-        return child(self.anchor, name)  # as it is now: it may have been replaced
+        return child(self.anchor, alone[0])  # as it is now: it may have been replaced
 
     def run(self, h: Tensor, start: int, stop: int, inputs: ImageInputs) -> Tensor:
         if inputs.hooked:
@@ -130,10 +130,10 @@ class TracedView(BlockView):
         return h
 
     def _run_block(self, slices: Slices, index: int, h: Tensor, inputs: ImageInputs) -> Tensor:
-        name = slices.alone[index]
-        if name is not None:
-            module = child(self.anchor, name)  # as it is now: it may have been replaced
-            h = recompute(module, h) if inputs.checkpointed else module(h)
+        alone = slices.alone[index]
+        if alone is not None:
+            module = child(self.anchor, alone[0])  # as it is now: it may have been replaced
+            h = recompute(module, h, **alone[1]) if inputs.checkpointed else module(h, **alone[1])
         else:
             block = slices.blocks[index]
             sides = self._side_inputs(slices.partition, block, inputs.images)
