@@ -242,7 +242,7 @@ def resize_of_embeddings(make: Callable[..., Pair]) -> Equal:
 
 def _load_both(pair: Pair, **more: Any) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as plain, tempfile.TemporaryDirectory() as ours:
-        pair.plain.save_pretrained(plain)
+        plainly(lambda m: m.save_pretrained(plain), pair.plain)
         pair.net.save_pretrained(ours)
         loaded = plainly(lambda m: type(m).from_pretrained(plain, attn_implementation="eager", **more), pair.plain)
         network = type(pair.net).from_pretrained(ours, attn_implementation="eager", **more)

@@ -78,18 +78,46 @@ def test_figures_stay_through_what_changes_no_output(network):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.bool])
-def test_every_byte_counts_in_the_version_of_weights(dtype, monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "another"])
+def test_every_byte_counts_in_the_version_of_weights(dtype, device, monkeypatch):
+    monkeypatch.setattr(weights, "_LANES", 3)
     monkeypatch.setattr(weights, "_CHUNK", 8)
     weights._factors.cache_clear()
     holder = nn.Module()
     numbers = np.random.default_rng(0).integers(0, 2 if dtype == torch.bool else 200, 37)
     holder.register_buffer("values", torch.from_numpy(numbers).to(dtype))
-    raw, versions = holder.values.view(torch.uint8).numpy(), {weights_version(holder)}
+
+    def version():
+        return weights_version(holder) if device == "cpu" else str(weights._device_sums(holder.values))
+
+    raw, versions = holder.values.view(torch.uint8).numpy(), {version()}
     for position in range(len(raw)):
         raw[position] ^= 1 if dtype == torch.bool else 128
-        versions.add(weights_version(holder))
+        versions.add(version())
     weights._factors.cache_clear()
     assert len(versions) == len(raw) + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_that_change_places_or_signs_are_another_version_of_weights(dtype, monkeypatch):
+    monkeypatch.setattr(weights, "_LANES", 4)  # all rows begin in the same lane
+    holder = nn.Module()
+    holder.register_buffer("a", torch.ones(8, 8, dtype=dtype))
+    holder.register_buffer("b", torch.full((8, 8), 2.0, dtype=dtype))
+    holder.a[0, 1] = -1
+    before, a, b = weights_version(holder), holder.a.clone(), holder.b.clone()
+    for change in (
+        lambda: holder.a.copy_(-a),
+        lambda: holder.a.copy_(a.flip(0)),
+        lambda: holder.a[:2].copy_(a[:2].flip(0)),
+        lambda: holder.a[:, 1].neg_(),
+        lambda: (holder.a.copy_(b), holder.b.copy_(a)),
+    ):
+        change()
+        assert weights_version(holder) != before
+        holder.a.copy_(a)
+        holder.b.copy_(b)
+        assert weights_version(holder) == before
 
 
 def test_costs_follow_replaced_modules(network):

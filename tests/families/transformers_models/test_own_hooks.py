@@ -6,12 +6,13 @@ import types
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5.20")
+hf = pytest.importorskip("transformers", minversion="5.20")
 
-from tiny import bert, texts
+from tiny import bert, texts  # noqa: E402
 
-import timm_stitch
-import timm_stitch.text  # registers the Auto classes
+import timm_stitch  # noqa: E402
+import timm_stitch.text  # noqa: E402 (registers the Auto classes)
+from timm_stitch.families.transformers_models.cache import _lengthen  # noqa: E402
 
 STITCHED = 2  # the id of a stitch that crosses, of which anchor 0 is the front
 
@@ -133,3 +134,61 @@ def test_what_a_network_does_not_do_is_an_attribute_error_that_says_what_to_do(p
         getattr(pair, name)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = pair.nothing
+
+
+def rwkv(width):
+    config = hf.RwkvConfig(
+        vocab_size=99, hidden_size=width, attention_hidden_size=width, num_hidden_layers=3, context_length=64
+    )
+    return hf.RwkvForCausalLM(config).eval()
+
+
+def test_a_model_with_states_of_its_own_generates_what_it_does_alone():
+    torch.manual_seed(0)
+    models = [rwkv(32), rwkv(48)]
+    for model in models:
+        for parameter in model.parameters():
+            parameter.data.normal_(0, 0.5)
+    network, ids = timm_stitch.stitch(copy.deepcopy(models)), texts()["input_ids"][:1]
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    expected = models[1].generate(ids, **settings)
+    assert torch.equal(network.generate(ids, stitch_id=1, **settings), expected)
+    with pytest.raises(ValueError, match="inputs_embeds needs a cache, which belongs to one stitch"):
+        network.generate(inputs_embeds=models[1].get_input_embeddings()(ids), stitch_id=1, **settings)
+    with pytest.raises(ValueError, match=r"RwkvForCausalLM takes no cache of transformers: give the whole text"):
+        network(ids, stitch_id=1, cache=hf.DynamicCache())
+
+
+@torch.no_grad()
+def test_attentions_of_a_stitch_whose_layers_give_one_output(pair):
+    torch.manual_seed(0)
+    config = {"vocab_size": 99, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = [hf.MPNetConfig(hidden_size=w, **config, attn_implementation="eager") for w in (32, 48)]
+    network = timm_stitch.stitch([hf.MPNetForMaskedLM(size).eval() for size in sizes])
+    network.config.output_attentions = True
+    stitch = next(s for s in network.plan if s.anchors == (0, 1))
+    attentions = network(input_ids=texts()["input_ids"], stitch_id=stitch.stitch_id).attentions
+    skipped = stitch.segments[-1].start
+    assert [attention is None for attention in attentions] == [True] * skipped + [False] * (3 - skipped)
+
+
+@torch.no_grad()
+def test_attentions_that_need_every_layer_are_refused_in_one_line():
+    sizes = {"vocab_size": 99, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    configs = [
+        hf.LongformerConfig(hidden_size=w, attention_window=8, max_position_embeddings=64, **sizes) for w in (32, 48)
+    ]
+    network = timm_stitch.stitch([hf.LongformerForMaskedLM(config).eval() for config in configs])
+    network.config.output_attentions = True
+    stitch = network.plan.stitches[-1]
+    with pytest.raises(ValueError, match=r"leaves layers out, and its models do not give the outputs of single layers"):
+        network(**texts(), stitch_id=stitch.stitch_id)
+
+
+def test_the_cache_of_a_layer_that_ran_is_not_made_longer():
+    ran, skipped = hf.cache_utils.DynamicLayer(), hf.cache_utils.DynamicLayer()
+    ran.update(torch.ones(1, 2, 3, 16), torch.ones(1, 2, 3, 16))
+    for layer in (ran, skipped):
+        _lengthen(layer, 0, 1, 3, torch.device("cpu"))
+        assert layer.get_seq_length() == 3
+    assert ran.keys.shape == (1, 2, 3, 16)

@@ -54,7 +54,7 @@ class StitchCache(Cache):
         for segment in self.segments:
             for index, layer in enumerate(self.segment_caches[segment.anchor, segment.start].layers):
                 if not segment.start <= index < segment.stop:
-                    _lengthen(layer, rows, count, device)
+                    _lengthen(layer, length, rows, count, device)
         ids, positions, mask = (inputs.arguments.get(n) for n in ("input_ids", "position_ids", "attention_mask"))
         if ids is None:
             ids = torch.full((rows, count), NO_TOKEN, device=device)
@@ -83,11 +83,13 @@ class StitchCache(Cache):
         self.__dict__.update(other.__dict__)
 
 
-def _lengthen(layer: object, rows: int, count: int, device: torch.device) -> None:
-    """Make the cache of a skipped layer longer by some tokens."""
+def _lengthen(layer: object, length: int, rows: int, count: int, device: torch.device) -> None:
+    """Make the cache of a skipped layer longer by some tokens, unless a layer that ran keeps further states there."""
     states: dict[int, bool] = getattr(layer, "has_previous_state", None) or {}
     states.update(dict.fromkeys(states, True))
-    if hasattr(layer, "update") and hasattr(layer, "lazy_initialization") and hasattr(layer, "get_seq_length"):
+    if not all(hasattr(layer, name) for name in ("update", "lazy_initialization", "get_seq_length")):
+        return
+    if int(layer.get_seq_length()) <= length:
         number = torch.zeros(rows, 1, count, 1, device=device)
         layer.update(number, number)
 

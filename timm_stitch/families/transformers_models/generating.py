@@ -53,16 +53,17 @@ class GeneratingModel(StitchedModel, GenerationMixin):
                 "cheaper stitch."
             )
         several = is_sequence_of_ids(stitch_id)
+        has_no_cache = several or any(view.keeps_own_states for view in self.views)
+        if has_no_cache and kwargs.get("inputs_embeds") is not None:
+            raise ValueError(
+                "inputs_embeds needs a cache, which belongs to one stitch: generate with one stitch_id, or from "
+                "input_ids."
+            )
         if several:
-            if kwargs.get("inputs_embeds") is not None:
-                raise ValueError(
-                    "inputs_embeds needs a cache, which belongs to one stitch: generate with one stitch_id, or from "
-                    "input_ids."
-                )
             kwargs["stitch_id"] = torch.as_tensor(stitch_id)  # repeated for each beam
         elif stitch_id is not None:
             kwargs["stitch_id"] = self._stitch(stitch_id).stitch_id
-        if several or not all(view.takes_cache for view in self.views):
+        if has_no_cache or not all(view.takes_cache for view in self.views):
             kwargs["use_cache"] = False
         if assistant_stitch_id is not None:  # both extracted: transformers gives the assistant the call's arguments
             kwargs.pop("stitch_id", None)
@@ -111,7 +112,13 @@ class GeneratingModel(StitchedModel, GenerationMixin):
         """Run a stitch on a text, or on what follows the text in a cache."""
         is_asked = "use_cache" in inputs.arguments
         inputs, brought, is_wanted = split_cache(inputs, self._caches_by_default)
-        if not is_wanted:
+        stranger = next((view for n in stitch.anchors if (view := self.views[n]).keeps_own_states), None)
+        if stranger is not None and brought is not None:
+            raise ValueError(
+                f"{type(stranger.anchor).__name__} takes no cache of transformers: give the whole text with "
+                "use_cache=False."
+            )
+        if not is_wanted or stranger is not None:
             return super()._run(stitch, inputs)
         cache = cache_for(stitch, self.views, brought)
         count = inputs.main.shape[1]

@@ -212,7 +212,17 @@ class SkippedLayer(RecordedLayer):
         self._partial.call_layer(self._index)
         h = args[0] if args else kwargs["hidden_states"]
         h = self._cross(self._after, self._cross(self._before, h))
-        return (h, *[None] * (self._arity - 1)) if self._arity else h
+        return _SkippedOutput((h, *[None] * (self._arity - 1))) if self._arity else h
+
+
+class _SkippedOutput(tuple[Any, ...]):
+    """What a skipped layer returns: None for all that a model takes besides the activation."""
+
+    __slots__ = ()
+
+    def __getitem__(self, index: Any) -> Any:
+        is_beyond = not isinstance(index, slice) and index >= len(self)
+        return None if is_beyond else super().__getitem__(index)
 
 
 @contextmanager

@@ -286,10 +286,19 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         inputs = self.prepare_inputs(x, stitches)
         for stitch in stitches:
             self._notify(stitch, inputs.batch_size)
-            yield stitch.stitch_id, self.executor.run(stitch, inputs)
+            yield stitch.stitch_id, StitchedModel._run(self, stitch, inputs)
 
     def _run(self, stitch: Stitch, inputs: TextInputs) -> ModelOutput:
-        return cast("ModelOutput", self.executor.run(stitch, inputs))
+        try:
+            return cast("ModelOutput", self.executor.run(stitch, inputs))
+        except (AttributeError, IndexError, TypeError) as error:
+            if stitch.is_anchor or not asks_for_layers(self.views, inputs):
+                raise
+            raise ValueError(
+                f"{stitch.name} leaves layers out, and its models do not give the outputs of single layers without "
+                f"those ({' '.join(str(error).split()):.80}): turn off output_attentions and output_hidden_states, or "
+                "run the stitch of an anchor alone."
+            ) from error
 
     def _check_widths(self, stitches: Iterable[Stitch]) -> None:
         widths = {self.views[stitch.back].widths[-1] for stitch in stitches}
@@ -329,7 +338,13 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     def _measure_costs(self, length: int) -> PlanCosts:
         used = min(segment.anchor for stitch in self.plan for segment in stitch.segments)
         batch = make_batch(self.views[used].anchor, rows=1, length=length)
-        return measure(self, TextInputs.of({k: v[:1] for k, v in batch.items()}, self.shifts_labels))
+        try:
+            return measure(self, TextInputs.of({k: v[:1] for k, v in batch.items()}, self.shifts_labels))
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"the costs of texts of {length} tokens cannot be counted, since the anchors do not run on them "
+                f"({' '.join(str(error).split()):.80}): set the network's length to fewer tokens."
+            ) from error
 
     def stitch_table(self, length: int | None = None) -> list[dict[str, Any]]:
         """One row per stitch, as `StitchableNetwork.stitch_table`, with costs for texts of some length.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _OFFSET = 8  # entries that a table of positions may have more than there are positions
 _FOR_OUTPUTS = ("output_hidden_states", "output_attentions", "logits_to_keep", "return_dict")
+_CACHES = ("cache", "past_key_values", "cache_params")
 _SAVED_AS = {"layers_path": "row", "output_arity": "forms", "droppable_embeddings": "tables"}
 
 
@@ -103,6 +104,7 @@ class TransformersView(View):
         self.depth = len(spec.output_arity)
         self.widths, self.reductions = spec.widths, spec.reductions
         self.takes_cache, self.takes_mems = takes(anchor, "use_cache"), takes(anchor, "use_mems")
+        self.keeps_own_states = self.takes_cache and not any(takes(anchor, name) for name in _CACHES)  # as RWKV
         layers = child(anchor, spec.layers_path)
         if not isinstance(layers, LayerList):
             layer_list = LayerList({k: m for k, m in layers._modules.items() if m is not None}, spec.output_arity)
