@@ -91,22 +91,21 @@ def set_both(pair: Pair, **fields: Any) -> None:
 # ── fields set after building ─────────────────────────────────────────────────────────────────────────
 
 
-def hidden_states_in_config(make: Callable[..., Pair]) -> Equal:
-    pair = make()
-    set_both(pair, output_hidden_states=True)
-    return pair.both(**pair.batch) + pair.reloaded()
+def field_in_config(name: str, **fields: Any) -> Callable[[Callable[..., Pair]], Equal]:
+    """Make the change of this name, which sets fields after building."""
+
+    def change(make: Callable[..., Pair]) -> Equal:
+        pair = make()
+        set_both(pair, **fields)
+        return pair.both(**pair.batch) + pair.reloaded()
+
+    change.__name__ = name
+    return change
 
 
-def attentions_in_config(make: Callable[..., Pair]) -> Equal:
-    pair = make()
-    set_both(pair, output_attentions=True)
-    return pair.both(**pair.batch) + pair.reloaded()
-
-
-def tuples_in_config(make: Callable[..., Pair]) -> Equal:
-    pair = make()
-    set_both(pair, return_dict=False)
-    return pair.both(**pair.batch) + pair.reloaded()
+hidden_states_in_config = field_in_config("hidden_states_in_config", output_hidden_states=True)
+attentions_in_config = field_in_config("attentions_in_config", output_attentions=True)
+tuples_in_config = field_in_config("tuples_in_config", return_dict=False)
 
 
 def cache_in_config(make: Callable[..., Pair]) -> Equal:
