@@ -261,7 +261,7 @@ class TransformersView(View):
         own = self.anchor.__dict__
         return "_hf_hook" in own or any(own[name] for name in OUTPUT_HOOKS)
 
-    def _run_sharded(self, ending: PartialForward, arguments: Arguments) -> None:
+    def _run_sharded(self, ending: PartialForward, arguments: Arguments) -> dict[int, Tensor]:
         """Run layers within the hooks of sharding, which get the activations as the output."""
 
         def forward(*args: object, **kwargs: object) -> dict[int, Tensor]:
@@ -270,6 +270,7 @@ class TransformersView(View):
             return ending.activations
 
         ending.activations = call_with_hooks(self.anchor, forward, **arguments)
+        return ending.activations
 
     def divides_loss(self, inputs: TextInputs) -> bool:
         """Whether the model's loss is divided by `num_items_in_batch`; tried once for each kind of labels.
