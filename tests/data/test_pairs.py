@@ -60,6 +60,18 @@ def test_a_folder_without_splits_is_one_split(tmp_path):
     assert len(opened(tmp_path)) == len(opened(tmp_path, training=False)) == 1
 
 
+def test_a_folder_of_splits_with_both_kinds_of_files(tmp_path):
+    for split in ("train", "validation"):
+        write(tmp_path / split / "images" / "a.jpg", picture())
+        write(tmp_path / split / "masks" / "a.png", np.zeros((8, 10), np.uint8))
+    write(tmp_path / "train" / "images" / "b.jpg", picture())
+    assert len(opened(tmp_path)) == len(opened(tmp_path, training=False)) == 1
+    assert opened(tmp_path).folder.alone == [str(tmp_path / "train" / "images" / "b.jpg")]
+    assert inspect_split(DataConfig(data_dir=str(tmp_path)), training=True)["images"] == 1
+    with pytest.raises(ValueError, match="there is no split 'test'"):
+        opened(tmp_path, train_split="test")
+
+
 def test_palettes_are_read_as_indices(tmp_path):
     mask = Image.new("P", (4, 4), 2)
     mask.putpalette([0, 0, 0, 200, 30, 30, 90, 90, 0])

@@ -1,7 +1,8 @@
 """Images with a mask of classes or a map of depths each: folders of files that are paired by their stems.
 
 A folder has `images` and `masks` (or `annotations`, `labels`) or `depth`, each with a folder for each split as ADE20K
-has (`training`, `validation`), or without. Masks are PNGs of class numbers, palettes too; depths are 16-bit PNGs.
+has (`training`, `validation`), or without; or a folder for each split has them. Masks are PNGs of class numbers,
+palettes too; depths are 16-bit PNGs.
 
 Files may be a stranger's: their size is bounded before they are decoded.
 """
@@ -22,7 +23,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..families.dense.metrics import eigen_crop
-from .classes import split_folder
+from .classes import SPLITS, split_folder
 from .config import DataConfig
 from .decoding import MOST_ELONGATED, ImageError, open_file
 from .folders import check_links
@@ -88,21 +89,26 @@ def pair_files(config: DataConfig, training: bool) -> PairFolder:
     root = str(config.data_dir)
     if not os.path.isdir(root):
         raise FileNotFoundError(f"there is no folder {root!r}: set data_dir to one of 'images' and 'masks' or 'depth'.")
-    labels = label_folder(root)
+    split, content = config.train_split if training else config.val_split, "'images' and 'masks' or 'depth'"
+    holder, labels = root, label_folder(root)
+    if labels is None and _split_folders(root):
+        holder = str(split_folder(root, split, content))
+        labels, split = label_folder(holder), ""
     if labels is None:
         raise ValueError(
-            f"{root!r} has no folder 'images' with 'masks' (or {', '.join(map(repr, MASK_FOLDERS[1:]))}) or 'depth' "
+            f"{holder!r} has no folder 'images' with 'masks' (or {', '.join(map(repr, MASK_FOLDERS[1:]))}) or 'depth' "
             "next to it: put images there, and a PNG of the same name for each."
         )
-    split, (folder, kind) = config.train_split if training else config.val_split, labels
-    content = "'images' and 'masks' or 'depth'"
-    images = _named_files(split_folder(os.path.join(root, "images"), split, content), _IMAGES)
-    masks = _named_files(split_folder(str(folder), split, content), (".png",))
+    folder, kind = labels
+    images, masks = (
+        _named_files(split_folder(str(place), split, content) if split else place, suffixes)
+        for place, suffixes in ((Path(holder) / "images", _IMAGES), (folder, (".png",)))
+    )
     pairs = [Pair(images[0][name], masks[0][name]) for name in images[0] if name in masks[0]]
     if not pairs:
         raise ValueError(
-            f"no image in {os.path.join(root, 'images')!r} has a PNG of its name in {str(folder)!r} (split {split!r}): "
-            "name each pair alike, such as images/a.jpg and masks/a.png."
+            f"no image in {os.path.join(holder, 'images')!r} has a PNG of its name in {str(folder)!r}"
+            f"{f' (split {split!r})' if split else ''}: name each pair alike, such as images/a.jpg and masks/a.png."
         )
     alone = [path for name, path in images[0].items() if name not in masks[0]]
     alone += [path for name, path in masks[0].items() if name not in images[0]]
@@ -299,6 +305,14 @@ def _read_png(path: str, what: str) -> tuple[str, np.ndarray[Any, Any]]:
 
 def has_pairs(config: DataConfig) -> bool:
     """Whether a configuration names a folder of images with masks or depths."""
+    root = str(config.data_dir or "")
+    if config.dataset or not root:
+        return False
     with suppress(ValueError):
-        return bool(not config.dataset and config.data_dir and label_folder(config.data_dir) is not None)
+        return label_folder(root) is not None or bool(_split_folders(root))
     return True  # several folders of labels, which `pair_files` refuses in words
+
+
+def _split_folders(root: str) -> list[str]:
+    """List the folders of splits that have images and labels."""
+    return [name for name in SPLITS if label_folder(os.path.join(root, name)) is not None]
