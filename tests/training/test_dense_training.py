@@ -117,7 +117,7 @@ def test_others_learn_from_the_largest_anchor_in_place(task):
     for k in (0, 3):
         expected = net.objective.distillation(outputs[k], outputs[1].detach(), labels)
         torch.testing.assert_close(losses[k], expected)
-        assert float(losses[k]) != float(net.objective.loss(outputs[k], labels))
+        assert not torch.equal(losses[k], net.objective.loss(outputs[k], labels))
     back = torch.autograd.grad(losses[0], list(net.anchors[1].parameters()), allow_unused=True)
     assert all(gradient is None for gradient in back)
 
@@ -245,6 +245,10 @@ def test_configurations_that_do_not_fit_are_refused(tmp_path):
         go({"data_dir": str(tmp_path), "dataset": "torch/cifar10"})
     with pytest.raises(ValueError, match="distillation='hard' is from a classifier"):
         go({"distillation": "hard"})
+    with pytest.raises(ValueError, match=r"mixup=0.5 has no effect: it is for networks that learn the classes"):
+        go({"mixup": 0.5})
+    with pytest.raises(ValueError, match="eigen_crop=True has no effect: it is for networks that learn masks or dep"):
+        timm_stitch.train(network().network, timm_stitch.TrainConfig(eigen_crop=True), train_data=Scenes())
     write_scenes(tmp_path / "masks")
     Image.fromarray(np.full((32, 32), 9, np.uint8)).save(tmp_path / "masks" / "masks" / "training" / "1.png")
     with pytest.raises(ValueError, match="1 images or their labels cannot be used"):
