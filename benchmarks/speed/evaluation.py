@@ -57,7 +57,7 @@ def main() -> None:
     def evaluate_one(k: int) -> tuple[int, float]:
         logits = model(x, stitch_id=k)
         loss = float(torch.nn.functional.cross_entropy(logits, labels))
-        return int((logits.argmax(-1) == labels).sum()), loss
+        return int((logits.argmax(1) == labels).sum()), loss
 
     def evaluate_one_by_one() -> None:
         rows["one by one"] = {k: evaluate_one(k) for k in model.stitch_ids}

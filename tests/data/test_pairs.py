@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from timm_stitch.cli.entry import main
-from timm_stitch.data import pairs as pairs_module
+from timm_stitch.data import label_files
 from timm_stitch.data.config import DataConfig
 from timm_stitch.data.images import ImageError
 from timm_stitch.data.joint_transforms import EvaluationTransform, ToTensors, TrainingTransform, resize_both
+from timm_stitch.data.label_files import read_depth, read_mask
 from timm_stitch.data.look import check_unreadable, find_warnings, inspect_split, summary
-from timm_stitch.data.pairs import PairedImages, pair_files, read_depth, read_mask
+from timm_stitch.data.pairs import PairedImages, pair_files
 
 PLAIN = ToTensors((0.0,) * 3, (1.0,) * 3)
 
@@ -58,6 +59,18 @@ def test_a_folder_without_splits_is_one_split(tmp_path):
     write(tmp_path / "images" / "a.png", picture())
     write(tmp_path / "annotations" / "a.png", np.zeros((8, 10), np.uint8))
     assert len(opened(tmp_path)) == len(opened(tmp_path, training=False)) == 1
+
+
+def test_a_folder_of_splits_with_both_kinds_of_files(tmp_path):
+    for split in ("train", "validation"):
+        write(tmp_path / split / "images" / "a.jpg", picture())
+        write(tmp_path / split / "masks" / "a.png", np.zeros((8, 10), np.uint8))
+    write(tmp_path / "train" / "images" / "b.jpg", picture())
+    assert len(opened(tmp_path)) == len(opened(tmp_path, training=False)) == 1
+    assert opened(tmp_path).folder.alone == [str(tmp_path / "train" / "images" / "b.jpg")]
+    assert inspect_split(DataConfig(data_dir=str(tmp_path)), training=True)["images"] == 1
+    with pytest.raises(ValueError, match="there is no split 'test'"):
+        opened(tmp_path, train_split="test")
 
 
 def test_palettes_are_read_as_indices(tmp_path):
@@ -113,7 +126,7 @@ def test_large_and_narrow_files_are_refused_by_their_headers(folder, monkeypatch
     write(folder / "masks" / "training" / "a.png", np.zeros((1, 201), np.uint8))
     with pytest.raises(ImageError, match="201 x 1 pixels: a side may be 200 times the other"):
         read_mask(str(folder / "masks" / "training" / "a.png"))
-    monkeypatch.setattr(pairs_module, "MOST_PIXELS", 79)
+    monkeypatch.setattr(label_files, "MOST_PIXELS", 79)
     with pytest.raises(ImageError, match="has 80 pixels: at most 79 are read"):
         opened(folder)[0]
 

@@ -18,8 +18,10 @@ from torch.utils.data import DataLoader
 from training_run import start_two
 
 import timm_stitch
+from timm_stitch.evaluation.scores import Targets
 from timm_stitch.network.weights import fingerprint
 from timm_stitch.training.checkpointing import Checkpoints
+from timm_stitch.training.distillation import StitchLoss
 
 RUN = Path(__file__).parents[1] / "dense_run.py"
 GUIDED = {"sampling": "sandwich", "inplace_distillation": True, "ema_decay": 0.9}
@@ -102,6 +104,53 @@ def test_accumulation_changes_nothing_but_rounding():
         parts, _ = go(base | {"task": task, "accumulate": 4})
         for name, tensor in one.state_dict().items():
             torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_others_learn_from_the_largest_anchor_in_place(task):
+    net, batch = network(task).train(), [Scenes(task=task)[i] for i in range(4)]
+    images, labels = (torch.stack(part) for part in zip(*batch, strict=True))
+    config = timm_stitch.TrainConfig(sampling="sandwich", inplace_distillation=True)
+    outputs = net.forward_several(images, [0, 1, 3])
+    losses = StitchLoss(config, None, net.objective).of_each(outputs, Targets(labels), None, largest=1)
+    torch.testing.assert_close(losses[1], net.objective.loss(outputs[1], labels))
+    for k in (0, 3):
+        expected = net.objective.distillation(outputs[k], outputs[1].detach(), labels)
+        torch.testing.assert_close(losses[k], expected)
+        assert not torch.equal(losses[k], net.objective.loss(outputs[k], labels))
+    back = torch.autograd.grad(losses[0], list(net.anchors[1].parameters()), allow_unused=True)
+    assert all(gradient is None for gradient in back)
+
+
+class WithAuxiliary(nn.Module):
+    """A head on the last map, and an auxiliary one on the map before it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.last, self.before = (nn.Conv2d(width, CLASSES, 1) for width in (channels[-1], channels[-2]))
+
+    def forward(self, maps):
+        return self.last(maps[-1])
+
+    def auxiliary(self, maps):
+        return [self.before(maps[-2])]
+
+    def levels_used(self, training):
+        return (2, 3) if training else (3,)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "sandwich"])
+def test_auxiliary_heads_learn_with_four_tenths_of_their_gradient(sampling):
+    net = network(head=lambda channels, reductions: WithAuxiliary(channels)).train()
+    image, mask = torch.randn(2, 3, 32, 32), torch.randint(0, CLASSES, (2, 32, 32))
+    out, bias = net(image, stitch_id=1), net.head.before.bias
+    (ours,) = torch.autograd.grad(net.objective.loss(out, mask), bias, retain_graph=True)
+    (alone,) = torch.autograd.grad(nn.functional.cross_entropy(out.auxiliary[0], mask), bias)
+    torch.testing.assert_close(ours, 0.4 * alone)
+    config = timm_stitch.TrainConfig.from_dict(QUIET | {"epochs": 1, "sampling": sampling, "freeze_statistics": True})
+    before = {name: weight.clone() for name, weight in net.head.state_dict().items()}
+    timm_stitch.train(net, config, train_data=Scenes(), progress=False)
+    assert all(not torch.equal(weight, before[name]) for name, weight in net.head.state_dict().items())
 
 
 # ── evaluation ────────────────────────────────────────────────────────────────────────────────────
@@ -196,6 +245,10 @@ def test_configurations_that_do_not_fit_are_refused(tmp_path):
         go({"data_dir": str(tmp_path), "dataset": "torch/cifar10"})
     with pytest.raises(ValueError, match="distillation='hard' is from a classifier"):
         go({"distillation": "hard"})
+    with pytest.raises(ValueError, match=r"mixup=0.5 has no effect: it is for networks that learn the classes"):
+        go({"mixup": 0.5})
+    with pytest.raises(ValueError, match="eigen_crop=True has no effect: it is for networks that learn masks or dep"):
+        timm_stitch.train(network().network, timm_stitch.TrainConfig(eigen_crop=True), train_data=Scenes())
     write_scenes(tmp_path / "masks")
     Image.fromarray(np.full((32, 32), 9, np.uint8)).save(tmp_path / "masks" / "masks" / "training" / "1.png")
     with pytest.raises(ValueError, match="1 images or their labels cannot be used"):

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..choices import CropInterpolation, CropMode, EraseMode
-from .fields import check, option, read
+from .fields import check, option, options, read
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,6 +24,13 @@ DATASET_ARGS = ("download", "input_key", "target_key", "class_map", "num_samples
 _images = partial(option, group="images")
 _augmentation = partial(option, group="augmentation")
 _dense = partial(option, group="masks and depth")
+
+
+# The fields of the augmentation that images with masks or depths do not get.
+_OF_CLASSES = (
+    "smoothing", "mixup", "cutmix", "auto_augment", "crop_mode", "crop_scale", "crop_ratio", "erase", "erase_mode",
+    "train_interpolation",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,24 @@ class DataConfig:
             ValueError: naming what is unknown, out of range or contradictory.
         """
         return cls(**read(cls, values))
+
+    def check_task(self, is_dense: bool) -> None:
+        """Refuse fields that have no effect on the networks of a task.
+
+        Args:
+            is_dense: whether the network learns masks or depths, and not the classes of images.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        for name, declared in options(type(self)).items():
+            value, group = getattr(self, name), declared.metadata["group"]
+            foreign = name in _OF_CLASSES if is_dense else group == "masks and depth"
+            if foreign and value != declared.default and value:
+                others = "the classes of images" if is_dense else "masks or depths"
+                raise ValueError(
+                    f"{name}={value!r} has no effect: it is for networks that learn {others}, leave it out."
+                )
 
     def micro_batch(self, processes: int) -> int:
         """Compute the images that each of some processes has at a time; at least 1."""

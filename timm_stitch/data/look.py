@@ -9,9 +9,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-import numpy as np
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import IterableDataset
@@ -23,40 +22,14 @@ from .dataset import open_dataset
 from .folders import digest_files, find_folder_problems
 from .images import ImageError, Images
 from .loader import count_images
-from .pairs import PairedImages, has_pairs, pair_files
+from .pair_look import inspect_pairs
+from .pairs import has_pairs
+from .reports import FolderReport, SplitReport, spread
 
 SHOWN = 20  # file names in a report
 SECONDS = 20.0  # to inspect a split before training
 
 _logger = logging.getLogger(__name__)
-
-
-class _SplitContent(TypedDict):
-    """The content of every split."""
-
-    split: str
-    images: int
-    classes: list[str]
-
-
-class _FolderReport(TypedDict, total=False):
-    """The problems of a split's folders."""
-
-    files: str
-    folders: list[str]
-
-
-class SplitReport(_SplitContent, _FolderReport, total=False):
-    """The content and the problems of a split, as `inspect_split` returns them."""
-
-    read: int
-    missing: int
-    unreadable: list[str]
-    passed_over: dict[str, int]
-    sizes: dict[str, int]
-    modes: dict[str, int]
-    transparent: int
-    labels: dict[str, float]
 
 
 def inspect_before_training(config: DataConfig, validation: bool, bar: tqdm[Any], classes: int | None = None) -> None:
@@ -109,7 +82,7 @@ def inspect_split(
         OSError, ValueError: if there is no such split, or its reader cannot read it.
     """
     if has_pairs(config):
-        return _inspect_pairs(config, training, seconds, classes)
+        return inspect_pairs(config, training, seconds, classes)
     data = open_dataset(config, training)
     name = config.train_split if training else config.val_split
     split: SplitReport = {"split": name, "images": count_images(data, 1), "classes": class_names(data)}
@@ -119,7 +92,7 @@ def inspect_split(
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     until, read, transparent = time.monotonic() + seconds, 0, 0
-    for index in _spread(len(data)):
+    for index in spread(len(data)):
         if time.monotonic() > until:
             break
         read += 1
@@ -186,79 +159,6 @@ def _inspect_stream(data: Iterable[Any], split: SplitReport) -> SplitReport:
     }
 
 
-def _inspect_pairs(config: DataConfig, training: bool, seconds: float, classes: int | None) -> SplitReport:
-    """Inspect images with masks or depths: missing pairs, sizes, labels out of range, images without any label."""
-    folder = pair_files(config, training)
-    data = PairedImages(folder, config, classes)
-    unreadable: list[str] = []
-    sizes: Counter[str] = Counter()
-    pixels: Counter[int] = Counter()
-    empty: list[str] = []
-    until, read = time.monotonic() + seconds, 0
-    for index in _spread(len(data)):
-        if time.monotonic() > until:
-            break
-        read += 1
-        try:
-            image, labels = data.pair(index)
-        except ImageError as error:
-            unreadable.append(str(error))
-            continue
-        sizes["x".join(map(str, image.size))] += 1
-        if folder.kind == "depth":
-            has_any = bool(labels.any())
-        else:
-            values, counts = np.unique(labels, return_counts=True)
-            pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-            has_any = bool((values != data.ignored).any())
-        if not has_any:
-            empty.append(folder.pairs[index].label)
-    seen, total = sorted(pixels), sum(pixels.values())
-    return {
-        "split": config.train_split if training else config.val_split,
-        "images": len(data),
-        "classes": [str(label) for label in seen if label != data.ignored],
-        "read": read,
-        "unreadable": unreadable,
-        "sizes": dict(sizes.most_common()),
-        "modes": {},
-        "transparent": 0,
-        "passed_over": dict(Counter(Path(file).suffix.lower() or "no ending" for file in folder.skipped).most_common()),
-        "labels": {str(label): round(100 * pixels[label] / total, 3) for label in seen},
-        "files": digest_files([pair.image for pair in folder.pairs]),
-        "folders": _pair_problems(folder.alone, empty, [label for label in seen if label != data.ignored]),
-    }
-
-
-def _pair_problems(alone: list[str], empty: list[str], labels: list[int]) -> list[str]:
-    """Describe the problems of pairs, a sentence each."""
-    problems = []
-    if alone:
-        problems.append(
-            f"{len(alone)} files have no pair and are left out (e.g. {alone[0]!r}): give an image and its labels one "
-            "name."
-        )
-    if empty:
-        problems.append(f"{len(empty)} images have no label that counts (e.g. {empty[0]!r}): nothing is learned there.")
-    large = [label for label in labels if label > 254]
-    if large:
-        problems.append(
-            f"labels above 254 ({', '.join(map(str, large[:SHOWN]))}) are unlike class numbers: if they mark pixels "
-            "that do not count, set ignore_label."
-        )
-    return problems
-
-
-def _spread(count: int) -> Iterable[int]:
-    """Iterate over all numbers below `count`, those far apart first."""
-    step = 1 << max(count - 1, 0).bit_length()
-    if count:
-        yield 0
-    while step > 1:
-        step //= 2
-        yield from range(step, count, 2 * step)
-
-
 def skipped_files(data: Any) -> dict[str, int]:
     """Count the files in a folder of images that the reader skips, by suffix."""
     root = Path(str(getattr(getattr(data, "reader", None), "root", "") or ""))
@@ -270,7 +170,7 @@ def skipped_files(data: Any) -> dict[str, int]:
     return dict(Counter(file.suffix.lower() or "no ending" for file in files if str(file) not in used).most_common())
 
 
-def _inspect_folders(data: Any) -> _FolderReport:
+def _inspect_folders(data: Any) -> FolderReport:
     """Inspect the class folders of images, if they are in such."""
     reader = getattr(data, "reader", None)
     if not isinstance(reader, ReaderImageFolder):

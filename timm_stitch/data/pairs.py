@@ -1,16 +1,13 @@
 """Images with a mask of classes or a map of depths each: folders of files that are paired by their stems.
 
 A folder has `images` and `masks` (or `annotations`, `labels`) or `depth`, each with a folder for each split as ADE20K
-has (`training`, `validation`), or without. Masks are PNGs of class numbers, palettes too; depths are 16-bit PNGs.
-
-Files may be a stranger's: their size is bounded before they are decoded.
+has (`training`, `validation`), or without; or a folder for each split has them. Masks are PNGs of class numbers,
+palettes too; depths are 16-bit PNGs.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,17 +19,16 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..families.dense.metrics import eigen_crop
-from .classes import split_folder
+from .classes import SPLITS, split_folder
 from .config import DataConfig
-from .decoding import MOST_ELONGATED, ImageError, open_file
+from .decoding import ImageError
 from .folders import check_links
 from .images import read_image
+from .label_files import check_size, read_depth, read_mask
 
 MASK_FOLDERS = ("masks", "annotations", "labels")
 DEPTH_FOLDERS = ("depth", "depths")
-MOST_PIXELS = 1 << 26  # of one image: 8192 x 8192
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_DEPTH_BITS = ("I;16", "I;16B", "I;16L", "I")
 
 
 class Pair(NamedTuple):
@@ -88,21 +84,26 @@ def pair_files(config: DataConfig, training: bool) -> PairFolder:
     root = str(config.data_dir)
     if not os.path.isdir(root):
         raise FileNotFoundError(f"there is no folder {root!r}: set data_dir to one of 'images' and 'masks' or 'depth'.")
-    labels = label_folder(root)
+    split, content = config.train_split if training else config.val_split, "'images' and 'masks' or 'depth'"
+    holder, labels = root, label_folder(root)
+    if labels is None and _split_folders(root):
+        holder = str(split_folder(root, split, content))
+        labels, split = label_folder(holder), ""
     if labels is None:
         raise ValueError(
-            f"{root!r} has no folder 'images' with 'masks' (or {', '.join(map(repr, MASK_FOLDERS[1:]))}) or 'depth' "
+            f"{holder!r} has no folder 'images' with 'masks' (or {', '.join(map(repr, MASK_FOLDERS[1:]))}) or 'depth' "
             "next to it: put images there, and a PNG of the same name for each."
         )
-    split, (folder, kind) = config.train_split if training else config.val_split, labels
-    content = "'images' and 'masks' or 'depth'"
-    images = _named_files(split_folder(os.path.join(root, "images"), split, content), _IMAGES)
-    masks = _named_files(split_folder(str(folder), split, content), (".png",))
+    folder, kind = labels
+    images, masks = (
+        _named_files(split_folder(str(place), split, content) if split else place, suffixes)
+        for place, suffixes in ((Path(holder) / "images", _IMAGES), (folder, (".png",)))
+    )
     pairs = [Pair(images[0][name], masks[0][name]) for name in images[0] if name in masks[0]]
     if not pairs:
         raise ValueError(
-            f"no image in {os.path.join(root, 'images')!r} has a PNG of its name in {str(folder)!r} (split {split!r}): "
-            "name each pair alike, such as images/a.jpg and masks/a.png."
+            f"no image in {os.path.join(holder, 'images')!r} has a PNG of its name in {str(folder)!r}"
+            f"{f' (split {split!r})' if split else ''}: name each pair alike, such as images/a.jpg and masks/a.png."
         )
     alone = [path for name, path in images[0].items() if name not in masks[0]]
     alone += [path for name, path in masks[0].items() if name not in images[0]]
@@ -178,7 +179,7 @@ class PairedImages(Dataset[Any]):
         if index >= len(self):
             raise IndexError(f"index must be below {len(self)}, the number of images, got {index}.")
         files = self.folder.pairs[index]
-        _check_size(files.image)
+        check_size(files.image)
         image = read_image(files.image, self.mode)
         if self.folder.kind == "depth":
             labels = self._depth_of(read_depth(files.label, self.config.depth_scale), files.label)
@@ -226,79 +227,19 @@ class PairedImages(Dataset[Any]):
 
     def batch_size(self, most: int) -> int:
         """Find the largest batch of evaluation up to `most`: one image, if sizes differ by the labels' headers."""
-        return most if most == 1 or len({_check_size(pair.label) for pair in self.folder.pairs}) == 1 else 1
-
-
-def _check_size(path: str) -> tuple[int, int]:
-    """Refuse an image that is too large or too narrow, by its header; returns its width and height.
-
-    Raises:
-        ImageError: naming the file.
-    """
-    try:
-        with open_file(path) as file, Image.open(file) as image:
-            width, height = image.size
-    except Exception as error:  # Pillow raises many types for damaged files
-        reason = "it is in no format that Pillow knows" if "identify" in str(error) else str(error)
-        raise ImageError(f"the image {path!r} cannot be read ({reason:.120}): replace or remove it.") from error
-    if width * height > MOST_PIXELS:
-        raise ImageError(f"the image {path!r} has {width * height:,} pixels: at most {MOST_PIXELS:,} are read.")
-    if max(width, height) > MOST_ELONGATED * min(width, height):
-        raise ImageError(
-            f"the image {path!r} has {width} x {height} pixels: a side may be {MOST_ELONGATED} times the other, not "
-            "more."
-        )
-    return width, height
-
-
-def read_mask(path: str) -> np.ndarray[Any, Any]:
-    """Read the class numbers of a mask, (H, W) of int64; of a palette the indices, not the colours.
-
-    Raises:
-        ImageError: naming the file, if it cannot be read or has colours instead of numbers.
-    """
-    mode, pixels = _read_png(path, "mask")
-    if mode not in ("L", "P", "1", *_DEPTH_BITS):
-        raise ImageError(
-            f"the mask {path!r} has colours (Pillow's mode {mode!r}) instead of class numbers: save it as a PNG of one "
-            "channel, or of a palette."
-        )
-    return pixels.astype(np.int64)
-
-
-def read_depth(path: str, scale: float) -> np.ndarray[Any, Any]:
-    """Read the depths of a 16-bit PNG in metres, (H, W) of float32; 0 where there is none.
-
-    Args:
-        path: the file.
-        scale: the metres for one unit.
-
-    Raises:
-        ImageError: naming the file, if it cannot be read or has not 16 bits.
-    """
-    mode, pixels = _read_png(path, "depth")
-    if mode not in _DEPTH_BITS:
-        raise ImageError(
-            f"the depth {path!r} must be a PNG of 16 bits and one channel, got Pillow's mode {mode!r}: save metres / "
-            "depth_scale as 16-bit numbers."
-        )
-    return pixels.astype(np.float32) * np.float32(scale)
-
-
-def _read_png(path: str, what: str) -> tuple[str, np.ndarray[Any, Any]]:
-    """Read the pixels of a PNG as they are stored, and Pillow's mode."""
-    _check_size(path)
-    try:
-        with open_file(path) as file, Image.open(file, formats=("PNG",)) as image:
-            pixels = np.asarray(image)
-            return image.mode, pixels
-    except (OSError, ValueError, SyntaxError, struct.error, zlib.error, EOFError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"the {what} {path!r} cannot be read ({reason:.120}): replace or remove it.") from error
+        return most if most == 1 or len({check_size(pair.label) for pair in self.folder.pairs}) == 1 else 1
 
 
 def has_pairs(config: DataConfig) -> bool:
     """Whether a configuration names a folder of images with masks or depths."""
+    root = str(config.data_dir or "")
+    if config.dataset or not root:
+        return False
     with suppress(ValueError):
-        return bool(not config.dataset and config.data_dir and label_folder(config.data_dir) is not None)
+        return label_folder(root) is not None or bool(_split_folders(root))
     return True  # several folders of labels, which `pair_files` refuses in words
+
+
+def _split_folders(root: str) -> list[str]:
+    """List the folders of splits that have images and labels."""
+    return [name for name in SPLITS if label_folder(os.path.join(root, name)) is not None]

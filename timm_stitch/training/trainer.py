@@ -374,13 +374,14 @@ class TrainingRun:
 
 
 def _check_data(model: StitchableNetwork, config: TrainConfig, train_data: Any, val_data: Any) -> None:
-    """Refuse a configuration's images for a network that needs datasets.
+    """Refuse a configuration's images for a network that needs datasets, and fields of other tasks.
 
     Raises:
-        ValueError: naming the missing data.
+        ValueError: naming the missing data, or the field.
     """
     if train_data is None or (val_data is None and config.evaluate_every):
         require(model, "named_data")
+    config.check_task(model.objective is not None)
 
 
 def _make_rule(model: StitchableNetwork, config: TrainConfig, macs: Mapping[int, int]) -> tuple[Rule, int]:

@@ -8,8 +8,6 @@ Estimation Toolbox for the errors of depth, which are means over images.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -91,13 +89,6 @@ class SegmentationMetrics:
             "macc": 100 * float((hits / labelled)[labelled > 0].mean()),
             "loss": float(sums[-1] / pixels),
         }
-
-    def class_ious(self, sums: Tensor) -> list[float]:
-        """Compute the IoU of every class in per cent; nan for one that is neither in the labels nor predicted."""
-        confusion = sums[:-1].reshape(self.classes, self.classes)
-        hits = confusion.diagonal()
-        union = confusion.sum(0) + confusion.sum(1) - hits
-        return [100 * float(hit / of) if of else math.nan for hit, of in zip(hits, union, strict=True)]
 
 
 class DepthMetrics:
