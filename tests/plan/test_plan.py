@@ -87,6 +87,50 @@ def test_pyramids_join_within_levels_only():
     assert len(plan) == 2 + 4 + 2
 
 
+def dilated(anchor, output_stride):
+    """The anchor as timm's `output_stride` makes it, told where its stages begin."""
+    reductions = tuple(min(r, output_stride) for r in anchor.reductions)
+    return Anchor(anchor.name, anchor.widths, reductions, [stage.start for stage in anchor.stages])
+
+
+def test_stages_begin_where_the_reduction_changes_or_as_told():
+    plain = pyramid("a", (8, 16, 24), (2, 3, 1))
+    assert plain.stages == (range(2), range(2, 5), range(5, 6))
+    assert plain.stage_starts == dilated(plain, 16).stage_starts == ()  # the default, however it is given
+    assert dilated(plain, 16) == plain
+    assert dilated(plain, 8).stages == dilated(plain, 4).stages == plain.stages
+    assert dilated(plain, 4).stage_starts == (2, 5)
+    assert dilated(plain, 4).levels == ((4, 0), (4, 0), (4, 1), (4, 1), (4, 1), (4, 2))
+    assert dilated(plain, 4).truncate(5).stages == plain.stages[:2]
+    assert vit().stages == (range(12),)
+
+
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 1}, {"direction": "two_way"}, {"direction": "slow_to_fast"}])
+@pytest.mark.parametrize("depths", [(2, 3, 2), (2, 2, 1)])
+def test_dilated_anchors_have_the_plan_of_plain_ones(options, depths):
+    anchors = [pyramid("a", (8, 16, 24), (2, 2, 2)), pyramid("b", (12, 24, 32), depths)]
+    plan = enumerate_stitches(anchors, **options)
+    for output_stride in (8, 4):
+        other = enumerate_stitches([dilated(anchor, output_stride) for anchor in anchors], **options)
+        assert (other.layers, other.stitches) == (plan.layers, plan.stitches)
+        assert StitchPlan.from_dict(json.loads(json.dumps(other.to_dict()))) == other
+    assert all(anchor.keys() == {"name", "widths", "reductions"} for anchor in plan.to_dict()["anchors"])
+
+
+@pytest.mark.parametrize("starts", [(0, 9), (4, 2), (2, 2), (-1,)])
+def test_stages_that_cannot_be_are_refused(starts):
+    with pytest.raises(ValueError, match=r"'vit' has stage_starts=.*: expected blocks from 0 to 3, ascending"):
+        Anchor("vit", (8,) * 5, (16,) * 5, starts)
+
+
+@pytest.mark.parametrize("starts", ["ab", 3, [1.5], [True], list(range(1000))])
+def test_saved_stages_that_are_no_blocks_are_refused(starts):
+    data = enumerate_stitches(DEIT).to_dict()
+    data["anchors"][0]["stage_starts"] = starts
+    with pytest.raises(ValueError, match="stitch plan"):
+        StitchPlan.from_dict(data)
+
+
 def test_routes_run_every_anchor():
     plan = enumerate_stitches(DEIT, nearest=False)
     three = [stitch for stitch in plan if len(stitch.segments) == 3]

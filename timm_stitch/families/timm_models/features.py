@@ -16,7 +16,7 @@ from ...network.image_executor import ImageExecutor
 from ...plan.levels import INSIDE_STEM, STEM
 from ...plan.steps import Block
 from ...plan.stitch_plan import Anchor, Segment, Stitch, StitchPlan
-from .timm_compat import FeatureGetterNet
+from .timm_compat import FeatureGetterNet, feature_take_indices
 
 
 class FeatureEntry(TypedDict):
@@ -82,6 +82,36 @@ def feature_points(
     if front.early is not None:
         points.insert(0, FeaturePoint(INSIDE_STEM, stitch.front, 0, *front.early))
     return points
+
+
+def take_points(
+    points: Sequence[FeaturePoint], indices: int | Sequence[int] | None, stitch: Stitch, by_level: bool
+) -> tuple[list[int], int]:
+    """Choose among the feature points of a stitch as timm's models do.
+
+    Args:
+        points: the feature points.
+        indices: the numbers of points, the number of the last, or None for all.
+        stitch: the stitch.
+        by_level: whether there is a point for each stage.
+
+    Returns:
+        The numbers of the points, and the largest of them.
+
+    Raises:
+        ValueError: if there are no such points.
+    """
+    count = len(points)
+    fits = indices is None or (
+        0 < indices <= count if isinstance(indices, int) else all(-count <= i < count for i in indices)
+    )
+    if not fits:
+        raise ValueError(
+            f"indices must be from {-count} to {count - 1}, or the number of the last, got {indices}: stitch "
+            f"{stitch.stitch_id} has {count} {'levels' if by_level else 'blocks'}. With stitches='all' they count in "
+            "the largest anchor, and mean the same depth in every stitch."
+        )
+    return feature_take_indices(count, indices if indices is None or isinstance(indices, int) else list(indices))
 
 
 def run_to_points(

@@ -25,9 +25,10 @@ from .features import (
     extract_until,
     feature_points,
     run_to_points,
+    take_points,
 )
 from .pyramid import Pyramid
-from .timm_compat import feature_take_indices, update_model_input_size
+from .timm_compat import update_model_input_size
 
 
 class TimmModel(StitchableNetwork):
@@ -129,7 +130,7 @@ class TimmModel(StitchableNetwork):
             attn_mask, is_causal: timm's arguments for vision transformers; masks do not go through stitches.
 
         Raises:
-            ValueError: if an argument has another value than these, or a mask is given.
+            ValueError: if an argument has another value than these, the stitch has no such entries, or a mask is given.
 
         Examples:
             >>> import timm, torch
@@ -145,7 +146,7 @@ class TimmModel(StitchableNetwork):
         stitch = self._stitch(stitch_id)
         inputs = cast("ImageInputs", self.prepare_inputs(x, (stitch,)))
         points = self._points(stitch)
-        wanted, last = feature_take_indices(len(points), _as_list(indices))
+        wanted, last = take_points(points, indices, stitch, self._is_by_level(stitch))
         end = points[last].place if stop_early and intermediates_only else len(stitch.places)
         h, kept = run_to_points(self.executor, stitch, inputs, {points[i].place for i in wanted}, end)
         maps = [
@@ -198,7 +199,7 @@ class TimmModel(StitchableNetwork):
         """
         stitch = self._current[0]
         points = self._points(stitch)
-        take, last = feature_take_indices(len(points), _as_list(indices))
+        take, last = take_points(points, indices, stitch, self._is_by_level(stitch))
         end = points[last]
         if end.place <= STEM:
             pruned = extract_stem(self, end.anchor, early=end.place == INSIDE_STEM)
@@ -223,6 +224,9 @@ class TimmModel(StitchableNetwork):
         Returns:
             A module from images (B, C, H, W) to a list of maps (B, channels, H', W'), with timm's `feature_info`
             (`channels()`, `reduction()`).
+
+        Raises:
+            ValueError: if the stitch has no such entries.
         """
         return Features(self.extract(stitch_id), out_indices)
 
@@ -339,10 +343,6 @@ class TimmModel(StitchableNetwork):
 
     def _present(self) -> list[tuple[int, Any]]:
         return list(by_number(self.anchors).items())
-
-
-def _as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
-    return indices if indices is None or isinstance(indices, int) else list(indices)
 
 
 def _prefixed(anchor: int, pattern: str) -> str:
