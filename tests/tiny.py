@@ -48,6 +48,10 @@ def vits(**more):
     return models(*({"architecture": "vit_tiny_patch16_224", "embed_dim": w, **sizes, **more} for w in (32, 64)))
 
 
+def vits_of_depths(*depths):
+    return [vits(depth=depth, embed_dim=16)[0] for depth in depths]
+
+
 def vits_of_two_kinds():
     return models("test_vit", "test_vit2", img_size=64)
 

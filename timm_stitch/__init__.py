@@ -13,7 +13,8 @@ a small layer, and runs the last blocks of another: one set of weights serves ma
 - Plan: `enumerate_stitches`, `StitchPlan` of `Anchor`, `Stitch`, `Segment` and `LayerSpec`.
 - Train: `least_squares_init`, `linear_probe`, `train` with a `TrainConfig`, `train_recipe`, `recalibrate`,
   `StitchSamplerCallback` for transformers' Trainer.
-- Measure and choose: `evaluate`, `profile`, `select`, `pareto_frontier`, `plot_curve`, `read_rows`, `write_rows`.
+- Measure and choose: `evaluate`, `profile`, `select`, `pareto_frontier`, `plot_curve`, `read_rows`, `write_rows`;
+  `set_stitch` inside a model of another library.
 - Save and share: `save_pretrained`, `push_to_hub`.
 - Deploy: `export`, `Cascade` and `find_cascade`, `LatencyController`, `make_page`.
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .hub.saving import save_pretrained
     from .models.checkpoints import convert_checkpoint
     from .models.factory import create_snnet
+    from .network.hosts import set_stitch
     from .plan.enumeration import enumerate_stitches
     from .plan.frontier import pareto_frontier
     from .plan.results import read_rows, write_rows
@@ -91,6 +93,7 @@ __all__ = [
     "recalibrate",
     "save_pretrained",
     "select",
+    "set_stitch",
     "stitch",
     "train",
     "train_recipe",
@@ -116,6 +119,7 @@ _MODULES = {
     "hub.saving": ("save_pretrained",),
     "models.checkpoints": ("convert_checkpoint",),
     "models.factory": ("create_snnet",),
+    "network.hosts": ("set_stitch",),
     "plan.enumeration": ("enumerate_stitches",),
     "plan.frontier": ("pareto_frontier",),
     "plan.results": ("read_rows", "write_rows"),

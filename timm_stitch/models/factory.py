@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 from timm.models import PretrainedCfg, build_model_with_cfg
@@ -30,6 +30,7 @@ from ..families.timm_models.arguments import (
     check_cfg_fields,
     without_sources,
 )
+from ..families.timm_models.feature_pyramid import FeaturePyramid
 from ..families.timm_models.features import Features
 from ..families.timm_models.meta_build import can_build_on_meta, materialize
 from ..families.timm_models.network import SNNet
@@ -53,6 +54,7 @@ def create_snnet(
     anchors: Sequence[AnchorSpec],
     published: PublishedCount | None = None,
     plan_args: Arguments | None = None,
+    stitches: Literal["all"] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a registered network as timm builds its own, with all of `create_model`'s arguments.
@@ -64,6 +66,8 @@ def create_snnet(
         anchors: timm names, or dicts of such a name as `"architecture"` and its arguments.
         published: the authors' way of counting, for a network of theirs, or None.
         plan_args: the arguments of `stitch`.
+        stitches: with `features_only=True`, `"all"` makes a backbone whose feature maps are alike for every stitch, a
+            `Pyramid`; `out_indices` then count levels, or blocks of the largest anchor. Default one stitch for good.
         **kwargs: the arguments of `create_model`; those that a network does not take go to every anchor.
 
     Examples:
@@ -72,6 +76,8 @@ def create_snnet(
         >>> len(model.plan)
         58
     """
+    if stitches is not None:
+        return _create_pyramid(variant, pretrained, anchors, published, plan_args, stitches, **kwargs)
     # 1. The arguments, which a saved network's file may have given.
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     cfg_arg = kwargs.pop("pretrained_cfg", None)
@@ -119,6 +125,36 @@ def create_snnet(
     as_released = theirs and stitched_norm is None and not (cfg.file or cfg.state_dict or cfg.source)
     _note_origin(model, variant, cfg, overlay, pretrained, as_released)
     return model
+
+
+def _create_pyramid(
+    variant: str,
+    pretrained: bool,
+    anchors: Sequence[AnchorSpec],
+    published: PublishedCount | None,
+    plan_args: Arguments | None,
+    stitches: object,
+    *,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    feature_cls: object = None,
+    **kwargs: Any,
+) -> FeaturePyramid:
+    """Build a network for the feature maps of all its stitches."""
+    if stitches != "all" or not features_only:
+        raise ValueError(
+            f"stitches must be 'all', and features_only True, got stitches={stitches!r:.60} and "
+            f"features_only={features_only!r:.20}: without stitches a network has all of them, and a backbone one."
+        )
+    if feature_cls is not None:
+        raise ValueError("stitches='all' takes no feature_cls: its maps are those of Pyramid.")
+    pyramid = FeaturePyramid(create_snnet(variant, pretrained, anchors, published, plan_args, **kwargs), out_indices)
+    if pretrained and len(pyramid.projections):
+        _logger.warning(
+            "%s: the projections of its feature maps are untrained: initialise them with "
+            "timm_stitch.least_squares_init(model, images, layers='projections'), then train.", variant,
+        )  # fmt: skip
+    return pyramid
 
 
 def _check_arguments(cfg: PretrainedCfg, kwargs: Arguments, variant: str, anchors: Sequence[AnchorSpec]) -> None:

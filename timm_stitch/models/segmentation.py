@@ -25,7 +25,9 @@ from .segmentation_weights import adapt_segmentation
 
 _WINDOW, _STRIDE = 512, 341  # pixels of the authors' sliding windows
 
-_OF_CLASSIFIERS = ("features_only", "out_indices", "feature_cls", "global_pool", "stitched_norm", "pretrained_strict")
+_OF_CLASSIFIERS = (
+    "features_only", "stitches", "out_indices", "feature_cls", "global_pool", "stitched_norm", "pretrained_strict",
+)  # fmt: skip
 _OF_WEIGHTS = ("url", "file", "state_dict", "source", "custom_load", "first_conv", "classifier", "architecture", "tag")
 
 

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from tiny import images, models, resnets, vits
+from tiny import images, resnets, vits, vits_of_depths
 
 import timm_stitch
-
-
-def vits_of_depths(*depths: int) -> list[Any]:
-    vit = {"architecture": "vit_tiny_patch16_224", "embed_dim": 16, "num_heads": 2, "img_size": 32, "patch_size": 8}
-    return models(*(vit | {"depth": depth} for depth in depths))
 
 
 @pytest.mark.parametrize("options", [{}, {"intermediates_only": True}, {"return_prefix_tokens": True}, {"norm": True}])

@@ -101,17 +101,37 @@ def take_points(
     Raises:
         ValueError: if there are no such points.
     """
-    count = len(points)
-    fits = indices is None or (
-        0 < indices <= count if isinstance(indices, int) else all(-count <= i < count for i in indices)
+    whole = (
+        f"stitch {stitch.stitch_id} has {len(points)} {'levels' if by_level else 'blocks'}. With stitches='all' they "
+        "count in the largest anchor, and mean the same depth in every stitch."
     )
+    return take_indices(len(points), indices, whole)
+
+
+def take_indices(count: int, indices: int | Sequence[int] | None, whole: str) -> tuple[list[int], int]:
+    """Turn timm's `out_indices` into numbers from 0.
+
+    Args:
+        count: the number of things to choose from.
+        indices: the numbers of some, negative ones from the end; the number of the last; or None for all.
+        whole: what an error says about the whole.
+
+    Returns:
+        The numbers, and the largest of them.
+
+    Raises:
+        ValueError: if there are no such numbers.
+    """
+    if isinstance(indices, int):
+        fits = 0 < indices <= count
+    else:
+        indices = None if indices is None else list(indices)
+        fits = indices is None or (bool(indices) and all(-count <= i < count for i in indices))
     if not fits:
         raise ValueError(
-            f"indices must be from {-count} to {count - 1}, or the number of the last, got {indices}: stitch "
-            f"{stitch.stitch_id} has {count} {'levels' if by_level else 'blocks'}. With stitches='all' they count in "
-            "the largest anchor, and mean the same depth in every stitch."
+            f"indices must be from {-count} to {count - 1}, or the number of the last, got {indices}: {whole}"
         )
-    return feature_take_indices(count, indices if indices is None or isinstance(indices, int) else list(indices))
+    return feature_take_indices(count, indices)
 
 
 def run_to_points(

@@ -29,7 +29,7 @@ from ...plan.costs import Cost, PlanCosts
 from ...plan.levels import EARLY, INSIDE_STEM, Ends, tap_places
 from ...plan.results import Results, Row
 from ...plan.stitch_plan import Stitch, StitchPlan
-from .features import run_to_points
+from .features import FeatureEntry, run_to_points
 from .timm_compat import FeatureInfo
 
 LevelOfAnchor = tuple[int, int]  # the numbers of an anchor and a level
@@ -179,7 +179,7 @@ class Pyramid(ImageNetwork):
         self.network = _without_head(network)
         self.ends = ends
         widths = [[_width(view, end) for end in own] for view, own in zip(network.views, ends, strict=True)]
-        widest = [max(own) for own in zip(*widths, strict=True)]
+        widest = [entry["num_chs"] for entry in level_entries(network.views, ends)]
         self.channels = widest if channels is None else _for_each_level(channels, len(widest))
         needed = {
             (anchor, level): (width, self.channels[level])
@@ -284,12 +284,9 @@ class Pyramid(ImageNetwork):
     @property
     def feature_info(self) -> FeatureInfo:
         """timm's description of the maps: `channels()` and `reduction()`."""
-        view, last = self.network.views[-1], len(self.network.views) - 1
-        names = [view.block_name(end - 1) if end > 0 else view.parameter_groups().stem[-1] for end in self.ends[-1]]
-        entries = [
-            {"module": f"network.anchors.{last}.{name}", "num_chs": width, "reduction": reduction}
-            for name, width, reduction in zip(names, self.channels, self.reductions, strict=True)
-        ]
+        entries = level_entries(self.network.views, self.ends)
+        for entry, width in zip(entries, self.channels, strict=True):
+            entry["num_chs"] = width
         return FeatureInfo(entries, tuple(range(len(entries))))
 
     def used_levels(self) -> tuple[int, ...]:
@@ -426,6 +423,22 @@ def _without_head(network: Any) -> Any:
     twin._model_args = dict(getattr(network, "_model_args", {}))
     twin.stitched_norm = True  # there is none
     return twin
+
+
+def level_entries(views: Sequence[BlockView], ends: Ends) -> list[FeatureEntry]:
+    """Make entries of timm's `feature_info` for levels, named by the largest anchor, as wide as the widest."""
+    largest, last, entries = views[-1], len(views) - 1, list[FeatureEntry]()
+    for level in zip(*ends, strict=True):
+        end = level[-1]
+        if end > 0:
+            name = largest.block_name(end - 1)
+        else:
+            inside = largest.early if end == EARLY else None
+            name = largest.parameter_groups().stem[-1] if inside is None else inside[0]
+        widest = max(_width(view, own) for view, own in zip(views, level, strict=True))
+        reduction = _reduction(largest, end)
+        entries.append({"module": f"network.anchors.{last}.{name}", "num_chs": widest, "reduction": reduction})
+    return entries
 
 
 def _width(view: BlockView, end: int) -> int:
