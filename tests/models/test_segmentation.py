@@ -238,6 +238,16 @@ def test_saved_networks_load_whole_and_one_stitch_alone(tmp_path):
 
 
 @pytest.mark.usefixtures("_small")
+def test_extracted_stitches_cost_what_their_rows_say():
+    network = timm.create_model(NAME, img_size=SIZE, device="meta")
+    rows = {row["stitch_id"]: row for row in network.stitch_table()}
+    for stitch_id in network.stitch_ids[::3]:
+        small = network.extract(stitch_id)
+        assert small.stitch_table() == [rows[stitch_id]]
+        assert sum(parameter.numel() for parameter in small.parameters()) == rows[stitch_id]["params"]
+
+
+@pytest.mark.usefixtures("_small")
 def test_larger_images_are_for_sliding_windows():
     network = make(num_classes=5)
     x = torch.randn(1, 3, 80, 96)

@@ -67,13 +67,14 @@ def create_segmentation(name: str, pretrained: bool = False, **kwargs: Any) -> D
     stitch_id, device = kwargs.pop("stitch_id", None), kwargs.pop("device", None)
     # 2. The network: on the meta device where a file's tensors come later.
     deferred = pretrained and str(device) != "meta"
-    network = _build(name, cfg, device="meta" if deferred else device, **kwargs)
+    fields = {field: value for field, value in vars(cfg).items() if value is not None}  # not copied: `state_dict`
+    network = _build(name, fields, device="meta" if deferred else device, **kwargs)
     # 3. The weights.
     if deferred:
 
         def load() -> DenseNetwork:
             load_pretrained(
-                network, cfg.to_dict(), network.num_classes, network.in_chans, adapt_segmentation, cache_dir=cache_dir
+                network, fields, network.num_classes, network.in_chans, adapt_segmentation, cache_dir=cache_dir
             )
             return network
 
@@ -85,10 +86,10 @@ def create_segmentation(name: str, pretrained: bool = False, **kwargs: Any) -> D
     return network if stitch_id is None else network.set_stitch(stitch_id)
 
 
-def _build(name: str, cfg: PretrainedCfg, *, num_classes: int, **kwargs: Any) -> DenseNetwork:
+def _build(name: str, cfg: Mapping[str, Any], *, num_classes: int, **kwargs: Any) -> DenseNetwork:
     """Build a network with random weights."""
     published = SEGMENTATION[name]
-    own = {field: value for field, value in cfg.to_dict().items() if field not in _OF_WEIGHTS}
+    own = {field: value for field, value in cfg.items() if field not in _OF_WEIGHTS}
     own["input_size"] = (kwargs["in_chans"], *_pair(kwargs["img_size"]))
     inner = timm.create_model(
         "snnet", anchors=published.anchors, plan=published.plan.to_dict(), num_classes=0, pretrained_cfg_overlay=own,

@@ -48,9 +48,11 @@ def test_other_levels_are_read_only_for_auxiliary_heads_in_training():
     assert list(head("group", auxiliary=False).levels_used(True)) == [2]
 
 
-def test_unknown_norm_is_refused():
+def test_other_values_are_refused():
     with pytest.raises(ValueError, match="norm must be 'group' or 'batch', got 'layer'"):
         head("layer")
+    with pytest.raises(ValueError, match="width must be 1 or more channels, got 0"):
+        SetrHead([8], [16], 5, width=0)
 
 
 def test_auxiliary_outputs_come_in_training_and_train_what_they_read():

@@ -101,7 +101,10 @@ def measure(network: TimmModel, size: tuple[int, int] | None = None) -> PlanCost
     # 3. The stitching layers, between the activations where they are used.
     layers: list[Cost | None] = [None] * len(network.plan.layers)
     for number, layer in by_number(network.stitching_layers).items():
-        before, after = next((a, b) for stitch in twin.plan for n, a, b in stitch.joints if n == number)
+        joint = next(((a, b) for stitch in twin.plan for n, a, b in stitch.joints if n == number), None)
+        if joint is None:  # a projection of a pyramid, and no more
+            continue
+        before, after = joint
         leave, enter = (before.anchor, before.stop), (after.anchor, after.start)
         macs, _ = _macs(partial(executor.cross, number, activations[leave], leave, enter, inputs))
         layers[number] = Cost(macs, _params(layer.parameters()))

@@ -393,7 +393,7 @@ class Pyramid(ImageNetwork):
             for key, place in zip(keys, places, strict=True):
                 with Macs(NORMS) as counter:
                     twin.level_map(maps[place], key[1], *_boundary(stitch, place), inputs)
-                layer = twin.projection(*key)
+                layer = self.projection(*key)  # with its low-rank part
                 params = 0 if layer is None else sum(p.numel() for p in layer.parameters())
                 projections[key] = Cost(counter.total, params)
             if on_top is None:

@@ -31,6 +31,9 @@ class SetrHead(nn.Module):
             of many stitches train better with `"group"`.
         auxiliary: whether the other levels have heads of their own, which count 0.4 each in the loss.
 
+    Raises:
+        ValueError: if an argument has another value than these.
+
     Examples:
         >>> import torch
         >>> from timm_stitch.families.dense.heads.setr import SetrHead
@@ -51,7 +54,9 @@ class SetrHead(nn.Module):
         super().__init__()
         if norm not in ("group", "batch"):
             raise ValueError(f"norm must be 'group' or 'batch', got {norm!r}.")
-        self.num_levels, self.num_classes = len(channels), num_classes
+        if width < 1:
+            raise ValueError(f"width must be 1 or more channels, got {width!r}.")
+        self.num_levels = len(channels)
         self.decode = NaiveUpsampling(channels[-1], num_classes, width, norm, steps=1)
         others = channels[:-1] if auxiliary else ()
         self.auxiliary_heads = nn.ModuleList(NaiveUpsampling(c, num_classes, width, norm, steps=2) for c in others)
@@ -68,10 +73,6 @@ class SetrHead(nn.Module):
     def auxiliary(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Compute the logits of the auxiliary heads, from all maps but the last."""
         return [head(one) for head, one in zip(self.auxiliary_heads, maps, strict=False)]
-
-    def classifier_names(self) -> tuple[str, ...]:
-        """List the names of the layers whose outputs are the classes."""
-        return ("decode.classifier", *(f"auxiliary_heads.{n}.classifier" for n in range(len(self.auxiliary_heads))))
 
 
 class NaiveUpsampling(nn.Module):
