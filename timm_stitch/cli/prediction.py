@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "predict",
         run_predict,
-        "predict the classes of images, or the labels or continuations of texts",
+        "predict the classes, masks or depths of images, or the labels or continuations of texts",
         "predict net cat.jpg photos --macs 2e9",
     )
     _add_network(verb)
@@ -46,6 +47,18 @@ def add_verbs(verbs: Verbs) -> None:
         "--batch-size", type=int, action=in_range(1, MOST_IMAGES), default=64, help="images per call (default: 64)"
     )
 
+    group = verb.add_argument_group("masks and depth")
+    group.add_argument(
+        "--output", default="predictions", metavar="FOLDER",
+        help="folder of masks (PNG of class numbers with a palette) or depths (16-bit PNG of millimetres), each under "
+        "its image's name (default: predictions)",
+    )  # fmt: skip
+    group.add_argument("--npy", action="store_true", help="write arrays of numpy instead: class numbers, or metres")
+    group.add_argument(
+        "--short-side", type=int, action=in_range(1, 16384),
+        help="shorter side to which images are resized (default: their own, or the one size that the network takes)",
+    )  # fmt: skip
+
     verb = add_verb(
         verbs,
         "info",
@@ -64,7 +77,8 @@ def _add_network(verb: argparse.ArgumentParser) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """Print the predictions for images or texts."""
-    from ..deployment.prediction import find_images, find_texts, predict_images, predict_texts
+    from ..deployment.class_names import task_of
+    from ..deployment.prediction import find_images, find_texts, predict_images, predict_maps, predict_texts
     from ..evaluation.selection import select
     from ..families.registry import family_of
 
@@ -78,6 +92,11 @@ def run_predict(options: argparse.Namespace) -> None:
         model.set_stitch(select(model, **budgets))
     if family_of(model).takes_texts(model):
         rows = predict_texts(model, find_texts(options.inputs), top=options.top)
+    elif task_of(model) != "classification":
+        rows = predict_maps(
+            model, find_images(options.inputs), options.output, top=options.top, short_side=options.short_side,
+            npy=options.npy,
+        )  # fmt: skip
     else:
         files = find_images(options.inputs)
         rows = predict_images(model, files, top=options.top, batch_size=options.batch_size)
@@ -85,11 +104,21 @@ def run_predict(options: argparse.Namespace) -> None:
         for row in rows:
             print_json(row)
     else:
-        print_rows([line for row in rows for line in _lines(row)], False)
+        listed = list(rows)
+        print_rows([line for row in listed for line in _lines(row)], False)
+        if any("classes" in row or "depth" in row for row in listed):
+            print(f"written to {options.output}", file=sys.stderr)
 
 
 def _lines(row: dict[str, Any]) -> Iterable[dict[str, object]]:
     """Make the lines of a prediction in a table, one for each class."""
+    if "depth" in row:
+        return [{"input": row["input"], **{f"{name} m": value for name, value in row["depth"].items()}}]
+    if "classes" in row:
+        return [
+            {"input": "" if n else row["input"], "label": one["label"], "%": 100 * one["share"]}
+            for n, one in enumerate(row["classes"])
+        ]
     if "output" in row:
         return [{"input": row["input"], "output": row["output"]}]
     return [

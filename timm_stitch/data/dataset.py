@@ -118,16 +118,31 @@ def _build_pairs(config: DataConfig, model: SNNet, objective: Objective, trainin
     )
     tensors = ToTensors(data["mean"], data["std"])
     if not training:
-        slides = getattr(getattr(model, "inference", None), "mode", "whole") == "slide"
-        fixed = None if slides else next((view.image_size for view in model.views if view.image_size), None)
-        divisor = max(model.plan.anchors[-1].reductions)
-        pairs.transform = EvaluationTransform(config.short_side, divisor, fixed, tensors)
+        pairs.transform = evaluation_transform(model, config.short_side)
         return pairs
     if not augment:
         config = replace(config, scale_range=(1.0, 1.0), hflip=0.0, color_jitter=0.0)
     size = config.crop_size or model.image_size
     pairs.transform = TrainingTransform(config, (size[0], size[1]), pairs.none, tensors)
     return pairs
+
+
+def evaluation_transform(
+    model: SNNet, short_side: int | None = None, size: tuple[int, int] | None = None
+) -> EvaluationTransform:
+    """Make the transform of whole images for a dense network.
+
+    Args:
+        model: the network.
+        short_side: the shorter side to which images are resized; default their own.
+        size: the size to which they are resized; default that which the network takes, if it has one and does not
+            predict by sliding windows.
+    """
+    data = image_config(model)
+    slides = getattr(getattr(model, "inference", None), "mode", "whole") == "slide"
+    fixed = None if slides else next((view.image_size for view in model.views if view.image_size), None)
+    divisor = max(model.plan.anchors[-1].reductions)
+    return EvaluationTransform(short_side, divisor, size or fixed, ToTensors(data["mean"], data["std"]))
 
 
 def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:

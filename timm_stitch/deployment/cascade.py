@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.batches import Batch
 from ..evaluation.scores import flatten_pairs, split_targets, to_class_numbers
+from ..families.registry import require
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork, logits_of
 from ..plan.prefix_sharing import common_steps, shared_macs
@@ -44,6 +45,9 @@ class Cascade:
     threshold: float
     top1: float | None = None
     macs: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.model, "cascade")
 
     def __call__(self, images: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Compute logits (B, num_classes) of images (B, C, H, W), or of a mapping of tensors with B rows."""
@@ -109,6 +113,7 @@ def find_cascade(
         >>> cascade(batches[0][0]).shape
         torch.Size([8, 4])
     """
+    require(model, "cascade")
     ids = [model.plan[i].stitch_id for i in (model.stitch_ids if stitch_ids is None else stitch_ids)]
     sure, right = _answers(model, loader, ids, progress)
     costs = model.costs()

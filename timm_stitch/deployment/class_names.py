@@ -23,10 +23,11 @@ def class_names(model: SNNet, labels: Sequence[str] | None = None) -> list[str]:
         ValueError: if the number of labels is not that of the classes, or they are no texts.
     """
     config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    names, count = list(labels or config.get("label_names") or ()), model.num_classes
+    own: Sequence[str] = getattr(model, "label_names", None) or ()  # of dense networks
+    names, count = list(labels or own or config.get("label_names") or ()), model.num_classes
     if labels is not None and len(names) != count:
         raise ValueError(f"labels must be one for each of {count} classes, got {len(names)}.")
-    if len(names) == count and labels is None:
+    if len(names) == count and labels is None and not own:
         descriptions = config.get("label_descriptions") or {}
         if not isinstance(descriptions, Mapping) or not all(isinstance(name, str) for name in names):
             raise ValueError(
@@ -34,13 +35,18 @@ def class_names(model: SNNet, labels: Sequence[str] | None = None) -> list[str]:
             )
         names = [str(descriptions.get(name, name)) for name in names]
     elif len(names) != count:
-        subset = infer_imagenet_subset(model)
+        subset = infer_imagenet_subset(model) if task_of(model) == "classification" else None
         names = list(ImageNetInfo(subset).label_descriptions()) if subset else [f"class {i}" for i in range(count)]
     names = [str(name) for name in names]
     while len(set(names)) < count:  # once, unless a name is what another gets
         times = Counter(names)
         names = [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]
     return names
+
+
+def task_of(model: SNNet) -> str:
+    """Name the task of a network of images: `"classification"`, `"segmentation"` or `"depth"`."""
+    return str(getattr(model, "task", "classification"))
 
 
 def pillow_mode(model: SNNet, what: str) -> str:

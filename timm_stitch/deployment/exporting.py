@@ -85,7 +85,8 @@ def export(
     Returns:
         The content of `manifest.json`. The row of each stitch has `max_difference`, the largest difference of a logit
         from PyTorch's in float32: on noise in the smallest and a larger batch, or, quantised, on `images`. Then it has
-        `agreement` too, the share of these images that keep their top class. `bytes` is the size of all other files,
+        `agreement` too, the share of these images that keep their top class (of pixels, for segmentation; for depth of
+        pixels that keep their depth to a twentieth). `bytes` is the size of all other files,
         `union_bytes` the size of all tensors of these stitches, each counted once.
 
     Raises:
@@ -104,7 +105,7 @@ def export(
         >>> [row["file"] for row in manifest["stitches"]]
         ['stitch-0.pt2', 'stitch-1.pt2']
     """
-    require(model, "export")
+    require(model, "web" if format == "web" else "export")
     _check_arguments(format, quantize, images)
     batch, ids = _batch(format, batch_size), _ids(model, stitch_ids, format)
     whole = _prepared(model, image_size)
@@ -226,9 +227,10 @@ def _manifest(job: Job, rows: Sequence[Mapping[str, object]], format: str, folde
         "precision": job.quantize or "float32",
         "batch": {"smallest": job.batch.smallest, "largest": job.batch.largest},
         "input": {"name": "images", "dtype": "float32", "shape": [job.batch.axis, *job.shape]},
-        "output": {"name": "logits", "dtype": "float32", "shape": [job.batch.axis, job.whole.num_classes]},
-        "preprocessing": {k: v for k, v in image_config(job.whole).items() if k != "input_size"},
-        "labels": class_names(job.whole),
+        "task": job.task,
+        "output": {"name": job.output, "dtype": "float32", "shape": [job.batch.axis, *job.output_shape]},
+        "preprocessing": _preprocessing(job),
+        "labels": [] if job.task == "depth" else class_names(job.whole),
         "to_share_weights": FORMATS[format].RUNTIME_OPTIONS,
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "union_bytes": sum(tensor.nbytes for tensor in union.values()),
@@ -237,9 +239,21 @@ def _manifest(job: Job, rows: Sequence[Mapping[str, object]], format: str, folde
 
 
 def _compare(run: Run, model: nn.Module, job: Job) -> tuple[float, float]:
-    """Compute the largest difference of any logit, and the share of images with the same top class."""
-    batches = job.noise() if job.images is None else job.batches(job.images)
+    """Compute the largest difference of any logit, and the share of images or pixels with the same top class."""
+    difference, agree, count = 0.0, 0, 0
     with torch.inference_mode():
-        both = [(run(batch), model(batch)) for batch in batches]
-    theirs, ours = torch.cat([pair[0] for pair in both]), torch.cat([pair[1] for pair in both])
-    return float((theirs - ours).abs().max()), float((theirs.argmax(-1) == ours.argmax(-1)).double().mean())
+        for batch in job.noise() if job.images is None else job.batches(job.images):
+            theirs, ours = run(batch), model(batch)
+            largest = float((theirs - ours).abs().max())
+            difference = max(difference, largest) if largest == largest else largest  # NaN stays
+            same = (theirs - ours).abs() <= 0.05 * ours if job.task == "depth" else theirs.argmax(1) == ours.argmax(1)
+            agree, count = agree + int(same.sum()), count + same.numel()
+    return difference, agree / count
+
+
+def _preprocessing(job: Job) -> dict[str, object]:
+    """Describe the preparation of images; those of dense networks are resized to the size of the files, not cropped."""
+    config = {k: v for k, v in image_config(job.whole).items() if k != "input_size"}
+    if job.task != "classification":
+        config |= {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+    return config

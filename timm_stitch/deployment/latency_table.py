@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from ..plan.frontier import pareto_frontier, with_score
+from ..plan.metrics import main_score
 from ..plan.results import Row
 from ..plan.timings import call_times
 
@@ -17,13 +18,14 @@ class LatencyTable:
     A call with fewer images counts as no longer than one with more: if it took longer, something else ran meanwhile.
 
     Args:
-        rows: dicts of `stitch_id`, `top1` (per cent; if no row has one, `published_top1` stands in for it), and the
-            latency of a call: `latency_ms_batch_N` with N images, as `profile` gives them, or `latency_ms` with
+        rows: dicts of `stitch_id`, a score (`top1` in per cent, or the first other metric that a row has, such as
+            `miou`; if no row has one, `published_top1` or its like stands in for it), and the latency of a call: `latency_ms_batch_N` with N images, as `profile` gives them, or `latency_ms` with
             `batch_size` images, several rows of one stitch for several batch sizes.
 
     Attributes:
         stitch_ids: the ids of the frontier, the fastest first.
-        accuracies: their accuracies, in per cent.
+        score: the key of the score.
+        accuracies: their scores, for `top1` in per cent.
         batch_sizes: the batch sizes that were measured of any stitch, ascending.
         each: their seconds per image at the batch size of the highest throughput.
         best_batch: these batch sizes.
@@ -43,8 +45,10 @@ class LatencyTable:
 
     def __init__(self, rows: Iterable[Row]) -> None:
         calls: dict[int, dict[int, float]] = {}
-        top1: dict[int, float] = {}
-        scored = with_score(rows)
+        rows = list(rows)
+        self.score = main_score(rows)
+        scores: dict[int, float] = {}
+        scored = with_score(rows, self.score)
         for row in scored:
             stitch_id = int(row["stitch_id"])
             for images, latency in call_times(row).items():
@@ -55,18 +59,19 @@ class LatencyTable:
                         f"of stitch {stitch_id}."
                     )
                 calls.setdefault(stitch_id, {})[images] = latency_ms / 1e3
-                top1[stitch_id] = float(row["top1"])
+                scores[stitch_id] = float(row[self.score])
         if not calls:
-            missing = "no latency_ms (timm_stitch.profile)" if scored else "no top1 (timm_stitch.evaluate)"
+            missing = "no latency_ms (timm_stitch.profile)" if scored else f"no {self.score} (timm_stitch.evaluate)"
             raise ValueError(
-                f"no row has both top1 and latency_ms: evaluate and profile the network first, there is {missing}."
+                f"no row has both {self.score} and latency_ms: evaluate and profile the network first, there is "
+                f"{missing}."
             )
         each = {k: min(spent / batch for batch, spent in times.items()) for k, times in calls.items()}
-        known = [{"stitch_id": k, "top1": top1[k], "latency_ms": 1e3 * each[k]} for k in sorted(calls)]
-        best = pareto_frontier(known, cost="latency_ms")
+        known = [{"stitch_id": k, self.score: scores[k], "latency_ms": 1e3 * each[k]} for k in sorted(calls)]
+        best = pareto_frontier(known, cost="latency_ms", score=self.score)
         self.stitch_ids = [int(row["stitch_id"]) for row in best]
         self.batch_sizes = sorted({batch for times in calls.values() for batch in times})
-        self.accuracies = [top1[k] for k in self.stitch_ids]
+        self.accuracies = [scores[k] for k in self.stitch_ids]
         self._batches = [sorted(calls[k]) for k in self.stitch_ids]
         self._times = [
             [min(calls[k][more] for more in calls[k] if more >= b) for b in sorted(calls[k])] for k in self.stitch_ids

@@ -5,19 +5,23 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.data.readers.img_extensions import get_img_extensions
 
 from ..data.images import read_image
 from ..families.registry import family_of, require
 from ..families.timm_models.network import SNNet
+from ..files import whole_file
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork
+from .maps import MapPredictor
 from .serving.network import ServedNetwork
 
 Prediction = dict[str, Any]
@@ -73,6 +77,53 @@ def predict_images(model: SNNet, files: Sequence[str], *, top: int = 5, batch_si
                     for number, value in zip(numbers, row, strict=True)
                 ]
                 yield {"input": file, "stitch_id": model.stitch_id, "top": likeliest}
+
+
+def predict_maps(
+    model: Any, files: Sequence[str], folder: str, *, top: int = 5, short_side: int | None = None, npy: bool = False
+) -> Iterator[Prediction]:
+    """Predict masks or depths of images by the stitch that is set, and write each to a file.
+
+    Args:
+        model: a dense network.
+        files: the files of the images; `-` is stdin.
+        folder: the folder of the masks and depths, each under its image's name.
+        top: the number of classes to give, largest share of the pixels first.
+        short_side: the shorter side to which images are resized; default their own, or what the network takes.
+        npy: whether to write arrays of numpy instead of PNG: class numbers, or depths in metres.
+
+    Yields:
+        For each file a dict of `input`, `stitch_id`, `output` (the file) and `classes`, a list of `class`, `label` and
+        `share`, or `depth`, its `min`, `median` and `max` in metres.
+
+    Raises:
+        ValueError: if two outputs would have one name, or an image cannot be read or is too large.
+        OSError: if a file cannot be written.
+    """
+    predictor = MapPredictor.of(model, "predict takes", short_side)
+    outputs = [Path(folder, f"{'stdin' if file == '-' else Path(file).stem}.{'npy' if npy else 'png'}") for file in files]
+    twice = next((str(path) for path, count in Counter(outputs).items() if count > 1), None)
+    if twice:
+        raise ValueError(f"several images would be written to {twice!r}: predict them one folder at a time.")
+    inputs = {os.path.realpath(file) for file in files}
+    over = next((str(path) for path in outputs if os.path.realpath(path) in inputs), None)
+    if over:
+        raise ValueError(f"{over!r} is one of the images: give another --output.")
+    for file, output in zip(files, outputs, strict=True):
+        values = predictor.predict(_open(file, predictor.mode), name=repr(file))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(output) as temporary:
+            if npy:
+                with temporary.open("wb") as opened:
+                    np.save(opened, values)
+            else:
+                temporary.write_bytes(predictor.png(values))
+        yield {
+            "input": file,
+            "stitch_id": model.stitch_id,
+            "output": str(output),
+            **predictor.describe(values, top),
+        }
 
 
 def _open(file: str, mode: str) -> Any:

@@ -86,6 +86,8 @@ class CardFields:
         score: the name of its accuracy.
         inputs: the kind of its inputs, "images" or "texts".
         input_shape: the shape of its inputs.
+        output_shape: the shape of its outputs, where these are maps.
+        classes: the names of the classes of maps, where they are known.
         auto_class: transformers' class that loads it.
         package: the package to import before that.
         license: the license of the weights, where the configuration names one.
@@ -97,6 +99,8 @@ class CardFields:
     score: str = "top-1"
     inputs: str = "images"
     input_shape: str = "(B, 3, H, W)"
+    output_shape: str = ""
+    classes: tuple[str, ...] = ()
     auto_class: str = ""
     package: str = "timm_stitch"
     license: str | None = None

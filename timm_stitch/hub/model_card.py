@@ -28,6 +28,7 @@ from .errors import is_repo_id
 
 TAG = "stitchable-neural-networks"  # by which networks are found on the Hub
 TAGS = ("image-classification", "timm", "transformers", TAG)
+MOST_CLASSES = 40  # that are named
 _HUB_METRICS = {"top1": "accuracy", "miou": "mean_iou"}  # the Hub's names, where they differ
 _NORM = {
     True: "Stitched paths end in the back anchor's final norm.",
@@ -110,7 +111,7 @@ def _front_matter(
     return ModelCardData(
         library_name=family.library,
         pipeline_tag=pipeline,
-        tags=[pipeline, *TAGS[1:]],
+        tags=[pipeline, *(tag for tag in TAGS[1:] if tag != "transformers" or not family.output_shape)],
         license=license or family.license,
         datasets=sorted({str(row["dataset"]) for row in rows if row.get("dataset")}) or None,
         base_model=list(base_models) or None,
@@ -149,6 +150,7 @@ def _network_fields(plan: StitchPlan, stitches: JsonObject, config: JsonObject) 
         "accuracy": f"{family.score}, %",
         "length": next((row["length"] for row in stitches["stitches"] if row.get("length")), None),
         "generates": family.pipeline == "text-generation",
+        "classes": _shortened(family.classes),
         "architecture": config["architecture"],
         "count": len(plan),
         "layers": len(plan.layers),
@@ -157,6 +159,12 @@ def _network_fields(plan: StitchPlan, stitches: JsonObject, config: JsonObject) 
         "runs": [_describe_run(run) for run in _runs(stitches)],
         "second_version": any(layer.rank for layer in plan.layers),
     }
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """Write the first names of classes, and the number of the others."""
+    more = [f"and {len(names) - MOST_CLASSES} more"] if len(names) > MOST_CLASSES else []
+    return ", ".join([*map(plain_text, names[:MOST_CLASSES]), *more])
 
 
 def merge(existing: str, fresh: str) -> str:

@@ -43,16 +43,18 @@ class ImageNetwork(StitchableNetwork):
         Raises:
             ValueError: if an id is not in the plan, or there is not one per image.
         """
-        if is_sequence_of_ids(stitch_id):
-            stitches = self._stitch_per_sample(stitch_id, len(x), "images")
-        else:
+        if not is_sequence_of_ids(stitch_id):
             stitches = [self._stitch(stitch_id)]
-        inputs, distinct = self.prepare_inputs(x, dict.fromkeys(stitches)), set(stitches)
+        else:
+            stitches = self._stitch_per_sample(stitch_id, len(x), "images")
+        distinct = tuple(dict.fromkeys(stitches))
+        inputs = self.prepare_inputs(x, distinct)
         if len(distinct) > 1:
             out: Tensor = self.executor.mixed(stitches, inputs, self._notify)
             return out
-        self._notify(stitches[0], len(x))
-        return self.executor.run(stitches[0], inputs)
+        if self._stitch_hooks:  # len(x) would fix the number of images in a traced program
+            self._notify(distinct[0], len(x))
+        return self.executor.run(distinct[0], inputs)
 
     @property
     def num_classes(self) -> int:

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from ...families.saved_files import check_inside
 from ...families.timm_models.network import SNNet
 from ...progress import progress_bar
+from ..class_names import task_of
 
 _CALIBRATION = 64  # images
 Run = Callable[[Tensor], Tensor]
@@ -78,6 +79,21 @@ class Job:
     quantize: str | None = None
     images: Tensor | None = None
     progress: bool = False
+
+    @property
+    def task(self) -> str:
+        """The task of the network, as `class_names.task_of`."""
+        return task_of(self.whole)
+
+    @property
+    def output(self) -> str:
+        """The name of the output."""
+        return "depth" if self.task == "depth" else "logits"
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of an image's output: (classes,), or (classes, H, W) at the images' size."""
+        return (self.whole.num_classes, *(() if self.task == "classification" else self.shape[1:]))
 
     @property
     def shape(self) -> tuple[int, ...]:

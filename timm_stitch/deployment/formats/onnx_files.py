@@ -65,7 +65,7 @@ def load(folder: Path, location: Location) -> Run:
     """Load a file to run on the CPU."""
     runtime = import_module("onnxruntime")
     session = runtime.InferenceSession(locate(folder, location), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 def _onnx(job: Job, model: nn.Module) -> ir.Model:
@@ -73,7 +73,7 @@ def _onnx(job: Job, model: nn.Module) -> ir.Model:
 
     shapes: Any = None if job.batch.kind == "number" else ({0: torch.export.Dim("batch")},)
     exported: Any = torch.onnx.export(
-        job.program(model), dynamo=True, dynamic_shapes=shapes, input_names=["images"], output_names=["logits"],
+        job.program(model), dynamo=True, dynamic_shapes=shapes, input_names=["images"], output_names=[job.output],
         optimize=True, verbose=False,
     )  # fmt: skip
     graph: ir.Model = exported.model

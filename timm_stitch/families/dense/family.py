@@ -134,6 +134,8 @@ class DenseFamily(Family[DenseNetwork]):
             pipeline=PIPELINES[settings.task],
             score=SCORES[settings.task],
             input_shape=f"(B, {', '.join(map(str, cfg.get('input_size', (3, 224, 224))))})",
+            output_shape=f"(B, {settings.num_classes}, H, W)",
+            classes=settings.label_names,
             license=cfg.get("license"),
             stitched_norm=None,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +27,20 @@ from .settings import DenseSettings
 UNSUPPORTED = {
     "quick_profile": "quick=True adds up the parts of classifiers: leave it out for a dense network.",
     "linear_probe": "linear_probe fits classifiers: train the dense network instead.",
-    "recalibrate": "recalibrate works on classifiers: train the dense network with frozen statistics instead.",
+    "cascade": "a cascade needs one answer an image: choose a stitch by select, or by LatencyController.",
+    "web": "the page shows classes of whole images: export a dense network with format='onnx', and show its masks.",
+}
+_ANCHORS_FIRST = "change the network of classifiers, and make the dense one of it: timm_stitch.dense(model, …)."
+# What users of timm's classifiers call, and what to do instead.
+ADVICE = {
+    "reset_classifier": "a dense network has a head instead: timm_stitch.dense(net.network, num_classes=…) makes another.",
+    "get_classifier": "a dense network has a head instead: net.head.",
+    "forward_features": "a dense network has maps instead: model.pyramid() of the network of classifiers gives them.",
+    "forward_head": "a dense network has a head instead: net.head takes the maps of all levels.",
+    "forward_intermediates": "model.pyramid() of the network of classifiers gives the maps of all levels.",
+    "pyramid": "a dense network is a pyramid with a head: model.pyramid() of the network of classifiers makes one.",
+    "set_input_size": f"the size of images is the anchors': {_ANCHORS_FIRST}",
+    "prune_intermediate_layers": f"the blocks are the plan's: {_ANCHORS_FIRST}",
 }
 
 
@@ -62,6 +75,13 @@ class DenseNetwork(Pyramid):
         self.settings, self.head = settings, head
         for module in (self.projections, self.head):
             module.train(network.training)
+
+    if not TYPE_CHECKING:  # which would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ADVICE:
+                raise AttributeError(f"'{type(self).__name__}' object has no attribute {name!r}: {ADVICE[name]}")
+            return super().__getattr__(name)
 
     # ── description ───────────────────────────────────────────────────────────────────────────────
 

@@ -137,7 +137,8 @@ class PyramidExecutor(Executor):
         last = tap_places(stitch, pyramid.used_ends(), min(end, before_head))
         stop = max(n, *last) if to_head and not taps else min(end, before_head)  # no level is behind the last one
         wanted = {place for places in (last, *taps.values()) for place in places if place > n or not n} | taps.keys()
-        reached, new = before.h, dict[int, Tensor]()
+        reached = before.h
+        new: dict[int, Tensor] = {}
         if n < stop or (n == 0 and INSIDE_STEM in wanted):
             reached, new = run_to_points(self.inner, stitch, inputs, wanted, stop, n, before.h)
         activations = {**before.kept, **new}
@@ -231,8 +232,13 @@ class Pyramid(ImageNetwork):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """timm's configuration of the network."""
-        return dict(self.network.pretrained_cfg)
+        """timm's configuration of the network, with the preparation of its images."""
+        cfg: dict[str, Any] = self.network.pretrained_cfg
+        return cfg
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, cfg: dict[str, Any]) -> None:
+        self.network.pretrained_cfg = cfg
 
     @property
     def in_chans(self) -> int:
