@@ -81,7 +81,8 @@ def create_segmentation(name: str, pretrained: bool = False, **kwargs: Any) -> D
         build_from_file(cfg, load)
         materialize(network, device)
     # 4. What the authors published.
-    released = deferred and not {"file", "url", "state_dict", "source"} & set(overlay)
+    as_made = (network.num_classes, network.in_chans, *network.image_size) == (cfg.num_classes, *cfg.input_size)
+    released = deferred and as_made and not {"file", "url", "state_dict", "source"} & set(overlay)
     _add_published(network, name, cfg, released)
     return network if stitch_id is None else network.set_stitch(stitch_id)
 
