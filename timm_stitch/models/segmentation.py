@@ -61,9 +61,8 @@ def create_segmentation(name: str, pretrained: bool = False, **kwargs: Any) -> D
     if isinstance(cfg_arg, Mapping):
         check_cfg_fields(cfg_arg)
     cfg = resolve_pretrained_cfg(name, cfg_arg, overlay)
-    kwargs = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0], "img_size": cfg.input_size[1:]} | {
-        name: value for name, value in kwargs.items() if value is not None
-    }
+    shape = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0], "img_size": cfg.input_size[1:]}
+    kwargs = {**shape, **{argument: value for argument, value in kwargs.items() if value is not None}}
     stitch_id, device = kwargs.pop("stitch_id", None), kwargs.pop("device", None)
     # 2. The network: on the meta device where a file's tensors come later.
     deferred = pretrained and str(device) != "meta"
@@ -81,7 +80,8 @@ def create_segmentation(name: str, pretrained: bool = False, **kwargs: Any) -> D
         build_from_file(cfg, load)
         materialize(network, device)
     # 4. What the authors published.
-    released = deferred and not {"file", "url", "state_dict", "source"} & set(overlay)
+    as_made = (network.num_classes, network.in_chans, *network.image_size) == (cfg.num_classes, *cfg.input_size)
+    released = deferred and as_made and not {"file", "url", "state_dict", "source"} & set(overlay)
     _add_published(network, name, cfg, released)
     return network if stitch_id is None else network.set_stitch(stitch_id)
 
@@ -91,7 +91,7 @@ def _build(name: str, cfg: Mapping[str, Any], *, num_classes: int, **kwargs: Any
     published = SEGMENTATION[name]
     own = {field: value for field, value in cfg.items() if field not in _OF_WEIGHTS}
     own["input_size"] = (kwargs["in_chans"], *_pair(kwargs["img_size"]))
-    inner = timm.create_model(
+    inner: Any = timm.create_model(
         "snnet", anchors=published.anchors, plan=published.plan.to_dict(), num_classes=0, pretrained_cfg_overlay=own,
         **kwargs,
     )  # fmt: skip

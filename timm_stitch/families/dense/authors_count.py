@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ def _upsampling(*args: object, out_val: Tensor, **kwargs: object) -> int:
     return 2 * 4 * out_val.numel()  # PyTorch's registry counts two flops to one multiply-add
 
 
-_COUNTED: dict[object, Callable[..., int]] = {**NORMS, torch.ops.aten.upsample_bilinear2d: _upsampling}
+_COUNTED: dict[Any, Callable[..., int]] = {**NORMS, torch.ops.aten.upsample_bilinear2d: _upsampling}
 
 
 @torch.no_grad()

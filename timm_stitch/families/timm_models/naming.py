@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import timm
 from torch import nn
@@ -51,7 +52,7 @@ def make_network(names: Sequence[str], pretrained: bool, device: str, arguments:
     return model if device == "meta" else model.to(device)
 
 
-def make_registered(name: str, device: str = "cpu", **arguments: object) -> StitchableNetwork:
+def make_registered(name: str, device: str = "cpu", **arguments: Any) -> StitchableNetwork:
     """Make a network that is registered with timm, with arguments of `timm.create_model`.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import gcd
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -93,7 +93,7 @@ class NaiveUpsampling(nn.Module):
         self.steps = nn.ModuleList(_Step(before, width, norm) for before in widths[:-1])
         self.classifier = nn.Conv2d(width, num_classes, 1)
         nn.init.trunc_normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        nn.init.zeros_(cast("Tensor", self.classifier.bias))
 
     def forward(self, h: Tensor) -> Tensor:
         """Turn a map (B, in_channels, h, w) into logits; each step makes it four times as high and wide."""
