@@ -135,6 +135,10 @@ def make_good_files(folder: Path) -> None:
     torch.manual_seed(0)
     vits = timm.create_model("snnet", anchors=[{**VIT, "embed_dim": w, "num_classes": 10} for w in (32, 64)])
     timm_stitch.save_pretrained(vits, folder / "images", results=[{"stitch_id": 0, "top1": 50.0}])
+    for name, more in (("segmentation", {"num_classes": 5}), ("depth", {"task": "depth"})):
+        dense = timm_stitch.dense(vits, head="dpt" if name == "depth" else "linear", **more)
+        timm_stitch.save_pretrained(dense, folder / name)
+        timm_stitch.from_hub(folder / name, extract=1)
     words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 5, "b": 6}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
@@ -159,7 +163,8 @@ def make_good_files(folder: Path) -> None:
 def _door(folder: Path, draw: random.Random, with_timm: bool) -> tuple[Callable[[], Any], bool]:
     """Draw what reads the network of a folder, and whether it is ours."""
     auto = "AutoModelForImageClassification"
-    if not with_timm:
+    is_dense = not with_timm and "dense" in json.loads((folder / "config.json").read_text())
+    if not with_timm and not is_dense:
         task = str(json.loads((folder / "config.json").read_text())["architectures"][0]).removeprefix("SNNet")
         auto = next(t.auto.__name__ for t in ALL if t.name == task)
     own: list[Callable[[Path], Any]] = [
@@ -167,7 +172,7 @@ def _door(folder: Path, draw: random.Random, with_timm: bool) -> tuple[Callable[
         lambda folder: timm_stitch.from_hub(folder, extract=1),
         lambda folder: timm_stitch.from_hub(folder, verify=False),
     ]
-    others = [getattr(transformers, auto).from_pretrained]
+    others = [] if is_dense else [getattr(transformers, auto).from_pretrained]
     others += [lambda folder: timm.create_model(f"local-dir:{folder}", pretrained=True)] if with_timm else []
     door = draw.choice([*own, *others])
     return lambda: door(folder), door in own
@@ -179,7 +184,7 @@ def _network_file(good: Path, folder: Path, draw: random.Random, kind: str, file
     shutil.copytree(good, folder, dirs_exist_ok=True)
     read, ours = _door(folder, draw, with_timm)
     content = json.loads((folder / file).read_text())
-    if file == "config.json" and not with_timm and draw.random() < 0.3:
+    if file == "config.json" and "architectures" in content and not with_timm and draw.random() < 0.3:
         task = next(t for t in ALL if f"SNNet{t.name}" == content["architectures"][0])
         names = {n: task.class_names(n) for n in transformers.CONFIG_MAPPING if task.class_names(n)}
         model_type = draw.choice(sorted(names))
@@ -194,6 +199,10 @@ def _network_file(good: Path, folder: Path, draw: random.Random, kind: str, file
 
 def _config(good: Path, folder: Path, draw: random.Random) -> Case:
     return _network_file(good / "images", folder, draw, "config", "config.json")
+
+
+def _dense(good: Path, folder: Path, draw: random.Random) -> Case:
+    return _network_file(good / draw.choice(["segmentation", "depth"]), folder, draw, "dense config", "config.json")
 
 
 def _text_config(good: Path, folder: Path, draw: random.Random) -> Case:
@@ -316,7 +325,7 @@ def _rows(good: Path, folder: Path, draw: random.Random) -> Case:
 
 
 KINDS: dict[str, Callable[[Path, Path, random.Random], Case]] = {
-    "config": _config, "text-config": _text_config, "rows-of-network": _rows_of_network, "generation": _generation,
-    "weights": _weights, "links": _links, "tokenizer": _tokenizer, "authors": _authors, "checkpoint": _checkpoint,
-    "manifest": _manifest, "recipe": _recipe, "rows": _rows,
+    "config": _config, "dense": _dense, "text-config": _text_config, "rows-of-network": _rows_of_network,
+    "generation": _generation, "weights": _weights, "links": _links, "tokenizer": _tokenizer, "authors": _authors,
+    "checkpoint": _checkpoint, "manifest": _manifest, "recipe": _recipe, "rows": _rows,
 }  # fmt: skip

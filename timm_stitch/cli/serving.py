@@ -147,7 +147,7 @@ def _run_replicas(options: argparse.Namespace, serving: ServingConfig) -> int:
         raise ImportError(f"serving by replicas needs {error.name}: pip install 'timm_stitch[ray]'.") from error
     scale = _scale(options)
     here = argparse.Namespace(**{**vars(options), "device": "cpu"})
-    rows = known_rows(load_model(here, "serve"), serving)  # a faulty network shows before Ray starts
+    rows = known_rows(load_model(here, "replicas"), serving)  # a faulty network shows before Ray starts
     port = options.port
     if not (options.ray_config or options.ray_address):
         with listen(options.host, port) as free:

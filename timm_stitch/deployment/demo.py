@@ -25,9 +25,12 @@ from ..families.timm_models.network import SNNet
 from ..hub.model_card import plain_text
 from ..plan.costs import short
 from ..plan.frontier import pareto_frontier
+from ..plan.metrics import main_score, metric_of
 from ..plan.results import Row
-from .class_names import class_names, pillow_mode
+from .class_names import class_names, pillow_mode, task_of
+from .maps import MapPredictor, overlay
 
+_LARGEST_SHOWN = 1024  # pixels of the longer side of an image under a mask
 _CALLS, _PATIENCE = 7, 0.5  # of a timing: the most calls, and the seconds after which no further one starts
 
 _STYLE = """<style>
@@ -49,14 +52,17 @@ class Prediction:
     """The prediction of a stitch for an image.
 
     Args:
-        top: the (at most) five likeliest classes and their probabilities, likeliest first.
+        top: the (at most) five likeliest classes and their probabilities, likeliest first; for a mask the classes with
+            the largest shares of its pixels, for depth none.
         latency_ms: the median latency of a call with this image, after one to warm up, in milliseconds.
         calls: the number of timed calls.
+        picture: the mask over the image, or the depths; none for a classifier.
     """
 
     top: dict[str, float]
     latency_ms: float
     calls: int
+    picture: Image.Image | None = None
 
 
 class Viewer:
@@ -78,10 +84,18 @@ class Viewer:
         self.labels = class_names(model, labels)
         model.results.check()
         table = model.stitch_table()
-        self.known: list[Row] = [row for row in table if row.get("top1") is not None]
+        self.score = main_score(table)
+        self.known: list[Row] = [row for row in table if row.get(self.score) is not None]
         # The steps of the slider, cheapest first.
-        self.steps = pareto_frontier(self.known) if self.known else sorted(table, key=lambda row: row["macs"])
-        self.transform = create_transform(**image_config(model))
+        self.steps = (
+            pareto_frontier(self.known, score=self.score) if self.known else sorted(table, key=lambda row: row["macs"])
+        )
+        self.maps = (
+            None
+            if task_of(model) == "classification"
+            else MapPredictor.of(model, "the page shows", size=model.image_size)
+        )
+        self.transform = self.maps.prepare if self.maps else create_transform(**image_config(model))
         self._drawn = curve_svg(self.known) if self.known else None
 
     def prepare(self, image: Image.Image | None) -> Tensor | None:
@@ -92,12 +106,13 @@ class Viewer:
         return x[None]
 
     @torch.inference_mode()
-    def predict(self, x: Tensor, step: int) -> Prediction:
-        """Classify an image by a stitch, and time it.
+    def predict(self, x: Tensor, step: int, image: Image.Image | None = None) -> Prediction:
+        """Classify an image by a stitch, or predict its mask or depths, and time it.
 
         Args:
             x: the network's input, from `prepare`.
             step: the place of the stitch in `steps`.
+            image: the image under the mask.
         """
         reference = next(self.model.parameters())
         x = x.to(reference.device, reference.dtype)
@@ -111,18 +126,27 @@ class Viewer:
             at = time.perf_counter()
             call()
             times.append(time.perf_counter() - at)
+        took = 1000 * statistics.median(times)
+        if self.maps is not None:
+            shown = image or Image.new("RGB", (x.shape[3], x.shape[2]))
+            values = self.maps.finish(logits, (shown.height, shown.width))
+            shares: Any = self.maps.describe(values, 5).get("classes", ())
+            picture = overlay(shown, values, self.labels)
+            return Prediction({one["label"]: one["share"] for one in shares}, took, len(times), picture)
         values, classes = logits.softmax(0).topk(min(5, len(logits)))
         top = {self.labels[i]: p for i, p in zip(classes.tolist(), values.tolist(), strict=True)}
-        return Prediction(top, 1000 * statistics.median(times), len(times))
+        return Prediction(top, took, len(times))
 
     def facts(self, step: int, prediction: Prediction | None = None) -> str:
         """Describe the stitch of a step, as HTML."""
         row = self.steps[step]
         device, threads = next(self.model.parameters()).device, torch.get_num_threads()
+        metric = metric_of(self.score)
+        known = f"{row.get(self.score, 0.0):.{metric.digits}f}{' %' * metric.percent}"
         where = f"{threads} CPU thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
         tiles = [
             (f"stitch {row['stitch_id']}", row["name"], "stitch"),
-            ("top-1 accuracy", f"{row['top1']:.2f} %" if self.known else "unknown", "top1"),
+            (metric.words.removesuffix(", %"), known if self.known else "unknown", "top1"),
             ("multiply-adds", short(row["macs"]), "macs"),
             ("parameters", short(row["params"]), "params"),
             (f"latency on {where}, median of {prediction.calls}", f"{prediction.latency_ms:.2f} ms", "latency")
@@ -213,16 +237,32 @@ def _fill(gr: Any, viewer: Viewer, examples: Sequence[str]) -> None:
     """Put the fields on an open page, and connect them."""
     last = len(viewer.steps) - 1
 
-    def show(x: Tensor | None, step: float) -> tuple[dict[str, float] | None, str, str]:
+    def show(seen: tuple[Tensor, Image.Image] | None, step: float) -> tuple[object, ...]:
         step = min(max(int(step), 0), last)
-        prediction = None if x is None else viewer.predict(x, step)
-        return prediction.top if prediction else None, viewer.facts(step, prediction), viewer.curve(step)
+        prediction = None if seen is None else viewer.predict(seen[0], step, seen[1])
+        top, picture = (prediction.top or None, prediction.picture) if prediction else (None, None)
+        pictures = (picture,) if viewer.maps else ()
+        return top, *pictures, viewer.facts(step, prediction), viewer.curve(step)
+
+    def see(image: Image.Image | None) -> tuple[Tensor, Image.Image] | None:
+        x = viewer.prepare(image)
+        if image is None or x is None:
+            return None
+        image.thumbnail((_LARGEST_SHOWN, _LARGEST_SHOWN))
+        return x, image
 
     seen = gr.State()
+    pictures = []
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             image = gr.Image(type="pil", image_mode=viewer.mode, label="image", height=280, elem_id="image")
-            top = gr.Label(num_top_classes=5, label="prediction", elem_id="prediction")
+            if viewer.maps:
+                pictures = [
+                    gr.Image(type="pil", label=task_of(viewer.model), height=280, elem_id="map", interactive=False)
+                ]
+            top = gr.Label(
+                num_top_classes=5, label="prediction", elem_id="prediction", visible=task_of(viewer.model) != "depth"
+            )
         with gr.Column(scale=3, min_width=320):
             step = gr.Slider(
                 0, max(last, 1), last, step=1, label="cheapest ← stitch → most expensive", interactive=last > 0,
@@ -234,6 +274,6 @@ def _fill(gr: Any, viewer: Viewer, examples: Sequence[str]) -> None:
         gr.Examples([[path] for path in examples], image)
     # One call at a time over all users; of a user's many moves of the slider only the last runs.
     how = {"show_progress": "hidden", "concurrency_id": "network", "concurrency_limit": 1}
-    shown = {"fn": show, "inputs": [seen, step], "outputs": [top, facts, curve], **how}
-    image.change(viewer.prepare, image, seen, **how).then(**shown)
+    shown = {"fn": show, "inputs": [seen, step], "outputs": [top, *pictures, facts, curve], **how}
+    image.change(see, image, seen, **how).then(**shown)
     step.change(**shown, trigger_mode="always_last")

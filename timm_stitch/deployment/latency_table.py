@@ -19,8 +19,9 @@ class LatencyTable:
 
     Args:
         rows: dicts of `stitch_id`, a score (`top1` in per cent, or the first other metric that a row has, such as
-            `miou`; if no row has one, `published_top1` or its like stands in for it), and the latency of a call: `latency_ms_batch_N` with N images, as `profile` gives them, or `latency_ms` with
-            `batch_size` images, several rows of one stitch for several batch sizes.
+            `miou`; if no row has one, `published_top1` or its like stands in for it), and the latency of a call:
+            `latency_ms_batch_N` with N images, as `profile` gives them, or `latency_ms` with `batch_size` images,
+            several rows of one stitch for several batch sizes.
 
     Attributes:
         stitch_ids: the ids of the frontier, the fastest first.

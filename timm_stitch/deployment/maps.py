@@ -43,7 +43,9 @@ class MapPredictor:
     keeps_size: bool
 
     @classmethod
-    def of(cls, model: Any, what: str, short_side: int | None = None, size: tuple[int, int] | None = None) -> MapPredictor:
+    def of(
+        cls, model: Any, what: str, short_side: int | None = None, size: tuple[int, int] | None = None
+    ) -> MapPredictor:
         """Describe a network.
 
         Args:
@@ -101,6 +103,17 @@ class MapPredictor:
             return np.asarray(depth.cpu().numpy(), dtype=np.float32)
         classes = largest_class(output, size).cpu().numpy()
         return np.asarray(classes, dtype=np.uint8 if output.shape[0] <= 256 else np.uint16)
+
+    def nearest(self, values: Tensor, size: tuple[int, int]) -> Map:
+        """Resize class numbers or depths (H, W) to the nearest pixels of a size (height, width)."""
+        rows, columns = (
+            ((torch.arange(new) + 0.5) * (old / new)).long().clamp(max=old - 1)
+            for new, old in zip(size, values.shape, strict=True)
+        )
+        resized = values[rows[:, None], columns].numpy()
+        if task_of(self.model) == "depth":
+            return np.asarray(resized, dtype=np.float32)
+        return np.asarray(resized, dtype=np.uint8 if len(self.labels) <= 256 else np.uint16)
 
     def describe(self, values: Map, top: int) -> dict[str, object]:
         """Describe a map: the classes with the largest shares of its pixels, or the range of its depths in metres."""

@@ -101,7 +101,9 @@ def predict_maps(
         OSError: if a file cannot be written.
     """
     predictor = MapPredictor.of(model, "predict takes", short_side)
-    outputs = [Path(folder, f"{'stdin' if file == '-' else Path(file).stem}.{'npy' if npy else 'png'}") for file in files]
+    outputs = [
+        Path(folder, f"{'stdin' if file == '-' else Path(file).stem}.{'npy' if npy else 'png'}") for file in files
+    ]
     twice = next((str(path) for path, count in Counter(outputs).items() if count > 1), None)
     if twice:
         raise ValueError(f"several images would be written to {twice!r}: predict them one folder at a time.")

@@ -139,7 +139,7 @@ def test_answers_carry_logits_as_numbers_or_bytes():
     end = int(headers["inference-header-content-length"])
     assert json.loads(sent[:end])["outputs"][0]["parameters"] == {"binary_data_size": 16}
     assert np.array_equal(np.frombuffer(sent[end:], "<f4").reshape(2, 2), logits)
-    assert describe("net", SHAPE, 2)["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 2, 2]}]
+    assert describe("net", SHAPE, [2])["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 2, 2]}]
 
 
 def test_the_best_classes_may_be_returned_as_texts():

@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from ..maps import MapPredictor
 from .bodies import BodyBudget
 from .config import RequestOptions
 from .engine import Answer, Deployment, OverloadError
@@ -158,9 +159,14 @@ class HttpApp:
             raise HTTPException(413, f"the body has {length:.20} bytes: at most {self.most_bytes:,} are accepted.")
 
     async def answer(
-        self, images: torch.Tensor | list[bytes], options: RequestOptions, deployment: Deployment, arrived_at: float
+        self,
+        images: torch.Tensor | list[bytes],
+        options: RequestOptions,
+        deployment: Deployment,
+        arrived_at: float,
+        note_size: Callable[[tuple[int, int]], None] | None = None,
     ) -> Answer:
-        """Read images, queue them for a network and wait for their answer.
+        """Read images, queue them for a network and wait for their answer; `note_size` as in `read_soon`.
 
         Raises:
             OverloadError: if there is no time.
@@ -173,7 +179,7 @@ class HttpApp:
             if self.lag > (deadline - arrived_at) / 2:
                 raise OverloadError(f"the server is {1e3 * self.lag:.0f} ms behind: try again later.")
             if isinstance(images, list):
-                images = await asyncio.wrap_future(service.read_soon(images, deadline, deployment))
+                images = await asyncio.wrap_future(service.read_soon(images, deadline, deployment, note_size))
             queued = service.submit(images, deadline, allowed, arrived_at, deployment)
         except OverloadError:
             self.metrics.refused(len(images))
@@ -198,7 +204,7 @@ class HttpApp:
         return {
             "stitch_id": answer.stitch_id,
             "stitch": row.get("name"),
-            "top1": network.accuracy.get(answer.stitch_id),
+            network.score: network.accuracy.get(answer.stitch_id),
             "macs": row.get("macs"),
             "late": answer.late,
             "waited_ms": round(1e3 * answer.waited_s, 3),
@@ -208,12 +214,14 @@ class HttpApp:
         }
 
     async def predict(self, request: Request, body: bytes, arrived_at: float) -> Response:
-        """Classify the image file in the body."""
+        """Classify the image file in the body, or predict its mask or depths."""
         deployment = self.service.engine.deployment  # of this request, whatever is loaded meanwhile
         network, query = described(deployment), read_query(request.query_params.multi_items())
         options, most = read_options(query, ("top",)), read_whole_number({"top": 5, **query}, "top") or 0
         if not 1 <= most <= MOST_TOP:
             raise ValueError(f"top must be 1 to {MOST_TOP}, got {most}.")
+        if network.maps is not None:
+            return await self.predict_map(request, body, arrived_at, deployment, network.maps, options, most)
         answer = await self.answer([body], options, deployment, arrived_at)
         values, classes = answer.logits[0].softmax(0).topk(min(most, answer.logits.shape[1]))
         predictions = [
@@ -221,6 +229,31 @@ class HttpApp:
             for number, p in zip(classes.tolist(), values.tolist(), strict=True)
         ]
         return JSONResponse({"predictions": predictions, **self.facts(answer, network, arrived_at)})
+
+    async def predict_map(
+        self,
+        request: Request,
+        body: bytes,
+        arrived_at: float,
+        deployment: Deployment,
+        maps: MapPredictor,
+        options: RequestOptions,
+        most: int,
+    ) -> Response:
+        """Predict the mask or the depths of an image: a PNG for clients that accept that, else what is in it."""
+        sizes: list[tuple[int, int]] = []
+        answer = await self.answer([body], options, deployment, arrived_at, sizes.append)
+        (height, width), network = sizes[-1], described(deployment)
+        values = maps.nearest(answer.logits[0], (height, width))
+        facts = self.facts(answer, network, arrived_at)
+        if "image/png" in request.headers.get("accept", ""):
+            picture = await self.run_in_thread(values.size, maps.png, values)
+            heads = {
+                f"x-{key.replace('_', '-')}": str(facts[key]) for key in ("stitch_id", "macs", "late", "latency_ms")
+            }
+            return Response(picture, media_type="image/png", headers=heads)
+        described_map = await self.run_in_thread(values.size, maps.describe, values, most)
+        return JSONResponse({**described_map, "size": [height, width], **facts})
 
     async def run_in_thread(self, size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Work on some bytes, on another thread if they are many and would block the event loop."""
@@ -232,6 +265,10 @@ class HttpApp:
         """Answer a request of the Open Inference Protocol."""
         service, deployment = self.service, self.service.engine.deployment
         network, length = described(deployment), request.headers.get(HEADER_LENGTH)
+        if network.maps is not None:
+            raise ValueError(
+                f"this network gives a map for each image: POST the image file to {request.base_url}predict."
+            )
         if request.query_params:
             raise ValueError("this request takes its options as parameters in its JSON, not in the query.")
         inference = await self.run_in_thread(
@@ -273,7 +310,8 @@ class HttpApp:
     async def metadata(self, request: Request) -> Response:
         """Return the network's metadata."""
         network = self.service.network
-        return JSONResponse(describe(self.service.name, network.shape, len(network.labels)))
+        outputs = [len(network.labels)] if network.maps is None else list(network.shape[1:])
+        return JSONResponse(describe(self.service.name, network.shape, outputs))
 
     async def prometheus(self, request: Request) -> Response:
         """Return the counts for Prometheus."""

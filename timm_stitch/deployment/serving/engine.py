@@ -53,7 +53,7 @@ class Answer:
     """The answer to a request.
 
     Args:
-        logits: the logits of its N images, shape (N, classes).
+        logits: the logits of its N images, shape (N, classes); of dense networks the class numbers or depths (N, H, W).
         stitch_id: the stitch that computed them.
         waited_s: the seconds from the request's arrival to the start of the call.
         duration_s: the seconds of the call.

@@ -10,14 +10,23 @@ import torch
 from ...evaluation.profiling import name_of, profile
 from ...families.timm_models.network import SNNet
 from ...plan.frontier import pareto_frontier, with_score
+from ...plan.metrics import main_score
 from ...plan.results import Row
 from ...plan.timings import call_times
+from ..class_names import task_of
 from .config import ServingConfig
 
 _logger = logging.getLogger(__name__)
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
+MOST_BYTES = 1 << 29  # of the outputs of a dense network in one call
 MOST_STITCHES = 12  # of the frontier that are measured: more differ by less than noise
+
+
+def most_maps(model: SNNet) -> int:
+    """Compute how many images a dense network may take at once, so that their outputs stay within memory."""
+    height, width = model.image_size
+    return max(1, MOST_BYTES // (4 * model.num_classes * height * width))
 
 
 def known_rows(model: SNNet, config: ServingConfig) -> list[Row]:
@@ -55,13 +64,14 @@ def latency_rows(model: SNNet, config: ServingConfig) -> list[Row]:
     measured = [row for row in known if row.get("profiled_on") == here and len(call_times(row)) > 1]
     if measured:
         return measured
-    wanted = [row["stitch_id"] for row in pareto_frontier(known)]
+    wanted = [row["stitch_id"] for row in pareto_frontier(known, score=main_score(known))]
     if len(wanted) > MOST_STITCHES:
         wanted = [wanted[round(n * (len(wanted) - 1) / (MOST_STITCHES - 1))] for n in range(MOST_STITCHES)]
     began = time.monotonic()
     first = profile(model, 1, device, stitch_ids=wanted, repeats=3)
     fastest = min(row["latency_ms"] for row in first)
-    sizes = [b for b in BATCHES if b == 1 or b * fastest <= 4 * config.latency_ms]
+    most = BATCHES[-1] if task_of(model) == "classification" else most_maps(model)
+    sizes = [b for b in BATCHES if b == 1 or (b <= most and b * fastest <= 4 * config.latency_ms)]
     timed = {row["stitch_id"]: row for row in profile(model, batch_sizes=sizes, device=device, stitch_ids=wanted)}
     again = f"--batch-sizes {' '.join(map(str, sizes))} --threads {torch.get_num_threads()} --device {device}"
     _logger.warning(

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ...data.dataset import image_config
 from ...families.timm_models.network import SNNet
+from ...plan.metrics import main_score
 from ...plan.results import Row
-from ..class_names import class_names, pillow_mode
+from ..class_names import class_names, pillow_mode, task_of
+from ..maps import MapPredictor
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,11 @@ class ServedNetwork:
         mode: Pillow's mode of its images.
         preparation: the arguments of timm's transform.
         transform: the preparation of one image, shape (C, H, W).
-        labels: the name of each class.
+        labels: the name of each class; none for depth.
         stitches: the row of each stitch.
-        accuracy: the known accuracy of each stitch, in per cent.
+        score: the key of the accuracy in rows: `top1`, or another metric.
+        accuracy: the known accuracy of each stitch, for `top1` in per cent.
+        maps: what turns the outputs of a dense network into masks or depths; None for a classifier.
     """
 
     model: SNNet
@@ -35,26 +39,27 @@ class ServedNetwork:
     transform: Callable[[Image.Image], Tensor]
     labels: Sequence[str]
     stitches: Mapping[int, Row]
+    score: str
     accuracy: Mapping[int, float | None]
+    maps: MapPredictor | None = None
 
     @classmethod
     def of(cls, model: SNNet) -> ServedNetwork:
         """Describe a network.
 
         Raises:
-            ValueError: if it does not classify ordinary images.
+            ValueError: if it does not take ordinary images.
         """
-        preparation = image_config(model)
+        mode, preparation = pillow_mode(model, "the server takes"), image_config(model)
         stitches = {row["stitch_id"]: row for row in model.stitch_table()}
-        return cls(
-            model,
-            pillow_mode(model, "the server takes"),
-            preparation,
-            create_transform(**preparation),
-            class_names(model),
-            stitches,
-            {k: row.get("top1", row.get("published_top1")) for k, row in stitches.items()},
-        )
+        score, maps = main_score(stitches.values()), None
+        if task_of(model) == "classification":
+            transform, labels = create_transform(**preparation), class_names(model)
+        else:  # all images in one size, for which latencies hold
+            maps = MapPredictor.of(model, "the server takes", size=model.image_size)
+            transform, labels = maps.prepare, list(maps.labels)
+        accuracy = {k: row.get(score, row.get(f"published_{score}")) for k, row in stitches.items()}
+        return cls(model, mode, preparation, transform, labels, stitches, score, accuracy, maps)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -69,6 +74,10 @@ class ServedNetwork:
             ValueError: naming what differs: images, classes or preparation.
         """
         advice = "start another server for it."
+        if task_of(self.model) != task_of(old.model):
+            raise ValueError(
+                f"the new network is for {task_of(self.model)}, the old one {task_of(old.model)}: {advice}"
+            )
         if self.shape != old.shape or len(self.labels) != len(old.labels):
             raise ValueError(
                 f"the new network takes images of {self.shape} and has {len(self.labels)} classes, the old one "

@@ -235,12 +235,12 @@ def write_inference(
     return head + data, {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
 
 
-def describe(name: str, shape: Sequence[int], classes: int) -> dict[str, object]:
-    """Describe a network, as the protocol's metadata."""
+def describe(name: str, shape: Sequence[int], output: Sequence[int]) -> dict[str, object]:
+    """Describe a network, as the protocol's metadata, with the shape of an image's output."""
     return {
         "name": name,
         "versions": ["1"],
         "platform": "timm_stitch",
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *shape]}],
-        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, classes]}],
+        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, *output]}],
     }

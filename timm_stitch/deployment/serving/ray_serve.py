@@ -59,7 +59,7 @@ class Replica:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
         torch.set_num_threads(threads or max(1, int(cpus)))
         more: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        network = require(load(model, device=device, **more), "serve")
+        network = require(load(model, device=device, **more), "replicas")
         self.service = InferenceService(network, ServingConfig(**promise), name)
         self.application = HttpApp(self.service, most_bytes)
 

@@ -6,23 +6,28 @@ It knows no protocol. The web application and the Ray deployment turn their requ
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...families.registry import require
 from ...families.timm_models.network import SNNet
 from ...plan.results import Row
+from ..class_names import task_of
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
 from .config import LONGEST_MS, RequestOptions, ServingConfig
 from .engine import Answer, Call, Deployment, Engine, Request
 from .image_reader import ImageReader
-from .latencies import latency_rows
+from .latencies import latency_rows, most_maps
 from .network import ServedNetwork
+
+_logger = logging.getLogger(__name__)
 
 
 class InferenceService:
@@ -55,6 +60,11 @@ class InferenceService:
         if self.config.policy == "fixed":
             index = table.slowest_within(self.config.network_seconds)
             policy = FixedPolicy(table, index, self.config.overhead_ms)
+        if getattr(getattr(model, "inference", None), "mode", "whole") == "slide":
+            _logger.warning(
+                "the network predicts by sliding windows; the server runs each image as a whole, resized to %d x %d.",
+                *model.image_size,
+            )
         for stitch_id in table.stitch_ids:  # the first call of each is slow
             run(torch.zeros(1, *network.shape), stitch_id)
         return Deployment(run, policy, table, network)
@@ -81,7 +91,7 @@ class InferenceService:
 
     @property
     def accuracy(self) -> Mapping[int, float | None]:
-        """The known accuracy of each stitch, in per cent."""
+        """The known accuracy of each stitch, in per cent, or another score."""
         return self.network.accuracy
 
     @property
@@ -179,11 +189,27 @@ class InferenceService:
         return self.read_soon([data], time.monotonic() + 60).result()
 
     def read_soon(
-        self, files: Sequence[bytes], deadline: float, deployment: Deployment | None = None
+        self,
+        files: Sequence[bytes],
+        deadline: float,
+        deployment: Deployment | None = None,
+        note_size: Callable[[tuple[int, int]], None] | None = None,
     ) -> Future[Tensor]:
-        """Read image files for a network, as `ImageReader.read_soon`; by default the one that serves now."""
+        """Read image files for a network, as `ImageReader.read_soon`; by default the one that serves now.
+
+        Args:
+            files, deadline: as there.
+            deployment: the network.
+            note_size: a function that is called with the (height, width) of each image, before the images are given.
+        """
         network = described(deployment or self.engine.deployment)
-        return self.images.read_soon(files, network.mode, network.transform, deadline)
+
+        def transform(image: Image.Image) -> Tensor:
+            if note_size is not None:
+                note_size((image.height, image.width))
+            return network.transform(image)
+
+        return self.images.read_soon(files, network.mode, transform, deadline)
 
 
 @torch.no_grad()
@@ -202,11 +228,29 @@ def described(deployment: Deployment) -> ServedNetwork:
 
 def _runner(model: SNNet) -> Callable[[Tensor, int], Tensor]:
     reference = next(model.parameters())
+    if task_of(model) != "classification":
+        return _map_runner(model)
 
     @torch.inference_mode()
     def run(images: Tensor, stitch_id: int) -> Tensor:
         logits: Tensor = model(images.to(reference.device, reference.dtype), stitch_id=stitch_id)
         return logits.float().cpu()
+
+    return run
+
+
+def _map_runner(model: SNNet) -> Callable[[Tensor, int], Tensor]:
+    """Make the function that computes masks (B, H, W) of class numbers, or depths, a bounded number at a time."""
+    reference, most = next(model.parameters()), most_maps(model)
+
+    @torch.inference_mode()
+    def run(images: Tensor, stitch_id: int) -> Tensor:
+        results = []
+        for part in images.split(most):
+            output = model(part.to(reference.device, reference.dtype), stitch_id=stitch_id)
+            kept = output[:, 0].float() if task_of(model) == "depth" else output.argmax(1).to(torch.int16)
+            results.append(kept.cpu())
+        return torch.cat(results)
 
     return run
 

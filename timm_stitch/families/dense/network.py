@@ -28,12 +28,13 @@ UNSUPPORTED = {
     "quick_profile": "quick=True adds up the parts of classifiers: leave it out for a dense network.",
     "linear_probe": "linear_probe fits classifiers: train the dense network instead.",
     "cascade": "a cascade needs one answer an image: choose a stitch by select, or by LatencyController.",
+    "replicas": "replicas serve classifiers: leave --ray out, so that one process serves the dense network.",
     "web": "the page shows classes of whole images: export a dense network with format='onnx', and show its masks.",
 }
 _ANCHORS_FIRST = "change the network of classifiers, and make the dense one of it: timm_stitch.dense(model, …)."
 # What users of timm's classifiers call, and what to do instead.
 ADVICE = {
-    "reset_classifier": "a dense network has a head instead: timm_stitch.dense(net.network, num_classes=…) makes another.",
+    "reset_classifier": "a dense network has a head instead: timm_stitch.dense(model, num_classes=…) makes another.",
     "get_classifier": "a dense network has a head instead: net.head.",
     "forward_features": "a dense network has maps instead: model.pyramid() of the network of classifiers gives them.",
     "forward_head": "a dense network has a head instead: net.head takes the maps of all levels.",
