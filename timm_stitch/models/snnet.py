@@ -176,7 +176,7 @@ snnetv2_setr_deit3_bl = _register_segmentation(
 
 
 @register_model
-def snnet_efficientnet_lite_012(pretrained: bool = False, **kwargs: object) -> nn.Module:
+def snnet_efficientnet_lite_012(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """SN-Net of EfficientNet-Lite0, 1 and 2: 65 stitches. No trained release: `pretrained=True` loads the anchors'."""
     from .factory import create_snnet
 

@@ -49,7 +49,8 @@ class FeaturePyramid(Pyramid):
     @property
     def feature_info(self) -> FeatureInfo:
         """timm's description of all levels, and the numbers of those that are given."""
-        return FeatureInfo(level_entries(self.network.views, self._every), self.out_indices)
+        entries = [dict(entry) for entry in level_entries(self.network.views, self._every)]
+        return FeatureInfo(entries, self.out_indices)
 
     @property
     def default_cfg(self) -> dict[str, Any]:

@@ -293,7 +293,7 @@ class Pyramid(ImageNetwork):
         entries = level_entries(self.network.views, self.ends)
         for entry, width in zip(entries, self.channels, strict=True):
             entry["num_chs"] = width
-        return FeatureInfo(entries, tuple(range(len(entries))))
+        return FeatureInfo([dict(entry) for entry in entries], tuple(range(len(entries))))
 
     def used_levels(self) -> tuple[int, ...]:
         """The numbers of the levels that are computed."""
