@@ -14,7 +14,7 @@ from timm_stitch.models.authors_layout import rename
 
 ANCHORS: dict[str, list[dict[str, Any]]] = {
     "resnet": [{"architecture": "resnet18", "channels": c} for c in ((8, 16, 24, 32), (16, 24, 32, 48))],
-    "efficientnet": [{"architecture": "efficientnet_b0", "channel_multiplier": m} for m in (0.25, 0.5)],
+    "efficientnet": [{"architecture": f"mobilenetv2_{width}"} for width in ("035", "050")],
     "convnext": [
         {"architecture": "convnext_atto", "depths": (2, 2, 2, 2), "dims": dims}
         for dims in ((8, 16, 24, 32), (16, 24, 32, 48))
