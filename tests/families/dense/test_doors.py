@@ -52,7 +52,6 @@ def scored(net):
         (lambda net, x: timm_stitch.linear_probe(net, [(x, torch.zeros(2).long())]), "train the dense network"),
         (lambda net, x: timm_stitch.Cascade(net, 0, 1, 0.5), "choose a stitch by select"),
         (lambda net, x: timm_stitch.find_cascade(net, [(x, torch.zeros(2).long())], 1e9), "choose a stitch by select"),
-        (lambda net, x: timm_stitch.export(net, "unused", format="web"), "format='onnx'"),
     ],
 )
 def test_what_it_lacks_is_refused_in_one_sentence(net, x, call, match):

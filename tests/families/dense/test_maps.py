@@ -191,3 +191,21 @@ def test_a_server_refuses_what_is_too_large_and_tensors(client):
     assert "POST the image file" in refused.json()["error"]
     outputs = client.get("/v2/models/net").json()["outputs"]
     assert outputs[0]["shape"] == [-1, *client.net.image_size]
+
+
+# ── the demonstration page ────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_shows_the_mask_over_the_image(segmentation, depth):
+    pytest.importorskip("matplotlib")
+    from timm_stitch.deployment.demo import Viewer
+
+    viewer, image = Viewer(segmentation), picture(50, 40)
+    prediction = viewer.predict(viewer.prepare(image), 0, image)
+    assert prediction.picture.size == (50, 40)
+    assert set(prediction.top) <= set(LABELS)
+    assert sum(prediction.top.values()) == pytest.approx(1)
+    viewer = Viewer(depth)
+    prediction = viewer.predict(viewer.prepare(image), 0, image)
+    assert (prediction.picture.mode, prediction.picture.size, prediction.top) == ("L", (50, 40), {})
+    assert "unknown" in viewer.facts(0, prediction)

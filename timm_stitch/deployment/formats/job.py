@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from ...data.dataset import image_config
 from ...families.saved_files import check_inside
 from ...families.timm_models.network import SNNet
 from ...progress import progress_bar
@@ -84,6 +85,14 @@ class Job:
     def task(self) -> str:
         """The task of the network, as `class_names.task_of`."""
         return task_of(self.whole)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The preparation of images; those of dense networks are resized to the size of the files, not cropped."""
+        config = {key: value for key, value in image_config(self.whole).items() if key != "input_size"}
+        if self.task != "classification":
+            config |= {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+        return config
 
     @property
     def output(self) -> str:
