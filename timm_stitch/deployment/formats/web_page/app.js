@@ -89,10 +89,10 @@ function showPrediction(values) {
 // The five classes with the largest shares.
 function showShares(shares) {
   byId("prediction").replaceChildren(
-    ...shares.slice(0, 5).map(([share, number]) => {
+    ...shares.slice(0, 5).map(([share, index]) => {
       const item = document.createElement("li"), name = document.createElement("span");
       const bar = document.createElement("meter"), number = document.createElement("span");
-      name.textContent = manifest.labels[number];
+      name.textContent = manifest.labels[index];
       bar.value = share;
       number.textContent = `${(100 * share).toFixed(1)} %`;
       item.append(name, bar, number);
