@@ -129,9 +129,9 @@ class Viewer:
         took = 1000 * statistics.median(times)
         if self.maps is not None:
             shown = image or Image.new("RGB", (x.shape[3], x.shape[2]))
-            values = self.maps.finish(logits, (shown.height, shown.width))
-            shares: Any = self.maps.describe(values, 5).get("classes", ())
-            picture = overlay(shown, values, self.labels)
+            pixels = self.maps.finish(logits, (shown.height, shown.width))
+            shares: Any = self.maps.describe(pixels, 5).get("classes", ())
+            picture = overlay(shown, pixels, self.labels)
             return Prediction({one["label"]: one["share"] for one in shares}, took, len(times), picture)
         values, classes = logits.softmax(0).topk(min(5, len(logits)))
         top = {self.labels[i]: p for i, p in zip(classes.tolist(), values.tolist(), strict=True)}

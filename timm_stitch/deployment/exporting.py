@@ -233,7 +233,7 @@ def _manifest(job: Job, rows: Sequence[Mapping[str, object]], format: str, folde
         "labels": [] if job.task == "depth" else class_names(job.whole),
         "score": {
             "name": metric.name,
-            "words": metric.words.removesuffix(", %"),
+            "words": metric.words.removesuffix(", %") if any(row.get(metric.name) for row in rows) else "accuracy",
             "percent": metric.percent,
             "digits": metric.digits,
         },

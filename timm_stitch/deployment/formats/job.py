@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ...progress import progress_bar
 from ..class_names import task_of
 
 _CALIBRATION = 64  # images
+_MOST_BYTES = 1 << 29  # of the outputs of a call
 Run = Callable[[Tensor], Tensor]
 Location = dict[str, str]
 
@@ -125,9 +127,10 @@ class Job:
         return self.batches(torch.zeros(1, *self.shape) if self.images is None else self.images[:_CALIBRATION])
 
     def batches(self, images: Tensor) -> list[Tensor]:
-        """Batch images for calls, 32 at a time if that is allowed; the first ones fill up the last batch."""
+        """Batch images for calls, 32 or as many masks as fit into memory; the first ones fill up the last batch."""
         low, high = self.batch.smallest, self.batch.largest
-        size = max(low, min(high or 32, 32))
+        most = max(1, min(32, _MOST_BYTES // (4 * math.prod(self.output_shape))))
+        size = max(low, min(high or most, most))
         left = len(images) % size
         if 0 < left < low:
             images = images[torch.arange(len(images) - left + low) % len(images)]
