@@ -198,12 +198,16 @@ def rows_of(batch, index):
 
 @dataclass(frozen=True)
 class Network:
-    """Makers of anchors and of a batch for them, and how else than by `from_hub` a saved folder is loaded."""
+    """Makers of anchors and of a batch for them, and how else than by `from_hub` a saved folder is loaded.
+
+    `wrap` makes another network of the stitched one, whose output is no anchor's own.
+    """
 
     anchors: Callable[[], list[nn.Module]]
     batch: Callable[[], Tensor | dict[str, Tensor]]
     load: Callable[[Any], nn.Module]
     options: dict[str, Any] = field(default_factory=dict)
+    wrap: Callable[[nn.Module], nn.Module] | None = None
 
 
 def first_of(output):
@@ -253,6 +257,30 @@ TIMM_NETWORKS = {
     "no tokens to registers": _of_timm(lambda: on_64_pixels("vit without class token", "vit with registers")),
     "two-way low-rank": _of_timm(vits, 32, direction="two_way", rank=4),
 }
+
+
+def _dense(anchors, size=64, **options):
+    def wrap(network):
+        import timm_stitch
+
+        return timm_stitch.dense(network, **options)
+
+    return Network(anchors, lambda: images(4, size), _from_folder, wrap=wrap)
+
+
+def _from_folder(folder):
+    import timm_stitch
+
+    return timm_stitch.load(str(folder))
+
+
+DENSE_NETWORKS = {
+    "segmenting vits": _dense(vits, 32, head="linear", num_classes=5),
+    "segmenting resnets": _dense(resnets, head="linear", num_classes=5, levels=2),
+    "segmenting convnexts": _dense(convnexts, head="dpt", num_classes=5, head_options={"features": 16}),
+    "vits for depth": _dense(lambda: on_64_pixels("vit", "vit with registers"), head="dpt", task="depth",
+                             head_options={"features": 16, "readout": "project"}),
+}  # fmt: skip
 TRANSFORMERS_NETWORKS = {
     "bert": _of_transformers(_pair(bert, 3, 5), "AutoModelForSequenceClassification"),
     "bert for tokens": _of_transformers(_berts("ForTokenClassification"), "AutoModelForTokenClassification"),
@@ -273,4 +301,4 @@ TRANSFORMERS_NETWORKS = {
         _pair(hf_vit), "AutoModelForImageClassification", batch=lambda: {"pixel_values": images(4).abs()}
     ),
 }
-NETWORKS = TIMM_NETWORKS | TRANSFORMERS_NETWORKS
+NETWORKS = TIMM_NETWORKS | TRANSFORMERS_NETWORKS | DENSE_NETWORKS

@@ -136,7 +136,7 @@ def make_good_files(folder: Path) -> None:
     vits = timm.create_model("snnet", anchors=[{**VIT, "embed_dim": w, "num_classes": 10} for w in (32, 64)])
     timm_stitch.save_pretrained(vits, folder / "images", results=[{"stitch_id": 0, "top1": 50.0}])
     for name, more in (("segmentation", {"num_classes": 5}), ("depth", {"task": "depth"})):
-        dense = timm_stitch.dense(vits, head="dpt" if name == "depth" else "linear", **more)
+        dense = timm_stitch.dense(vits, head="dpt" if name == "depth" else "linear", levels=2, **more)
         timm_stitch.save_pretrained(dense, folder / name)
         timm_stitch.from_hub(folder / name, extract=1)
     words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 5, "b": 6}, unk_token="[UNK]"))

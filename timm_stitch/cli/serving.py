@@ -130,7 +130,8 @@ def run_serve(options: argparse.Namespace) -> int:
     )  # fmt: skip
     service = server.service
     description = {"url": server.address, "name": service.name, "stitch_ids": service.table.stitch_ids}
-    return server.run(lambda: _announce(options, description, f"{len(service.table)} stitches"))
+    way = "" if service.network.maps is None else "-H 'accept: image/png' -o map.png "
+    return server.run(lambda: _announce(options, description, f"{len(service.table)} stitches", way))
 
 
 def _run_replicas(options: argparse.Namespace, serving: ServingConfig) -> int:
@@ -205,12 +206,12 @@ def _most_bytes(options: argparse.Namespace) -> int:
     return int(options.max_body_mb * (1 << 20))
 
 
-def _announce(options: argparse.Namespace, server: Mapping[str, object], scale: str) -> None:
-    """Print the address of a server."""
+def _announce(options: argparse.Namespace, server: Mapping[str, object], scale: str, way: str = "") -> None:
+    """Print the address of a server, and the command that asks it, with further options in `way`."""
     if options.json:
         print_json(server)
         return
     print(
         f"{server['name']} at {server['url']}: {scale} within {options.latency_ms:g} ms\n"
-        f"  curl --data-binary @cat.jpg {server['url']}/predict", flush=True,
+        f"  curl {way}--data-binary @cat.jpg {server['url']}/predict", flush=True,
     )  # fmt: skip

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ..choices import ExportFormat, Quantization
-from ..data.dataset import image_config
 from ..families.registry import require
 from ..families.timm_models.network import SNNet
 from ..files import whole_folder
 from ..plan.frontier import pareto_frontier
-from ..plan.metrics import main_score
+from ..plan.metrics import main_score, metric_of
 from .class_names import class_names
 from .formats import executorch_file, litert_file, onnx_files, program_files, web_folder
 from .formats.job import Batch, Format, Job, Location, Run
@@ -105,7 +104,7 @@ def export(
         >>> [row["file"] for row in manifest["stitches"]]
         ['stitch-0.pt2', 'stitch-1.pt2']
     """
-    require(model, "web" if format == "web" else "export")
+    require(model, "export")
     _check_arguments(format, quantize, images)
     batch, ids = _batch(format, batch_size), _ids(model, stitch_ids, format)
     whole = _prepared(model, image_size)
@@ -220,6 +219,7 @@ def _differences(
 
 def _manifest(job: Job, rows: Sequence[Mapping[str, object]], format: str, folder: Path) -> dict[str, object]:
     """Make the content of `manifest.json` for a folder with all other files."""
+    metric = metric_of(main_score(rows))
     union = {name: tensor for small in job.extracted.values() for name, tensor in small.state_dict().items()}
     return {
         "version": 1,
@@ -229,8 +229,14 @@ def _manifest(job: Job, rows: Sequence[Mapping[str, object]], format: str, folde
         "input": {"name": "images", "dtype": "float32", "shape": [job.batch.axis, *job.shape]},
         "task": job.task,
         "output": {"name": job.output, "dtype": "float32", "shape": [job.batch.axis, *job.output_shape]},
-        "preprocessing": _preprocessing(job),
+        "preprocessing": job.preprocessing,
         "labels": [] if job.task == "depth" else class_names(job.whole),
+        "score": {
+            "name": metric.name,
+            "words": metric.words.removesuffix(", %") if any(row.get(metric.name) for row in rows) else "accuracy",
+            "percent": metric.percent,
+            "digits": metric.digits,
+        },
         "to_share_weights": FORMATS[format].RUNTIME_OPTIONS,
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "union_bytes": sum(tensor.nbytes for tensor in union.values()),
@@ -249,11 +255,3 @@ def _compare(run: Run, model: nn.Module, job: Job) -> tuple[float, float]:
             same = (theirs - ours).abs() <= 0.05 * ours if job.task == "depth" else theirs.argmax(1) == ours.argmax(1)
             agree, count = agree + int(same.sum()), count + same.numel()
     return difference, agree / count
-
-
-def _preprocessing(job: Job) -> dict[str, object]:
-    """Describe the preparation of images; those of dense networks are resized to the size of the files, not cropped."""
-    config = {k: v for k, v in image_config(job.whole).items() if k != "input_size"}
-    if job.task != "classification":
-        config |= {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
-    return config

@@ -111,11 +111,12 @@ def best_known(
         ValueError: if there is no budget, no row fits, or a score or quantity is unknown.
     """
     rows = list(rows)
+    others = "" if score else ", nor another metric"
     score = score or main_score(rows)
     known = with_score(rows, score)
     if not known:
         raise ValueError(
-            f"no stitch of this network has a known {score}: evaluate it, "
+            f"no stitch of this network has a known {score}{others}: evaluate it, "
             "select(model, timm_stitch.evaluate(model, loader), macs=...)."
         )
     limits = {name: limit for name, limit in budgets.items() if limit is not None}

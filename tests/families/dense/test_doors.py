@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import timm_stitch
+from timm_stitch.cli.entry import main
 
 LABELS = ["sky", "road", "tree", "house", "car"]
 
@@ -52,7 +53,6 @@ def scored(net):
         (lambda net, x: timm_stitch.linear_probe(net, [(x, torch.zeros(2).long())]), "train the dense network"),
         (lambda net, x: timm_stitch.Cascade(net, 0, 1, 0.5), "choose a stitch by select"),
         (lambda net, x: timm_stitch.find_cascade(net, [(x, torch.zeros(2).long())], 1e9), "choose a stitch by select"),
-        (lambda net, x: timm_stitch.export(net, "unused", format="web"), "format='onnx'"),
     ],
 )
 def test_what_it_lacks_is_refused_in_one_sentence(net, x, call, match):
@@ -199,3 +199,11 @@ def test_networks_of_any_image_size_are_exported_at_another(tmp_path):
     manifest = timm_stitch.export(net, tmp_path / "files", 0, format="program", image_size=(64, 96))
     assert manifest["output"]["shape"] == ["batch", 3, 64, 96]
     assert net.image_size == (224, 224)
+
+
+def test_one_stitch_in_a_file_of_its_own_loads_again(net, x, tmp_path):
+    folder = timm_stitch.save_pretrained(net, tmp_path / "net")
+    file = tmp_path / "3.safetensors"
+    assert main(["extract", str(folder), "--stitch-id", "3", "--output", str(file)]) == 0
+    with torch.no_grad():
+        assert torch.equal(timm_stitch.from_hub(file)(x), net(x, stitch_id=3))

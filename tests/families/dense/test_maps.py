@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from torch.nn import functional as F
 
 import timm_stitch
 from timm_stitch.cli.entry import main
-from timm_stitch.deployment.maps import MOST_PIXELS, MapPredictor, largest_class, overlay
+from timm_stitch.deployment.formats import web_folder
+from timm_stitch.deployment.maps import MOST_PIXELS, MapPredictor, largest_class, overlay, palette
 from timm_stitch.evaluation.profiling import name_of
 from timm_stitch.families.dense.inference import Inference
 
@@ -119,10 +123,10 @@ def test_predict_writes_depths_in_millimetres_or_metres(files, capsys):
     ],
 )
 def test_nothing_is_overwritten_by_surprise(files, capsys, arguments, match):
-    before = sorted(map(str, __import__("pathlib").Path().rglob("*")))
+    before = sorted(map(str, Path().rglob("*")))
     assert main(["predict", "seg", *arguments]) != 0
     assert match in capsys.readouterr().err
-    assert sorted(map(str, __import__("pathlib").Path().rglob("*"))) == before
+    assert sorted(map(str, Path().rglob("*"))) == before
 
 
 # ── from a server ─────────────────────────────────────────────────────────────────────────────────────
@@ -191,3 +195,47 @@ def test_a_server_refuses_what_is_too_large_and_tensors(client):
     assert "POST the image file" in refused.json()["error"]
     outputs = client.get("/v2/models/net").json()["outputs"]
     assert outputs[0]["shape"] == [-1, *client.net.image_size]
+
+
+# ── the demonstration page ────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_shows_the_mask_over_the_image(segmentation, depth):
+    pytest.importorskip("matplotlib")
+    from timm_stitch.deployment.demo import Viewer
+
+    viewer, image = Viewer(segmentation), picture(50, 40)
+    prediction = viewer.predict(viewer.prepare(image), 0, image)
+    assert prediction.picture.size == (50, 40)
+    assert set(prediction.top) <= set(LABELS)
+    assert sum(prediction.top.values()) == pytest.approx(1)
+    viewer = Viewer(depth)
+    prediction = viewer.predict(viewer.prepare(image), 0, image)
+    assert (prediction.picture.mode, prediction.picture.size, prediction.top) == ("L", (50, 40), {})
+    assert "unknown" in viewer.facts(0, prediction)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_page_in_the_browser_has_the_same_masks_and_colours(tmp_path):
+    folder = Path(web_folder.__file__).with_name("web_page")
+    for name in ("app.js", "images.js", "maps.js"):
+        shutil.copy(folder / name, (tmp_path / name).with_suffix(".mjs"))
+        subprocess.run(["node", "--check", (tmp_path / name).with_suffix(".mjs")], check=True)
+    logits = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(0))
+    program = (
+        "import { colour, depths, mask } from './maps.mjs';"
+        f"const values = {logits.ravel().tolist()};"
+        "const map = mask(values, [5, 4, 6]), near = depths(values.slice(0, 24), [1, 4, 6]);"
+        "console.log(JSON.stringify({ colours: Array.from({ length: 256 }, (_, k) => colour(k)), shares: map.shares,"
+        "pixels: Array.from(map.pixels), grey: Array.from(near.pixels) }));"
+    )
+    ran = subprocess.run(
+        ["node", "--input-type=module", "-e", program], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    page = json.loads(ran.stdout)
+    assert np.abs(np.array(page["colours"]).ravel() - np.array(palette(256))).max() <= 1  # rounding of halves
+    numbers = logits.argmax(0).numpy()
+    assert page["pixels"] == [v for k in numbers.ravel() for v in (*page["colours"][k], 255)]
+    assert page["shares"][0][0] == (numbers == page["shares"][0][1]).mean()
+    grey = np.array(page["grey"]).reshape(4, 6, 4)[..., 0]
+    assert (grey[logits[0].numpy().argmin() // 6, logits[0].numpy().argmin() % 6], grey.min()) == (255, 0)

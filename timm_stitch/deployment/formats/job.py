@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from ...data.dataset import image_config
 from ...families.saved_files import check_inside
 from ...families.timm_models.network import SNNet
 from ...progress import progress_bar
 from ..class_names import task_of
 
 _CALIBRATION = 64  # images
+_MOST_BYTES = 1 << 29  # of the outputs of a call
 Run = Callable[[Tensor], Tensor]
 Location = dict[str, str]
 
@@ -86,6 +89,14 @@ class Job:
         return task_of(self.whole)
 
     @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The preparation of images; those of dense networks are resized to the size of the files, not cropped."""
+        config = {key: value for key, value in image_config(self.whole).items() if key != "input_size"}
+        if self.task != "classification":
+            config |= {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+        return config
+
+    @property
     def output(self) -> str:
         """The name of the output."""
         return "depth" if self.task == "depth" else "logits"
@@ -116,9 +127,10 @@ class Job:
         return self.batches(torch.zeros(1, *self.shape) if self.images is None else self.images[:_CALIBRATION])
 
     def batches(self, images: Tensor) -> list[Tensor]:
-        """Batch images for calls, 32 at a time if that is allowed; the first ones fill up the last batch."""
+        """Batch images for calls, 32 or as many masks as fit into memory; the first ones fill up the last batch."""
         low, high = self.batch.smallest, self.batch.largest
-        size = max(low, min(high or 32, 32))
+        most = max(1, min(32, _MOST_BYTES // (4 * math.prod(self.output_shape))))
+        size = max(low, min(high or most, most))
         left = len(images) % size
         if 0 < left < low:
             images = images[torch.arange(len(images) - left + low) % len(images)]

@@ -17,7 +17,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ...data.dataset import image_config
 from ...families.timm_models.network import SNNet
 from ...files import whole_file
 from ..class_names import pillow_mode
@@ -31,7 +30,7 @@ RUNTIME = "onnxruntime-web-1.30.0.tgz"
 _ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/{RUNTIME}"
 _DIGEST = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # npm's sha512
 _FROM_RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
-_OWN = ("index.html", "app.js", "images.js")
+_OWN = ("index.html", "app.js", "images.js", "maps.js")
 _MOST_BYTES, _PATIENCE = 64 << 20, 60.0  # of the package; seconds
 _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
@@ -61,7 +60,7 @@ def write(job: Job, folder: Path) -> dict[int, Location]:
 def _check(job: Job) -> None:
     model: SNNet = job.whole
     pillow_mode(model, "the page shows")
-    config = image_config(model)
+    config = job.preprocessing
     height, width = model.image_size
     needed = {name: config[name] for name in ("interpolation", "crop_mode", "crop_pct")}
     if (

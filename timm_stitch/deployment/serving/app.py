@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from ...plan.metrics import metric_of
 from ..maps import MapPredictor
 from .bodies import BodyBudget
 from .config import RequestOptions
@@ -329,7 +330,7 @@ class HttpApp:
             {
                 "stitch_id": k,
                 "name": network.stitches[k]["name"],
-                "top1": network.accuracy.get(k),
+                "top1": network.accuracy.get(k) if metric_of(network.score).percent else None,  # as the page draws it
                 "ms": round(1e3 * s, 3),
             }
             for k, s in zip(table.stitch_ids, table.each, strict=True)

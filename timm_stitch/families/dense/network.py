@@ -29,7 +29,6 @@ UNSUPPORTED = {
     "linear_probe": "linear_probe fits classifiers: train the dense network instead.",
     "cascade": "a cascade needs one answer an image: choose a stitch by select, or by LatencyController.",
     "replicas": "replicas serve classifiers: leave --ray out, so that one process serves the dense network.",
-    "web": "the page shows classes of whole images: export a dense network with format='onnx', and show its masks.",
 }
 _ANCHORS_FIRST = "change the network of classifiers, and make the dense one of it: timm_stitch.dense(model, …)."
 # What users of timm's classifiers call, and what to do instead.

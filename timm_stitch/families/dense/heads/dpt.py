@@ -56,7 +56,7 @@ class DptHead(nn.Module):
             )
             for width, reduction, target in zip(channels, reductions, targets, strict=True)
         )
-        self.fuse = nn.ModuleList(_Fusion(features) for _ in channels)
+        self.fuse = nn.ModuleList(_Fusion(features, n == len(channels) - 1) for n in range(len(channels)))
         self.predict = nn.Sequential(
             nn.Conv2d(features, features // 2, 3, padding=1), nn.ReLU(inplace=True),
             nn.Conv2d(features // 2, outputs, 1),
@@ -108,16 +108,17 @@ class _Residual(nn.Module):
 
 
 class _Fusion(nn.Module):
-    """Adds a level to the fused coarser ones, at the level's size."""
+    """Adds a level to the fused coarser ones, at the level's size; the coarsest level has none to be added to."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, is_coarsest: bool) -> None:
         super().__init__()
-        self.of_level, self.of_sum = _Residual(features), _Residual(features)
+        self.of_level = None if is_coarsest else _Residual(features)
+        self.of_sum = _Residual(features)
         self.project = nn.Conv2d(features, features, 1)
 
     def forward(self, level: Tensor, coarser: Tensor | None) -> Tensor:
         x = level
-        if coarser is not None:
+        if coarser is not None and self.of_level is not None:
             size = level.shape[2:]
             x = self.of_level(level) + F.interpolate(coarser, size, mode="bilinear", align_corners=True)
         out: Tensor = self.project(self.of_sum(x))
