@@ -141,3 +141,14 @@ def test_a_class_token_that_nobody_can_make_is_refused():
     with pytest.raises(ValueError, match="the second has class or register tokens that the first lacks"):
         timm_stitch.stitch(anchors)
     assert timm_stitch.stitch(anchors[::-1]).num_stitches > 2
+
+
+def test_a_map_whose_shape_fits_two_layouts_has_that_of_the_other_maps():
+    """(64, 28, 12) is 64 channels of 28 x 12, and 64 x 28 positions are as wide as a 224 x 96 image almost too."""
+    cfg = {"input_size": (3, 224, 96)}
+    model = timm.create_model(
+        "convnext_atto", depths=(1, 1, 1, 1), dims=(8, 64, 16, 16), num_classes=2, pretrained_cfg_overlay=cfg
+    )
+    anchor = view_of(model).describe()
+    assert anchor.widths == (8, 8, 64, 64, 16, 16, 16, 16)
+    assert anchor.reductions == (4, 4, 8, 8, 16, 16, 32, 32)

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 
 def map_layout(shape: Sequence[int], size: tuple[int, int]) -> str | None:
     """The layout of a map of this shape, where only one is possible."""
+    layouts = _possible_layouts(shape, size)
+    return layouts[0] if len(layouts) == 1 else None
+
+
+def _possible_layouts(shape: Sequence[int], size: tuple[int, int]) -> list[str]:
     _, a, b, c = shape
     fits = {"NHWC": (a, b), "NCHW": (b, c)}
     small = {k: (h, w) for k, (h, w) in fits.items() if h <= size[0] and w <= size[1]}
-    layouts = [k for k, (h, w) in small.items() if abs(size[0] * w - size[1] * h) <= max(size)]
-    return layouts[0] if len(layouts) == 1 else None
+    return [k for k, (h, w) in small.items() if abs(size[0] * w - size[1] * h) <= max(size)]
 
 
 def describe(shape: Sequence[int], size: tuple[int, int], hint: int, default: str) -> tuple[str, int, int, int, int]:
@@ -29,10 +33,10 @@ def describe(shape: Sequence[int], size: tuple[int, int], hint: int, default: st
     """
     if len(shape) == 4:
         _, a, b, c = shape
-        layout = map_layout(shape, size)
-        if layout is None and default == "NCHW" and b != c:
+        layouts = _possible_layouts(shape, size)
+        layout = layouts[0] if len(layouts) == 1 else default
+        if not layouts and default == "NCHW" and b != c:
             layout = "N*C"
-        layout = layout or default
         if layout == "NCHW":
             return layout, a, _reduction(size[0], b), 0, b * c
         if layout == "NHWC":
