@@ -36,7 +36,8 @@ def processor_seconds(arguments: list[str], checkout: Path) -> float:
     """The user and system time of a new Python process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     env = os.environ | {"PYTHONPATH": str(checkout.resolve())}
-    subprocess.run([sys.executable, *arguments], cwd=checkout, env=env, stdout=subprocess.DEVNULL, check=checkout == ROOT)
+    command, is_own = [sys.executable, *arguments], checkout == ROOT
+    subprocess.run(command, cwd=checkout, env=env, stdout=subprocess.DEVNULL, check=is_own)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
