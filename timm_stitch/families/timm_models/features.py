@@ -122,16 +122,16 @@ def take_indices(count: int, indices: int | Sequence[int] | None, whole: str) ->
     Raises:
         ValueError: if there are no such numbers.
     """
-    if isinstance(indices, int):
-        fits = 0 < indices <= count
+    wanted = indices if indices is None or isinstance(indices, int) else list(indices)
+    if isinstance(wanted, int):
+        fits = 0 < wanted <= count
     else:
-        indices = None if indices is None else list(indices)
-        fits = indices is None or (bool(indices) and all(-count <= i < count for i in indices))
+        fits = wanted is None or (bool(wanted) and all(-count <= i < count for i in wanted))
     if not fits:
         raise ValueError(
             f"indices must be from {-count} to {count - 1}, or the number of the last, got {indices}: {whole}"
         )
-    return feature_take_indices(count, indices)
+    return feature_take_indices(count, wanted)
 
 
 def run_to_points(
