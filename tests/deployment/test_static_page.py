@@ -157,10 +157,10 @@ def test_images_are_prepared_as_by_timm(page, size, interpolation, mode, crop, c
 
 def test_the_folder_is_small_and_whole(exported):
     _, order, folder = exported
-    own = sum((folder / name).stat().st_size for name in ("index.html", "app.js", "images.js"))
-    assert own < 20_000
+    own = sum((folder / name).stat().st_size for name in ("index.html", "app.js", "images.js", "maps.js"))
+    assert own < 24_000
     assert {file.name for file in folder.iterdir()} == {
-        "index.html", "app.js", "images.js", "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm",
+        "index.html", "app.js", "images.js", "maps.js", "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm",
         "manifest.json", "weights.bin", *(f"stitch-{k}.onnx" for k in order),
     }  # fmt: skip
 

@@ -30,7 +30,7 @@ class ServedNetwork:
         stitches: the row of each stitch.
         score: the key of the accuracy in rows: `top1`, or another metric.
         accuracy: the known accuracy of each stitch, for `top1` in per cent.
-        maps: what turns the outputs of a dense network into masks or depths; None for a classifier.
+        maps: the predictor of a dense network's masks or depths; None for a classifier.
     """
 
     model: SNNet

@@ -198,7 +198,7 @@ class InferenceService:
         """Read image files for a network, as `ImageReader.read_soon`; by default the one that serves now.
 
         Args:
-            files, deadline: as there.
+            files, deadline: the arguments of `ImageReader.read_soon`.
             deployment: the network.
             note_size: a function that is called with the (height, width) of each image, before the images are given.
         """
