@@ -8,7 +8,7 @@ a small layer, and runs the last blocks of another: one set of weights serves ma
     >>> logits = model(images, stitch_id=24)  # doctest: +SKIP
 
 - Create: `stitch` models at hand, `load` by name, folder or Hub id, `from_hub`, `create_snnet`, `convert_checkpoint`;
-  `dense` puts one head for segmentation or depth on a network.
+  `dense` puts one head for segmentation or depth on a network, a `DenseNetwork`.
   An `SNNet` is a timm model; importing this package registers the `snnet_*` models with timm.
 - Plan: `enumerate_stitches`, `StitchPlan` of `Anchor`, `Stitch`, `Segment` and `LayerSpec`.
 - Train: `least_squares_init`, `linear_probe`, `train` with a `TrainConfig`, `train_recipe`, `recalibrate`,

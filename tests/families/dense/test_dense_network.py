@@ -232,3 +232,18 @@ def test_settings_of_a_stranger_are_refused_in_one_line(tmp_path):
         with pytest.raises(ValueError, match=r"config.json|levels|head|num_classes|crop|depth|slide|task") as caught:
             timm_stitch.from_hub(tmp_path / "net", verify=False)
         assert "\n" not in str(caught.value), change
+
+
+def test_an_extracted_stitch_holds_nothing_that_only_training_uses():
+    net, x = dense(head="setr"), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = net(x, stitch_id=0)
+        small = net.extract(0)
+        assert torch.equal(small(x), expected)
+    assert len(net.head.auxiliary_heads) == 3
+    assert not [name for name, _ in small.named_parameters() if "auxiliary" in name]
+    assert list(small.projections._modules) == ["0"]
+    assert list(small.projections[0]._modules) == ["3"]
+    assert sum(p.numel() for p in small.parameters()) == net.stitch_table()[0]["params"]
+    net.train()
+    assert len(net(x, stitch_id=0).auxiliary) == 3

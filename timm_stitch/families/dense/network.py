@@ -6,11 +6,13 @@ Source: SN-Netv2 (arXiv:2307.00154), which trains one head for all stitches of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from ...anchors.view import ImageInputs
 from ...choices import InferenceMode
@@ -176,8 +178,24 @@ class DenseNetwork(Pyramid):
             ) from None
 
     def used_levels(self) -> tuple[int, ...]:
+        return self._levels_used(self.training)
+
+    def levels_of_output(self) -> tuple[int, ...]:
+        return self._levels_used(False)
+
+    def _levels_used(self, training: bool) -> tuple[int, ...]:
         levels_used = getattr(self.head, "levels_used", None)
-        return super().used_levels() if levels_used is None else tuple(levels_used(self.training))
+        return tuple(range(self.num_levels)) if levels_used is None else tuple(levels_used(training))
+
+    def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self:
+        twin = super().extract(stitch_id)
+        twin.head = self._head_of_output()
+        return deepcopy(twin) if copy else twin
+
+    def _head_of_output(self) -> nn.Module:
+        """The head without what only training uses."""
+        head: nn.Module = getattr(self.head, "without_auxiliary", lambda: self.head)()
+        return head
 
     def finish(self, stitch: Stitch, activations: Sequence[Tensor], inputs: ImageInputs) -> Tensor:
         maps, prefixes = zip(*self._level_maps(stitch, activations, inputs), strict=True)
@@ -225,7 +243,7 @@ class DenseNetwork(Pyramid):
         return cost_as_authors(cast("PyramidCosts", counted), stitch)
 
     def _params_on_top(self) -> int:
-        return sum(parameter.numel() for parameter in self.head.parameters())
+        return sum(parameter.numel() for parameter in self._head_of_output().parameters())
 
     def compile(self, *args: object, **kwargs: object) -> None:
         super().compile(*args, **kwargs)

@@ -63,12 +63,13 @@ class PyramidCosts(PlanCosts):
         return super().cost(stitch) + Cost(-sum(map(self.step, behind)))
 
     def used_projections(self, stitch: Stitch) -> Cost:
-        """Compute the cost of the projections that a stitch uses, with the parameters of all that it holds."""
+        """Compute the cost of the projections that a stitch uses."""
         total, held = Cost(), set(stitch.layers)
         for key in levels_of(stitch, self.ends):
+            if key[1] not in self.levels:
+                continue
             cost, layer = self.projections.get(key, Cost()), self.tied.get(key)
-            macs = cost.macs if key[1] in self.levels else 0
-            total += Cost(macs, 0 if layer in held else cost.params)
+            total += Cost(cost.macs, 0 if layer in held else cost.params)
             held.update(() if layer is None else (layer,))
         return total
 
@@ -299,6 +300,10 @@ class Pyramid(ImageNetwork):
         """The numbers of the levels that are computed."""
         return tuple(range(self.num_levels))
 
+    def levels_of_output(self) -> tuple[int, ...]:
+        """The numbers of the levels that are computed in evaluation, which an extracted stitch keeps."""
+        return tuple(range(self.num_levels))
+
     def used_ends(self) -> Ends:
         """The levels that are computed."""
         levels = self.used_levels()
@@ -356,14 +361,15 @@ class Pyramid(ImageNetwork):
         twin = shallow_twin(self)
         twin.network = self.network.extract(stitch.stitch_id)
         layers: dict[int, dict[int, nn.Module]] = {}
-        for anchor, level in levels_of(stitch, self.ends):
+        used = [key for key in levels_of(stitch, self.ends) if key[1] in self.levels_of_output()]
+        for anchor, level in used:
             layer = self.projection(anchor, level)
             if layer is not None and (anchor, level) not in self.tied:
                 layers.setdefault(anchor, {})[level] = layer
         twin.projections = NumberedModules({anchor: NumberedModules(own) for anchor, own in layers.items()})
         held, tied = by_number(twin.network.stitching_layers), dict[LevelOfAnchor, int]()
         for key, number in self.tied.items():
-            if key in levels_of(stitch, self.ends):
+            if key in used:
                 tied[key] = number
                 held[number] = self.network.stitching_layers[number]
         twin.tied = tied
@@ -401,7 +407,13 @@ class Pyramid(ImageNetwork):
                     twin.level_map(maps[place], key[1], *_boundary(stitch, place), inputs)
                 layer = self.projection(*key)  # with its low-rank part
                 params = 0 if layer is None else sum(p.numel() for p in layer.parameters())
-                projections[key] = Cost(counter.total, params)
+                macs, (anchor, level) = counter.total, key
+                if (
+                    layer is None
+                    and _width(self.network.views[anchor], self.ends[anchor][level]) != self.channels[level]
+                ):
+                    macs = maps[place].numel() * self.channels[level]  # of one that an extracted stitch does not hold
+                projections[key] = Cost(macs, params)
             if on_top is None:
                 ordered = [maps[places[level]] for level in used]
                 with Macs(NORMS) as counter:

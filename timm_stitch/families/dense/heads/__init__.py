@@ -4,7 +4,8 @@ A head's `forward` takes the maps (B, C, H, W), finest first, and returns (B, ou
 
 - `uses_prefix_tokens = True`: then `forward` also takes the prefix tokens (B, P, C) of each level, or None;
 - `levels_used(training)`: the numbers of the levels that it reads, the others are not computed;
-- `auxiliary(maps)`: the outputs of auxiliary heads, for the loss in training.
+- `auxiliary(maps)`: the outputs of auxiliary heads, for the loss in training;
+- `without_auxiliary()`: a copy that shares its tensors and has no auxiliary heads, which an extracted stitch keeps.
 """
 
 from ....lazy import submodules

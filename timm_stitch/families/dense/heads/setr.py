@@ -13,6 +13,8 @@ from typing import Literal, cast
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ....anchors.modules import copy_root
+
 SetrNorm = Literal["group", "batch"]
 
 _GROUPS = 32
@@ -73,6 +75,12 @@ class SetrHead(nn.Module):
     def auxiliary(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Compute the logits of the auxiliary heads, from all maps but the last."""
         return [head(one) for head, one in zip(self.auxiliary_heads, maps, strict=False)]
+
+    def without_auxiliary(self) -> SetrHead:
+        """Copy the head without its auxiliary heads; it shares all other tensors."""
+        twin = cast("SetrHead", copy_root(self))
+        twin.auxiliary_heads = nn.ModuleList()
+        return twin
 
 
 class NaiveUpsampling(nn.Module):
