@@ -66,7 +66,7 @@ def create_snnet(
         anchors: timm names, or dicts of such a name as `"architecture"` and its arguments.
         published: the authors' way of counting, for a network of theirs, or None.
         plan_args: the arguments of `stitch`.
-        stitches: with `features_only=True`, `"all"` makes a backbone whose feature maps are alike for every stitch, a
+        stitches: `"all"`, with `features_only=True`, for a backbone whose feature maps are alike for every stitch, a
             `Pyramid`; `out_indices` then count levels, or blocks of the largest anchor. Default one stitch for good.
         **kwargs: the arguments of `create_model`; those that a network does not take go to every anchor.
 

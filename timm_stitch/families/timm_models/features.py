@@ -114,7 +114,7 @@ def take_indices(count: int, indices: int | Sequence[int] | None, whole: str) ->
     Args:
         count: the number of things to choose from.
         indices: the numbers of some, negative ones from the end; the number of the last; or None for all.
-        whole: what an error says about the whole.
+        whole: the sentence of an error about all that there is to choose from.
 
     Returns:
         The numbers, and the largest of them.
