@@ -123,8 +123,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     config = {
         "data_dir": str(options.out), "train_split": "training", "depth_scale": 1.0, "crop_size": (96, 128),
-        "scale_range": (1.0, 1.0), "batch_size": 8, "epochs": options.epochs, "warmup_epochs": options.epochs / 8,
-        "lr": 2e-3, "min_lr": 2e-5, "workers": 0, "trackers": None, "seed": options.seed,
+        "scale_range": (1.0, 1.0), "batch_size": 4, "epochs": options.epochs, "warmup_epochs": options.epochs / 8,
+        "lr": 1e-3, "min_lr": 1e-5, "workers": 0, "trackers": None, "seed": options.seed,
     }  # fmt: skip
     anchors = [make_anchor(width) for width in options.widths]
     net = timm_stitch.dense(timm_stitch.stitch(anchors), head="linear", task="depth", min_depth=0.5, max_depth=DEEPEST)
@@ -139,8 +139,7 @@ def main() -> None:
         net.load_state_dict(one.state_dict(), strict=False)  # the largest is the last, and brings the head
         alone += timm_stitch.evaluate(one, frames[1])
     timm_stitch.least_squares_init(net, frames[0])
-    recipe = {"sampling": "sandwich", "inplace_distillation": True}
-    timm_stitch.train(net, timm_stitch.TrainConfig(**config, **recipe))
+    timm_stitch.train(net, timm_stitch.TrainConfig(**config, sampling="sandwich"))
     for row in timm_stitch.evaluate(net, frames[1]):
         batches = [(predict(net, x, row["stitch_id"], depth.shape[1:]), depth) for x, depth in frames[1]]
         predicted, depth = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
