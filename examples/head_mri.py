@@ -31,7 +31,7 @@ from timm_stitch import DenseNetwork, TrainConfig
 from timm_stitch.data.dataset import build_dataset
 
 SIZE = (128, 64)
-RECIPE = {"sampling": "sandwich", "inplace_distillation": True}
+BATCH = 4  # of the second run, which starts from trained anchors and needs steps
 COLOURS = np.array(
     [
         (240, 240, 240), (78, 121, 167), (237, 201, 72), (176, 122, 161), (225, 87, 89), (242, 142, 43),
@@ -99,13 +99,13 @@ def run(data: Path, seed: int, options: argparse.Namespace) -> list[dict[str, An
 
     print(f"2. All {net.num_stitches} stitches learn together, under one head.")
     timm_stitch.least_squares_init(net, load_slices(net, data, training=True))
-    timm_stitch.train(net, make_config(data, options.epochs, seed, **RECIPE))
+    timm_stitch.train(net, make_config(data, options.epochs, seed, batch_size=BATCH, sampling="sandwich"))
     rows = [{"network": "stitched", **row} for row in timm_stitch.evaluate(net, test)]
     timm_stitch.save_pretrained(net, options.output / f"snnet_{seed}", results=rows)
 
     print("3. The anchors learn on alone, on as many images.")
     for one in alone:
-        timm_stitch.train(one, make_config(data, options.epochs, seed))
+        timm_stitch.train(one, make_config(data, options.epochs, seed, batch_size=BATCH))
         rows += [{"network": "alone", **row} for row in timm_stitch.evaluate(one, test)]
     middle = sorted(range(net.num_stitches), key=lambda k: rows[k]["macs"])[net.num_stitches // 3]
     draw(net, data, [0, middle, 1], options.output / "slices.png")

@@ -4,11 +4,12 @@ import gzip
 import json
 import struct
 import sys
+from functools import partial
 from pathlib import Path
 
+import dense_run
 import numpy as np
 import pytest
-from dense_run import write_scenes
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +109,8 @@ def test_the_head_is_segmented_in_small(scripts, head, tmp_path, monkeypatch, ca
 
 def test_depth_is_learnt_in_small_and_its_metrics_are_those_of_numpy(scripts, tmp_path, monkeypatch):
     monkeypatch.setattr(scripts[2], "DEEPEST", 8000.0)
-    write_scenes(tmp_path / "frames", "depth")
+    monkeypatch.setattr(dense_run, "scene", partial(dense_run.scene, size=40))  # resized for evaluation
+    dense_run.write_scenes(tmp_path / "frames", "depth")
     arguments = [tmp_path / "frames", "--widths", 4, 8, "--epochs", 1, "--rows", tmp_path / "rows.jsonl"]
     monkeypatch.setattr(sys, "argv", ["rendered_depth.py", *map(str, arguments)])
     scripts[2].main()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import timm_stitch
@@ -42,6 +43,7 @@ def render(folder: Path, training: int, test: int) -> Path:
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
     game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
     game.set_depth_buffer_enabled(True)
+    game.set_doom_config_path(str(folder / "vizdoom.ini"))
     game.set_window_visible(False)
     for turn_off in (game.set_render_hud, game.set_render_weapon, game.set_render_crosshair):
         turn_off(False)
@@ -99,6 +101,12 @@ def plain_metrics(predicted: np.ndarray, depth: np.ndarray) -> dict[str, float]:
     return dict(zip(("abs_rel", "delta1", "rmse", "silog"), np.mean(rows, axis=0).tolist(), strict=True))
 
 
+def predict(net: timm_stitch.DenseNetwork, images: Tensor, stitch_id: int, size: Sequence[int]) -> Tensor:
+    """Predict depths (N, H, W) at the size of the labels, to which `evaluate` resizes them too."""
+    depth = net.predict(images, stitch_id=stitch_id)
+    return nn.functional.interpolate(depth, tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
 def main() -> None:
     """Render, train and print a row for each stitch."""
     parser = make_parser(__doc__)
@@ -115,8 +123,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     config = {
         "data_dir": str(options.out), "train_split": "training", "depth_scale": 1.0, "crop_size": (96, 128),
-        "scale_range": (1.0, 1.0), "batch_size": 8, "epochs": options.epochs, "warmup_epochs": options.epochs / 8,
-        "lr": 2e-3, "min_lr": 2e-5, "workers": 0, "trackers": None, "seed": options.seed,
+        "scale_range": (1.0, 1.0), "batch_size": 4, "epochs": options.epochs, "warmup_epochs": options.epochs / 8,
+        "lr": 1e-3, "min_lr": 1e-5, "workers": 0, "trackers": None, "seed": options.seed,
     }  # fmt: skip
     anchors = [make_anchor(width) for width in options.widths]
     net = timm_stitch.dense(timm_stitch.stitch(anchors), head="linear", task="depth", min_depth=0.5, max_depth=DEEPEST)
@@ -131,10 +139,9 @@ def main() -> None:
         net.load_state_dict(one.state_dict(), strict=False)  # the largest is the last, and brings the head
         alone += timm_stitch.evaluate(one, frames[1])
     timm_stitch.least_squares_init(net, frames[0])
-    recipe = {"sampling": "sandwich", "inplace_distillation": True}
-    timm_stitch.train(net, timm_stitch.TrainConfig(**config, **recipe))
+    timm_stitch.train(net, timm_stitch.TrainConfig(**config, sampling="sandwich"))
     for row in timm_stitch.evaluate(net, frames[1]):
-        batches = [(net.predict(x, stitch_id=row["stitch_id"])[:, 0], depth) for x, depth in frames[1]]
+        batches = [(predict(net, x, row["stitch_id"], depth.shape[1:]), depth) for x, depth in frames[1]]
         predicted, depth = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
         plain = plain_metrics(predicted, depth)
         kept = {name: row[name] for name in ("stitch_id", "name", "macs", "params", *plain)}
