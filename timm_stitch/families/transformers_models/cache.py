@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class StitchCache(Cache):
         self.__dict__.update(other.__dict__)
 
 
-def _lengthen(layer: object, length: int, rows: int, count: int, device: torch.device) -> None:
+def _lengthen(layer: Any, length: int, rows: int, count: int, device: torch.device) -> None:
     """Make the cache of a skipped layer longer by some tokens, unless a layer that ran keeps further states there."""
     states: dict[int, bool] = getattr(layer, "has_previous_state", None) or {}
     states.update(dict.fromkeys(states, True))
