@@ -1,6 +1,6 @@
 """Does a checkpoint, or a saved network, with one bit changed load? 500 flips of each file, whole and with extract=.
 
-    python benchmarks/robustness/bit_flips.py [--flips 500]
+    python benchmarks/robustness/bit_flips.py [--flips 500] [--first 0] [--files weights config]
 
 The checkpoint is that of a small run, the networks are two small ones, of timm's and of transformers' models. A flip is
 `refused` by a ValueError or OSError of one line, `equal` if what loads is what was saved (of a stitch: the bit was not
@@ -28,6 +28,8 @@ from training_run import go
 import timm_stitch
 from timm_stitch.training.checkpointing import Checkpoints
 
+FILES = {"checkpoint": "*.pt", "weights": "model.safetensors", "config": "config.json", "stitches": "stitches.json"}
+
 
 class Warned(logging.Handler):
     """Counts what is warned of."""
@@ -38,10 +40,10 @@ class Warned(logging.Handler):
         self.count += record.levelno >= logging.WARNING
 
 
-def try_flips(file, flips, load, expected, warned):
+def try_flips(file, seeds, load, expected, warned):
     """What became of each flip of a file, by name."""
     content, outcomes = file.read_bytes(), collections.Counter()
-    for seed in range(flips):
+    for seed in seeds:
         rng, changed = random.Random(seed), bytearray(content)
         changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         file.write_bytes(changed)
@@ -79,6 +81,8 @@ def state_of(folder, extract):
 def main():
     parser = make_parser(__doc__)
     parser.add_argument("--flips", type=int, default=500, help="number of flips of each file")
+    parser.add_argument("--first", type=int, default=0, help="number of the first flip, by which it is drawn")
+    parser.add_argument("--files", nargs="+", choices=FILES, default=list(FILES), help="files to change")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     warned, logger = Warned(), logging.getLogger("timm_stitch")
@@ -100,8 +104,11 @@ def main():
                 for extract in (None, network.stitch_ids[len(network.plan) // 2]):
                     how = name if extract is None else f"{name}, one stitch"
                     tries.append((how, folder / file, lambda folder=folder, extract=extract: state_of(folder, extract)))
+        chosen = [FILES[name] for name in options.files]
         for name, file, load in tries:
-            outcomes = try_flips(file, options.flips, load, load(), warned)
+            if not any(file.match(pattern) for pattern in chosen):
+                continue
+            outcomes = try_flips(file, range(options.first, options.first + options.flips), load, load(), warned)
             failed |= any(outcome[:3].isupper() for outcome in outcomes)
             print(json.dumps({"what": name, "file": file.name, "flips": options.flips, **outcomes}), flush=True)
     raise SystemExit(failed)

@@ -85,7 +85,7 @@ def _redact(value: object, tokens: set[str]) -> object:
 
 def is_repo_id(name: object) -> TypeGuard[str]:
     """Whether a value in a stranger's file may be the name of a repository."""
-    return isinstance(name, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) is not None
+    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name) is not None
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -370,6 +370,57 @@ def test_an_anchor_that_no_longer_runs_its_layers_is_refused(pair):
         pair(**texts(), stitch_id=2)
 
 
+def forward_with_mean(encoder, hidden_states, *args, **kwargs):
+    """What all layers give, on average."""
+    outputs = []
+    for layer in encoder.layer:
+        hidden_states = layer(hidden_states)
+        outputs.append(hidden_states)
+    return types.SimpleNamespace(last_hidden_state=torch.stack(outputs).mean(0), cache=None)
+
+
+class MeanEncoder(hf.models.bert.modeling_bert.BertEncoder):
+    forward = forward_with_mean
+
+
+def replace_forward(encoder):
+    encoder.forward = types.MethodType(forward_with_mean, encoder)
+
+
+def replace_class(encoder):
+    encoder.__class__ = MeanEncoder
+
+
+@pytest.mark.parametrize("change", [replace_forward, replace_class])
+def test_an_anchor_whose_layers_need_more_than_the_activation_is_refused(pair, change):
+    model, batch = pair.anchors[1], {"input_ids": texts()["input_ids"]}
+    back = [s.stitch_id for s in pair.plan if s.anchors == (0, 1)]
+    expected = pair(**batch, stitch_id=back[0]).logits
+    twin = copy.deepcopy(pair)
+    change(model.bert.encoder)
+    for call in (
+        lambda: pair(**batch, stitch_id=back[0]),
+        lambda: pair(**batch, stitch_id=[0, 1, *back][: len(batch["input_ids"])]),
+        lambda: dict(pair.forward_each(batch)),
+        lambda: pair.extract(back[-1]),
+        lambda: copy.deepcopy(pair)(**batch, stitch_id=back[0]),
+    ):
+        with pytest.raises(
+            ValueError, match=r"anchors.1 has changed .*bert\.encoder.* was replaced: .*need more of the layers before"
+        ):
+            call()
+    assert torch.equal(pair(**batch, stitch_id=1).logits, model(**batch).logits)
+    model.bert.encoder.__dict__.pop("forward", None)
+    model.bert.encoder.__class__ = MeanEncoder.__base__
+    assert torch.equal(pair(**batch, stitch_id=back[0]).logits, expected)
+    assert torch.equal(twin(**batch, stitch_id=back[0]).logits, expected)
+    for network in (twin, pickle.loads(pickle.dumps(pair))):
+        network(**batch, stitch_id=back[0])
+        change(network.anchors[1].bert.encoder)
+        with pytest.raises(ValueError, match=r"anchors.1 has changed"):
+            network(**batch, stitch_id=back[0])
+
+
 def test_a_list_of_layers_of_ones_own_is_refused():
     class Reversed(torch.nn.ModuleList):
         def __iter__(self):

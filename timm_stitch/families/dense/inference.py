@@ -36,6 +36,8 @@ class Inference:
     def __post_init__(self) -> None:
         if self.mode not in INFERENCE_MODES:
             raise ValueError(f"mode must be one of {', '.join(map(repr, INFERENCE_MODES))}, got {self.mode!r}.")
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"flip must be True or False, got {self.flip!r}.")
         for name, pixels in (("crop", self.crop), ("stride", self.stride)):
             if pixels is None and self.mode == "slide":
                 raise ValueError(f"mode='slide' needs {name}, a number of pixels: e.g. crop=512, stride=341.")

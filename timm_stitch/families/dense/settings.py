@@ -87,7 +87,7 @@ class DenseSettings:
             if not all(_are_ints(own, 65_536, -1) and len(own) == len(channels) for own in ends):
                 raise TypeError
             options = values.get("head_options", {})
-            if not isinstance(options, Mapping) or len(options) > 32:
+            if not isinstance(values.get("head", ""), str) or not isinstance(options, Mapping) or len(options) > 32:
                 raise TypeError
             for name, value in options.items():
                 if not isinstance(name, str) or not isinstance(value, (bool, int, float, str)):

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from ...anchors.meta_device import is_on_meta
 from .cache import NAMES
 from .inputs import IGNORED, TextInputs
+from .opening import check_splits
 from .task_names import LANGUAGE_TASKS
 from .tasks import Task, find_task
 from .views import TransformersView
@@ -139,3 +141,34 @@ def check_tokenizers(tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
                 f"the anchors' tokenizers differ: {token!r:.40} is {first.get(token)} for one and {other.get(token)} "
                 "for another. One text must be one row of ids for all anchors: stitch models of one tokenizer."
             )
+
+
+def check_changes(view: TransformersView) -> None:
+    """Refuse to run parts of an anchor that was changed so that it gives another output in two parts.
+
+    Raises:
+        ValueError: naming the change.
+    """
+    problem = "" if view.is_partial else _find_problem(view)  # a part has no whole to compare with
+    if problem:
+        raise ValueError(
+            f"anchors.{view.number} has changed since it was stitched, and cannot run in parts ({problem}): undo the "
+            "change, stitch again, or run the anchor's own stitch."
+        )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch gives it no types
+def _find_problem(view: TransformersView) -> str:
+    """Look at the modules around an anchor's layers, and check its splits again once these have changed."""
+
+    def check_again() -> str | None:
+        if is_on_meta(view.anchor):
+            return None
+        try:
+            check_splits(view)
+        except Exception as error:  # whatever a forward of the user's own raises
+            return " ".join(f"{error!s:.240}".split()).removesuffix(".")
+        return ""
+
+    view.surroundings.update(view.anchor, check_again)
+    return view.surroundings.problem

@@ -23,7 +23,7 @@ from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_i
 from ...plan.costs import PlanCosts
 from ...plan.stitch_plan import Stitch, StitchPlan
 from ..family import notify_loaded
-from .checks import check_arguments, check_inputs
+from .checks import check_arguments, check_changes, check_inputs
 from .configuration import SNNetConfig, check_config
 from .counting import measure
 from .inputs import Arguments, TextInputs
@@ -250,8 +250,15 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             check_arguments(inputs, views[stitch.front], stitch.is_anchor)
             for segment in stitch.segments[:-1]:
                 views[segment.anchor].check_hooks()
+            self._check_changes(stitch)
         check_inputs(inputs, self.config, self.task, min(limits, default=None))
         return inputs
+
+    def _check_changes(self, stitch: Stitch) -> None:
+        """Refuse to run parts of anchors that do not run in parts as they are now."""
+        if not stitch.is_anchor:
+            for number in stitch.anchors:
+                check_changes(self.views[number])
 
     def call(self, x: Arguments, stitch_id: StitchIds | None = None) -> Any:
         return self(**x, stitch_id=stitch_id)
@@ -316,6 +323,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     # ── one stitch alone, and costs ───────────────────────────────────────────────────────────────
 
     def extract(self, stitch_id: int | None = None, copy: bool = False) -> Self:
+        self._check_changes(self._stitch(stitch_id))
         alone = super().extract(stitch_id, copy)
         alone.config = self.config.unbound()
         alone.config.bind([view.anchor.config for view in alone.views])

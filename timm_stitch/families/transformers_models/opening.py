@@ -53,15 +53,7 @@ def open_anchor(model: PreTrainedModel) -> TransformersView:
     if getattr(model.config, "is_encoder_decoder", False):
         raise WrongTypeError(f"{name} has an encoder and a decoder: expected a model with one row of layers.")
     with evaluating(model), _without_further_outputs(model):
-        inputs = TextInputs.of(make_batch(model))
-        try:
-            if takes(model, "use_cache"):
-                inputs = replace(inputs, arguments={**inputs.arguments, "use_cache": False})
-            whole = tensors_of(model(**inputs.arguments, return_dict=True))
-        except Exception as error:
-            raise WrongTypeError(
-                f"{name} does not run on a small batch of {sorted(inputs.arguments)}: {_describe_error(error)}"
-            ) from error
+        inputs, whole = _run_whole(model)
         spec = _find_layers(model, inputs)
         layers = child(model, spec.layers_path)
         if type(layers) not in (nn.ModuleList, LayerList):
@@ -77,6 +69,31 @@ def open_anchor(model: PreTrainedModel) -> TransformersView:
             replace_module(model, spec.layers_path, layers)
             raise
     return view
+
+
+@torch.no_grad()
+def check_splits(view: TransformersView) -> None:
+    """Check the splits of an anchor again, as it is now.
+
+    Raises:
+        TypeError: if the model does not run, or gives another output in two parts.
+    """
+    with evaluating(view.anchor), _without_further_outputs(view.anchor):
+        _check_splits(view, *_run_whole(view.anchor))
+
+
+def _run_whole(model: PreTrainedModel) -> tuple[TextInputs, list[Tensor]]:
+    """Run a model on a small batch; returns the batch and the tensors of its output."""
+    inputs = TextInputs.of(make_batch(model))
+    try:
+        if takes(model, "use_cache"):
+            inputs = replace(inputs, arguments={**inputs.arguments, "use_cache": False})
+        return inputs, tensors_of(model(**inputs.arguments, return_dict=True))
+    except Exception as error:
+        raise WrongTypeError(
+            f"{type(model).__name__} does not run on a small batch of {sorted(inputs.arguments)}: "
+            f"{_describe_error(error)}"
+        ) from error
 
 
 @contextmanager

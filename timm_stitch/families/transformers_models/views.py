@@ -31,6 +31,7 @@ from ...network.modes import evaluating
 from .inputs import Arguments, TextInputs
 from .layer_list import LayerList, PartialForward, StopForward, running
 from .partial_models import Omitted, make_placeholder, make_zero_embedding, replace_module, without
+from .surroundings import Surroundings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,6 +110,7 @@ class TransformersView(View):
         if not isinstance(layers, LayerList):
             layer_list = LayerList({k: m for k, m in layers._modules.items() if m is not None}, spec.output_arity)
             replace_module(anchor, spec.layers_path, layer_list.train(layers.training))
+        self.surroundings = Surroundings(anchor, spec.layers_path)
 
     @property
     def layers(self) -> LayerList:
