@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from .modules import HOOKS, call_with_hooks, find_submodule, has_hooks
 
 # Settings that change how a module computes, not what; and those that only the head reads, which the model itself runs.
-_PASSING = ("training", "grad_checkpointing", "gradient_checkpointing", "num_classes")
+_PASSING = ("training", "grad_checkpointing", "gradient_checkpointing", "fused_attn", "num_classes")
 
 
 class Part(NamedTuple):

@@ -7,6 +7,7 @@ import json
 import pickle
 
 import pytest
+import timm
 import tiny
 import torch
 from torch import nn
@@ -207,3 +208,16 @@ def test_one_stitch_in_a_file_of_its_own_loads_again(net, x, tmp_path):
     assert main(["extract", str(folder), "--stitch-id", "3", "--output", str(file)]) == 0
     with torch.no_grad():
         assert torch.equal(timm_stitch.from_hub(file)(x), net(x, stitch_id=3))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_anchors_with_biases_of_relative_positions_are_exported_to_onnx(tmp_path):
+    pytest.importorskip("onnxscript")
+    sizes = {"img_size": 64, "depth": 2, "num_heads": 2, "use_abs_pos_emb": True, "use_rel_pos_bias": True}
+    torch.manual_seed(0)
+    anchors = [timm.create_model("beit_base_patch16_224", embed_dim=width, **sizes) for width in (16, 32)]
+    net = timm_stitch.dense(timm_stitch.stitch(anchors), "setr", 3).eval()
+    manifest = timm_stitch.export(net, tmp_path / "onnx", [0, 2])
+    assert all(row["max_difference"] < 1e-4 for row in manifest["stitches"])
+    fused = [module.fused_attn for module in net.modules() if hasattr(module, "fused_attn")]
+    assert all(fused)  # the network itself stays as it was

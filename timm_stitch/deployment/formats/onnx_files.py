@@ -7,6 +7,7 @@ optional (`pip install 'timm_stitch[export]'`) and imported only when used.
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .job import Job, Location, Run, is_convolutional, locate, require_packages
 
@@ -68,7 +70,39 @@ def load(folder: Path, location: Location) -> Run:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
+class _PlainAttention(TorchFunctionMode):
+    """Computes attention from products and a softmax, which every converter can take apart."""
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        others = kwargs.get("is_causal") or kwargs.get("enable_gqa")
+        if func is nn.functional.scaled_dot_product_attention and not others:
+            return _attend(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: object, **kwargs: Any
+) -> Tensor:
+    scale = kwargs.get("scale") or query.shape[-1] ** -0.5
+    scores = (query * scale) @ key.transpose(-2, -1)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    out: Tensor = scores.softmax(-1) @ value
+    return out
+
+
 def _onnx(job: Job, model: nn.Module) -> ir.Model:
+    try:
+        return _exported(job, model)
+    except torch.onnx.OnnxExporterError:
+        with _PlainAttention():  # torch cannot take apart attention with a bias of positions, as in BEiT
+            return _exported(job, model)
+
+
+def _exported(job: Job, model: nn.Module) -> ir.Model:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     shapes: Any = None if job.batch.kind == "number" else ({0: torch.export.Dim("batch")},)

@@ -169,9 +169,9 @@ class DenseNetwork(Pyramid):
             return super().prepare_inputs(x, stitches)
         except ValueError:
             sizes = {view.image_size for view in self.network.views} - {None}
-            if not sizes or x.ndim != 4 or x.shape[1] != self.in_chans:
-                raise
             height, width = self.image_size
+            if not sizes or x.ndim != 4 or x.shape[1] != self.in_chans or x.shape[2:] == (height, width):
+                raise
             raise ValueError(
                 f"images of shape {tuple(x.shape)} do not fit: expected (B, {x.shape[1]}, {height}, {width}). Larger "
                 f"ones: predict(x, mode='slide', crop={min(height, width)}, stride={min(height, width) * 2 // 3})."
