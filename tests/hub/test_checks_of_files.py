@@ -133,6 +133,21 @@ def test_answers_to_ranges_are_those_that_were_asked_for(monkeypatch, response, 
         file.fetch(0, 8)
 
 
+def test_a_connection_that_gives_nothing_and_an_error_of_the_server_are_errors(monkeypatch):
+    monkeypatch.setattr(ranges, "WAIT", 0)
+    monkeypatch.setattr(ranges, "_get", lambda *_: Response("bytes 0-7/48", body=b""))
+    with pytest.raises(ConnectionError, match="the connection ended after 0 of 8 bytes"):
+        ranges.RemoteFile("http://x", {}, "x", 48).fetch(0, 8)
+
+    def refuse(_):
+        raise PermissionError
+
+    monkeypatch.setattr(ranges, "hf_raise_for_status", refuse)
+    monkeypatch.setattr(ranges, "_get", lambda *_: Response("bytes 0-7/48", status=403))
+    with pytest.raises(PermissionError):
+        ranges.RemoteFile("http://x", {}, "x", 48).fetch(0, 8)
+
+
 @pytest.mark.parametrize("length", [0, 1, 41, 9 << 20])
 def test_the_length_of_a_header_fits_the_file(monkeypatch, length):
     file = ranges.RemoteFile("http://x", {}, "x", 48 if length < 48 else 1 << 30)

@@ -265,3 +265,13 @@ def test_rows_nested_without_end_are_one_line(tmp_path):
     (tmp_path / "rows.jsonl").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"^[^\n]*rows\.jsonl', line 1, is not JSON [^\n]*$"):
         timm_stitch.read_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"\xff", b'{"a": ', None], ids=["a list", "no text", "cut", "a folder"])
+def test_a_stitches_file_that_cannot_be_read_is_refused_since_weights_cannot_be_compared(folder, content):
+    path = folder / "stitches.json"
+    path.unlink()
+    assert timm_stitch.from_hub(folder).num_stitches
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^[^\n]*so the weights cannot be compared with its fingerprint[^\n]*$"):
+        timm_stitch.from_hub(folder)

@@ -62,6 +62,8 @@ NOT_WRITTEN = "has settings of a dense network that timm_stitch does not write"
     ],
 )
 def test_settings_are_plain_and_bounded(change, message):
+    depth = GOOD | {"task": "depth", "num_classes": 1, "label_names": []}
+    assert DenseSettings.from_dict(depth).num_classes == 1
     assert DenseSettings.from_dict(GOOD).ends == ((-1, 1, 2), (1, 2, 3))
     with pytest.raises(ValueError, match=f"^[^\n]*{message}[^\n]*$"):
         DenseSettings.from_dict(GOOD | change)

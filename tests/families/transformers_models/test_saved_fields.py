@@ -72,6 +72,7 @@ ANCHORS = [
     ({"model_type": "vit", "image_size": 4096, "patch_size": [2, 2]}, "has images of .4096, 4096. in patches of"),
     ({"model_type": "llava", "text_config": {"model_type": "nothing"}}, "text_config has model_type='nothing'"),
     ({"model_type": "llava", "text_config": {"model_type": "bert", "_file": "x"}}, "_file"),
+    ({"model_type": "gemma4_text", "per_layer_config": {"0": {"auto_map": 1}}}, "auto_map"),
     (nested(8), "lies more than 6 levels deep"),
     ({"model_type": "timm_wrapper", "architecture": "hf-hub:a/b"}, "wraps 'hf-hub:a/b', which is no model"),
 ]
