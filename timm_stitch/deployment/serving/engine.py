@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from ..policies import LatencyTable, Policy, Slowdown
+from .backends.agreement import Agreement
+from .backends.backend import Backend
 from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
@@ -40,12 +42,16 @@ class Deployment(NamedTuple):
         policy: the policy that chooses stitches.
         table: the latencies of the stitches that the policy chooses from.
         network: the description of the network, for those who prepare its images and read its answers.
+        backend: what runs the stitches.
+        agreement: the agreement of the backend with float32, if its precision is another.
     """
 
     run: Callable[[Tensor, int], Tensor]
     policy: Policy
     table: LatencyTable
     network: ServedNetwork | None = None
+    backend: Backend | None = None
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True)

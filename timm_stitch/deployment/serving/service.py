@@ -21,10 +21,14 @@ from ...families.timm_models.network import SNNet
 from ...plan.results import Row
 from ..class_names import task_of
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
+from .backends.agreement import Agreement, calibration_images, count_images, measure_agreement
+from .backends.backend import Backend
+from .backends.map_backend import MapBackend
+from .backends.torch_backend import TorchBackend
 from .config import LONGEST_MS, RequestOptions, ServingConfig
 from .engine import Answer, Call, Deployment, Engine, Request
 from .image_reader import ImageReader
-from .latencies import latency_rows, most_maps
+from .latencies import latency_rows
 from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
@@ -51,23 +55,39 @@ class InferenceService:
         self.images = ImageReader(config.most_pixels, config.most_waiting, max(2, workers))
 
     def _deploy(self, model: SNNet) -> Deployment:
-        """Prepare a network to run, which changes nothing of this service."""
+        """Prepare a network to run in torch, which changes nothing of this service."""
         require(model, "serve")
         _leave_the_file(model)
         network = ServedNetwork.of(model.eval())
-        table, run = LatencyTable(latency_rows(model, self.config)), _runner(model)
-        policy: Policy = DrainPolicy(table, self.config.overhead_ms)
-        if self.config.policy == "fixed":
-            index = table.slowest_within(self.config.network_seconds)
-            policy = FixedPolicy(table, index, self.config.overhead_ms)
+        classifies = task_of(model) == "classification"
+        backend = (TorchBackend if classifies else MapBackend)(model, self.config.precision)
+        table = LatencyTable(latency_rows(model, self.config, backend))
         if getattr(getattr(model, "inference", None), "mode", "whole") == "slide":
             _logger.warning(
                 "the network predicts by sliding windows; the server runs each image as a whole, resized to %d x %d.",
                 *model.image_size,
             )
-        for stitch_id in table.stitch_ids:  # the first call of each is slow
-            run(torch.zeros(1, *network.shape), stitch_id)
-        return Deployment(run, policy, table, network)
+        backend.prepare(table.stitch_ids, table.batch_sizes)
+        return self._deployment(network, table, backend)
+
+    def _deployment(self, network: ServedNetwork, table: LatencyTable, backend: Backend) -> Deployment:
+        """Put a network, what runs it, and the policy that chooses its stitches together."""
+        policy: Policy = DrainPolicy(table, self.config.overhead_ms)
+        if self.config.policy == "fixed":
+            index = table.slowest_within(self.config.network_seconds)
+            policy = FixedPolicy(table, index, self.config.overhead_ms)
+        exact = backend.precision == "fp32"
+        agreement = None if exact else self._agreement(network, backend, table)
+        return Deployment(backend.run, policy, table, network, backend, agreement)
+
+    def _agreement(self, network: ServedNetwork, backend: Backend, table: LatencyTable) -> Agreement:
+        """Measure how often a backend agrees with the network in float32, and print it."""
+        count = count_images(2 * sum(table.each))
+        images, source = calibration_images(network, self.config.calibration, count)
+        reference = TorchBackend(network.model)
+        agreement = measure_agreement(reference.run, backend.run, images, source, table.stitch_ids)
+        _logger.warning("%s in %s agrees with fp32: %s", backend.engine, backend.precision, agreement)
+        return agreement
 
     @property
     def network(self) -> ServedNetwork:
@@ -226,33 +246,17 @@ def described(deployment: Deployment) -> ServedNetwork:
     return deployment.network
 
 
-def _runner(model: SNNet) -> Callable[[Tensor, int], Tensor]:
-    reference = next(model.parameters())
-    if task_of(model) != "classification":
-        return _map_runner(model)
-
-    @torch.inference_mode()
-    def run(images: Tensor, stitch_id: int) -> Tensor:
-        logits: Tensor = model(images.to(reference.device, reference.dtype), stitch_id=stitch_id)
-        return logits.float().cpu()
-
-    return run
-
-
-def _map_runner(model: SNNet) -> Callable[[Tensor, int], Tensor]:
-    """Make the function that computes masks (B, H, W) of class numbers, or depths, a bounded number at a time."""
-    reference, most = next(model.parameters()), most_maps(model)
-
-    @torch.inference_mode()
-    def run(images: Tensor, stitch_id: int) -> Tensor:
-        results = []
-        for part in images.split(most):
-            output = model(part.to(reference.device, reference.dtype), stitch_id=stitch_id)
-            kept = output[:, 0].float() if task_of(model) == "depth" else output.argmax(1).to(torch.int16)
-            results.append(kept.cpu())
-        return torch.cat(results)
-
-    return run
+def arithmetic(deployment: Deployment, stitch_id: int) -> dict[str, object]:
+    """Describe what runs a stitch: `engine`, `precision` and, if that is not fp32, the stitch's `agreement` with it."""
+    backend, agreement = deployment.backend, deployment.agreement
+    if backend is None:
+        return {}
+    facts: dict[str, object] = {
+        "engine": backend.engine if stitch_id in backend.ready else "torch", "precision": backend.precision,
+    }  # fmt: skip
+    if agreement is not None and stitch_id in agreement.each:
+        facts["agreement"] = agreement.each[stitch_id]
+    return facts
 
 
 Service = InferenceService  # its former name
