@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..choices import POLICIES, PRECISIONS
+from ..choices import ENGINES, POLICIES, PRECISIONS
 from ..deployment.serving.config import ServingConfig
 from ..errors import library_errors
 from ..files import whole_file
-from .numbers import MOST_THREADS, in_range
+from .numbers import MOST_THREADS, in_range, positive
 from .options import add_model, add_verb, load_model, print_json, set_threads
 
 if TYPE_CHECKING:
@@ -81,6 +81,16 @@ def add_verbs(verbs: Verbs) -> None:
         help="CPU threads of the network (default: one fewer than there are cores)",
     )
     verb.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="torch",
+        help="what runs the stitches; torch answers until an engine is compiled; auto: openvino if it is installed and "
+        "faster (default: torch)",
+    )
+    verb.add_argument(
+        "--most-memory-mb", type=float, action=positive(), help="most megabytes of compiled weights (default: any)"
+    )
+    verb.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="fp32",
@@ -119,7 +129,8 @@ def run_serve(options: argparse.Namespace) -> int:
     """Serve until a signal."""
     serving = ServingConfig(
         options.latency_ms, options.reserve_ms, options.policy, options.stitch_id, options.max_queue,
-        options.max_pixels, precision=options.precision,  calibration=options.calibration,
+        options.max_pixels, engine=options.engine, most_memory_mb=options.most_memory_mb, precision=options.precision,
+         calibration=options.calibration,
     )  # fmt: skip
     most_bytes = _most_bytes(options)
     if options.ray or options.ray_config:

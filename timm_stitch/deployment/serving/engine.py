@@ -42,7 +42,7 @@ class Deployment(NamedTuple):
         policy: the policy that chooses stitches.
         table: the latencies of the stitches that the policy chooses from.
         network: the description of the network, for those who prepare its images and read its answers.
-        backend: what runs the stitches.
+        backend: the backend that runs the stitches.
         agreement: the agreement of the backend with float32, if its precision is another.
     """
 
@@ -180,10 +180,21 @@ class Engine:
             self._changed.notify()
         return request.answer
 
-    def replace(self, deployment: Deployment) -> None:
-        """Queue new requests for another network; those that wait are answered by the one for which they came."""
+    def replace(self, deployment: Deployment, old: Deployment | None = None) -> bool:
+        """Queue new requests for another network; those that wait are answered by the one for which they came.
+
+        Args:
+            deployment: the new network.
+            old: the only one to replace; default any.
+
+        Returns:
+            Whether it was replaced.
+        """
         with self._changed:
+            if old is not None and old is not self.deployment:
+                return False
             self.deployment, self.slowdown = deployment, Slowdown()
+            return True
 
     def close(self, seconds: float) -> None:
         """Refuse new requests, answer waiting ones for at most some seconds, and drop the others."""

@@ -56,7 +56,7 @@ def latency_rows(model: SNNet, config: ServingConfig, backend: Backend | None = 
     Args:
         model: the network.
         config: the latency target and the limits.
-        backend: what runs the stitches; default torch. Latencies of another one do not count.
+        backend: the backend that runs the stitches; default torch. Latencies of another one do not count.
 
     Raises:
         ValueError: if no accuracy is known.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,15 +24,19 @@ from ..class_names import task_of
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
 from .backends.agreement import Agreement, calibration_images, count_images, measure_agreement
 from .backends.backend import Backend
+from .backends.compiled import Compiler
 from .backends.map_backend import MapBackend
 from .backends.torch_backend import TorchBackend
 from .config import LONGEST_MS, RequestOptions, ServingConfig
 from .engine import Answer, Call, Deployment, Engine, Request
+from .handover import Handover, choose_layout, load_compiler
 from .image_reader import ImageReader
 from .latencies import latency_rows
 from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
+
+_COMPILER_SECONDS = 2.0  # that the end waits for an engine's compiler to notice
 
 
 class InferenceService:
@@ -51,8 +56,20 @@ class InferenceService:
         self.config, self.name = config, name
         workers = max(1, min(4, (os.cpu_count() or 2) // 2))
         self.parsers = ThreadPoolExecutor(workers, thread_name_prefix="parser")
-        self.engine = Engine(self._deploy(model), config.most_waiting)
+        self._handover: Handover | None = None
+        self._replacing = threading.Lock()
+        compiler = self._compiler(model)
+        deployment = self._deploy(model)
+        layout = choose_layout(*compiler, deployment, config) if compiler else None
+        self.engine = Engine(deployment, config.most_waiting)
         self.images = ImageReader(config.most_pixels, config.most_waiting, max(2, workers))
+        self._prepare_engine(compiler, layout)
+
+    def _compiler(self, model: SNNet) -> tuple[str, Compiler] | None:
+        """Import the compiler of the engine; None if torch serves."""
+        if self.config.engine == "torch":
+            return None
+        return load_compiler(self.config.engine, model, self.config)
 
     def _deploy(self, model: SNNet) -> Deployment:
         """Prepare a network to run in torch, which changes nothing of this service."""
@@ -79,6 +96,15 @@ class InferenceService:
         exact = backend.precision == "fp32"
         agreement = None if exact else self._agreement(network, backend, table)
         return Deployment(backend.run, policy, table, network, backend, agreement)
+
+    def _prepare_engine(self, compiler: tuple[str, Compiler] | None, layout: str | None) -> None:
+        """Have the engine compile the network that serves now, and take over from torch when it is ready."""
+        if compiler is None or layout is None:
+            return
+        self._handover = Handover(
+            *compiler, self.engine.deployment, self.config, layout, self._deployment,
+            lambda old, new: self.engine.replace(new, old),
+        )  # fmt: skip
 
     def _agreement(self, network: ServedNetwork, backend: Backend, table: LatencyTable) -> Agreement:
         """Measure how often a backend agrees with the network in float32, and print it."""
@@ -146,11 +172,22 @@ class InferenceService:
                 or as for the first one.
         """
         ServedNetwork.of(model.eval()).check_replaces(self.network)
-        self.engine.replace(self._deploy(model))
+        compiler = self._compiler(model)
+        deployment = self._deploy(model)
+        layout = choose_layout(*compiler, deployment, self.config) if compiler else None
+        with self._replacing:
+            if self._handover is not None:
+                self._handover.close()
+            self.engine.replace(deployment)
+            self._prepare_engine(compiler, layout)
 
     def close(self) -> None:
         """Answer waiting requests, for at most the latency target, and end."""
+        if self._handover is not None:
+            self._handover.close()
         self.engine.close(self.config.latency_ms / 1e3)
+        if self._handover is not None:
+            self._handover.thread.join(_COMPILER_SECONDS)
         self.parsers.shutdown(wait=False, cancel_futures=True)
         self.images.close()
 

@@ -68,7 +68,7 @@ def calibration_images(network: ServedNetwork, folder: str | None, count: int) -
         count: the most images to read, evenly spaced among all files.
 
     Returns:
-        The images, shape (N, C, H, W), and what they are.
+        The images, shape (N, C, H, W), and their source.
 
     Raises:
         ValueError: if the folder has no images, or one cannot be read.

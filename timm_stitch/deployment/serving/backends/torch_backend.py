@@ -36,12 +36,8 @@ class TorchBackend:
             model = copy.deepcopy(model).to(PRECISIONS[precision])
             self.name += f", weights in {precision}"
         self.model, self.precision = model, precision
+        self.ready: Collection[int] = frozenset(model.stitch_ids)
         self.device, self.dtype = device, next(model.parameters()).dtype
-
-    @property
-    def ready(self) -> Collection[int]:
-        """All stitches of the plan."""
-        return self.model.stitch_ids
 
     def prepare(self, stitch_ids: Sequence[int], batch_sizes: Sequence[int]) -> None:
         """Call each stitch once, since first calls are slow; the batch size does not matter to torch."""
