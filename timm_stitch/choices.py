@@ -8,11 +8,12 @@ Direction = Literal["fast_to_slow", "slow_to_fast", "two_way"]  # of a plan's st
 Method = Literal["joint", "average"]  # of the least-squares initialisation
 Joins = Literal["all", "stitching_layers", "projections"]  # that least squares fits
 Precision = Literal["fp32", "bf16", "fp16"]  # of a timed call
-ExportFormat = Literal["onnx", "program", "executorch", "litert", "web"]
+ExportFormat = Literal["onnx", "program", "openvino", "executorch", "litert", "web"]
 Quantization = Literal["int8", "float16"]  # of exported weights
 DenseTask = Literal["segmentation", "depth"]
 InferenceMode = Literal["whole", "slide"]  # of dense networks on an image
 PolicyName = Literal["drain", "fixed"]  # of a server
+EngineName = Literal["torch", "openvino", "onnxruntime", "auto"]  # that runs a server's stitches
 
 # Of a training run.
 SamplingRule = Literal["uniform", "resource", "sandwich", "anchors", "importance"]
@@ -37,3 +38,4 @@ QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 DENSE_TASKS: tuple[DenseTask, ...] = get_args(DenseTask)
 INFERENCE_MODES: tuple[InferenceMode, ...] = get_args(InferenceMode)
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)

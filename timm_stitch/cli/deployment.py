@@ -20,7 +20,7 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "export",
         run_export,
-        "stitches as files for ONNX, torch.export, ExecuTorch, LiteRT or the browser, that share their weights",
+        "stitches as files for ONNX, torch.export, OpenVINO, ExecuTorch, LiteRT or the browser, with shared weights",
         "export net --stitch-ids 3 24 56 --output deploy",
     )
     add_model(verb)
@@ -36,7 +36,8 @@ def add_verbs(verbs: Verbs) -> None:
     verb.add_argument("--format", choices=EXPORT_FORMATS, default="onnx", help="format of the files (default: onnx)")
     verb.add_argument(
         "--export-batch-size", type=int, action=in_range(1, MOST_IMAGES), nargs="+", metavar="N",
-        help="images per call: a number, or the smallest and the largest (default: any for onnx and program, else 1)",
+        help="images per call: a number, or the smallest and the largest (default: any for onnx, openvino and program, "
+        "else 1)",
     )  # fmt: skip
     verb.add_argument(
         "--quantize",

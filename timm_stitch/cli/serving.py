@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..choices import POLICIES
+from ..choices import ENGINES, POLICIES, PRECISIONS
 from ..deployment.serving.config import ServingConfig
 from ..errors import library_errors
 from ..files import whole_file
-from .numbers import MOST_THREADS, in_range
+from .numbers import MOST_THREADS, in_range, positive
 from .options import add_model, add_verb, load_model, print_json, set_threads
 
 if TYPE_CHECKING:
@@ -80,6 +80,26 @@ def add_verbs(verbs: Verbs) -> None:
         action=in_range(1, MOST_THREADS),
         help="CPU threads of the network (default: one fewer than there are cores)",
     )
+    verb.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="torch",
+        help="what runs the stitches; torch answers until an engine is compiled; auto: openvino if it is installed and "
+        "faster (default: torch)",
+    )
+    verb.add_argument(
+        "--most-memory-mb", type=float, action=positive(), help="most megabytes of compiled weights (default: any)"
+    )
+    verb.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="precision of the network's arithmetic; its agreement with fp32 is measured first; fp16 is for GPUs "
+        "(default: fp32)",
+    )
+    verb.add_argument(
+        "--calibration", metavar="FOLDER", help="images to measure the agreement of --precision on (default: noise)"
+    )
     ray = verb.add_argument_group("replicas, by Ray Serve")
     ray.add_argument("--ray", action="store_true", help="serve by replicas, here or on a cluster")
     ray.add_argument("--replicas", type=int, action=in_range(1, 100_000), help="fixed number of replicas (default: 1)")
@@ -108,8 +128,10 @@ def add_verbs(verbs: Verbs) -> None:
 def run_serve(options: argparse.Namespace) -> int:
     """Serve until a signal."""
     serving = ServingConfig(
-        options.latency_ms, options.reserve_ms, options.policy, options.stitch_id, options.max_queue, options.max_pixels
-    )
+        options.latency_ms, options.reserve_ms, options.policy, options.stitch_id, options.max_queue,
+        options.max_pixels, engine=options.engine, most_memory_mb=options.most_memory_mb, precision=options.precision,
+         calibration=options.calibration,
+    )  # fmt: skip
     most_bytes = _most_bytes(options)
     if options.ray or options.ray_config:
         if options.allowed_host:

@@ -1,4 +1,4 @@
-"""Exports stitches as files that run without this package: ONNX, programs of `torch.export`, ExecuTorch or LiteRT.
+"""Exports stitches as files that run without this package: ONNX, `torch.export`, OpenVINO, ExecuTorch or LiteRT.
 
 The exporters are those of the formats. Here several stitches share each common tensor, and every stitch is loaded and
 compared with PyTorch before the folder appears.
@@ -25,12 +25,13 @@ from ..files import whole_folder
 from ..plan.frontier import pareto_frontier
 from ..plan.metrics import main_score, metric_of
 from .class_names import class_names
-from .formats import executorch_file, litert_file, onnx_files, program_files, web_folder
+from .formats import executorch_file, litert_file, onnx_files, openvino_files, program_files, web_folder
 from .formats.job import Batch, Format, Job, Location, Run
 
 FORMATS: dict[str, Format] = {
     "onnx": onnx_files,
     "program": program_files,
+    "openvino": openvino_files,
     "executorch": executorch_file,
     "litert": litert_file,
     "web": web_folder,
@@ -59,6 +60,7 @@ def export(
     - `"onnx"`: `stitch-ID.onnx` for each stitch, which all refer to one `weights.bin`;
     - `"program"`: `stitch-ID.pt2` of `torch.export` for each stitch. A single one holds its weights; several share one
       `weights.safetensors` to load into them;
+    - `"openvino"`: `stitch-ID.xml` of OpenVINO for each stitch, which all refer to one `weights.bin`;
     - `"executorch"`: one `stitches.pte` for ExecuTorch's XNNPACK backend, with a method `stitch_ID` for each stitch;
     - `"litert"`: one `stitches.tflite` for LiteRT (TensorFlow Lite), with a signature `stitch_ID` for each stitch;
     - `"web"`: a page that runs the stitches in the browser, from any static host (`index.html`).
@@ -72,10 +74,10 @@ def export(
         stitch_ids: the stitches to export; default the one that is set, for `"web"` those of the frontier.
         format: one of the formats above.
         batch_size: the number of images in a call, or (smallest, largest) for programs and ExecuTorch. Default any
-            number for ONNX and programs, 1 for the others.
+            number for ONNX, OpenVINO and programs, 1 for the others.
         quantize: `"int8"` for 8-bit weights of linear layers, whose inputs are quantised at run time; in a network that
             is mostly convolutions also of these, with ranges of activations measured on `images`. `"float16"` for ONNX
-            on GPUs. Not for programs.
+            on GPUs. Not for programs and OpenVINO.
         images: prepared images, shape (N, C, H, W), on which quantised stitches are compared with float32.
         image_size: the size of the images that the files take, one number or (height, width); default the network's.
         tolerance: the largest allowed difference of a float32 logit from PyTorch's.
@@ -107,7 +109,7 @@ def export(
     require(model, "export")
     _check_arguments(format, quantize, images)
     batch, ids = _batch(format, batch_size), _ids(model, stitch_ids, format)
-    whole = _prepared(model, image_size)
+    whole = copy_for_export(model, image_size)
     compared = images.cpu().float() if quantize and images is not None else None
     job = Job(whole, {stitch_id: whole.extract(stitch_id) for stitch_id in ids}, batch, quantize, compared, progress)
     _check_images(job)
@@ -180,7 +182,7 @@ def _frontier(model: SNNet) -> list[int]:
     return [row["stitch_id"] for row in pareto_frontier(known)]
 
 
-def _prepared(model: SNNet, image_size: int | tuple[int, int] | None) -> SNNet:
+def copy_for_export(model: SNNet, image_size: int | tuple[int, int] | None) -> SNNet:
     """Copy a network in float32 and evaluation mode, on the CPU, for images of some size."""
     whole = copy.deepcopy(model).cpu().float().eval()
     whole.results.adopt(model.results.current_rows())

@@ -129,6 +129,31 @@ def profile(
     return rows
 
 
+def profile_calls(
+    model: StitchableNetwork,
+    run: Callable[[Inputs, int], Output],
+    batch_sizes: Sequence[int],
+    stitch_ids: Sequence[int],
+    repeats: int = 10,
+) -> Rows:
+    """Measure stitches as something else than the network itself runs them, such as an engine.
+
+    Args:
+        model: the network, which is not changed and gets no rows.
+        run: a function of inputs on the CPU and a stitch, which returns when the output is there.
+        batch_sizes: the batch sizes.
+        stitch_ids: the ids of the stitches.
+        repeats: the number of rounds; each figure is the median over them.
+
+    Returns:
+        One row per stitch: `stitch_id`, `batch_size`, and the latencies as from `profile`.
+    """
+    sizes = _check_sizes(None, batch_sizes)
+    batches = {n: model.example(n).float().cpu() for n in sizes}
+    timed = _Clock(model, batches, repeats, False).time_calls(run, stitch_ids)
+    return [{"stitch_id": k, "batch_size": sizes[0], **times} for k, times in timed.items()]
+
+
 def _check_sizes(batch_size: int | None, batch_sizes: Sequence[int] | None) -> list[int]:
     """Check the batch sizes, and sort them."""
     if batch_sizes is None:
@@ -171,13 +196,17 @@ class _Clock:
 
     def time_whole(self, stitches: Sequence[Stitch]) -> Times:
         """Time every stitch from its inputs to its output."""
-        times: dict[tuple[int, int], list[float]] = {(s.stitch_id, size): [] for s in stitches for size in self.batches}
+        return self.time_calls(self.model.call, [stitch.stitch_id for stitch in stitches])
+
+    def time_calls(self, run: Callable[[Inputs, int], Output], stitch_ids: Sequence[int]) -> Times:
+        """Time a function of inputs and a stitch, for every stitch and batch size."""
+        times: dict[tuple[int, int], list[float]] = {(k, size): [] for k in stitch_ids for size in self.batches}
         for turn in self.rounds():
             for stitch_id, size in random.Random(turn).sample(sorted(times), len(times)):
-                ms, _ = self._ms(partial(self.model.call, self.batches[size], stitch_id))
+                ms, _ = self._ms(partial(run, self.batches[size], stitch_id))
                 if turn >= 0:
                     times[stitch_id, size].append(ms)
-        rows = self._rows(stitches, {call: statistics.median(ms) for call, ms in times.items()})
+        rows = self._rows(stitch_ids, {call: statistics.median(ms) for call, ms in times.items()})
         for stitch_id, row in rows.items():
             row["latency_spread_ms"] = _spread(times[stitch_id, next(iter(self.batches))])
         return rows
@@ -195,7 +224,7 @@ class _Clock:
             for s in stitches
             for size in self.batches
         }
-        rows = self._rows(stitches, sums)
+        rows = self._rows([stitch.stitch_id for stitch in stitches], sums)
         # Measure the error of the sums on a few stitches from the fastest to the slowest.
         by_latency = sorted(stitches, key=lambda stitch: rows[stitch.stitch_id]["latency_ms"])
         checked = {by_latency[round(i * (len(by_latency) - 1) / (CHECKED - 1))] for i in range(CHECKED)}
@@ -217,13 +246,12 @@ class _Clock:
                     done.add(stitch.steps[n])
                     yield stitch.steps[n], ms
 
-    def _rows(self, stitches: Iterable[Stitch], times: Mapping[tuple[int, int], float]) -> Times:
+    def _rows(self, stitch_ids: Iterable[int], times: Mapping[tuple[int, int], float]) -> Times:
         """Turn times by (stitch_id, images) into rows: first that of the smallest batch, then all by their own keys."""
         first = next(iter(self.batches))
         return {
-            s.stitch_id: {"latency_ms": times[s.stitch_id, first]}
-            | {latency_key(size): times[s.stitch_id, size] for size in self.batches}
-            for s in stitches
+            k: {"latency_ms": times[k, first]} | {latency_key(size): times[k, size] for size in self.batches}
+            for k in stitch_ids
         }
 
 
@@ -239,11 +267,13 @@ def name_of(device: torch.device) -> str:
     """Name a device for people, with the settings that decide its speed."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if device.type == "cpu" and info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = names[0] if names else name
+    name = processor_name() if device.type == "cpu" else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def processor_name() -> str:
+    """Name this machine's processor for people."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

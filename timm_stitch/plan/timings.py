@@ -79,12 +79,17 @@ def merge_rows(rows: Iterable[tuple[int, Row]]) -> dict[int, Row]:
     merged: dict[int, Row] = {}
     for stitch_id, row in rows:
         if _measured_on(row) not in (None, *setups[-1:]):
-            row = {k: v for k, v in row.items() if k not in (*_ONE_CALL, *_SETUP) and not _KEY.fullmatch(k)}
+            row = without_times(row)
         old = merged.get(stitch_id, {})
         if "latency_ms" in row:
             old = {k: v for k, v in old.items() if k not in _ONE_CALL}
         merged[stitch_id] = {**old, **row}
     return merged
+
+
+def without_times(row: Row) -> dict[str, Any]:
+    """Leave out the times and the memory of a row, and where they were measured."""
+    return {k: v for k, v in row.items() if k not in (*_ONE_CALL, *_SETUP) and not _KEY.fullmatch(k)}
 
 
 def _measured_on(row: Row) -> tuple[object, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -136,13 +136,19 @@ class Job:
             images = images[torch.arange(len(images) - left + low) % len(images)]
         return list(torch.split(images, size))
 
-    def program(self, model: nn.Module) -> ExportedProgram:
-        """Export a model as a program of `torch.export`."""
+    def program(self, model: nn.Module, shape: Sequence[int] | None = None) -> ExportedProgram:
+        """Export a model as a program of `torch.export`.
+
+        Args:
+            model: the model.
+            shape: the shape of its input, without the batch; default that of the images.
+        """
+        shape = self.shape if shape is None else shape
         low, high = self.batch.smallest, self.batch.largest
         if self.batch.kind == "number":
-            example, axes = torch.zeros(low, *self.shape), None
+            example, axes = torch.zeros(low, *shape), None
         else:
-            example = torch.zeros(max(low, 2), *self.shape)
+            example = torch.zeros(max(low, 2), *shape)
             axes = ({0: torch.export.Dim("batch", min=low, max=high or 2**20)},)  # torch 2.6 needs a bound
         with torch.no_grad():
             program = torch.export.export(model, (example,), dynamic_shapes=axes, strict=False)

@@ -34,10 +34,9 @@ from .config import RequestOptions
 from .engine import Answer, Deployment, OverloadError
 from .hosts import HostCheck
 from .metrics import Metrics
-from .network import ServedNetwork
 from .open_inference import EXTENSIONS, HEADER_LENGTH, describe, read_inference, write_inference
 from .options import read_number, read_options, read_query, read_whole_number
-from .service import InferenceService, described
+from .service import InferenceService, arithmetic, described
 
 _logger = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class HttpApp:
             raise ValueError(f"most_bytes must be 1 or more, got {most_bytes}.")
         self.service, self.most_bytes, self.hosts = service, most_bytes, hosts
         self.bodies = BodyBudget(max(_ALL_BODIES, 4 * most_bytes))
-        self.metrics = Metrics(lambda: service.accuracy)
+        self.metrics = Metrics(lambda: service.accuracy, lambda: service.engine.deployment)
         service.watch(self.metrics.watch)
         self.lag = 0.0  # of the event loop, in seconds
         self.page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
@@ -199,14 +198,16 @@ class HttpApp:
             raise HTTPException(500, f"the network failed: {reason}.")
         return answer
 
-    def facts(self, answer: Answer, network: ServedNetwork, arrived_at: float) -> dict[str, object]:
-        """Describe an answer: its stitch, and the times that it took."""
+    def facts(self, answer: Answer, deployment: Deployment, arrived_at: float) -> dict[str, object]:
+        """Describe an answer: its stitch, what computed it, and the times that it took."""
+        network = described(deployment)
         row = network.stitches[answer.stitch_id]
         return {
             "stitch_id": answer.stitch_id,
             "stitch": row.get("name"),
             network.score: network.accuracy.get(answer.stitch_id),
             "macs": row.get("macs"),
+            **arithmetic(deployment, answer.stitch_id),
             "late": answer.late,
             "waited_ms": round(1e3 * answer.waited_s, 3),
             "call_ms": round(1e3 * answer.duration_s, 3),
@@ -229,7 +230,7 @@ class HttpApp:
             {"class": number, "label": network.labels[number], "probability": round(p, 6)}
             for number, p in zip(classes.tolist(), values.tolist(), strict=True)
         ]
-        return JSONResponse({"predictions": predictions, **self.facts(answer, network, arrived_at)})
+        return JSONResponse({"predictions": predictions, **self.facts(answer, deployment, arrived_at)})
 
     async def predict_map(
         self,
@@ -244,9 +245,9 @@ class HttpApp:
         """Predict the mask or the depths of an image: a PNG for clients that accept that, else what is in it."""
         sizes: list[tuple[int, int]] = []
         answer = await self.answer([body], options, deployment, arrived_at, sizes.append)
-        (height, width), network = sizes[-1], described(deployment)
+        height, width = sizes[-1]
         values = maps.nearest(answer.logits[0], (height, width))
-        facts = self.facts(answer, network, arrived_at)
+        facts = self.facts(answer, deployment, arrived_at)
         if "image/png" in request.headers.get("accept", ""):
             picture = await self.run_in_thread(values.size, maps.png, values)
             heads = {
@@ -284,7 +285,7 @@ class HttpApp:
             parameters["latency_ms"] = timeout / 1e3
         images = inference.images if isinstance(inference.images, list) else torch.from_numpy(inference.images)
         answer = await self.answer(images, read_options(parameters), deployment, arrived_at)
-        facts = self.facts(answer, network, arrived_at)
+        facts = self.facts(answer, deployment, arrived_at)
         known = {key: value for key, value in facts.items() if value is not None}
         logits = np.asarray(answer.logits, dtype=np.float32)
         size = 0 if inference.binary else 10 * logits.size

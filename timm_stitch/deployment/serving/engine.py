@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from ..policies import LatencyTable, Policy, Slowdown
+from .backends.agreement import Agreement
+from .backends.backend import Backend
 from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
@@ -40,12 +42,16 @@ class Deployment(NamedTuple):
         policy: the policy that chooses stitches.
         table: the latencies of the stitches that the policy chooses from.
         network: the description of the network, for those who prepare its images and read its answers.
+        backend: the backend that runs the stitches.
+        agreement: the agreement of the backend with float32, if its precision is another.
     """
 
     run: Callable[[Tensor, int], Tensor]
     policy: Policy
     table: LatencyTable
     network: ServedNetwork | None = None
+    backend: Backend | None = None
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True)
@@ -174,10 +180,21 @@ class Engine:
             self._changed.notify()
         return request.answer
 
-    def replace(self, deployment: Deployment) -> None:
-        """Queue new requests for another network; those that wait are answered by the one for which they came."""
+    def replace(self, deployment: Deployment, old: Deployment | None = None) -> bool:
+        """Queue new requests for another network; those that wait are answered by the one for which they came.
+
+        Args:
+            deployment: the new network.
+            old: the only one to replace; default any.
+
+        Returns:
+            Whether it was replaced.
+        """
         with self._changed:
+            if old is not None and old is not self.deployment:
+                return False
             self.deployment, self.slowdown = deployment, Slowdown()
+            return True
 
     def close(self, seconds: float) -> None:
         """Refuse new requests, answer waiting ones for at most some seconds, and drop the others."""

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 import torch
 
-from ...evaluation.profiling import name_of, profile
+from ...evaluation.profiling import profile_calls
 from ...families.timm_models.network import SNNet
+from ...network.weights import cached_fingerprint
 from ...plan.frontier import pareto_frontier, with_score
 from ...plan.metrics import main_score
 from ...plan.results import Row
-from ...plan.timings import call_times
+from ...plan.timings import call_times, without_times
 from ..class_names import task_of
+from .backends.backend import Backend
+from .backends.map_backend import most_maps
+from .backends.torch_backend import TorchBackend
 from .config import ServingConfig
 
 _logger = logging.getLogger(__name__)
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-MOST_BYTES = 1 << 29  # of the outputs of a dense network in one call
 MOST_STITCHES = 12  # of the frontier that are measured: more differ by less than noise
-
-
-def most_maps(model: SNNet) -> int:
-    """Compute how many images a dense network may take at once, so that their outputs stay within memory."""
-    height, width = model.image_size
-    return max(1, MOST_BYTES // (4 * model.num_classes * height * width))
 
 
 def known_rows(model: SNNet, config: ServingConfig) -> list[Row]:
@@ -52,31 +50,65 @@ def known_rows(model: SNNet, config: ServingConfig) -> list[Row]:
     return [dict(row) for row in known]
 
 
-def latency_rows(model: SNNet, config: ServingConfig) -> list[Row]:
-    """Find the rows of the network's table with latencies on this machine, and measure them if there are none.
+def latency_rows(model: SNNet, config: ServingConfig, backend: Backend | None = None) -> list[Row]:
+    """Find the rows of the network's table with latencies by a backend, and measure them if there are none.
+
+    Args:
+        model: the network.
+        config: the latency target and the limits.
+        backend: the backend that runs the stitches; default torch. Latencies of another one do not count.
 
     Raises:
         ValueError: if no accuracy is known.
     """
+    backend = TorchBackend(model) if backend is None else backend
     known = known_rows(model, config)
-    device = next(model.parameters()).device
-    here = name_of(device)
-    measured = [row for row in known if row.get("profiled_on") == here and len(call_times(row)) > 1]
+    measured = [row for row in known if is_measured_by(row, backend) and len(call_times(row)) > 1]
     if measured:
         return measured
-    wanted = [row["stitch_id"] for row in pareto_frontier(known, score=main_score(known))]
-    if len(wanted) > MOST_STITCHES:
-        wanted = [wanted[round(n * (len(wanted) - 1) / (MOST_STITCHES - 1))] for n in range(MOST_STITCHES)]
+    wanted = spread([row["stitch_id"] for row in pareto_frontier(known, score=main_score(known))])
     began = time.monotonic()
-    first = profile(model, 1, device, stitch_ids=wanted, repeats=3)
+    timed = measure(model, backend, config, wanted)
+    seconds, sizes = time.monotonic() - began, list(call_times(timed[0]))
+    advice = ""
+    if isinstance(backend, TorchBackend) and backend.precision == "fp32":  # as `profile` measures it
+        model.results.add(timed)
+        device = next(model.parameters()).device
+        again = f"--batch-sizes {' '.join(map(str, sizes))} --threads {torch.get_num_threads()} --device {device}"
+        advice = f"; to keep them: timm-stitch profile NET {again} --save"
+    _logger.warning(
+        "latencies of %d stitches for %d batch sizes were measured in %.0f s%s",
+        len(wanted),
+        len(sizes),
+        seconds,
+        advice,
+    )
+    return with_times(known, timed)
+
+
+def is_measured_by(row: Row, backend: Backend) -> bool:
+    """Whether a row's latencies are those of a backend, at its precision."""
+    return (row.get("profiled_on"), row.get("precision", "fp32")) == (backend.name, backend.precision)
+
+
+def spread(stitch_ids: Sequence[int]) -> list[int]:
+    """Pick `MOST_STITCHES` ids at most, the first and the last among them."""
+    if len(stitch_ids) <= MOST_STITCHES:
+        return list(stitch_ids)
+    return [stitch_ids[round(n * (len(stitch_ids) - 1) / (MOST_STITCHES - 1))] for n in range(MOST_STITCHES)]
+
+
+def measure(model: SNNet, backend: Backend, config: ServingConfig, stitch_ids: Sequence[int]) -> list[Row]:
+    """Measure stitches as a backend runs them, for the batch sizes that a latency target allows."""
+    first = profile_calls(model, backend.run, [1], stitch_ids, repeats=3)
     fastest = min(row["latency_ms"] for row in first)
     most = BATCHES[-1] if task_of(model) == "classification" else most_maps(model)
     sizes = [b for b in BATCHES if b == 1 or (b <= most and b * fastest <= 4 * config.latency_ms)]
-    timed = {row["stitch_id"]: row for row in profile(model, batch_sizes=sizes, device=device, stitch_ids=wanted)}
-    again = f"--batch-sizes {' '.join(map(str, sizes))} --threads {torch.get_num_threads()} --device {device}"
-    _logger.warning(
-        "latencies of %d stitches for %d batch sizes were measured in %.0f s; to keep them: timm-stitch profile NET %s "
-        "--save",
-        len(wanted), len(sizes), time.monotonic() - began, again,
-    )  # fmt: skip
-    return [{**row, **timed[row["stitch_id"]]} for row in known if row["stitch_id"] in timed]
+    tags = {"profiled_on": backend.name, "precision": backend.precision, "weights": cached_fingerprint(model)}
+    return [{**row, **tags} for row in profile_calls(model, backend.run, sizes, stitch_ids)]
+
+
+def with_times(known: Sequence[Row], timed: Sequence[Row]) -> list[Row]:
+    """Give rows their latencies; those without any are left out."""
+    times = {row["stitch_id"]: row for row in timed}
+    return [{**without_times(row), **times[row["stitch_id"]]} for row in known if row["stitch_id"] in times]

@@ -15,7 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as Total
 
-from .engine import Call
+from .engine import Call, Deployment
 
 SECONDS = 120  # shown on the page
 _LATENCIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
@@ -45,15 +45,22 @@ class Second:
     slowdown: float = 1.0
 
 
+def _none() -> None:
+    """Return that nothing is known of what serves."""
+
+
 class Metrics:
     """The counts of a server; any thread may add to them.
 
     Args:
         accuracy: a function that returns the known accuracies of the stitches, in per cent.
+        deployment: a function that returns what serves now, for its engine, precision and agreement; default none.
     """
 
-    def __init__(self, accuracy: Callable[[], Mapping[int, float | None]]) -> None:
-        self.accuracy = accuracy
+    def __init__(
+        self, accuracy: Callable[[], Mapping[int, float | None]], deployment: Callable[[], Deployment | None] = _none
+    ) -> None:
+        self.accuracy, self.deployment = accuracy, deployment
         self.registry = CollectorRegistry()
         own: dict[str, Any] = {"registry": self.registry, "namespace": "timm_stitch"}
         self._images = Total("images", "Images by what became of them and the stitch.", ["outcome", "stitch_id"], **own)
@@ -67,6 +74,8 @@ class Metrics:
         self._waiting = Gauge("waiting_images", "Images that wait for their turn.", **own)
         self.lag = Gauge("loop_lag_seconds", "How late the event loop is.", **own)
         self._expected = Gauge("expected_accuracy_percent", "Mean over the answers of the last two minutes.", **own)
+        self._backend = Gauge("backend", "1 for what runs the stitches now.", ["engine", "precision"], **own)
+        self._agreement = Gauge("agreement_ratio", "Images with the class of fp32, of the lowest stitch.", **own)
         self._seconds: deque[Second] = deque(maxlen=SECONDS)
         self._lock = threading.Lock()
 
@@ -138,4 +147,9 @@ class Metrics:
         """Write all counts in Prometheus's text format."""
         mean = self._mean_accuracy(self._last())
         self._expected.set(float("nan") if mean is None else mean)
+        deployment = self.deployment()
+        self._backend.clear()
+        if deployment is not None and deployment.backend is not None:
+            self._backend.labels(deployment.backend.engine, deployment.backend.precision).set(1)
+            self._agreement.set(1.0 if deployment.agreement is None else deployment.agreement.lowest)
         return bytes(generate_latest(self.registry))

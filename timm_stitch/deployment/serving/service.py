@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,13 +22,21 @@ from ...families.timm_models.network import SNNet
 from ...plan.results import Row
 from ..class_names import task_of
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
+from .backends.agreement import Agreement, calibration_images, count_images, measure_agreement
+from .backends.backend import Backend
+from .backends.compiled import Compiler
+from .backends.map_backend import MapBackend
+from .backends.torch_backend import TorchBackend
 from .config import LONGEST_MS, RequestOptions, ServingConfig
 from .engine import Answer, Call, Deployment, Engine, Request
+from .handover import Handover, choose_layout, load_compiler
 from .image_reader import ImageReader
-from .latencies import latency_rows, most_maps
+from .latencies import latency_rows
 from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
+
+_COMPILER_SECONDS = 2.0  # that the end waits for an engine's compiler to notice
 
 
 class InferenceService:
@@ -47,27 +56,64 @@ class InferenceService:
         self.config, self.name = config, name
         workers = max(1, min(4, (os.cpu_count() or 2) // 2))
         self.parsers = ThreadPoolExecutor(workers, thread_name_prefix="parser")
-        self.engine = Engine(self._deploy(model), config.most_waiting)
+        self._handover: Handover | None = None
+        self._replacing = threading.Lock()
+        compiler = self._compiler(model)
+        deployment = self._deploy(model)
+        layout = choose_layout(*compiler, deployment, config) if compiler else None
+        self.engine = Engine(deployment, config.most_waiting)
         self.images = ImageReader(config.most_pixels, config.most_waiting, max(2, workers))
+        self._prepare_engine(compiler, layout)
+
+    def _compiler(self, model: SNNet) -> tuple[str, Compiler] | None:
+        """Import the compiler of the engine; None if torch serves."""
+        if self.config.engine == "torch":
+            return None
+        return load_compiler(self.config.engine, model, self.config)
 
     def _deploy(self, model: SNNet) -> Deployment:
-        """Prepare a network to run, which changes nothing of this service."""
+        """Prepare a network to run in torch, which changes nothing of this service."""
         require(model, "serve")
         _leave_the_file(model)
         network = ServedNetwork.of(model.eval())
-        table, run = LatencyTable(latency_rows(model, self.config)), _runner(model)
-        policy: Policy = DrainPolicy(table, self.config.overhead_ms)
-        if self.config.policy == "fixed":
-            index = table.slowest_within(self.config.network_seconds)
-            policy = FixedPolicy(table, index, self.config.overhead_ms)
+        classifies = task_of(model) == "classification"
+        backend = (TorchBackend if classifies else MapBackend)(model, self.config.precision)
+        table = LatencyTable(latency_rows(model, self.config, backend))
         if getattr(getattr(model, "inference", None), "mode", "whole") == "slide":
             _logger.warning(
                 "the network predicts by sliding windows; the server runs each image as a whole, resized to %d x %d.",
                 *model.image_size,
             )
-        for stitch_id in table.stitch_ids:  # the first call of each is slow
-            run(torch.zeros(1, *network.shape), stitch_id)
-        return Deployment(run, policy, table, network)
+        backend.prepare(table.stitch_ids, table.batch_sizes)
+        return self._deployment(network, table, backend)
+
+    def _deployment(self, network: ServedNetwork, table: LatencyTable, backend: Backend) -> Deployment:
+        """Put a network, what runs it, and the policy that chooses its stitches together."""
+        policy: Policy = DrainPolicy(table, self.config.overhead_ms)
+        if self.config.policy == "fixed":
+            index = table.slowest_within(self.config.network_seconds)
+            policy = FixedPolicy(table, index, self.config.overhead_ms)
+        exact = backend.precision == "fp32"
+        agreement = None if exact else self._agreement(network, backend, table)
+        return Deployment(backend.run, policy, table, network, backend, agreement)
+
+    def _prepare_engine(self, compiler: tuple[str, Compiler] | None, layout: str | None) -> None:
+        """Have the engine compile the network that serves now, and take over from torch when it is ready."""
+        if compiler is None or layout is None:
+            return
+        self._handover = Handover(
+            *compiler, self.engine.deployment, self.config, layout, self._deployment,
+            lambda old, new: self.engine.replace(new, old),
+        )  # fmt: skip
+
+    def _agreement(self, network: ServedNetwork, backend: Backend, table: LatencyTable) -> Agreement:
+        """Measure how often a backend agrees with the network in float32, and print it."""
+        count = count_images(2 * sum(table.each))
+        images, source = calibration_images(network, self.config.calibration, count)
+        reference = TorchBackend(network.model)
+        agreement = measure_agreement(reference.run, backend.run, images, source, table.stitch_ids)
+        _logger.warning("%s in %s agrees with fp32: %s", backend.engine, backend.precision, agreement)
+        return agreement
 
     @property
     def network(self) -> ServedNetwork:
@@ -126,11 +172,22 @@ class InferenceService:
                 or as for the first one.
         """
         ServedNetwork.of(model.eval()).check_replaces(self.network)
-        self.engine.replace(self._deploy(model))
+        compiler = self._compiler(model)
+        deployment = self._deploy(model)
+        layout = choose_layout(*compiler, deployment, self.config) if compiler else None
+        with self._replacing:
+            if self._handover is not None:
+                self._handover.close()
+            self.engine.replace(deployment)
+            self._prepare_engine(compiler, layout)
 
     def close(self) -> None:
         """Answer waiting requests, for at most the latency target, and end."""
+        if self._handover is not None:
+            self._handover.close()
         self.engine.close(self.config.latency_ms / 1e3)
+        if self._handover is not None:
+            self._handover.thread.join(_COMPILER_SECONDS)
         self.parsers.shutdown(wait=False, cancel_futures=True)
         self.images.close()
 
@@ -226,33 +283,17 @@ def described(deployment: Deployment) -> ServedNetwork:
     return deployment.network
 
 
-def _runner(model: SNNet) -> Callable[[Tensor, int], Tensor]:
-    reference = next(model.parameters())
-    if task_of(model) != "classification":
-        return _map_runner(model)
-
-    @torch.inference_mode()
-    def run(images: Tensor, stitch_id: int) -> Tensor:
-        logits: Tensor = model(images.to(reference.device, reference.dtype), stitch_id=stitch_id)
-        return logits.float().cpu()
-
-    return run
-
-
-def _map_runner(model: SNNet) -> Callable[[Tensor, int], Tensor]:
-    """Make the function that computes masks (B, H, W) of class numbers, or depths, a bounded number at a time."""
-    reference, most = next(model.parameters()), most_maps(model)
-
-    @torch.inference_mode()
-    def run(images: Tensor, stitch_id: int) -> Tensor:
-        results = []
-        for part in images.split(most):
-            output = model(part.to(reference.device, reference.dtype), stitch_id=stitch_id)
-            kept = output[:, 0].float() if task_of(model) == "depth" else output.argmax(1).to(torch.int16)
-            results.append(kept.cpu())
-        return torch.cat(results)
-
-    return run
+def arithmetic(deployment: Deployment, stitch_id: int) -> dict[str, object]:
+    """Describe what runs a stitch: `engine`, `precision` and, if that is not fp32, the stitch's `agreement` with it."""
+    backend, agreement = deployment.backend, deployment.agreement
+    if backend is None:
+        return {}
+    facts: dict[str, object] = {
+        "engine": backend.engine if stitch_id in backend.ready else "torch", "precision": backend.precision,
+    }  # fmt: skip
+    if agreement is not None and stitch_id in agreement.each:
+        facts["agreement"] = agreement.each[stitch_id]
+    return facts
 
 
 Service = InferenceService  # its former name

@@ -1,0 +1,41 @@
+"""ONNX Runtime on the CPU. Optional (`pip install 'timm_stitch[onnxruntime]'`) and imported only when used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ....choices import Precision
+from ...formats import onnx_files
+from ...formats.job import Location, locate
+
+FORMAT = "onnx"
+PRECISIONS: tuple[Precision, ...] = ("fp32",)
+SHARES_PARTS = False
+
+
+def check(precision: Precision) -> None:
+    """Import ONNX Runtime and what exports for it; an ImportError names what is missing."""
+    onnx_files.check_packages()
+
+
+def version() -> str:
+    """Return the engine and its version."""
+    return f"onnxruntime {import_module('onnxruntime').__version__}"
+
+
+def compile_stitch(folder: Path, location: Location, precision: Precision, threads: int) -> Callable[[Tensor], Tensor]:
+    """Open a converted stitch on its own number of threads, which are not torch's."""
+    runtime = import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = runtime.InferenceSession(locate(folder, location), options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.contiguous().numpy()})[0])
+
+    return run

@@ -1,0 +1,184 @@
+"""From torch, which answers from the first second, to an engine, once it has compiled the network's stitches.
+
+A thread compiles the stitches, compares them with torch, measures their latencies, and only then replaces the
+deployment. If any of it fails, torch stays, and one warning says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+import torch
+
+from ...choices import EngineName
+from ...evaluation.profiling import processor_name, profile_calls
+from ...families.timm_models.network import SNNet
+from ..class_names import task_of
+from ..policies import LatencyTable
+from .backends.backend import Backend
+from .backends.compiled import CompiledBackend, Compiler
+from .backends.conversions import ConversionError, read_latencies, write_latencies
+from .backends.torch_backend import TorchBackend
+from .config import ServingConfig
+from .engine import Deployment
+from .latencies import known_rows, measure, spread, with_times
+from .network import ServedNetwork
+
+_logger = logging.getLogger(__name__)
+
+WORTH = 0.85  # the share of torch's time below which "auto" takes an engine
+SHARED = 2.0  # the ratio of whole stitches to the weights of all together above which they are compiled in parts
+_TRIED = 3  # stitches by which "auto" decides
+_AUTO = "openvino"
+
+Deploy = Callable[[ServedNetwork, LatencyTable, Backend], Deployment]
+
+
+def load_compiler(engine: EngineName, model: SNNet, config: ServingConfig) -> tuple[str, Compiler] | None:
+    """Import the compiler of an engine, before anything is served.
+
+    Args:
+        engine: the engine.
+        model: the network that it is to run.
+        config: the precision.
+
+    Returns:
+        The engine's name and its compiler; None if torch serves, which for `"auto"` a line in the log explains.
+
+    Raises:
+        ImportError: if the engine is not installed.
+        ValueError: if the network or the precision does not fit the engine.
+    """
+    if engine == "torch":
+        return None
+    name = _AUTO if engine == "auto" else engine
+    compiler: Compiler = import_module(f"{__package__}.backends.{name}_engine")
+    device = next(model.parameters()).device
+    try:
+        if device.type != "cpu":
+            raise ValueError(f"engine {name} runs on the CPU, and the network is on {device}: use engine torch there.")
+        if task_of(model) != "classification":
+            raise ValueError(f"engine {name} runs classifiers, and this network predicts {task_of(model)}: use torch.")
+        if config.precision not in compiler.PRECISIONS:
+            fits = " or ".join(compiler.PRECISIONS)
+            raise ValueError(f"engine {name} computes in {fits} here, got precision {config.precision}.")
+        compiler.check(config.precision)
+    except (ImportError, ValueError) as error:
+        if engine != "auto":
+            raise
+        _logger.warning("torch serves: %s", error)
+        return None
+    return name, compiler
+
+
+def choose_layout(engine: str, compiler: Compiler, deployment: Deployment, config: ServingConfig) -> str | None:
+    """Choose between whole stitches and the parts that they share, and print how much memory their weights take.
+
+    Returns:
+        `"whole"`, or `"parts"` where whole stitches would take more than twice the weights of all together; None if
+        torch serves, since `"auto"` would take more memory than the config allows.
+
+    Raises:
+        ValueError: if another engine would take more.
+    """
+    assert deployment.network is not None
+    stitch_ids, model = spread(deployment.table.stitch_ids), deployment.network.model
+    extracted = [dict(model.extract(k).named_parameters()) for k in stitch_ids]
+    whole = sum(tensor.numel() for small in extracted for tensor in small.values()) * 4 / 1e6
+    union = sum(tensor.numel() for tensor in {k: v for s in extracted for k, v in s.items()}.values()) * 4 / 1e6
+    layout = "parts" if compiler.SHARES_PARTS and whole > SHARED * union else "whole"
+    megabytes = union if layout == "parts" else whole
+    how = "in parts that they share" if layout == "parts" else "each with its own copy of its weights"
+    _logger.warning("%s compiles %d stitches, %s: about %.1f MB", engine, len(stitch_ids), how, megabytes)
+    if config.most_memory_mb is not None and megabytes > config.most_memory_mb:
+        reason = (
+            f"{engine} would take about {megabytes:.1f} MB for {len(stitch_ids)} stitches, more than most_memory_mb="
+            f"{config.most_memory_mb:g}: allow more, serve one stitch by policy fixed, or use engine torch."
+        )
+        if config.engine != "auto":
+            raise ValueError(reason)
+        _logger.warning("torch serves: %s", reason)
+        return None
+    return layout
+
+
+class Handover:
+    """Prepares an engine in a thread, and hands over to it.
+
+    Args:
+        engine: the engine's name.
+        compiler: its compiler.
+        deployment: the deployment in torch, which serves meanwhile.
+        config: the latency target, the engine and the precision.
+        layout: the layout by `choose_layout`.
+        deploy: a function that makes a deployment of a network, a table and a backend.
+        replace: a function that replaces one deployment by another, unless it was replaced meanwhile.
+    """
+
+    def __init__(
+        self, engine: str, compiler: Compiler, deployment: Deployment, config: ServingConfig, layout: str,
+        deploy: Deploy, replace: Callable[[Deployment, Deployment], bool],
+    ) -> None:  # fmt: skip
+        self.deployment, self.config, self.deploy, self.replace = deployment, config, deploy, replace
+        reference, network = deployment.backend, deployment.network
+        assert network is not None
+        self.known = known_rows(network.model, config)
+        assert isinstance(reference, TorchBackend)
+        self.backend = CompiledBackend(reference, compiler, engine, torch.get_num_threads(), processor_name(), layout)
+        self.thread = threading.Thread(target=self._work, name="compiler", daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Give up what is not ready."""
+        self.backend.close()
+
+    def _work(self) -> None:
+        began, backend = time.monotonic(), self.backend
+        try:
+            new = self._prepared()
+            if new is not None and self.replace(self.deployment, new):
+                _logger.warning(
+                    "%s answers from now on: %d stitches, after %.0f s",
+                    backend.engine, len(backend.ready), time.monotonic() - began,
+                )  # fmt: skip
+        except ConversionError as error:
+            if not backend.closed:
+                _logger.warning("torch stays: %s", error)
+        except Exception as error:  # an engine's faults are of many kinds
+            _logger.warning("torch stays: %s failed (%s: %s)", backend.engine, type(error).__name__, error)
+
+    def _prepared(self) -> Deployment | None:
+        """Compile and measure; None if the engine is not worth it."""
+        backend, table, network = self.backend, self.deployment.table, self.deployment.network
+        assert network is not None
+        model, wanted = network.model, spread(table.stitch_ids)
+        backend.prepare(wanted, table.batch_sizes)
+        ready = [k for k in wanted if k in backend.ready]
+        if not ready:
+            return None
+        if self.config.engine == "auto" and (ratio := self._ratio(model, ready)) > WORTH:
+            _logger.warning("torch stays: %s takes %.2f of its time, above %g", backend.engine, ratio, WORTH)
+            return None
+        assert backend.folder is not None
+        rows = read_latencies(backend.folder, backend.name)
+        if not set(ready) <= {row["stitch_id"] for row in rows}:
+            rows = measure(model, backend, self.config, ready)
+            write_latencies(backend.folder, backend.name, rows)
+        new_table = LatencyTable(with_times(self.known, rows))
+        backend.warm(sorted(set(new_table.batch_sizes) - set(table.batch_sizes)))
+        return self.deploy(network, new_table, backend)
+
+    def _ratio(self, model: SNNet, stitch_ids: Sequence[int]) -> float:
+        """Measure the engine's time over torch's for one image, in turns, on a few stitches."""
+        last = len(stitch_ids) - 1
+        tried = sorted({stitch_ids[round(n * last / (_TRIED - 1))] for n in range(_TRIED)})
+        ratios: list[float] = []
+        for _ in range(3):
+            both = [profile_calls(model, b.run, [1], tried, 3) for b in (self.backend, self.backend.reference)]
+            ratios += [a["latency_ms"] / b["latency_ms"] for a, b in zip(*both, strict=True)]
+        return statistics.median(ratios)
