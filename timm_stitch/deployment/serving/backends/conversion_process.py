@@ -9,12 +9,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ....anchors.view import ImageInputs
 from ....families.timm_models.network import SNNet
+from ....hub.loading import from_hub
 from ....plan.shared_parts import Part, shared_parts
 from ...exporting import FORMATS, copy_for_export
 from ...formats import openvino_files
@@ -23,12 +25,12 @@ from .conversions import write_conversion
 
 
 def main(arguments: list[str]) -> None:
-    """Convert stitches of the network in a file into a folder."""
+    """Convert stitches of the network in a folder into another."""
     network, folder, format, layout, *stitch_ids = arguments
     if hasattr(os, "nice"):
         os.nice(10)  # requests come first
     torch.set_num_threads(1)
-    model = copy_for_export(torch.load(network, weights_only=False), None)  # the server wrote it a moment ago
+    model = copy_for_export(cast("SNNet", from_hub(network, verify=False)), None)  # the server wrote it a moment ago
     FORMATS[format].check_packages()
     ids = [int(stitch_id) for stitch_id in stitch_ids]
     if layout == "parts":

@@ -19,10 +19,9 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from ....families.timm_models.network import SNNet
 from ....files import whole_file, whole_folder
+from ....hub.saving import save_pretrained
 from ....network.weights import cached_fingerprint
 from ....plan.results import Row
 from ...formats.job import Location
@@ -167,8 +166,11 @@ def _convert(
 ) -> None:
     """Convert in another process, so that requests are answered meanwhile and its memory is free afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
-        network = Path(scratch, "network.pt")
-        torch.save(model, network)
+        network = Path(scratch, "network")
+        try:
+            save_pretrained(model, network, check=False)
+        except ValueError as error:
+            raise ConversionError(f"the network was not converted: {error!s:.300}") from error
         command = [sys.executable, "-W", "ignore", "-m", _PROCESS, str(network), str(folder), format, layout]
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         process = subprocess.Popen(
