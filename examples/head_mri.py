@@ -3,10 +3,10 @@
     apt-get download mricron-data && dpkg -x mricron-data_*.deb mricron
     python examples/head_mri.py --data mricron/usr/share/mricron/templates
 
-Two small ConvNeXts learn eight groups of brain regions on the slices of a head's left half, mirrored, each alone. They
-are stitched under one head, which the largest brings, and trained together; the right half tests every stitch. Beside
-them stand the same anchors trained on alone, on as many images. One head is one subject: the figures compare stitches,
-and say nothing of other heads.
+Two small ConvNeXts learn eight groups of brain regions on the slices of a head's left half, mirrored, from the start
+under one segmentation head. Then all their stitches learn together; the right half tests every stitch. For comparison,
+each anchor learns alone with a head of its own, on as many images. One head is one subject: the figures compare
+stitches, and say nothing of other heads.
 """
 
 from __future__ import annotations
@@ -91,20 +91,23 @@ def run(data: Path, seed: int, options: argparse.Namespace) -> list[dict[str, An
     anchors = [make_anchor(width) for width in options.widths]
     net = timm_stitch.dense(timm_stitch.stitch(anchors), head="linear", num_classes=len(CLASSES), label_names=CLASSES)
     test = load_slices(net, data, training=False)
-    print(f"Seed {seed}. 1. Two anchors learn alone.")
     alone = [net.extract(index, copy=True) for index in range(len(anchors))]
-    for one in alone:
-        timm_stitch.train(one, make_config(data, options.anchor_epochs, seed))
-        net.load_state_dict(one.state_dict(), strict=False)  # the largest is the last, and brings the head
+    print(f"Seed {seed}. 1. Both anchors learn in every step, under one head.")
+    first = make_config(
+        data, options.anchor_epochs, seed, sampling="importance", stitches=len(anchors),
+        scores={stitch_id: float(stitch_id < len(anchors)) for stitch_id in net.stitch_ids},
+    )  # fmt: skip
+    timm_stitch.train(net, first)
 
-    print(f"2. All {net.num_stitches} stitches learn together, under one head.")
-    timm_stitch.least_squares_init(net, load_slices(net, data, training=True))
+    print(f"2. All {net.num_stitches} stitches learn together.")
+    timm_stitch.least_squares_init(net, load_slices(net, data, training=True), layers="stitching_layers")
     timm_stitch.train(net, make_config(data, options.epochs, seed, batch_size=BATCH, sampling="sandwich"))
     rows = [{"network": "stitched", **row} for row in timm_stitch.evaluate(net, test)]
     timm_stitch.save_pretrained(net, options.output / f"snnet_{seed}", results=rows)
 
-    print("3. The anchors learn on alone, on as many images.")
+    print("3. Each anchor learns alone, on as many images.")
     for one in alone:
+        timm_stitch.train(one, make_config(data, options.anchor_epochs, seed))
         timm_stitch.train(one, make_config(data, options.epochs, seed, batch_size=BATCH))
         rows += [{"network": "alone", **row} for row in timm_stitch.evaluate(one, test)]
     middle = sorted(range(net.num_stitches), key=lambda k: rows[k]["macs"])[net.num_stitches // 3]
@@ -150,8 +153,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with ch2.nii.gz, aal.nii.gz and aal.nii.txt")
     parser.add_argument("--output", type=Path, default=Path("head-mri-output"))
     parser.add_argument("--widths", type=int, nargs=2, default=[16, 32], help="channels of the anchors' first stage")
-    parser.add_argument("--anchor-epochs", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=8, help="of training the stitched network")
+    parser.add_argument("--anchor-epochs", type=int, default=12, help="of training both anchors, before their stitches")
+    parser.add_argument("--epochs", type=int, default=16, help="of training all stitches")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     began, results = time.monotonic(), options.output / "results.jsonl"

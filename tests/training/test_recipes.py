@@ -103,6 +103,12 @@ def test_shipped_values_of_dense_recipes_are_those_of_the_papers():
     assert depth.dense["levels"] == [[2, 5, 8, 11], [4, 11, 17, 23]]
 
 
+@pytest.mark.parametrize("name", ["segmentation", "depth"])
+def test_recipes_for_ones_own_masks_and_depths_learn_from_the_labels(name):
+    config = read_recipe(name).config
+    assert (config.sampling, config.inplace_distillation, config.distillation) == ("sandwich", False, "none")
+
+
 @pytest.mark.parametrize("name", DENSE)
 def test_every_dense_recipe_runs_two_steps(name, tmp_path, capsys):
     dense = dict(read_recipe(name).dense, levels=2)
