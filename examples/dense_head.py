@@ -51,7 +51,7 @@ def main() -> None:
     timm_stitch.least_squares_init(net, train[0][:200], layers="projections")
     config = timm_stitch.TrainConfig(
         epochs=1, batch_size=32, lr=2e-3, anchor_lr_scale=0.1, warmup_epochs=0.1, workers=0, sampling="sandwich",
-        inplace_distillation=True, trackers=None,
+        trackers=None,
     )  # fmt: skip
     timm_stitch.train(net, config, train_data=TensorDataset(*train))
     test = DataLoader(TensorDataset(*scenes(test_images, test_labels, options.test_scenes, seed=1)), batch_size=100)
