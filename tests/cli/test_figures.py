@@ -11,7 +11,7 @@ from tiny import deit_specs
 
 import timm_stitch
 from timm_stitch.cli.entry import main
-from timm_stitch.data import look
+from timm_stitch.data import reports
 from timm_stitch.data.config import DataConfig
 from timm_stitch.data.look import inspect_split, summary
 
@@ -136,7 +136,7 @@ def test_a_look_that_is_cut_short_says_how_many_were_read(folder):
     found = inspect_split(config, training=True, seconds=-1)
     assert (found["images"], found["read"]) == (3, 0)
     assert "of which 0 were read" in summary(found)
-    assert sorted(look._spread(7)) == list(range(7))
+    assert sorted(reports.spread(7)) == list(range(7))
 
 
 def test_init_with_other_classes(folder, tmp_path):

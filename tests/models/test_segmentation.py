@@ -302,7 +302,7 @@ def test_training_checkpoints_of_mmengine_are_refused(tmp_path, monkeypatch):
     modules[-1].HistoryBuffer = history
     checkpoint = {"state_dict": {"decode_head.conv_seg.bias": torch.ones(2)}, "message_hub": {"loss": history()}}
     with pytest.raises(
-        ValueError, match=r"holds more than weights \(mmengine.logging.history_buffer.HistoryBuffer\)"
+        ValueError, match=r"it holds more than weights \(mmengine.logging.history_buffer.HistoryBuffer\)"
     ) as caught:
         load(checkpoint, tmp_path)
     assert "\n" not in str(caught.value)

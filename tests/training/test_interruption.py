@@ -164,7 +164,7 @@ def test_two_runs_in_one_output_are_refused(tmp_path):
 def test_max_steps_ends_with_an_evaluation(tmp_path, monkeypatch):
     scores = []
     monkeypatch.setattr(
-        "timm_stitch.training.trainer.TrainingRun.score", lambda run, rows: scores.append(run.state.step) or 1.0
+        "timm_stitch.training.trainer.TrainingRun.score", lambda run, rows: (scores.append(run.state.step) or 1.0, 1.0)
     )
     values = {"epochs": 3, "batch_size": 8, "evaluate_every": 1, "output": str(tmp_path), "resume": "auto"}
     go({**values, "max_steps": 3})

@@ -244,7 +244,7 @@ def _fill(gr: Any, viewer: Viewer, examples: Sequence[str]) -> None:
         pictures = (picture,) if viewer.maps else ()
         return top, *pictures, viewer.facts(step, prediction), viewer.curve(step)
 
-    def see(image: Image.Image | None) -> tuple[Tensor, Image.Image] | None:
+    def prepare(image: Image.Image | None) -> tuple[Tensor, Image.Image] | None:  # its name is the page's endpoint
         x = viewer.prepare(image)
         if image is None or x is None:
             return None
@@ -275,5 +275,5 @@ def _fill(gr: Any, viewer: Viewer, examples: Sequence[str]) -> None:
     # One call at a time over all users; of a user's many moves of the slider only the last runs.
     how = {"show_progress": "hidden", "concurrency_id": "network", "concurrency_limit": 1}
     shown = {"fn": show, "inputs": [seen, step], "outputs": [top, *pictures, facts, curve], **how}
-    image.change(see, image, seen, **how).then(**shown)
+    image.change(prepare, image, seen, **how).then(**shown)
     step.change(**shown, trigger_mode="always_last")
