@@ -170,8 +170,8 @@ def unreadable(path: PathLike, error: Exception) -> ValueError:
     if foreign:
         return ValueError(
             f"{str(path)!r} is not a readable weights file: it holds more than weights ({foreign[1]}), as "
-            "training checkpoints do, and that is never unpickled. If you trust it, keep its weights alone, where its own "
-            "packages are installed: torch.save(torch.load(PATH, weights_only=False)['state_dict'], 'weights.pth')."
+            "training checkpoints do, and that is never unpickled. If you trust it, keep its weights alone, where its "
+            "own packages are installed: torch.save(torch.load(PATH, weights_only=False)['state_dict'], 'weights.pth')."
         )
     return ValueError(
         f"{str(path)!r} is not a readable weights file ({reason:.120}): it may be truncated, or of another network. "
