@@ -19,7 +19,7 @@ from ..family import WEIGHTS_FILE, CardFields, Config, Family, ReadTensors, Save
 from ..timm_models.arguments import check_config
 from ..timm_models.files import check_label_names, describe_parts
 from ..timm_models.meta_build import can_build_on_meta, materialize
-from ..timm_models.pyramid import Pyramid
+from ..timm_models.pyramid import level_entries
 from .heads.by_name import make_head
 from .network import DenseNetwork
 from .settings import DenseSettings
@@ -71,9 +71,9 @@ class DenseFamily(Family[DenseNetwork]):
         for own, anchor, view in zip(settings.ends, network.plan.anchors, network.views, strict=True):
             if list(own) != sorted(own) or own[-1] > anchor.depth or (own[0] < 0 and view.early is None):
                 raise ValueError(f"config.json has levels at blocks that {anchor.name!r} does not have: save it again.")
-        sizes = Pyramid(network, settings.ends, settings.channels)
+        reductions = [entry["reduction"] for entry in level_entries(network.views, settings.ends)]
         with torch.device(next(network.parameters()).device):
-            return DenseNetwork(network, settings, make_head(settings, sizes.reductions))
+            return DenseNetwork(network, settings, make_head(settings, reductions))
 
     def check_config(self, config: Config) -> None:
         settings, parts = _settings_of(config), config.get("network")

@@ -197,8 +197,8 @@ class DenseNetwork(Pyramid):
         head: nn.Module = getattr(self.head, "without_auxiliary", lambda: self.head)()
         return head
 
-    def finish(self, stitch: Stitch, activations: Sequence[Tensor], inputs: ImageInputs) -> Tensor:
-        maps, prefixes = zip(*self._level_maps(stitch, activations, inputs), strict=True)
+    def finish(self, stitch: Stitch, taken: Sequence[tuple[int, Tensor]], inputs: ImageInputs) -> Tensor:
+        maps, prefixes = zip(*self._level_maps(stitch, taken, inputs), strict=True)
         with_prefix = getattr(self.head, "uses_prefix_tokens", False)
         out = self.head(maps, prefixes) if with_prefix else self.head(maps)
         if not isinstance(out, Tensor) or out.ndim != 4 or out.shape[1] != self.num_outputs:

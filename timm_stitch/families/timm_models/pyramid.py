@@ -131,11 +131,11 @@ class PyramidExecutor(Executor):
     ) -> tuple[Output, dict[int, Output]]:
         if n == end:
             return h, {}
-        pyramid, before_head = self.pyramid, len(stitch.places)
+        pyramid, before_head, ends = self.pyramid, len(stitch.places), self.pyramid.used_ends()
         before = h if isinstance(h, _Maps) else _Maps(None, {})
         to_head = end > before_head
-        taps = {place: tap_places(stitch, pyramid.used_ends(), place) for place in keep if place <= before_head}
-        last = tap_places(stitch, pyramid.used_ends(), min(end, before_head))
+        taps = {place: tap_places(stitch, ends, place) for place in keep if place <= before_head}
+        last = tap_places(stitch, ends, min(end, before_head))
         stop = max(n, *last) if to_head and not taps else min(end, before_head)  # no level is behind the last one
         wanted = {place for places in (last, *taps.values()) for place in places if place > n or not n} | taps.keys()
         reached = before.h
@@ -147,7 +147,7 @@ class PyramidExecutor(Executor):
             place: _Maps(activations[place], {at: activations[at] for at in places}) for place, places in taps.items()
         }
         if to_head:
-            return pyramid.finish(stitch, [activations[place] for place in last], inputs), saved
+            return pyramid.finish(stitch, [(place, activations[place]) for place in last], inputs), saved
         return _Maps(reached, {place: activations[place] for place in last}), saved
 
 
@@ -341,17 +341,16 @@ class Pyramid(ImageNetwork):
             h = map_channels(layer, h, view.form_at(boundary)[0])
         return view.as_map(h, inputs.size, boundary), view.prefix(h, boundary)
 
-    def finish(self, stitch: Stitch, activations: Sequence[Tensor], inputs: ImageInputs) -> Any:
-        """Turn the activations at the levels that are computed into the output."""
-        return [spatial for spatial, _ in self._level_maps(stitch, activations, inputs)]
+    def finish(self, stitch: Stitch, taken: Sequence[tuple[int, Tensor]], inputs: ImageInputs) -> Any:
+        """Turn the levels that are computed, each a place along the stitch and its activation, into the output."""
+        return [spatial for spatial, _ in self._level_maps(stitch, taken, inputs)]
 
     def _level_maps(
-        self, stitch: Stitch, activations: Sequence[Tensor], inputs: ImageInputs
+        self, stitch: Stitch, taken: Sequence[tuple[int, Tensor]], inputs: ImageInputs
     ) -> list[tuple[Tensor, Tensor | None]]:
-        places = tap_places(stitch, self.used_ends())
         return [
             self.level_map(h, level, *_boundary(stitch, place), inputs)
-            for level, place, h in zip(self.used_levels(), places, activations, strict=True)
+            for level, (place, h) in zip(self.used_levels(), taken, strict=True)
         ]
 
     # ── one stitch alone ──────────────────────────────────────────────────────────────────────────
@@ -415,9 +414,9 @@ class Pyramid(ImageNetwork):
                     macs = maps[place].numel() * self.channels[level]  # of one that an extracted stitch does not hold
                 projections[key] = Cost(macs, params)
             if on_top is None:
-                ordered = [maps[places[level]] for level in used]
+                taken = [(places[level], maps[places[level]]) for level in used]
                 with Macs(NORMS) as counter:
-                    twin.finish(stitch, ordered, inputs)
+                    twin.finish(stitch, taken, inputs)
                 own = sum(projections[keys[level]].macs for level in used)
                 on_top = Cost(counter.total - own, self._params_on_top())
         return PyramidCosts(
