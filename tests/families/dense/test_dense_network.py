@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import timm_stitch
+from timm_stitch.families.dense.heads.linear import LinearHead
 from timm_stitch.families.dense.inference import windows
 
 CLASSES = 5
@@ -79,6 +80,20 @@ def test_the_output_is_the_head_on_the_pyramid(net):
             maps = pyramid(x, stitch_id=stitch_id)
             out = F.interpolate(head([maps[level] for level in levels]), x.shape[2:], mode="bilinear")
             assert torch.equal(net(x, stitch_id=stitch_id), out)
+
+
+def test_creating_one_draws_no_more_random_numbers_than_its_own_parameters_need():
+    network = timm_stitch.stitch(vits())
+    torch.manual_seed(0)
+    net = timm_stitch.dense(network, "linear", CLASSES)
+    drawn = torch.get_rng_state()
+    pyramid = network.pyramid()
+    torch.manual_seed(0)
+    again = [LinearHead(pyramid.channels, pyramid.reductions, CLASSES), network.pyramid().projections]
+    assert torch.equal(drawn, torch.get_rng_state())
+    for module, own in zip(again, (net.head, net.projections), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(module.parameters(), own.parameters(), strict=True))
+    assert len(list(net.projections.parameters()))
 
 
 def test_costs_name_the_head_and_the_projections_and_add_up(net):

@@ -13,7 +13,7 @@ from ...network.stitchable import StitchableNetwork
 from ...plan.enumeration import PlanOptions
 from ...plan.levels import make_ends
 from ..timm_models.network import SNNet
-from ..timm_models.pyramid import Pyramid
+from ..timm_models.pyramid import level_channels, level_entries
 from ..timm_models.stitching import stitch_timm
 from .heads.by_name import make_head
 from .network import DenseNetwork
@@ -73,19 +73,20 @@ def dense(
     if num_classes is None and task != "depth":
         raise ValueError("num_classes is missing: give the number of classes, the background included.")
     ends = make_ends(network.plan.anchors, levels)
-    sizes = Pyramid(network, ends, channels)
+    entries = level_entries(network.views, ends)
+    widths, reductions = level_channels(entries, channels), [entry["reduction"] for entry in entries]
     named = head if isinstance(head, str) else ""
     settings = DenseSettings(
         task=task, num_classes=1 if num_classes is None else num_classes, head=named,
-        head_options=dict(head_options or {}), ends=ends, channels=tuple(sizes.channels), tie=tie,
+        head_options=dict(head_options or {}), ends=ends, channels=tuple(widths), tie=tie,
         min_depth=min_depth, max_depth=max_depth, ignore_index=ignore_index, label_names=tuple(label_names),
     )  # fmt: skip
     if isinstance(head, str):
-        module = make_head(settings, sizes.reductions)
+        module = make_head(settings, reductions)
     elif head_options:
         raise ValueError("head_options are those of a head that is named: give a function that makes the whole head.")
     else:
-        module = head(list(sizes.channels), sizes.reductions)
+        module = head(widths, reductions)
         if not isinstance(module, nn.Module):
             raise WrongTypeError(f"head must make a module, got {type(module).__name__}.")
     like = next(network.parameters())

@@ -181,8 +181,7 @@ class Pyramid(ImageNetwork):
         self.network = _without_head(network)
         self.ends = ends
         widths = [[_width(view, end) for end in own] for view, own in zip(network.views, ends, strict=True)]
-        widest = [entry["num_chs"] for entry in level_entries(network.views, ends)]
-        self.channels = widest if channels is None else _for_each_level(channels, len(widest))
+        self.channels = level_channels(level_entries(network.views, ends), channels)
         needed = {
             (anchor, level): (width, self.channels[level])
             for anchor, own in enumerate(widths)
@@ -458,6 +457,21 @@ def level_entries(views: Sequence[BlockView], ends: Ends) -> list[FeatureEntry]:
     return entries
 
 
+def level_channels(entries: Sequence[FeatureEntry], channels: int | Sequence[int] | None = None) -> list[int]:
+    """List the channels of levels: those of their entries, or the given ones for all levels or for each.
+
+    Raises:
+        ValueError: if there are not as many channels as levels.
+    """
+    if channels is None:
+        return [entry["num_chs"] for entry in entries]
+    count = len(entries)
+    wanted = [channels] * count if isinstance(channels, int) else list(channels)
+    if len(wanted) != count or not all(isinstance(width, int) and width > 0 for width in wanted):
+        raise ValueError(f"channels must be a positive number, or one for each of {count} levels, got {channels!r}.")
+    return wanted
+
+
 def _width(view: BlockView, end: int) -> int:
     if end == EARLY and view.early is not None:
         return view.early[1]
@@ -468,13 +482,6 @@ def _reduction(view: BlockView, end: int) -> int:
     if end == EARLY and view.early is not None:
         return view.early[2]
     return view.reductions[max(end, 0)]
-
-
-def _for_each_level(channels: int | Sequence[int], count: int) -> list[int]:
-    wanted = [channels] * count if isinstance(channels, int) else list(channels)
-    if len(wanted) != count or not all(isinstance(width, int) and width > 0 for width in wanted):
-        raise ValueError(f"channels must be a positive number, or one for each of {count} levels, got {channels!r}.")
-    return wanted
 
 
 def _tied_layers(
