@@ -20,7 +20,8 @@ from ...anchors.macs import NORMS, Macs
 from ...anchors.meta_device import meta_copy
 from ...plan.costs import Cost
 from ...plan.stitch_plan import Stitch
-from ..timm_models.pyramid import Pyramid, PyramidCosts, levels_of
+from ..timm_models.pyramid import Pyramid
+from ..timm_models.pyramid_costs import PyramidCosts, levels_of
 
 
 def _upsampling(*args: object, out_val: Tensor, **kwargs: object) -> int:

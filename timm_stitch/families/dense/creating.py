@@ -13,7 +13,7 @@ from ...network.stitchable import StitchableNetwork
 from ...plan.enumeration import PlanOptions
 from ...plan.levels import make_ends
 from ..timm_models.network import SNNet
-from ..timm_models.pyramid import level_channels, level_entries
+from ..timm_models.pyramid_levels import level_channels, level_entries
 from ..timm_models.stitching import stitch_timm
 from .heads.by_name import make_head
 from .network import DenseNetwork

@@ -19,7 +19,7 @@ from ..family import WEIGHTS_FILE, CardFields, Config, Family, ReadTensors, Save
 from ..timm_models.arguments import check_config
 from ..timm_models.files import check_label_names, describe_parts
 from ..timm_models.meta_build import can_build_on_meta, materialize
-from ..timm_models.pyramid import level_entries
+from ..timm_models.pyramid_levels import level_entries
 from .heads.by_name import make_head
 from .network import DenseNetwork
 from .settings import DenseSettings

@@ -20,7 +20,9 @@ from ...plan.costs import Cost, PlanCosts, PublishedCount
 from ...plan.results import Row, Rows
 from ...plan.stitch_plan import Stitch
 from ..timm_models.network import SNNet
-from ..timm_models.pyramid import MapInputs, Pyramid, PyramidCosts
+from ..timm_models.pyramid import Pyramid
+from ..timm_models.pyramid_costs import PyramidCosts
+from ..timm_models.pyramid_executor import MapInputs
 from .authors_count import cost_as_authors, measure_as_authors
 from .inference import Inference, predict, predict_each
 from .objective import Depth, Segmentation, make_objective

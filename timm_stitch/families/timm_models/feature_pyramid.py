@@ -9,7 +9,8 @@ from ...anchors.block_view import BlockView
 from ...plan.levels import EARLY, Ends, make_ends
 from ...plan.stitch_plan import Anchor, Level
 from .features import take_indices
-from .pyramid import Pyramid, level_entries
+from .pyramid import Pyramid
+from .pyramid_levels import level_entries
 from .timm_compat import FeatureInfo
 
 _DEFAULT = 4  # levels of a network without stages: behind each quarter of its blocks

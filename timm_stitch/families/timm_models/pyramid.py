@@ -7,148 +7,29 @@ initialised as stitching layers are. So a dense head, or a detector of another l
 from __future__ import annotations
 
 import copy as copying
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ...anchors.block_view import BlockView
 from ...anchors.macs import NORMS, Macs
 from ...anchors.meta_device import meta_copy
-from ...anchors.view import CallInputs, ImageInputs, Output
+from ...anchors.view import ImageInputs
 from ...network.crossing import Join, map_channels
-from ...network.executor import Executor
 from ...network.extraction import NumberedModules, by_number, extract, shallow_twin
-from ...network.image_executor import ImageExecutor
 from ...network.image_network import ImageNetwork
 from ...network.layers import StitchingLayer
 from ...plan.costs import Cost, PlanCosts
-from ...plan.levels import EARLY, INSIDE_STEM, Ends, tap_places
+from ...plan.levels import EARLY, Ends, tap_places
 from ...plan.results import Results, Row
 from ...plan.stitch_plan import Stitch, StitchPlan
-from .features import FeatureEntry, run_to_points
+from .features import run_to_points
+from .pyramid_costs import LevelOfAnchor, PyramidCosts, boundary_at, levels_of
+from .pyramid_executor import MapInputs, PyramidExecutor
+from .pyramid_levels import level_channels, level_entries, level_reduction, level_width, tied_layers
 from .timm_compat import FeatureInfo
-
-LevelOfAnchor = tuple[int, int]  # the numbers of an anchor and a level
-
-
-@dataclass(frozen=True)
-class PyramidCosts(PlanCosts):
-    """The costs of a plan's parts, and of what follows the levels of its stitches.
-
-    Args:
-        ends: the levels.
-        levels: the numbers of those that are computed.
-        projections: the cost of each projection.
-        tied: the stitching layers that are projections as well.
-        on_top: the cost of the head on the levels.
-    """
-
-    ends: Ends = ()
-    levels: tuple[int, ...] = ()
-    projections: Mapping[LevelOfAnchor, Cost] = field(default_factory=dict)
-    tied: Mapping[LevelOfAnchor, int] = field(default_factory=dict)
-    on_top: Cost = field(default_factory=Cost)
-
-    def cost(self, stitch: Stitch) -> Cost:
-        return self.path(stitch) + self.used_projections(stitch) + self.on_top
-
-    def path(self, stitch: Stitch) -> Cost:
-        """Compute the cost of the blocks and stitching layers up to the last level that is computed."""
-        places = tap_places(stitch, self.ends)
-        behind = stitch.steps[max(places[level] for level in self.levels) :]
-        return super().cost(stitch) + Cost(-sum(map(self.step, behind)))
-
-    def used_projections(self, stitch: Stitch) -> Cost:
-        """Compute the cost of the projections that a stitch uses."""
-        total, held = Cost(), set(stitch.layers)
-        for key in levels_of(stitch, self.ends):
-            if key[1] not in self.levels:
-                continue
-            cost, layer = self.projections.get(key, Cost()), self.tied.get(key)
-            total += Cost(cost.macs, 0 if layer in held else cost.params)
-            held.update(() if layer is None else (layer,))
-        return total
-
-
-def levels_of(stitch: Stitch, ends: Ends) -> list[LevelOfAnchor]:
-    """List the anchor from which a stitch takes each level."""
-    places = tap_places(stitch, ends)
-    return [(_boundary(stitch, place)[0], level) for level, place in enumerate(places)]
-
-
-def _boundary(stitch: Stitch, place: int) -> tuple[int, int]:
-    """The anchor and boundary of a place along a stitch."""
-    return (stitch.front, EARLY) if place == INSIDE_STEM else stitch.places[place - 1]
-
-
-class MapInputs(ImageInputs):
-    """The images of a call whose output is one map for each level."""
-
-    def join(self, outputs: Sequence[Any], num_labels: Sequence[int], order: Tensor) -> Any:
-        if isinstance(outputs[0], Tensor):
-            return super().join(outputs, num_labels, order)
-        return [torch.cat(maps).index_select(0, order) for maps in zip(*outputs, strict=True)]
-
-
-@dataclass(frozen=True)
-class _Maps:
-    """The last activation of a part of a path, and the activations that are levels so far, by their places."""
-
-    h: Output
-    kept: Mapping[int, Tensor]
-
-    def __getitem__(self, rows: slice) -> _Maps:
-        return _Maps(self.h[rows], {place: h[rows] for place, h in self.kept.items()})
-
-
-class PyramidExecutor(Executor):
-    """Runs stitches of a network to the levels of a pyramid, and then what lies on top.
-
-    Args:
-        pyramid: the pyramid.
-    """
-
-    def __init__(self, pyramid: Pyramid) -> None:
-        self.pyramid = pyramid
-        self.inner: ImageExecutor = pyramid.network.executor
-        self.views, self.layers, self.stitched_norm = self.inner.views, self.inner.layers, True
-
-    def run(self, stitch: Stitch, inputs: CallInputs) -> Output:
-        return self.advance(stitch, 0, len(stitch.steps), None, inputs)[0]
-
-    def shares_work(self, inputs: CallInputs) -> bool:
-        return self.inner.shares_work(inputs)
-
-    def look(self, stitch: Stitch) -> bool:
-        return self.inner.look(stitch)
-
-    def advance(
-        self, stitch: Stitch, n: int, end: int, h: Output, inputs: Any, keep: Collection[int] = ()
-    ) -> tuple[Output, dict[int, Output]]:
-        if n == end:
-            return h, {}
-        pyramid, before_head, ends = self.pyramid, len(stitch.places), self.pyramid.used_ends()
-        before = h if isinstance(h, _Maps) else _Maps(None, {})
-        to_head = end > before_head
-        taps = {place: tap_places(stitch, ends, place) for place in keep if place <= before_head}
-        last = tap_places(stitch, ends, min(end, before_head))
-        stop = max(n, *last) if to_head and not taps else min(end, before_head)  # no level is behind the last one
-        wanted = {place for places in (last, *taps.values()) for place in places if place > n or not n} | taps.keys()
-        reached = before.h
-        new: dict[int, Tensor] = {}
-        if n < stop or (n == 0 and INSIDE_STEM in wanted):
-            reached, new = run_to_points(self.inner, stitch, inputs, wanted, stop, n, before.h)
-        activations = {**before.kept, **new}
-        saved: dict[int, Output] = {
-            place: _Maps(activations[place], {at: activations[at] for at in places}) for place, places in taps.items()
-        }
-        if to_head:
-            return pyramid.finish(stitch, [(place, activations[place]) for place in last], inputs), saved
-        return _Maps(reached, {place: activations[place] for place in last}), saved
 
 
 class Pyramid(ImageNetwork):
@@ -180,7 +61,7 @@ class Pyramid(ImageNetwork):
         nn.Module.__init__(self)
         self.network = _without_head(network)
         self.ends = ends
-        widths = [[_width(view, end) for end in own] for view, own in zip(network.views, ends, strict=True)]
+        widths = [[level_width(view, end) for end in own] for view, own in zip(network.views, ends, strict=True)]
         self.channels = level_channels(level_entries(network.views, ends), channels)
         needed = {
             (anchor, level): (width, self.channels[level])
@@ -188,7 +69,7 @@ class Pyramid(ImageNetwork):
             for level, width in enumerate(own)
             if width != self.channels[level]
         }
-        self.tied = _tied_layers(network.plan, ends, needed) if tie else {}
+        self.tied = tied_layers(network.plan, ends, needed) if tie else {}
         like = next(network.parameters())
         layers: dict[int, dict[int, nn.Module]] = {}
         for (anchor, level), (width, wanted) in needed.items():
@@ -228,7 +109,7 @@ class Pyramid(ImageNetwork):
     @property
     def executor(self) -> PyramidExecutor:  # type: ignore[override] # as above
         """The object that runs the stitches."""
-        return PyramidExecutor(self)
+        return PyramidExecutor(self.network.executor, self.used_ends(), self.finish)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -285,7 +166,7 @@ class Pyramid(ImageNetwork):
     def reductions(self) -> list[int]:
         """The input pixels per position of each level, in each direction."""
         view = self.network.views[-1]
-        return [_reduction(view, end) for end in self.ends[-1]]
+        return [level_reduction(view, end) for end in self.ends[-1]]
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -322,7 +203,7 @@ class Pyramid(ImageNetwork):
         for anchor, own in by_number(self.projections).items():
             for level, layer in by_number(cast("nn.ModuleList", own)).items():
                 ends = [one[level] for one in self.ends]
-                widths = [_width(view, end) for view, end in zip(self.network.views, ends, strict=True)]
+                widths = [level_width(view, end) for view, end in zip(self.network.views, ends, strict=True)]
                 if self.channels[level] in widths:
                     target = len(widths) - 1 - widths[::-1].index(self.channels[level])
                     key = f"projections.{anchor}.{level}"
@@ -348,7 +229,7 @@ class Pyramid(ImageNetwork):
         self, stitch: Stitch, taken: Sequence[tuple[int, Tensor]], inputs: ImageInputs
     ) -> list[tuple[Tensor, Tensor | None]]:
         return [
-            self.level_map(h, level, *_boundary(stitch, place), inputs)
+            self.level_map(h, level, *boundary_at(stitch, place), inputs)
             for level, (place, h) in zip(self.used_levels(), taken, strict=True)
         ]
 
@@ -402,13 +283,13 @@ class Pyramid(ImageNetwork):
             _, maps = run_to_points(twin.executor.inner, stitch, inputs, set(places), max(places))
             for key, place in zip(keys, places, strict=True):
                 with Macs(NORMS) as counter:
-                    twin.level_map(maps[place], key[1], *_boundary(stitch, place), inputs)
+                    twin.level_map(maps[place], key[1], *boundary_at(stitch, place), inputs)
                 layer = self.projection(*key)  # with its low-rank part
                 params = 0 if layer is None else sum(p.numel() for p in layer.parameters())
                 macs, (anchor, level) = counter.total, key
                 if (
                     layer is None
-                    and _width(self.network.views[anchor], self.ends[anchor][level]) != self.channels[level]
+                    and level_width(self.network.views[anchor], self.ends[anchor][level]) != self.channels[level]
                 ):
                     macs = maps[place].numel() * self.channels[level]  # of one that an extracted stitch does not hold
                 projections[key] = Cost(macs, params)
@@ -439,59 +320,3 @@ def _without_head(network: Any) -> Any:
     twin._model_args = dict(getattr(network, "_model_args", {}))
     twin.stitched_norm = True  # there is none
     return twin
-
-
-def level_entries(views: Sequence[BlockView], ends: Ends) -> list[FeatureEntry]:
-    """Make entries of timm's `feature_info` for levels, named by the largest anchor, as wide as the widest."""
-    largest, last, entries = views[-1], len(views) - 1, list[FeatureEntry]()
-    for level in zip(*ends, strict=True):
-        end = level[-1]
-        if end > 0:
-            name = largest.block_name(end - 1)
-        else:
-            inside = largest.early if end == EARLY else None
-            name = largest.parameter_groups().stem[-1] if inside is None else inside[0]
-        widest = max(_width(view, own) for view, own in zip(views, level, strict=True))
-        reduction = _reduction(largest, end)
-        entries.append({"module": f"network.anchors.{last}.{name}", "num_chs": widest, "reduction": reduction})
-    return entries
-
-
-def level_channels(entries: Sequence[FeatureEntry], channels: int | Sequence[int] | None = None) -> list[int]:
-    """List the channels of levels: those of their entries, or the given ones for all levels or for each.
-
-    Raises:
-        ValueError: if there are not as many channels as levels.
-    """
-    if channels is None:
-        return [entry["num_chs"] for entry in entries]
-    count = len(entries)
-    wanted = [channels] * count if isinstance(channels, int) else list(channels)
-    if len(wanted) != count or not all(isinstance(width, int) and width > 0 for width in wanted):
-        raise ValueError(f"channels must be a positive number, or one for each of {count} levels, got {channels!r}.")
-    return wanted
-
-
-def _width(view: BlockView, end: int) -> int:
-    if end == EARLY and view.early is not None:
-        return view.early[1]
-    return view.widths[max(end, 0)]
-
-
-def _reduction(view: BlockView, end: int) -> int:
-    if end == EARLY and view.early is not None:
-        return view.early[2]
-    return view.reductions[max(end, 0)]
-
-
-def _tied_layers(
-    plan: StitchPlan, ends: Ends, needed: Mapping[LevelOfAnchor, tuple[int, int]]
-) -> dict[LevelOfAnchor, int]:
-    """Find the stitching layers that leave an anchor at a level for an anchor as wide as the level."""
-    tied: dict[LevelOfAnchor, int] = {}
-    for (anchor, level), widths in needed.items():
-        for number, spec in enumerate(plan.layers):
-            leaves = {stop for stop, _ in plan.pairs(number)}
-            if spec.front == anchor and (spec.in_width, spec.out_width) == widths and ends[anchor][level] in leaves:
-                tied.setdefault((anchor, level), number)
-    return tied
