@@ -26,7 +26,13 @@ ROOT = Path(__file__).parent.parent
 WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
 SHOWN = ("", "choose_stitches/", "installation/", "networks/", "experiments/", "command_line/", "api/create/")
 # What a reader types, and the page that must come first.
-SEARCHES = {"install": "installation/", "cite": "citation/", "fine-tune": "tutorial_timm/", "glossary": "concepts/"}
+SEARCHES = {
+    "install": "installation/",
+    "cite": "citation/",
+    "fine-tune": "tutorial_timm/",
+    "finetune": "training/",
+    "glossary": "concepts/",
+}
 
 # Texts below the contrast that WCAG 2.1 AA asks for (4.5, large text 3), by element and color.
 CONTRAST = r"""() => {
