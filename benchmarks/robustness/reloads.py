@@ -40,6 +40,7 @@ from command_line import make_parser, print_row
 
 PATIENCE = 600.0  # seconds that an engine may take
 IMAGES = 16  # different ones
+PAUSE = 0.05  # mean seconds between requests of one client, so that the engine can compile
 
 
 def make_network(seed: int, folder: Path) -> Any:
@@ -166,7 +167,7 @@ class Check:
         """Send requests until the end."""
         draw, where = random.Random(seed), self.server.url.removeprefix("http://")
         connection = http.client.HTTPConnection(where, timeout=60)
-        while not self.ended.is_set():
+        while not self.ended.wait(draw.expovariate(1 / PAUSE)):
             try:
                 self.ask(connection, draw)
             except (OSError, http.client.HTTPException) as error:
