@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..choices import ENGINES, POLICIES, PRECISIONS
+from ..choices import ENGINES, POLICIES, SERVED_PRECISIONS
 from ..deployment.serving.config import ServingConfig
 from ..errors import library_errors
 from ..files import whole_file
@@ -92,13 +92,16 @@ def add_verbs(verbs: Verbs) -> None:
     )
     verb.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=SERVED_PRECISIONS,
         default="fp32",
-        help="precision of the network's arithmetic; its agreement with fp32 is measured first; fp16 is for GPUs "
-        "(default: fp32)",
+        help="precision of the network's arithmetic; its agreement with fp32 is measured first; fp16 is for GPUs, "
+        "int8 for openvino and onnxruntime (default: fp32)",
     )
     verb.add_argument(
-        "--calibration", metavar="FOLDER", help="images to measure the agreement of --precision on (default: noise)"
+        "--calibration",
+        metavar="FOLDER",
+        help="images to measure the agreement of --precision on (default: noise); int8 needs them, and calibrates on "
+        "half of them",
     )
     ray = verb.add_argument_group("replicas, by Ray Serve")
     ray.add_argument("--ray", action="store_true", help="serve by replicas, here or on a cluster")

@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .job import Job, Location, Run, is_convolutional, locate, require_packages
+from .onnx_int8 import WHOLE, quantize_int8
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -127,9 +127,9 @@ def _quantized(graph: ir.Model, job: Job, model: nn.Module, stitch_id: int) -> i
         if job.quantize == "float16":
             _float16(whole, small)
         else:
-            _int8(whole, small, job, is_convolutional(model))
+            quantize_int8(whole, small, job, is_convolutional(model))
             before, after = whole.stat().st_size, small.stat().st_size
-            if after > before / 2:
+            if after > before / 2 and job.quantize != WHOLE:
                 raise ValueError(
                     f"int8 would shrink stitch {stitch_id} from {before:,} bytes to {after:,} only: it quantises "
                     "linear layers and convolutions, and most of this stitch is neither. Export it in float32."
@@ -141,55 +141,3 @@ def _float16(whole: Path, small: Path) -> None:
     """Convert weights and sums to 16 bits; images and logits keep 32."""
     onnx, convert = import_module("onnx"), import_module("onnxruntime.transformers.float16")
     onnx.save(convert.convert_float_to_float16(onnx.load(whole), keep_io_types=True), small)
-
-
-def _int8(whole: Path, small: Path, job: Job, static: bool) -> None:
-    """Quantise weights to 8 bits by channel: convolutions with ranges measured on the images, or linear layers.
-
-    `reduce_range` uses seven bits, so that no sum overflows on x86 processors without VNNI instructions: the
-    outputs measured here are then those to expect elsewhere.
-    """
-    tools = import_module("onnxruntime.quantization")
-    typed = whole.with_name("typed.onnx")
-    import_module("onnxruntime.quantization.shape_inference").quant_pre_process(
-        whole, typed, skip_optimization=True, skip_symbolic_shape=True
-    )
-    common = {"per_channel": True, "reduce_range": True, "weight_type": tools.QuantType.QInt8}
-    if not static:
-        tools.quantize_dynamic(typed, small, op_types_to_quantize=["MatMul"], **common)
-        return
-
-    class Images(tools.CalibrationDataReader):  # type: ignore[name-defined]
-        """An iterator over batches of images."""
-
-        def __init__(self) -> None:
-            self.batches: Iterator[Any] = iter(job.calibration())
-
-        def get_next(self) -> dict[str, object] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"images": batch.numpy()}
-
-    chosen, fixed = ["Conv", "Gemm", "MatMul"], {"TensorQuantOverrides": _scales(typed)}
-    tools.quantize_static(typed, small, Images(), op_types_to_quantize=chosen, extra_options=fixed, **common)
-
-
-def _scales(typed: Path) -> dict[str, list[dict[str, object]]]:
-    """Fix the steps of convolutions' weights that have channels with tiny weights but a large bias.
-
-    A bias has 32 bits in steps of the weights' step times the input's. If that is too little, onnxruntime enlarges the
-    weights' steps by the inputs that it sees; stitches would then no longer have the same weights.
-    """
-    onnx = import_module("onnx")
-    graph = onnx.load(typed).graph
-    values = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
-    overrides: dict[str, list[dict[str, object]]] = {}
-    for node in graph.node:
-        if node.op_type == "Conv" and len(node.input) == 3 and {*node.input[1:]} <= {*values}:
-            weight, bias = (values[name] for name in node.input[1:])
-            steps, least = abs(weight).reshape(len(weight), -1).max(1) / 64, abs(bias) * 1e-6  # seven bits
-            if (steps < least).any():
-                overrides[node.input[1]] = [
-                    {"axis": 0, "scale": np.float32(max(pair)), "zero_point": np.int8(0)}
-                    for pair in zip(steps, least, strict=True)
-                ]
-    return overrides

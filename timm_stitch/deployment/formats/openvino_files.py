@@ -63,7 +63,7 @@ def load(folder: Path, location: Location) -> Run:
 
 
 def compile_graph(folder: Path, location: Location, options: Mapping[str, object]) -> Run:
-    """Compile a graph to run on the CPU; two threads must not run it at the same time.
+    """Compile a graph, or an ONNX file, to run on the CPU; two threads must not run it at the same time.
 
     Args:
         folder: the folder of the graph.
@@ -72,7 +72,9 @@ def compile_graph(folder: Path, location: Location, options: Mapping[str, object
     """
     check_packages()
     core: Any = import_module("openvino").Core()
-    graph = core.read_model(str(locate(folder, location)), str(folder / WEIGHTS_FILE))
+    path = locate(folder, location)
+    weights = [] if path.suffix == ".onnx" else [str(folder / WEIGHTS_FILE)]  # an ONNX file names its weights
+    graph = core.read_model(str(path), *weights)
     request = core.compile_model(graph, "CPU", dict(options)).create_infer_request()
 
     def run(images: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...choices import ENGINES, POLICIES, PRECISIONS, EngineName, PolicyName, Precision
+from ...choices import ENGINES, POLICIES, SERVED_PRECISIONS, EngineName, PolicyName, ServedPrecision
 
 LONGEST_MS = 600_000  # the longest latency target, also of a request
 
@@ -22,12 +22,13 @@ class ServingConfig:
         most_waiting: the largest number of images that may wait at once.
         most_pixels: the largest number of pixels of an image.
         most_images: the largest number of images in a request.
-        precision: the precision of the network's arithmetic; `"fp16"` on GPUs only.
+        precision: the precision of the network's arithmetic; `"fp16"` on GPUs only, `"int8"` by OpenVINO or ONNX
+            Runtime only.
         engine: the engine that runs the stitches: `"torch"`; `"openvino"` or `"onnxruntime"`, which compile them while
             torch answers; or `"auto"`, OpenVINO if it is installed and faster.
         most_memory_mb: the most megabytes that compiled weights may take; default any.
         calibration: a folder of images on which the agreement of another precision with float32 is measured; default
-            noise.
+            noise. `"int8"` needs one: half of its images fix the ranges of activations.
 
     Raises:
         ValueError: if a value is out of range.
@@ -44,7 +45,7 @@ class ServingConfig:
     most_waiting: int = 1000
     most_pixels: int = 50_000_000
     most_images: int = 32
-    precision: Precision = "fp32"
+    precision: ServedPrecision = "fp32"
     calibration: str | None = None
     engine: EngineName = "torch"
     most_memory_mb: float | None = None
@@ -60,12 +61,21 @@ class ServingConfig:
             )
         if self.policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}.")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
+        if self.precision not in SERVED_PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(SERVED_PRECISIONS)}, got {self.precision!r}.")
         if self.engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}.")
         if self.most_memory_mb is not None and not 0 < self.most_memory_mb < math.inf:
             raise ValueError(f"most_memory_mb must be positive and finite, got {self.most_memory_mb}.")
+        if self.precision == "int8" and self.engine in ("torch", "auto"):
+            raise ValueError(
+                f"precision int8 needs engine='openvino' or engine='onnxruntime', got engine={self.engine!r}: torch "
+                "computes in fp32 or bf16."
+            )
+        if self.precision == "int8" and self.calibration is None:
+            raise ValueError(
+                "precision int8 needs calibration: name a folder of images, a few hundred like those to come."
+            )
         if self.calibration is not None and self.precision == "fp32":
             raise ValueError("calibration is for a precision other than fp32: leave it out, or give precision='bf16'.")
         if self.stitch_id is not None and self.policy != "fixed":

@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 
 import torch
@@ -21,6 +22,7 @@ from ...families.timm_models.network import SNNet
 from ..class_names import task_of
 from ..policies import LatencyTable
 from .backends.backend import Backend
+from .backends.calibration import calibrating_images, image_files
 from .backends.compiled import CompiledBackend, Compiler
 from .backends.conversions import ConversionError, read_latencies, write_latencies
 from .backends.torch_backend import TorchBackend
@@ -64,10 +66,12 @@ def load_compiler(engine: EngineName, model: SNNet, config: ServingConfig) -> tu
             raise ValueError(f"engine {name} runs on the CPU, and the network is on {device}: use engine torch there.")
         if task_of(model) != "classification":
             raise ValueError(f"engine {name} runs classifiers, and this network predicts {task_of(model)}: use torch.")
-        if config.precision not in compiler.PRECISIONS:
-            fits = " or ".join(compiler.PRECISIONS)
+        if config.precision not in compiler.FORMATS:
+            fits = " or ".join(compiler.FORMATS)
             raise ValueError(f"engine {name} computes in {fits} here, got precision {config.precision}.")
         compiler.check(config.precision)
+        if config.calibration is not None:
+            image_files(config.calibration)
     except (ImportError, ValueError) as error:
         if engine != "auto":
             raise
@@ -91,7 +95,9 @@ def choose_layout(engine: str, compiler: Compiler, deployment: Deployment, confi
     extracted = [dict(model.extract(k).named_parameters()) for k in stitch_ids]
     whole = sum(tensor.numel() for small in extracted for tensor in small.values()) * 4 / 1e6
     union = sum(tensor.numel() for tensor in {k: v for s in extracted for k, v in s.items()}.values()) * 4 / 1e6
-    layout = "parts" if compiler.SHARES_PARTS and whole > SHARED * union else "whole"
+    if config.precision == "int8":
+        whole /= 4
+    layout = "parts" if compiler.SHARES_PARTS and config.precision != "int8" and whole > SHARED * union else "whole"
     megabytes = union if layout == "parts" else whole
     how = "in parts that they share" if layout == "parts" else "each with its own copy of its weights"
     _logger.warning("%s compiles %d stitches, %s: about %.1f MB", engine, len(stitch_ids), how, megabytes)
@@ -129,7 +135,10 @@ class Handover:
         assert network is not None
         self.known = known_rows(network.model, config)
         assert isinstance(reference, TorchBackend)
-        self.backend = CompiledBackend(reference, compiler, engine, torch.get_num_threads(), processor_name(), layout)
+        self.backend = CompiledBackend(
+            reference, compiler, engine, torch.get_num_threads(), processor_name(), layout,
+            partial(calibrating_images, network, config) if config.precision == "int8" else None,
+        )  # fmt: skip
         self.thread = threading.Thread(target=self._work, name="compiler", daemon=True)
         self.thread.start()
 

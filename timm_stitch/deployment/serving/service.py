@@ -22,7 +22,7 @@ from ...families.timm_models.network import SNNet
 from ...plan.results import Row
 from ..class_names import task_of
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
-from .backends.agreement import Agreement, calibration_images, count_images, measure_agreement
+from .backends.agreement import Agreement, compared_images, count_images, measure_agreement
 from .backends.backend import Backend
 from .backends.compiled import Compiler
 from .backends.map_backend import MapBackend
@@ -77,7 +77,8 @@ class InferenceService:
         _leave_the_file(model)
         network = ServedNetwork.of(model.eval())
         classifies = task_of(model) == "classification"
-        backend = (TorchBackend if classifies else MapBackend)(model, self.config.precision)
+        precision = "fp32" if self.config.precision == "int8" else self.config.precision  # until the engine is ready
+        backend = (TorchBackend if classifies else MapBackend)(model, precision)
         table = LatencyTable(latency_rows(model, self.config, backend))
         if getattr(getattr(model, "inference", None), "mode", "whole") == "slide":
             _logger.warning(
@@ -109,7 +110,7 @@ class InferenceService:
     def _agreement(self, network: ServedNetwork, backend: Backend, table: LatencyTable) -> Agreement:
         """Measure how often a backend agrees with the network in float32, and print it."""
         count = count_images(2 * sum(table.each))
-        images, source = calibration_images(network, self.config.calibration, count)
+        images, source = compared_images(network, self.config, count)
         reference = TorchBackend(network.model)
         agreement = measure_agreement(reference.run, backend.run, images, source, table.stitch_ids)
         _logger.warning("%s in %s agrees with fp32: %s", backend.engine, backend.precision, agreement)
@@ -289,7 +290,8 @@ def arithmetic(deployment: Deployment, stitch_id: int) -> dict[str, object]:
     if backend is None:
         return {}
     facts: dict[str, object] = {
-        "engine": backend.engine if stitch_id in backend.ready else "torch", "precision": backend.precision,
+        "engine": backend.engine if stitch_id in backend.ready else "torch",
+        "precision": backend.precision_of(stitch_id),
     }  # fmt: skip
     if agreement is not None and stitch_id in agreement.each:
         facts["agreement"] = agreement.each[stitch_id]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ....data.images import read_image
+from ..config import ServingConfig
 from ..network import ServedNetwork
+from .calibration import image_files, read_images, split_files
 
 Run = Callable[[Tensor, int], Tensor]
 
@@ -29,7 +28,7 @@ class Agreement:
 
     Args:
         images: the number of images.
-        source: the folder of the images, or `"noise"`.
+        source: where the images are from, such as a folder, or `"noise"`.
         each: the share of images with the same class, by stitch.
         largest_difference: the largest difference of any logit.
     """
@@ -59,13 +58,13 @@ def count_images(seconds_per_image: float) -> int:
     return max(LEAST_IMAGES, min(MOST_IMAGES, int(SECONDS / seconds_per_image)))
 
 
-def calibration_images(network: ServedNetwork, folder: str | None, count: int) -> tuple[Tensor, str]:
-    """Prepare images from a folder, or draw noise.
+def compared_images(network: ServedNetwork, config: ServingConfig, count: int) -> tuple[Tensor, str]:
+    """Prepare the images that measure agreement: of the folder of a config, or noise if it names none.
 
     Args:
         network: the network that prepares images.
-        folder: a folder with images at any depth; None for noise.
-        count: the most images to read, evenly spaced among all files.
+        config: the folder, and the precision. Images that calibrated int8 are left out if there are enough others.
+        count: the most images.
 
     Returns:
         The images, shape (N, C, H, W), and their source.
@@ -73,20 +72,15 @@ def calibration_images(network: ServedNetwork, folder: str | None, count: int) -
     Raises:
         ValueError: if the folder has no images, or one cannot be read.
     """
+    folder = config.calibration
     if folder is None:
         return torch.randn(count, *network.shape, generator=torch.Generator().manual_seed(0)), _NOISE
-    suffixes = set(Image.registered_extensions())
-    files = sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in suffixes
-    )
-    if not files:
-        raise ValueError(f"there are no images in {folder!r}: give a folder of images as calibration.")
-    count = min(count, len(files))
-    picked = [files[n * len(files) // count] for n in range(count)]
-    return torch.stack([network.transform(read_image(str(file), network.mode)) for file in picked]), folder
+    files: Sequence[Path] = image_files(folder)
+    source = folder
+    if config.precision == "int8":
+        calibrating, files = split_files(files)
+        source += ", which also calibrated" if calibrating is files else " that did not calibrate"
+    return read_images(network, files, count), source
 
 
 def measure_agreement(reference: Run, run: Run, images: Tensor, source: str, stitch_ids: Sequence[int]) -> Agreement:

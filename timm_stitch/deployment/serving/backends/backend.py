@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ....choices import Precision
+from ....choices import ServedPrecision
 
 
 class Backend(Protocol):
@@ -21,12 +21,15 @@ class Backend(Protocol):
     """
 
     engine: str
-    precision: Precision
+    precision: ServedPrecision
     name: str
 
     @property
     def ready(self) -> Collection[int]:
         """The ids of the stitches that run in this engine; all others run in torch."""
+
+    def precision_of(self, stitch_id: int) -> ServedPrecision:
+        """Return the precision in which a stitch runs; one that is not ready may run in another."""
 
     def prepare(self, stitch_ids: Sequence[int], batch_sizes: Sequence[int]) -> None:
         """Make these stitches fast from their first call on, for each of these batch sizes."""

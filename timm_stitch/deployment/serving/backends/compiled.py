@@ -12,39 +12,39 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ....choices import Precision
+from ....choices import ServedPrecision
 from ...formats.job import Location
 from .conversions import ConversionError, conversion_folder, open_conversion
 from .torch_backend import TorchBackend
 
 _logger = logging.getLogger(__name__)
 
-# The largest difference of a logit from float32, over the largest logit or 1: what a sound conversion stays below.
-BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "bf16": 0.25}
+# What a sound conversion stays below. In fp32 and bf16: the largest difference of a logit from float32 on noise, over
+# the largest logit or 1. In int8, on images that calibrated: the mean difference over the spread of the logits.
+BOUNDS: dict[ServedPrecision, float] = {"fp32": 1e-4, "bf16": 0.25, "int8": 0.3}
 _COMPARED = (1, 3)  # images of two calls
+_COMPARED_IN_INT8 = 32
 
 
 class Compiler(Protocol):
     """A module of this folder that compiles converted stitches for one engine.
 
     Attributes:
-        FORMAT: the format of `export` that it compiles.
-        PRECISIONS: the precisions that it computes in.
+        FORMATS: the precisions that it computes in, each with the format of `export` that it compiles then.
         SHARES_PARTS: whether it can compile parts that stitches share.
     """
 
-    FORMAT: str
-    PRECISIONS: tuple[Precision, ...]
+    FORMATS: dict[ServedPrecision, str]
     SHARES_PARTS: bool
 
-    def check(self, precision: Precision) -> None:
+    def check(self, precision: ServedPrecision) -> None:
         """Import what the engine needs, and refuse a precision that this machine lacks."""
 
     def version(self) -> str:
         """Return the engine and its version."""
 
     def compile_stitch(
-        self, folder: Path, location: Location, precision: Precision, threads: int
+        self, folder: Path, location: Location, precision: ServedPrecision, threads: int
     ) -> Callable[[Tensor], Tensor]:
         """Compile a converted file: a stitch, or a part of some."""
 
@@ -59,14 +59,16 @@ class CompiledBackend:
         threads: the number of its threads.
         machine: the name of the processor.
         layout: `"whole"` stitches or shared `"parts"`.
+        calibration: a function that reads the images that calibrate int8; by default the precision is the reference's.
     """
 
     def __init__(
-        self, reference: TorchBackend, compiler: Compiler, engine: str, threads: int, machine: str, layout: str
-    ) -> None:
+        self, reference: TorchBackend, compiler: Compiler, engine: str, threads: int, machine: str, layout: str,
+        calibration: Callable[[], Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self.reference, self.compiler, self.engine, self.threads = reference, compiler, engine, threads
-        self.precision: Precision = reference.precision
-        self.layout = layout
+        self.precision: ServedPrecision = "int8" if calibration else reference.precision
+        self.layout, self.calibration = layout, calibration
         self.name = f"{machine}, {threads} threads, {compiler.version()}, {self.precision}, {layout}"
         self.folder: Path | None = None
         model = reference.network
@@ -82,26 +84,36 @@ class CompiledBackend:
         """The stitches that are compiled."""
         return self._compiled.keys()
 
+    def precision_of(self, stitch_id: int) -> ServedPrecision:
+        """Return the precision in which a stitch runs here, or in torch."""
+        return self.precision if stitch_id in self._compiled else self.reference.precision
+
     def prepare(self, stitch_ids: Sequence[int], batch_sizes: Sequence[int]) -> None:
         """Convert and compile stitches, compare them with torch, and call them with each batch size.
 
         Raises:
+            ValueError: if an image that calibrates cannot be read.
             ConversionError: if they cannot be converted, or the backend was closed.
             OSError: if the cache cannot be written.
         """
         model = self.reference.network
-        self.folder = conversion_folder(model, stitch_ids, self.compiler.version(), self.compiler.FORMAT, self.layout)
-        locations = open_conversion(model, stitch_ids, self.folder, self.compiler.FORMAT, self.layout, self._watch)
+        images, format = self.calibration and self.calibration(), self.compiler.FORMATS[self.precision]
+        self.folder = conversion_folder(model, stitch_ids, format, self.layout, images)
+        locations = open_conversion(model, stitch_ids, self.folder, format, self.layout, images, self._watch)
         compared = TorchBackend(model)
         for stitch_id in stitch_ids:
             if self.closed:
                 raise ConversionError("the server no longer needs it.")
             run = self._compile(self.folder, locations[stitch_id])
-            difference = _difference(run, compared, stitch_id, self.shape)
+            if images is None:
+                difference = _difference(run, compared, stitch_id, self.shape)
+            else:
+                difference = _mean_difference(run, compared, stitch_id, images[:_COMPARED_IN_INT8])
             if not difference <= BOUNDS[self.precision]:  # NaN neither
                 _logger.warning(
-                    "stitch %d runs in torch: in %s its logits differ from torch's by %.1e of the largest, above %g",
-                    stitch_id, self.engine, difference, BOUNDS[self.precision],
+                    "stitch %d runs in torch: in %s its logits differ from torch's by %.1e of %s, above %g",
+                    stitch_id, self.engine, difference, "the largest" if images is None else "their spread",
+                    BOUNDS[self.precision],
                 )  # fmt: skip
                 continue
             self._compiled[stitch_id] = run
@@ -171,3 +183,12 @@ def _difference(
         if not difference <= largest:  # NaN stays
             largest = difference
     return largest
+
+
+def _mean_difference(run: Callable[[Tensor], Tensor], reference: TorchBackend, stitch_id: int, images: Tensor) -> float:
+    """Compute the root mean square of the difference from torch's logits, over that of the logits of each image."""
+    logits, expected = (
+        torch.cat([call(batch) for batch in images.split(8)]) for call in (run, lambda x: reference.run(x, stitch_id))
+    )
+    spread = expected - expected.mean(-1, keepdim=True)
+    return float((logits - expected).square().mean().sqrt() / spread.square().mean().sqrt())

@@ -1,6 +1,7 @@
-"""The process that converts stitches for an engine: `python -m … NETWORK FOLDER FORMAT LAYOUT STITCH_ID…`.
+"""The process that converts stitches for an engine: `python -m … NETWORK FOLDER FORMAT LAYOUT IMAGES STITCH_ID…`.
 
-The layout is `whole`, a file for each stitch, or `parts`, one for each part that stitches share.
+The layout is `whole`, a file for each stitch, or `parts`, one for each part that stitches share. The images are a file
+of those that calibrate int8, or empty for float32.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,14 +21,14 @@ from ....families.timm_models.network import SNNet
 from ....hub.loading import from_hub
 from ....plan.shared_parts import Part, shared_parts
 from ...exporting import FORMATS, copy_for_export
-from ...formats import openvino_files
+from ...formats import onnx_int8, openvino_files
 from ...formats.job import Batch, Job, Location
 from .conversions import write_conversion
 
 
 def main(arguments: list[str]) -> None:
     """Convert stitches of the network in a folder into another."""
-    network, folder, format, layout, *stitch_ids = arguments
+    network, folder, format, layout, images, *stitch_ids = arguments
     if hasattr(os, "nice"):
         os.nice(10)  # requests come first
     torch.set_num_threads(1)
@@ -36,7 +38,10 @@ def main(arguments: list[str]) -> None:
     if layout == "parts":
         write_conversion(Path(folder), write_parts(model, ids, Path(folder)))
         return
-    job = Job(model, {k: model.extract(k) for k in ids}, Batch(1))
+    extracted = {k: model.extract(k) for k in ids}
+    job = Job(model, extracted, Batch(1))
+    if images:
+        job = Job(model, extracted, Batch(1), onnx_int8.WHOLE, torch.from_numpy(np.load(images)))
     write_conversion(Path(folder), FORMATS[format].write(job, Path(folder)))
 
 

@@ -19,12 +19,16 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+from torch import Tensor
+
 from ....families.timm_models.network import SNNet
 from ....files import whole_file, whole_folder
 from ....hub.saving import save_pretrained
 from ....network.weights import cached_fingerprint
 from ....plan.results import Row
 from ...formats.job import Location
+from ...formats.onnx_int8 import int8_weight_bits
 
 CONVERSION_FILE = "conversion.json"
 _KEPT = 8  # conversions in the cache
@@ -41,23 +45,28 @@ def cache_folder() -> Path:
     return Path(cache, "timm_stitch", "engines")
 
 
-def conversion_folder(model: SNNet, stitch_ids: Sequence[int], engine: str, format: str, layout: str) -> Path:
+def conversion_folder(
+    model: SNNet, stitch_ids: Sequence[int], format: str, layout: str, images: Tensor | None = None
+) -> Path:
     """Name the folder of a conversion.
 
     Args:
         model: the network.
         stitch_ids: the stitches.
-        engine: the engine with its version.
         format: the format of the files.
         layout: `"whole"` stitches or shared `"parts"`.
+        images: the images that calibrate int8; None for float32.
     """
-    made_by = [engine, format, layout, *(f"{name} {version(name)}" for name in ("timm_stitch", "torch", "timm"))]
-    if format == "onnx":
-        made_by += [f"{name} {version(name)}" for name in ("onnxscript", "onnx_ir")]
+    packages = ["timm_stitch", "torch", "timm", *(("onnxscript", "onnx_ir") if format == "onnx" else (format,))]
+    made_by = [format, layout]
+    if images is not None:
+        packages.append("onnxruntime")
+        made_by += [f"{int8_weight_bits()} bits", hashlib.sha256(images.numpy().tobytes()).hexdigest()]
+    made_by += [f"{name} {version(name)}" for name in packages]
     plan = [[k, model.plan[k].name] for k in stitch_ids]
     text = json.dumps([made_by, plan, model.image_size, model.in_chans, str(model)])
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return cache_folder() / f"{cached_fingerprint(model)}-{engine.replace(' ', '-')}-{key}"
+    return cache_folder() / f"{cached_fingerprint(model)}-{format}-{key}"
 
 
 def open_conversion(
@@ -66,6 +75,7 @@ def open_conversion(
     folder: Path,
     format: str,
     layout: str,
+    images: Tensor | None = None,
     watch: Callable[[subprocess.Popen[str]], None] = lambda process: None,
 ) -> dict[int, Location]:
     """Find converted stitches in a folder, or convert them into it.
@@ -76,6 +86,7 @@ def open_conversion(
         folder: the folder, by `conversion_folder`.
         format: the format of the files.
         layout: `"whole"` stitches or shared `"parts"`.
+        images: the images that calibrate int8; None for float32.
         watch: a function that is called with the process that converts, which may be ended.
 
     Returns:
@@ -92,7 +103,7 @@ def open_conversion(
         _sweep(folder.parent, _KEPT - 1)
         try:
             with whole_folder(folder) as tmp_path:
-                _convert(model, stitch_ids, tmp_path, format, layout, watch)
+                _convert(model, stitch_ids, tmp_path, format, layout, images, watch)
         except OSError:
             if _read(folder) is None:  # else another process has written it meanwhile
                 raise
@@ -162,6 +173,7 @@ def _convert(
     folder: Path,
     format: str,
     layout: str,
+    images: Tensor | None,
     watch: Callable[[subprocess.Popen[str]], None],
 ) -> None:
     """Convert in another process, so that requests are answered meanwhile and its memory is free afterwards."""
@@ -171,7 +183,11 @@ def _convert(
             save_pretrained(model, network, check=False)
         except ValueError as error:
             raise ConversionError(f"the network was not converted: {error!s:.300}") from error
-        command = [sys.executable, "-W", "ignore", "-m", _PROCESS, str(network), str(folder), format, layout]
+        calibration = "" if images is None else str(Path(scratch, "images.npy"))
+        if images is not None:
+            np.save(calibration, images.numpy())
+        places = [str(network), str(folder), format, layout, calibration]
+        command = [sys.executable, "-W", "ignore", "-m", _PROCESS, *places]
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         process = subprocess.Popen(
             [*command, *map(str, stitch_ids)], env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

@@ -9,16 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ....choices import Precision
+from ....choices import ServedPrecision
 from ...formats import onnx_files
 from ...formats.job import Location, locate
 
-FORMAT = "onnx"
-PRECISIONS: tuple[Precision, ...] = ("fp32",)
+FORMATS: dict[ServedPrecision, str] = {"fp32": "onnx", "int8": "onnx"}
 SHARES_PARTS = False
 
 
-def check(precision: Precision) -> None:
+def check(precision: ServedPrecision) -> None:
     """Import ONNX Runtime and what exports for it; an ImportError names what is missing."""
     onnx_files.check_packages()
 
@@ -28,7 +27,9 @@ def version() -> str:
     return f"onnxruntime {import_module('onnxruntime').__version__}"
 
 
-def compile_stitch(folder: Path, location: Location, precision: Precision, threads: int) -> Callable[[Tensor], Tensor]:
+def compile_stitch(
+    folder: Path, location: Location, precision: ServedPrecision, threads: int
+) -> Callable[[Tensor], Tensor]:
     """Open a converted stitch on its own number of threads, which are not torch's."""
     runtime = import_module("onnxruntime")
     options = runtime.SessionOptions()

@@ -39,6 +39,10 @@ class TorchBackend:
         self.ready: Collection[int] = frozenset(model.stitch_ids)
         self.device, self.dtype = device, next(model.parameters()).dtype
 
+    def precision_of(self, stitch_id: int) -> Precision:
+        """Return the precision of the copy that runs all stitches."""
+        return self.precision
+
     def prepare(self, stitch_ids: Sequence[int], batch_sizes: Sequence[int]) -> None:
         """Call each stitch once, since first calls are slow; the batch size does not matter to torch."""
         image = torch.zeros(1, self.model.in_chans, *self.model.image_size)
