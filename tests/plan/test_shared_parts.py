@@ -4,6 +4,7 @@ import pytest
 
 from timm_stitch import Anchor, enumerate_stitches
 from timm_stitch.plan.shared_parts import shared_parts
+from timm_stitch.plan.steps import Head
 
 
 def plan_of(count):
@@ -29,3 +30,12 @@ def test_parts_are_as_long_as_can_be():
     parts, chains = shared_parts(plan[:3])
     assert chains == {0: [0, 1], 1: [2, 3, 4], 2: [0, 5, 3, 6]}  # the heads differ: one is behind a stitching layer
     assert [part.stop - part.start for part in parts] == [2, 6, 1, 6, 1, 1, 1]
+
+
+def test_the_head_of_an_anchor_is_a_part_once_if_stitches_end_as_the_anchor_does():
+    plan = enumerate_stitches([Anchor("small", (8, 8, 8), (4, 4, 4)), Anchor("large", (16, 16, 16), (4, 4, 4))])
+    heads = {
+        norm: sum(isinstance(part.stitch.steps[part.stop - 1], Head) for part in shared_parts(plan, norm)[0])
+        for norm in (False, True)
+    }
+    assert heads == {False: 3, True: 2}

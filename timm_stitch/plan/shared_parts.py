@@ -6,10 +6,10 @@ Each part is a program of its own, and a stitch is a chain of parts, so that wha
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from .steps import Step
+from .steps import Head, Step
 from .stitch_plan import Stitch
 
 
@@ -27,8 +27,12 @@ class Part:
     stop: int
 
 
-def shared_parts(stitches: Iterable[Stitch]) -> tuple[list[Part], dict[int, list[int]]]:
+def shared_parts(stitches: Iterable[Stitch], stitched_norm: bool = False) -> tuple[list[Part], dict[int, list[int]]]:
     """Cut stitches into parts that are as long as can be.
+
+    Args:
+        stitches: the stitches.
+        stitched_norm: whether stitched paths keep the final norm, so that they end as the anchor does.
 
     Returns:
         The parts, and for each stitch the numbers of its parts, in the order in which they run.
@@ -40,18 +44,18 @@ def shared_parts(stitches: Iterable[Stitch]) -> tuple[list[Part], dict[int, list
         >>> plan[2].name, chains
         ('small[0:1] + large[0:2]', {0: [0, 1], 1: [2, 3, 4], 2: [0, 5, 3, 6]})
     """
-    stitches = list(stitches)
+    paths = {s: tuple(_same(step) if stitched_norm else step for step in s.steps) for s in stitches}
     before: dict[Step | None, set[Step | None]] = {}
     after: dict[Step | None, set[Step | None]] = {}
-    for stitch in stitches:
-        for a, b in pairwise((None, *stitch.steps, None)):
+    for steps in paths.values():
+        for a, b in pairwise((None, *steps, None)):
             after.setdefault(a, set()).add(b)
             before.setdefault(b, set()).add(a)
     parts: list[Part] = []
     numbers: dict[tuple[Step, ...], int] = {}
     chains: dict[int, list[int]] = {}
-    for stitch in stitches:
-        steps, start, chain = stitch.steps, 0, []
+    for stitch, steps in paths.items():
+        start, chain = 0, []
         for stop in range(1, len(steps) + 1):
             if stop < len(steps) and len(after[steps[stop - 1]]) == 1 and len(before[steps[stop]]) == 1:
                 continue
@@ -63,3 +67,8 @@ def shared_parts(stitches: Iterable[Stitch]) -> tuple[list[Part], dict[int, list
             start = stop
         chains[stitch.stitch_id] = chain
     return parts, chains
+
+
+def _same(step: Step) -> Step:
+    """Return the head of an anchor for that of its stitches, and any other step itself."""
+    return replace(step, is_stitched=False) if isinstance(step, Head) else step

@@ -100,7 +100,7 @@ def test_answers_in_8_bits_are_close_and_agreement_is_measured_on_other_images(p
 @needs_onnxruntime
 def test_convolutions_are_quantised_with_what_follows_them(tmp_path):
     torch.manual_seed(0)
-    model, images = timm_stitch.stitch(resnets()).eval(), torch.rand(8, 3, 32, 32)
+    model, images = timm_stitch.stitch(resnets()).eval(), torch.rand(2, 3, 224, 224)
     job = Job(copy_for_export(model, None), {0: model.extract(0)}, Batch(1), onnx_int8.WHOLE, images)
     location = onnx_files.write(job, tmp_path)[0]
     graph = importlib.import_module("onnx").load(tmp_path / location["file"], load_external_data=False).graph

@@ -67,7 +67,7 @@ class PartModule(nn.Module):
 
 def write_parts(model: SNNet, stitch_ids: Sequence[int], folder: Path) -> dict[int, Location]:
     """Write the parts that stitches share as OpenVINO's graphs; returns the chain of each stitch."""
-    parts, chains = shared_parts(model.plan[k] for k in stitch_ids)
+    parts, chains = shared_parts((model.plan[k] for k in stitch_ids), model.executor.stitched_norm)
     modules = [PartModule(model, part) for part in parts]
     shapes: dict[int, tuple[int, ...]] = {}
     with torch.no_grad():
