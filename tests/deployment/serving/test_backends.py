@@ -51,7 +51,7 @@ def test_autocast_latencies_are_not_those_of_a_server_in_float32(model):
 def test_half_precision_is_refused_on_a_cpu(model):
     with pytest.raises(ValueError, match="fp16 is for GPUs, and the network is on the CPU: use bf16 or fp32"):
         InferenceService(known(model), ServingConfig(100.0, precision="fp16"))
-    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, fp16, got 'int4'"):
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, fp16, int8, got 'int4'"):
         ServingConfig(100.0, precision="int4")
     with pytest.raises(ValueError, match="calibration is for a precision other than fp32"):
         ServingConfig(100.0, calibration="images")
