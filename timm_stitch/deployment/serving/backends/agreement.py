@@ -28,7 +28,7 @@ class Agreement:
 
     Args:
         images: the number of images.
-        source: where the images are from, such as a folder, or `"noise"`.
+        source: the origin of the images, such as a folder, or `"noise"`.
         each: the share of images with the same class, by stitch.
         largest_difference: the largest difference of any logit.
     """

@@ -15,14 +15,16 @@ class Backend(Protocol):
 
     Attributes:
         engine: the name of the engine, for clients.
-        precision: the precision of its arithmetic.
         name: the machine, engine, versions, threads and precision. Latencies that were measured under one name are
             never used under another.
     """
 
     engine: str
-    precision: ServedPrecision
     name: str
+
+    @property
+    def precision(self) -> ServedPrecision:
+        """The precision of its arithmetic."""
 
     @property
     def ready(self) -> Collection[int]:
