@@ -248,7 +248,7 @@ def test_engines_that_do_not_fit_are_refused(monkeypatch, caplog):
         ServingConfig(100.0, engine="tvm")
     with pytest.raises(ValueError, match="most_memory_mb must be positive"):
         ServingConfig(100.0, most_memory_mb=0)
-    with pytest.raises(ValueError, match="engine onnxruntime computes in fp32 here, got precision bf16"):
+    with pytest.raises(ValueError, match="engine onnxruntime computes in fp32 or int8 here, got precision bf16"):
         InferenceService(model, ServingConfig(100.0, engine="onnxruntime", precision="bf16"))
     monkeypatch.setitem(importlib.import_module("sys").modules, "openvino", None)
     with pytest.raises(ImportError, match=r"OpenVINO needs openvino: pip install 'timm_stitch\[openvino\]'"):
