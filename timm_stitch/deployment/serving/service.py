@@ -35,6 +35,7 @@ from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
 
+_MOST_DECODERS = 16  # processes that decode images which are quickly read
 _COMPILER_SECONDS = 2.0  # that the end waits for an engine's compiler to notice
 
 
@@ -53,7 +54,8 @@ class InferenceService:
 
     def __init__(self, model: SNNet, config: ServingConfig, name: str = "network") -> None:
         self.config, self.name = config, name
-        workers = max(1, min(4, (os.cpu_count() or 2) // 2))
+        half = (os.cpu_count() or 2) // 2
+        workers = max(1, min(4, half))
         self.parsers = ThreadPoolExecutor(workers, thread_name_prefix="parser")
         self._handover: Handover | None = None
         self._replacing = threading.Lock()
@@ -61,7 +63,7 @@ class InferenceService:
         deployment = self._deploy(model)
         backend = make_backend(deployment) if make_backend else None
         self.engine = Engine(deployment, config.most_waiting)
-        self.images = ImageReader(config.most_pixels, config.most_waiting, max(2, workers))
+        self.images = ImageReader(config.most_pixels, config.most_waiting, max(2, min(_MOST_DECODERS, half)))
         self._prepare_engine(backend)
 
     def _deploy(self, model: SNNet) -> Deployment:
@@ -260,7 +262,8 @@ class InferenceService:
                 note_size((image.height, image.width))
             return network.transform(image)
 
-        return self.images.read_soon(files, network.mode, transform, deadline)
+        resize = network.resize if note_size is None else None  # the process would hide the size
+        return self.images.read_soon(files, network.mode, transform, deadline, resize)
 
 
 @torch.no_grad()
