@@ -78,7 +78,7 @@ def steps(data: bytes, rounds: int) -> dict[str, object]:
         decode = importlib.import_module("simplejpeg").decode_jpeg
         calls["simplejpeg"] = lambda: decode(data)
     times = medians(time_in_turns(calls, rounds, clock=time.thread_time))
-    scale = 255 * torch.tensor(transform.transforms[-1].std).view(3, 1, 1)
+    scale = 255 * transform.transforms[-1].std.view(3, 1, 1)
     differences = ((transform(drafted) - transform(whole)) * scale).abs()
     return {
         "cpu_ms": {name: round(value, 2) for name, value in times.items()},
