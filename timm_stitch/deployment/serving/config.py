@@ -68,7 +68,7 @@ class ServingConfig:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}.")
         if self.most_memory_mb is not None and not 0 < self.most_memory_mb < math.inf:
             raise ValueError(f"most_memory_mb must be positive and finite, got {self.most_memory_mb}.")
-        if self.precision == "int8" and self.engine in ("torch", "auto"):
+        if self.precision == "int8" and self.engine in ("torch", "auto", "cuda-graphs"):
             raise ValueError(
                 f"precision int8 needs engine='openvino' or engine='onnxruntime', got engine={self.engine!r}: torch "
                 "computes in fp32 or bf16."

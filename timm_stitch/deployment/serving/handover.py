@@ -81,8 +81,6 @@ def find_engine(model: SNNet, config: ServingConfig) -> Callable[[Deployment], E
     """
     if config.engine == CUDA_GRAPHS:
         check_device(model)
-        if config.precision == "int8":
-            raise ValueError(f"engine {CUDA_GRAPHS} computes in fp32, bf16 or fp16, got precision int8.")
         return lambda deployment: CudaGraphsBackend(_reference(deployment), config.most_memory_mb)
     loaded = load_compiler(model, config)
     if loaded is None:
@@ -128,7 +126,9 @@ def load_compiler(model: SNNet, config: ServingConfig) -> tuple[str, Compiler] |
     device = next(model.parameters()).device
     try:
         if device.type != "cpu":
-            raise ValueError(f"engine {name} runs on the CPU, and the network is on {device}: use engine torch there.")
+            raise ValueError(
+                f"engine {name} runs on the CPU, and the network is on {device}: use torch or cuda-graphs there."
+            )
         if task_of(model) != "classification":
             raise ValueError(f"engine {name} runs classifiers, and this network predicts {task_of(model)}: use torch.")
         if config.precision not in compiler.FORMATS:

@@ -145,6 +145,10 @@ class CudaGraphsBackend:
         """The stitches of which at least one batch size is recorded."""
         return self._sizes.keys()
 
+    def precision_of(self, stitch_id: int) -> Precision:
+        """Return the precision of the network in torch, which is that of its recordings."""
+        return self.precision
+
     def prepare(self, stitch_ids: Sequence[int], batch_sizes: Sequence[int]) -> None:
         """Record stitches at each batch size, and compare each recording with torch.
 
