@@ -96,11 +96,9 @@ def run_openvino(folder: str, stitch_id: int, port: int) -> None:
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
     queue = openvino.AsyncInferQueue(openvino.Core().compile_model(graph, "CPU", options), 2)
 
-    def answered(
-        request: openvino.InferRequest, waiting: tuple[asyncio.AbstractEventLoop, asyncio.Future[int]]
-    ) -> None:
-        loop, answer = waiting
-        loop.call_soon_threadsafe(answer.set_result, int(request.get_output_tensor().data[0].argmax()))
+    def answered(request: openvino.InferRequest, answer: asyncio.Future[int]) -> None:
+        number = int(request.get_output_tensor().data[0].argmax())
+        answer.get_loop().call_soon_threadsafe(answer.set_result, number)
 
     async def predict(request: Request) -> JSONResponse:
         image = prepare(await request.body())[None].numpy()

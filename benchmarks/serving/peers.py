@@ -41,7 +41,7 @@ from command_line import Row, make_parser, print_row
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("peer_servers.py")
 CLIENTS = 32
-PATIENCE = 180.0  # seconds until a server answers
+PATIENCE = 120.0  # seconds until a server answers
 
 
 def png() -> bytes:
