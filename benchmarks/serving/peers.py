@@ -115,9 +115,9 @@ def server(name: str, options: argparse.Namespace, stitch_id: int, data: bytes) 
             wait_for_answer(name, port, data, process, Path(scratch, "log"))
             yield port, psutil.Process(process.pid)
         finally:
-            tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.terminate()
-            for each in psutil.wait_procs(tree, 20)[1]:
+            for each in psutil.wait_procs(children, 20)[1]:
                 each.kill()
             process.wait(20)
 
