@@ -1,4 +1,4 @@
-"""The servers that `peers.py` compares with ours, each started as a process of its own.
+"""Which servers does `peers.py` compare with ours? These, each started as a process of its own.
 
     python benchmarks/serving/peer_servers.py litserve NETWORK STITCH_ID PORT
     python benchmarks/serving/peer_servers.py openvino NETWORK STITCH_ID PORT
@@ -153,9 +153,23 @@ if importlib.util.find_spec("bentoml"):
             return classify(self.stitch, [self.prepare(path.read_bytes()) for path in images])
 
 
-if __name__ == "__main__":
-    kind, network, stitch, where = sys.argv[1:]
-    if kind == "archive":
-        write_archive(network, int(stitch), where)
+def main() -> None:
+    """Start a server, or write an archive."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
+    from command_line import make_parser
+
+    parser = make_parser(__doc__)
+    parser.add_argument("kind", choices=["litserve", "openvino", "archive"], help="server to start, or the archive")
+    parser.add_argument("network", help="folder of the network")
+    parser.add_argument("stitch_id", type=int, help="stitch to serve")
+    parser.add_argument("where", help="port, or the folder of the archive")
+    options = parser.parse_args()
+    if options.kind == "archive":
+        write_archive(options.network, options.stitch_id, options.where)
     else:
-        {"litserve": run_litserve, "openvino": run_openvino}[kind](network, int(stitch), int(where))
+        run = {"litserve": run_litserve, "openvino": run_openvino}[options.kind]
+        run(options.network, options.stitch_id, int(options.where))
+
+
+if __name__ == "__main__":
+    main()

@@ -120,7 +120,7 @@ class CudaGraphsBackend:
     Args:
         reference: the network in torch, at the precision to record.
         most_memory_mb: the memory above which no more is recorded; default any.
-        recorder: what records; default a `CudaRecorder`.
+        recorder: the recorder of graphs; default a `CudaRecorder`.
     """
 
     engine = ENGINE
