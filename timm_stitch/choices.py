@@ -14,7 +14,7 @@ Quantization = Literal["int8", "float16"]  # of exported weights
 DenseTask = Literal["segmentation", "depth"]
 InferenceMode = Literal["whole", "slide"]  # of dense networks on an image
 PolicyName = Literal["drain", "fixed"]  # of a server
-EngineName = Literal["torch", "openvino", "onnxruntime", "auto"]  # that runs a server's stitches
+EngineName = Literal["torch", "openvino", "onnxruntime", "cuda-graphs", "auto"]  # that runs a server's stitches
 
 # Of a training run.
 SamplingRule = Literal["uniform", "resource", "sandwich", "anchors", "importance"]

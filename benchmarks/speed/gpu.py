@@ -6,6 +6,8 @@
 
 `steps`: a step of `timm_stitch.train` over timm's own of the same network, in each precision, eager and compiled.
 `switching`: calls that change the stitch each time over calls that do not: eager, compiled, and by CUDA graphs.
+`graphs`: the server's CUDA graphs over eager calls, images and logits on the CPU, for twelve stitches, three batch
+sizes and each precision; the memory and the seconds that recording takes, and the largest difference of a logit.
 `precisions`: bf16 and fp16 over fp32. `evaluation`: all stitches in one pass over one by one. `profile`: the time
 that `profile` reports over that of a plain loop. `controller`: requests within a latency target while another process
 loads the GPU, with the controller and with fixed stitches. `processes`: a step on all GPUs over
@@ -32,6 +34,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from training_step import ours, plain
 
 import timm_stitch
+from timm_stitch.choices import PRECISIONS
+from timm_stitch.deployment.serving.backends.cuda_graphs import CudaGraphsBackend, CudaRecorder
+from timm_stitch.deployment.serving.backends.torch_backend import TorchBackend
+from timm_stitch.deployment.serving.latencies import spread
 from timm_stitch.plan.prefix_sharing import shared_macs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
@@ -41,6 +47,7 @@ from processes import run_script
 
 MODEL = "snnet_deit_tsb"
 STITCHES = (0, 24, 2)  # the smallest anchor, one between, the largest
+BATCHES = (1, 8, 32)  # of the server's calls
 
 
 def wait(device: torch.device) -> None:
@@ -99,10 +106,11 @@ def switching(options: argparse.Namespace) -> Iterator[Row]:
         x, some = images(options, batch), random.Random(0).choices(model.stitch_ids, k=32)
         yield {"batch_size": batch, "how": "eager", **switched(lambda k, x=x: model(x, stitch_id=k), some, options)}
         if options.device.type == "cuda":
-            graphs = {k: graphed(model, x, k) for k in sorted(set(some))}
+            recorder, out = CudaRecorder(options.device), torch.zeros(batch, model.num_classes, device=options.device)
+            replays = {k: recorder.record(partial(write, model, k), x, out) for k in sorted(set(some))}
             yield {
                 "batch_size": batch, "how": "CUDA graphs",
-                **switched(lambda k, graphs=graphs: graphs[k].replay(), some, options),
+                **switched(lambda k, replays=replays: replays[k](), some, options),
             }  # fmt: skip
     compiled = network(options)
     compiled.compile()
@@ -119,18 +127,36 @@ def switched(call: Callable[[int], Any], ids: list[int], options: argparse.Names
     return compare_calls(calls, "one after another", options)
 
 
-def graphed(model: timm_stitch.SNNet, x: Tensor, stitch_id: int) -> torch.cuda.CUDAGraph:
-    """Record a stitch as a CUDA graph over one buffer of images."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            model(x, stitch_id=stitch_id)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        model(x, stitch_id=stitch_id)
-    return graph
+def write(model: timm_stitch.SNNet, stitch_id: int, x: Tensor, out: Tensor) -> None:
+    """Compute logits into a buffer, as a CUDA graph does."""
+    out.copy_(model(x, stitch_id=stitch_id))
+
+
+@torch.inference_mode()
+def graphs(options: argparse.Namespace) -> Iterator[Row]:
+    """Compare the server's CUDA graphs with its eager calls, in each precision."""
+    if options.device.type != "cuda":
+        yield {"not run": "no GPU"}
+        return
+    model = network(options)
+    ids, exact = spread(model.stitch_ids), TorchBackend(model)
+    for precision in PRECISIONS:
+        eager = TorchBackend(model, precision)
+        recorded, began = CudaGraphsBackend(eager), time.perf_counter()
+        recorded.prepare(ids, BATCHES)
+        seconds, megabytes = time.perf_counter() - began, recorded.recorder.used_bytes() / 1e6
+        yield {"precision": precision, "seconds": round(seconds, 1), "memory_mb": round(megabytes, 1)}
+        for batch in BATCHES:
+            x = images(options, batch).cpu()
+            for k in ids:
+                calls = {"eager fp32": partial(exact.run, x, k), "graphs": partial(recorded.run, x, k)}
+                if precision != "fp32":
+                    calls["eager"] = partial(eager.run, x, k)
+                difference = float((recorded.run(x, k) - eager.run(x, k)).abs().max())
+                found = compare_calls(calls, "eager fp32", options)
+                row = {"precision": precision, "batch_size": batch, "stitch_id": k, "recorded": k in recorded.ready}
+                yield {**row, **found, "largest difference from eager": difference}
+        recorded.close()
 
 
 @torch.inference_mode()
@@ -241,7 +267,7 @@ def processes(options: argparse.Namespace) -> Iterator[Row]:
     yield run_script(script, *arguments, "--device", options.device.type)
 
 
-SECTIONS = {f.__name__: f for f in (steps, switching, precisions, evaluation, profile, controller, processes)}
+SECTIONS = {f.__name__: f for f in (steps, switching, graphs, precisions, evaluation, profile, controller, processes)}
 
 
 def main() -> None:

@@ -84,11 +84,14 @@ def add_verbs(verbs: Verbs) -> None:
         "--engine",
         choices=ENGINES,
         default="torch",
-        help="what runs the stitches; torch answers until an engine is compiled; auto: openvino if it is installed and "
-        "faster (default: torch)",
+        help="what runs the stitches; torch answers until an engine is ready; cuda-graphs is for GPUs; auto: openvino "
+        "if it is installed and faster (default: torch)",
     )
     verb.add_argument(
-        "--most-memory-mb", type=float, action=positive(), help="most megabytes of compiled weights (default: any)"
+        "--most-memory-mb",
+        type=float,
+        action=positive(),
+        help="most megabytes of compiled weights or CUDA graphs (default: any)",
     )
     verb.add_argument(
         "--precision",

@@ -16,7 +16,7 @@ import sys
 import warnings
 from contextlib import nullcontext
 from io import BytesIO
-from typing import IO
+from typing import IO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -43,6 +43,36 @@ class ImageError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rstrip().rpartition(f"{type(self).__name__}: ")[2])
+
+
+class Resize(NamedTuple):
+    """A step of a network's preparation that can be taken where an image is decoded, as torchvision's `Resize` does it.
+
+    Args:
+        size: the length of the shorter side, or the height and the width.
+        filter: Pillow's number of the filter.
+    """
+
+    size: tuple[int, ...]
+    filter: int
+
+
+def shrink(image: Image.Image, resize: Resize) -> Image.Image:
+    """Resize an image, unless that gives it more pixels. Taken again by torchvision, the step changes nothing.
+
+    Examples:
+        >>> shrink(Image.new("RGB", (400, 300)), Resize((100,), Image.Resampling.BICUBIC)).size
+        (133, 100)
+    """
+    shorter, longer = sorted(image.size)
+    if len(resize.size) == 1:
+        sides = resize.size[0], int(resize.size[0] * longer / shorter)
+        size = sides if image.width <= image.height else sides[::-1]
+    else:
+        size = resize.size[1], resize.size[0]
+    if size[0] * size[1] >= image.width * image.height:
+        return image
+    return image.resize(size, Image.Resampling(resize.filter))
 
 
 def open_file(path: str) -> IO[bytes]:
@@ -154,6 +184,9 @@ def _answer(request: dict[str, object], data: bytes) -> tuple[dict[str, object],
         picture = open_image(BytesIO(data), str(request["mode"]), "sent", tuple(formats))
     except ImageError as error:
         return {"refused": str(error)}, b""
+    if resize := request["resize"]:
+        assert isinstance(resize, list)
+        picture = shrink(picture, Resize(*resize))
     return {"work": pixels * scans, "size": picture.size}, picture.tobytes()
 
 

@@ -150,7 +150,9 @@ def profile_calls(
     """
     sizes = _check_sizes(None, batch_sizes)
     batches = {n: model.example(n).float().cpu() for n in sizes}
-    timed = _Clock(model, batches, repeats, False).time_calls(run, stitch_ids)
+    clock = _Clock(model, batches, repeats, False)
+    clock.wait = lambda: None  # `run` has waited
+    timed = clock.time_calls(run, stitch_ids)
     return [{"stitch_id": k, "batch_size": sizes[0], **times} for k, times in timed.items()]
 
 
@@ -183,7 +185,7 @@ class _Clock:
 
     def __init__(self, model: StitchableNetwork, batches: Mapping[int, Inputs], repeats: int, progress: bool) -> None:
         self.model, self.batches = model, batches
-        self.wait = torch.cuda.synchronize if next(model.parameters()).is_cuda else lambda: None
+        self.wait: Callable[[], None] = torch.cuda.synchronize if next(model.parameters()).is_cuda else lambda: None
         # The first round, -1, warms up.
         self.rounds = lambda: progress_bar(range(-1, repeats), desc="profile", unit="round", progress=progress)
 

@@ -244,7 +244,9 @@ def test_a_network_that_cannot_be_converted_stays_in_torch(monkeypatch, caplog):
 
 def test_engines_that_do_not_fit_are_refused(monkeypatch, caplog):
     model = network()
-    with pytest.raises(ValueError, match="engine must be one of torch, openvino, onnxruntime, auto, got 'tvm'"):
+    with pytest.raises(
+        ValueError, match="engine must be one of torch, openvino, onnxruntime, cuda-graphs, auto, got 'tvm'"
+    ):
         ServingConfig(100.0, engine="tvm")
     with pytest.raises(ValueError, match="most_memory_mb must be positive"):
         ServingConfig(100.0, most_memory_mb=0)

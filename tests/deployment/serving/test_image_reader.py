@@ -1,16 +1,20 @@
 """Image files of strangers: bounded in work, time and memory, and never in the way of others."""
 
 import io
+import math
 import time
 
 import pytest
 import torch
 from hostile_images import deep_png, progressive_jpeg
 from PIL import Image
+from timm.data import create_transform
+from torchvision import transforms
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_stitch.deployment.serving.engine import OverloadError
 from timm_stitch.deployment.serving.image_reader import Decoder, ImageReader, TooMuchWorkError, TooSlowError
+from timm_stitch.deployment.serving.network import first_resize
 
 PIXELS = 50_000_000
 
@@ -124,3 +128,30 @@ def test_closing_ends_the_processes():
     assert all(process.poll() is not None for process in processes)
     with pytest.raises(OverloadError, match="shutting down"):
         reader.read_soon([png()], "RGB", small, time.monotonic() + 60).result(60)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("size", [(300, 200), (200, 301), (64, 64), (50, 400)])
+def test_resizing_where_images_are_decoded_changes_no_pixel(decoder, size, crop_mode):
+    transform = create_transform((3, 64, 64), interpolation="bicubic", crop_pct=0.9, crop_mode=crop_mode)
+    resize, data = first_resize(transform), png(size)
+    assert (resize is None) == (crop_mode == "border")  # which pads, by a step of timm's own
+    whole, _ = decode(decoder, data)
+    image, _ = decoder.decode(data, "RGB", PIXELS, PIXELS, time.monotonic() + 60, resize)
+    assert torch.equal(transform(image), transform(whole))
+    if resize is not None:
+        resized = transforms.Resize(resize.size)(whole).size
+        assert image.size == min(resized, size, key=math.prod)  # never enlarged there
+
+
+def test_network_is_given_the_pixels_of_its_own_preparation(reader):
+    transform = create_transform((3, 64, 64), interpolation="bilinear", crop_pct=0.8)
+    sizes, data = [], png((1500, 1100))
+
+    def prepare(image):
+        sizes.append(image.size)
+        return transform(image)
+
+    images = reader.read_soon([data], "RGB", prepare, time.monotonic() + 60, first_resize(transform)).result(60)
+    assert torch.equal(images[0], transform(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert sizes == [(109, 80)]  # all that the process sent

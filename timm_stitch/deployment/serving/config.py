@@ -25,8 +25,9 @@ class ServingConfig:
         precision: the precision of the network's arithmetic; `"fp16"` on GPUs only, `"int8"` by OpenVINO or ONNX
             Runtime only.
         engine: the engine that runs the stitches: `"torch"`; `"openvino"` or `"onnxruntime"`, which compile them while
-            torch answers; or `"auto"`, OpenVINO if it is installed and faster.
-        most_memory_mb: the most megabytes that compiled weights may take; default any.
+            torch answers; `"cuda-graphs"`, which records them on a GPU; or `"auto"`, OpenVINO if it is installed and
+            faster.
+        most_memory_mb: the most megabytes that compiled weights, or CUDA graphs, may take; default any.
         calibration: a folder of images on which the agreement of another precision with float32 is measured; default
             noise. `"int8"` needs one: half of its images fix the ranges of activations.
 
@@ -67,7 +68,7 @@ class ServingConfig:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}.")
         if self.most_memory_mb is not None and not 0 < self.most_memory_mb < math.inf:
             raise ValueError(f"most_memory_mb must be positive and finite, got {self.most_memory_mb}.")
-        if self.precision == "int8" and self.engine in ("torch", "auto"):
+        if self.precision == "int8" and self.engine in ("torch", "auto", "cuda-graphs"):
             raise ValueError(
                 f"precision int8 needs engine='openvino' or engine='onnxruntime', got engine={self.engine!r}: torch "
                 "computes in fp32 or bf16."

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from ...choices import EngineName
 from ...evaluation.profiling import processor_name, profile_calls
 from ...families.timm_models.network import SNNet
 from ..class_names import task_of
@@ -25,6 +26,8 @@ from .backends.backend import Backend
 from .backends.calibration import calibrating_images, image_files
 from .backends.compiled import CompiledBackend, Compiler
 from .backends.conversions import ConversionError, read_latencies, write_latencies
+from .backends.cuda_graphs import ENGINE as CUDA_GRAPHS
+from .backends.cuda_graphs import CudaGraphsBackend, check_device
 from .backends.torch_backend import TorchBackend
 from .config import ServingConfig
 from .engine import Deployment
@@ -41,13 +44,72 @@ _AUTO = "openvino"
 Deploy = Callable[[ServedNetwork, LatencyTable, Backend], Deployment]
 
 
-def load_compiler(engine: EngineName, model: SNNet, config: ServingConfig) -> tuple[str, Compiler] | None:
-    """Import the compiler of an engine, before anything is served.
+class EngineBackend(Backend, Protocol):
+    """A backend that takes over from torch when it is ready.
+
+    Attributes:
+        reference: the network in torch.
+        folder: the folder where latencies are kept for the next start; None if there is none.
+        closed: whether `close` was called.
+    """
+
+    reference: TorchBackend
+    closed: bool
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of its conversion."""
+
+    def warm(self, batch_sizes: Sequence[int]) -> None:
+        """Make the stitches that were prepared fast for further batch sizes."""
+
+
+def find_engine(model: SNNet, config: ServingConfig) -> Callable[[Deployment], EngineBackend | None] | None:
+    """Find what makes the backend of a config's engine, before anything is served.
 
     Args:
-        engine: the engine.
         model: the network that it is to run.
-        config: the precision.
+        config: the engine, its precision and its memory.
+
+    Returns:
+        A function that makes the backend for a deployment in torch, or None if it would take too much memory; None if
+        torch serves.
+
+    Raises:
+        ImportError: if the engine is not installed.
+        ValueError: if the network or the precision does not fit the engine.
+    """
+    if config.engine == CUDA_GRAPHS:
+        check_device(model)
+        return lambda deployment: CudaGraphsBackend(_reference(deployment), config.most_memory_mb)
+    loaded = load_compiler(model, config)
+    if loaded is None:
+        return None
+    name, compiler = loaded
+
+    def compiled(deployment: Deployment) -> EngineBackend | None:
+        layout = choose_layout(name, compiler, deployment, config)
+        if layout is None:
+            return None
+        threads, machine = torch.get_num_threads(), processor_name()
+        assert deployment.network is not None
+        calibrate = partial(calibrating_images, deployment.network, config) if config.precision == "int8" else None
+        return CompiledBackend(_reference(deployment), compiler, name, threads, machine, layout, calibrate)
+
+    return compiled
+
+
+def _reference(deployment: Deployment) -> TorchBackend:
+    assert isinstance(deployment.backend, TorchBackend)
+    return deployment.backend
+
+
+def load_compiler(model: SNNet, config: ServingConfig) -> tuple[str, Compiler] | None:
+    """Import the compiler of an engine.
+
+    Args:
+        model: the network that it is to run.
+        config: the engine and its precision.
 
     Returns:
         The engine's name and its compiler; None if torch serves, which for `"auto"` a line in the log explains.
@@ -56,6 +118,7 @@ def load_compiler(engine: EngineName, model: SNNet, config: ServingConfig) -> tu
         ImportError: if the engine is not installed.
         ValueError: if the network or the precision does not fit the engine.
     """
+    engine = config.engine
     if engine == "torch":
         return None
     name = _AUTO if engine == "auto" else engine
@@ -63,7 +126,9 @@ def load_compiler(engine: EngineName, model: SNNet, config: ServingConfig) -> tu
     device = next(model.parameters()).device
     try:
         if device.type != "cpu":
-            raise ValueError(f"engine {name} runs on the CPU, and the network is on {device}: use engine torch there.")
+            raise ValueError(
+                f"engine {name} runs on the CPU, and the network is on {device}: use torch or cuda-graphs there."
+            )
         if task_of(model) != "classification":
             raise ValueError(f"engine {name} runs classifiers, and this network predicts {task_of(model)}: use torch.")
         if config.precision not in compiler.FORMATS:
@@ -117,28 +182,21 @@ class Handover:
     """Prepares an engine in a thread, and hands over to it.
 
     Args:
-        engine: the engine's name.
-        compiler: its compiler.
+        backend: the engine's backend, with nothing prepared yet.
         deployment: the deployment in torch, which serves meanwhile.
         config: the latency target, the engine and the precision.
-        layout: the layout by `choose_layout`.
         deploy: a function that makes a deployment of a network, a table and a backend.
         replace: a function that replaces one deployment by another, unless it was replaced meanwhile.
     """
 
     def __init__(
-        self, engine: str, compiler: Compiler, deployment: Deployment, config: ServingConfig, layout: str,
+        self, backend: EngineBackend, deployment: Deployment, config: ServingConfig,
         deploy: Deploy, replace: Callable[[Deployment, Deployment], bool],
     ) -> None:  # fmt: skip
-        self.deployment, self.config, self.deploy, self.replace = deployment, config, deploy, replace
-        reference, network = deployment.backend, deployment.network
-        assert network is not None
-        self.known = known_rows(network.model, config)
-        assert isinstance(reference, TorchBackend)
-        self.backend = CompiledBackend(
-            reference, compiler, engine, torch.get_num_threads(), processor_name(), layout,
-            partial(calibrating_images, network, config) if config.precision == "int8" else None,
-        )  # fmt: skip
+        self.backend, self.deployment, self.config = backend, deployment, config
+        self.deploy, self.replace = deploy, replace
+        assert deployment.network is not None
+        self.known = known_rows(deployment.network.model, config)
         self.thread = threading.Thread(target=self._work, name="compiler", daemon=True)
         self.thread.start()
 
@@ -173,11 +231,11 @@ class Handover:
         if self.config.engine == "auto" and (ratio := self._ratio(model, ready)) > WORTH:
             _logger.warning("torch stays: %s takes %.2f of its time, above %g", backend.engine, ratio, WORTH)
             return None
-        assert backend.folder is not None
-        rows = read_latencies(backend.folder, backend.name)
+        rows = read_latencies(backend.folder, backend.name) if backend.folder else []
         if not set(ready) <= {row["stitch_id"] for row in rows}:
-            rows = measure(model, backend, self.config, ready)
-            write_latencies(backend.folder, backend.name, rows)
+            rows = measure(model, backend, self.config, ready, backend.warm)
+            if backend.folder:
+                write_latencies(backend.folder, backend.name, rows)
         new_table = LatencyTable(with_times(self.known, rows))
         backend.warm(sorted(set(new_table.batch_sizes) - set(table.batch_sizes)))
         return self.deploy(network, new_table, backend)

@@ -1,7 +1,7 @@
 """Reads image files of strangers in processes of their own, which have limits on memory and are ended at a deadline.
 
 Two lanes: what is quickly read is never behind what takes long. A file whose header promises much work, or that takes
-longer than a second, moves to the second lane, where one is read at a time. Small plain files (`plain_images`), for
+longer than a second, moves to the second lane, which has few processes. Small plain files (`plain_images`), for
 which a process would cost more than their decoding, are decoded here, by threads that read nothing else.
 """
 
@@ -84,7 +84,13 @@ class Decoder:
         self._process.wait()
 
     def decode(
-        self, data: bytes, mode: str, most_pixels: int, most_work: int, deadline: float
+        self,
+        data: bytes,
+        mode: str,
+        most_pixels: int,
+        most_work: int,
+        deadline: float,
+        resize: decoding.Resize | None = None,
     ) -> tuple[Image.Image, int]:
         """Decode a file.
 
@@ -94,6 +100,7 @@ class Decoder:
             most_pixels: the largest number of pixels.
             most_work: the largest number of pixels times scans.
             deadline: the end of its time, by `time.monotonic`.
+            resize: a step that is taken in the process if it makes the image smaller, so that less must be copied.
 
         Returns:
             The image, and the work of its decoding in pixels times scans.
@@ -104,6 +111,7 @@ class Decoder:
             TooSlowError: if the deadline passes.
         """
         request = {"mode": mode, "formats": FORMATS, "pixels": most_pixels, "work": most_work, "bytes": len(data)}
+        request["resize"] = resize
         try:
             self._send(json.dumps(request).encode() + b"\n", deadline)
             self._send(data, deadline)
@@ -123,7 +131,7 @@ class Decoder:
             raise ValueError(answer["refused"])
         if not width:
             raise TooMuchWorkError
-        return Image.frombytes(mode, (width, height), bytes(pixels)), answer["work"]
+        return Image.frombytes(mode, (width, height), pixels), answer["work"]
 
     def _replace(self) -> None:
         self._stop()
@@ -162,7 +170,9 @@ class ImageReader:
         self._plain = _Threads("small images", processes)
         quick_pixels = min(most_pixels, _QUICK_WORK)
         self._quick = _Lane("images", processes, quick_pixels, quick_pixels, _QUICK_S)
-        self._slow = _Lane("large images", 1, most_pixels, most_pixels * decoding.MOST_SCANS, _SLOW_S)
+        self._slow = _Lane(
+            "large images", max(1, processes // 4), most_pixels, most_pixels * decoding.MOST_SCANS, _SLOW_S
+        )
 
     def close(self) -> None:
         """End the processes; what waits to be read is cancelled."""
@@ -171,7 +181,12 @@ class ImageReader:
         self._slow.close()
 
     def read_soon(
-        self, files: Sequence[bytes], mode: str, transform: Callable[[Image.Image], Tensor], deadline: float
+        self,
+        files: Sequence[bytes],
+        mode: str,
+        transform: Callable[[Image.Image], Tensor],
+        deadline: float,
+        resize: decoding.Resize | None = None,
     ) -> Future[Tensor]:
         """Read image files.
 
@@ -180,6 +195,7 @@ class ImageReader:
             mode: Pillow's mode of the images.
             transform: the preparation of one image for the network, shape (C, H, W).
             deadline: the time after which nobody needs them, by `time.monotonic`.
+            resize: the first step of the preparation, for `Decoder.decode`.
 
         Returns:
             A future of the network's input, shape (N, C, H, W). It raises `ValueError` for an unreadable image, and
@@ -221,7 +237,7 @@ class ImageReader:
                     for data in files[len(prepared) :]:
                         if time.monotonic() > deadline:
                             raise TooSlowError
-                        image, used = decoder.decode(data, mode, self.most_pixels, work, ends)
+                        image, used = decoder.decode(data, mode, self.most_pixels, work, ends, resize)
                         prepared.append(transform(image))
                         work -= used if lane is self._quick else 0
                 images.set_result(torch.stack(prepared))

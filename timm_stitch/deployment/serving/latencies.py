@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -98,12 +98,27 @@ def spread(stitch_ids: Sequence[int]) -> list[int]:
     return [stitch_ids[round(n * (len(stitch_ids) - 1) / (MOST_STITCHES - 1))] for n in range(MOST_STITCHES)]
 
 
-def measure(model: SNNet, backend: Backend, config: ServingConfig, stitch_ids: Sequence[int]) -> list[Row]:
-    """Measure stitches as a backend runs them, for the batch sizes that a latency target allows."""
+def measure(
+    model: SNNet,
+    backend: Backend,
+    config: ServingConfig,
+    stitch_ids: Sequence[int],
+    warm: Callable[[Sequence[int]], None] = lambda batch_sizes: None,
+) -> list[Row]:
+    """Measure stitches as a backend runs them, for the batch sizes that a latency target allows.
+
+    Args:
+        model: the network.
+        backend: the backend.
+        config: the latency target.
+        stitch_ids: the stitches.
+        warm: a function that makes the backend ready for batch sizes.
+    """
     first = profile_calls(model, backend.run, [1], stitch_ids, repeats=3)
     fastest = min(row["latency_ms"] for row in first)
     most = BATCHES[-1] if task_of(model) == "classification" else most_maps(model)
     sizes = [b for b in BATCHES if b == 1 or (b <= most and b * fastest <= 4 * config.latency_ms)]
+    warm(sizes)
     tags = {"profiled_on": backend.name, "precision": backend.precision, "weights": cached_fingerprint(model)}
     return [{**row, **tags} for row in profile_calls(model, backend.run, sizes, stitch_ids)]
 

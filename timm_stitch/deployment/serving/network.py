@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms.functional import pil_modes_mapping
 
 from ...data.dataset import image_config
+from ...data.decoding import Resize
 from ...families.timm_models.network import SNNet
 from ...plan.metrics import main_score
 from ...plan.results import Row
@@ -31,6 +34,7 @@ class ServedNetwork:
         score: the key of the accuracy in rows: `top1`, or another metric.
         accuracy: the known accuracy of each stitch, for `top1` in per cent.
         maps: the predictor of a dense network's masks or depths; None for a classifier.
+        resize: the first step of the preparation, if it can be taken where images are decoded.
     """
 
     model: SNNet
@@ -42,6 +46,7 @@ class ServedNetwork:
     score: str
     accuracy: Mapping[int, float | None]
     maps: MapPredictor | None = None
+    resize: Resize | None = None
 
     @classmethod
     def of(cls, model: SNNet) -> ServedNetwork:
@@ -52,14 +57,15 @@ class ServedNetwork:
         """
         mode, preparation = pillow_mode(model, "the server takes"), image_config(model)
         stitches = {row["stitch_id"]: row for row in model.stitch_table()}
-        score, maps = main_score(stitches.values()), None
+        score, maps, resize = main_score(stitches.values()), None, None
         if task_of(model) == "classification":
             transform, labels = create_transform(**preparation), class_names(model)
+            resize = first_resize(transform)
         else:  # all images in one size, for which latencies hold
             maps = MapPredictor.of(model, "the server takes", size=model.image_size)
             transform, labels = maps.prepare, list(maps.labels)
         accuracy = {k: row.get(score, row.get(f"published_{score}")) for k, row in stitches.items()}
-        return cls(model, mode, preparation, transform, labels, stitches, score, accuracy, maps)
+        return cls(model, mode, preparation, transform, labels, stitches, score, accuracy, maps, resize)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -90,3 +96,13 @@ class ServedNetwork:
             if value != old.preparation.get(name):
                 former_value = old.preparation.get(name)
                 raise ValueError(f"the new network prepares images with {name}={value}, not {former_value}: {advice}")
+
+
+def first_resize(transform: object) -> Resize | None:
+    """Find the step by which timm's transform resizes an image before all others; None if another one comes first."""
+    first = next(iter(getattr(transform, "transforms", ())), None)
+    if not isinstance(first, transforms.Resize) or first.max_size is not None:
+        return None
+    size = (first.size,) if isinstance(first.size, int) else tuple(first.size)
+    filter = pil_modes_mapping.get(first.interpolation)
+    return None if filter is None else Resize(size, int(filter))

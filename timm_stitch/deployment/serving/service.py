@@ -24,18 +24,18 @@ from ..class_names import task_of
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
 from .backends.agreement import Agreement, compared_images, count_images, measure_agreement
 from .backends.backend import Backend
-from .backends.compiled import Compiler
 from .backends.map_backend import MapBackend
 from .backends.torch_backend import TorchBackend
 from .config import LONGEST_MS, RequestOptions, ServingConfig
 from .engine import Answer, Call, Deployment, Engine, Request
-from .handover import Handover, choose_layout, load_compiler
+from .handover import EngineBackend, Handover, find_engine
 from .image_reader import ImageReader
 from .latencies import latency_rows
 from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
 
+_MOST_DECODERS = 16  # processes that decode images which are quickly read
 _COMPILER_SECONDS = 2.0  # that the end waits for an engine's compiler to notice
 
 
@@ -54,22 +54,17 @@ class InferenceService:
 
     def __init__(self, model: SNNet, config: ServingConfig, name: str = "network") -> None:
         self.config, self.name = config, name
-        workers = max(1, min(4, (os.cpu_count() or 2) // 2))
+        half = (os.cpu_count() or 2) // 2
+        workers = max(1, min(4, half))
         self.parsers = ThreadPoolExecutor(workers, thread_name_prefix="parser")
         self._handover: Handover | None = None
         self._replacing = threading.Lock()
-        compiler = self._compiler(model)
+        make_backend = find_engine(model, config)
         deployment = self._deploy(model)
-        layout = choose_layout(*compiler, deployment, config) if compiler else None
+        backend = make_backend(deployment) if make_backend else None
         self.engine = Engine(deployment, config.most_waiting)
-        self.images = ImageReader(config.most_pixels, config.most_waiting, max(2, workers))
-        self._prepare_engine(compiler, layout)
-
-    def _compiler(self, model: SNNet) -> tuple[str, Compiler] | None:
-        """Import the compiler of the engine; None if torch serves."""
-        if self.config.engine == "torch":
-            return None
-        return load_compiler(self.config.engine, model, self.config)
+        self.images = ImageReader(config.most_pixels, config.most_waiting, max(2, min(_MOST_DECODERS, half)))
+        self._prepare_engine(backend)
 
     def _deploy(self, model: SNNet) -> Deployment:
         """Prepare a network to run in torch, which changes nothing of this service."""
@@ -98,12 +93,12 @@ class InferenceService:
         agreement = None if exact else self._agreement(network, backend, table)
         return Deployment(backend.run, policy, table, network, backend, agreement)
 
-    def _prepare_engine(self, compiler: tuple[str, Compiler] | None, layout: str | None) -> None:
-        """Have the engine compile the network that serves now, and take over from torch when it is ready."""
-        if compiler is None or layout is None:
+    def _prepare_engine(self, backend: EngineBackend | None) -> None:
+        """Have an engine prepare the network that serves now, and take over from torch when it is ready."""
+        if backend is None:
             return
         self._handover = Handover(
-            *compiler, self.engine.deployment, self.config, layout, self._deployment,
+            backend, self.engine.deployment, self.config, self._deployment,
             lambda old, new: self.engine.replace(new, old),
         )  # fmt: skip
 
@@ -173,14 +168,14 @@ class InferenceService:
                 or as for the first one.
         """
         ServedNetwork.of(model.eval()).check_replaces(self.network)
-        compiler = self._compiler(model)
+        make_backend = find_engine(model, self.config)
         deployment = self._deploy(model)
-        layout = choose_layout(*compiler, deployment, self.config) if compiler else None
+        backend = make_backend(deployment) if make_backend else None
         with self._replacing:
             if self._handover is not None:
                 self._handover.close()
             self.engine.replace(deployment)
-            self._prepare_engine(compiler, layout)
+            self._prepare_engine(backend)
 
     def close(self) -> None:
         """Answer waiting requests, for at most the latency target, and end."""
@@ -267,7 +262,8 @@ class InferenceService:
                 note_size((image.height, image.width))
             return network.transform(image)
 
-        return self.images.read_soon(files, network.mode, transform, deadline)
+        resize = network.resize if note_size is None else None  # the process would hide the size
+        return self.images.read_soon(files, network.mode, transform, deadline, resize)
 
 
 @torch.no_grad()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from torch import Tensor
 from ....choices import Precision
 from ....evaluation.profiling import PRECISIONS, name_of
 from ....families.timm_models.network import SNNet
+
+GPU_TURN = threading.RLock()  # held by whoever uses a GPU: while a CUDA graph is recorded, nothing else may run there
 
 
 class TorchBackend:
@@ -38,6 +42,7 @@ class TorchBackend:
         self.model, self.precision = model, precision
         self.ready: Collection[int] = frozenset(model.stitch_ids)
         self.device, self.dtype = device, next(model.parameters()).dtype
+        self._turn: AbstractContextManager[object] = GPU_TURN if device.type == "cuda" else nullcontext()
 
     def precision_of(self, stitch_id: int) -> Precision:
         """Return the precision of the copy that runs all stitches."""
@@ -52,8 +57,9 @@ class TorchBackend:
     @torch.inference_mode()
     def run(self, images: Tensor, stitch_id: int) -> Tensor:
         """Compute the logits of images, shape (B, C, H, W), on the network's device."""
-        logits: Tensor = self.model(images.to(self.device, self.dtype), stitch_id=stitch_id)
-        return logits.float().cpu()
+        with self._turn:
+            logits: Tensor = self.model(images.to(self.device, self.dtype), stitch_id=stitch_id)
+            return logits.float().cpu()
 
     def close(self) -> None:
         """Do nothing: there is nothing to give up."""
