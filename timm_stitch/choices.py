@@ -15,6 +15,8 @@ DenseTask = Literal["segmentation", "depth"]
 InferenceMode = Literal["whole", "slide"]  # of dense networks on an image
 PolicyName = Literal["drain", "fixed"]  # of a server
 EngineName = Literal["torch", "openvino", "onnxruntime", "cuda-graphs", "auto"]  # that runs a server's stitches
+OutputName = Literal["logits", "embeddings"]  # of a served network of texts
+PoolingName = Literal["mean", "first", "last"]  # of the embeddings of tokens
 
 # Of a training run.
 SamplingRule = Literal["uniform", "resource", "sandwich", "anchors", "importance"]
@@ -41,3 +43,4 @@ DENSE_TASKS: tuple[DenseTask, ...] = get_args(DenseTask)
 INFERENCE_MODES: tuple[InferenceMode, ...] = get_args(InferenceMode)
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+POOLINGS: tuple[PoolingName, ...] = get_args(PoolingName)

@@ -35,7 +35,7 @@ COUNT = 8  # images of a request
 def serve(folder: str, promise: Promise, calls: str, pipe: Any) -> None:
     """Serve, and at the end write down each call: when it ended, how long it took, and what was expected."""
     torch.set_num_threads(1)
-    server = HttpServer(lambda: timm.create_model(f"local-dir:{folder}", pretrained=True), promise, port=0)
+    server = HttpServer(lambda: timm_stitch.from_hub(folder), promise, port=0)
     metrics, rows = server.application.metrics.watch, []
 
     def watch(call: Any) -> None:

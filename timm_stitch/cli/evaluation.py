@@ -270,6 +270,9 @@ def _add_profile(verbs: Verbs) -> None:
         action=in_range(1, MOST_THREADS),
         help="CPU threads; serve uses one less than there are cores",
     )
+    verb.add_argument(
+        "--length", type=int, action=in_range(1, 1_000_000), help="tokens of the texts (default: the network's length)"
+    )
     verb.add_argument("--quick", action="store_true", help="time stem, blocks and head, and add them up")
     verb.add_argument("--compile", action="store_true", help="compile the network first")
     verb.add_argument(
@@ -292,7 +295,8 @@ def run_profile(options: argparse.Namespace) -> None:
         model.compile()
     rows = profile(
         model, options.batch_size, options.device, batch_sizes=options.batch_sizes, stitch_ids=options.stitch_ids,
-        precision=options.precision, repeats=options.repeats, quick=options.quick, progress=not options.json,
+        precision=options.precision, repeats=options.repeats, length=options.length, quick=options.quick,
+        progress=not options.json,
     )  # fmt: skip
     if options.output:
         write_rows(options.output, rows)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..choices import ENGINES, POLICIES, SERVED_PRECISIONS
+from ..choices import ENGINES, POLICIES, POOLINGS, SERVED_PRECISIONS
 from ..deployment.serving.config import ServingConfig
 from ..errors import library_errors
 from ..files import whole_file
@@ -57,7 +57,7 @@ def add_verbs(verbs: Verbs) -> None:
         type=int,
         action=in_range(1, 1_000_000),
         default=1000,
-        help="images that may wait (default: 1000)",
+        help="images or texts that may wait (default: 1000)",
     )
     verb.add_argument("--max-body-mb", type=float, default=16, help="largest body of a request, in MiB (default: 16)")
     verb.add_argument(
@@ -102,9 +102,29 @@ def add_verbs(verbs: Verbs) -> None:
     )
     verb.add_argument(
         "--calibration",
-        metavar="FOLDER",
-        help="images to measure the agreement of --precision on (default: noise); int8 needs them, and calibrates on "
-        "half of them",
+        metavar="PATH",
+        help="folder of images, or file with a text in each line, to measure the agreement of --precision on (default: "
+        "noise); int8 needs images, and calibrates on half of them",
+    )
+    texts = verb.add_argument_group("networks of texts")
+    texts.add_argument(
+        "--max-length",
+        type=int,
+        action=in_range(1, 1_000_000),
+        help="most tokens of a text (default: what the network takes, at most 512)",
+    )
+    texts.add_argument(
+        "--max-characters",
+        type=int,
+        action=in_range(1, 100_000_000),
+        default=20_000,
+        help="most characters of a text (default: 20,000)",
+    )
+    texts.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default="mean",
+        help="what makes one embedding of those of the tokens: their mean, the first or the last (default: mean)",
     )
     ray = verb.add_argument_group("replicas, by Ray Serve")
     ray.add_argument("--ray", action="store_true", help="serve by replicas, here or on a cluster")
@@ -136,7 +156,8 @@ def run_serve(options: argparse.Namespace) -> int:
     serving = ServingConfig(
         options.latency_ms, options.reserve_ms, options.policy, options.stitch_id, options.max_queue,
         options.max_pixels, engine=options.engine, most_memory_mb=options.most_memory_mb, precision=options.precision,
-         calibration=options.calibration,
+        calibration=options.calibration, max_length=options.max_length, most_characters=options.max_characters,
+        pooling=options.pooling,
     )  # fmt: skip
     most_bytes = _most_bytes(options)
     if options.ray or options.ray_config:
@@ -153,12 +174,17 @@ def run_serve(options: argparse.Namespace) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     set_threads(options.threads, default=max(1, cores - 1))
     server = HttpServer(
-        lambda: load_model(options, "serve"), serving, name=Path(options.model[0]).name, host=options.host,
+        lambda: load_model(options), serving, name=Path(options.model[0]).name, host=options.host,
         port=options.port, most_bytes=most_bytes, hosts=options.allowed_host,
     )  # fmt: skip
     service = server.service
     description = {"url": server.address, "name": service.name, "stitch_ids": service.table.stitch_ids}
-    way = "" if service.network.maps is None else "-H 'accept: image/png' -o map.png "
+    if service.kind == "texts":
+        way = "-H 'content-type: text/plain' --data 'a text'"
+    elif service.network.maps is None:
+        way = "--data-binary @cat.jpg"
+    else:
+        way = "-H 'accept: image/png' -o map.png --data-binary @cat.jpg"
     return server.run(lambda: _announce(options, description, f"{len(service.table)} stitches", way))
 
 
@@ -234,12 +260,14 @@ def _most_bytes(options: argparse.Namespace) -> int:
     return int(options.max_body_mb * (1 << 20))
 
 
-def _announce(options: argparse.Namespace, server: Mapping[str, object], scale: str, way: str = "") -> None:
-    """Print the address of a server, and the command that asks it, with further options in `way`."""
+def _announce(
+    options: argparse.Namespace, server: Mapping[str, object], scale: str, way: str = "--data-binary @cat.jpg"
+) -> None:
+    """Print the address of a server, and the command that asks it, with what it sends in `way`."""
     if options.json:
         print_json(server)
         return
     print(
         f"{server['name']} at {server['url']}: {scale} within {options.latency_ms:g} ms\n"
-        f"  curl {way}--data-binary @cat.jpg {server['url']}/predict", flush=True,
+        f"  curl {way} {server['url']}/predict", flush=True,
     )  # fmt: skip

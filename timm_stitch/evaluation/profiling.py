@@ -12,15 +12,17 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..anchors.view import ImageInputs, Inputs, Output
 from ..choices import Precision
-from ..families.registry import require
+from ..families.registry import family_of, require
 from ..network.modes import evaluating
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import cached_fingerprint
@@ -47,6 +49,7 @@ def profile(
     stitch_ids: Sequence[int] | None = None,
     precision: Precision = "fp32",
     repeats: int = 10,
+    length: int | None = None,
     quick: bool = False,
     progress: bool = False,
 ) -> Rows:
@@ -63,13 +66,15 @@ def profile(
         stitch_ids: the ids of the stitches; default all.
         precision: `"fp32"`, or `"bf16"`, `"fp16"` under autocast.
         repeats: the number of rounds; each figure is the median over them.
+        length: the tokens of the texts; default the network's `length`.
         quick: whether to time parts instead of whole stitches, and add them up.
         progress: whether to show a bar.
 
     Returns:
         One row per stitch in id order:
 
-        - `stitch_id`, `name`, `macs`, `params`, `precision`, `profiled_on`, and `weights` (the fingerprint).
+        - `stitch_id`, `name`, `macs`, `params`, `precision`, `profiled_on`, and `weights` (the fingerprint). For texts
+          `profiled_on` ends with their length.
         - `batch_size` (the smallest), and for calls of that size `latency_ms`, `latency_spread_ms` (the distance
           between the quartiles; not in the quick mode), `images_per_s` and `memory_mb` (the stitch's weights and the
           tensors alive at once; on CUDA all allocated memory).
@@ -95,18 +100,24 @@ def profile(
         require(model, "quick_profile")
     if repeats < 1:
         raise ValueError(f"repeats must be 1 or more, got {repeats}.")
+    takes_texts = family_of(model).takes_texts(model)
+    if length is not None and not takes_texts:
+        raise ValueError(f"length={length} is for networks of texts: leave it out.")
     stitches = [model.plan[i] for i in sorted(set(model.stitch_ids if stitch_ids is None else stitch_ids))]
     device, home = torch.device(device), next(model.parameters()).device
     model.to(device)
     try:
         with evaluating(model), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-            batches = {n: model.example(n) for n in sizes}
+            with _length(model, length):
+                batches = {n: model.example(n) for n in sizes}
             clock = _Clock(model, batches, repeats, progress)
             timed = clock.time_parts(stitches) if quick else clock.time_whole(stitches)
             memory = {stitch.stitch_id: count_memory(model, stitch, batches[sizes[0]]) for stitch in stitches}
     finally:
         model.to(home)
     costs, device_name, weights = model.costs(), name_of(device), cached_fingerprint(model)
+    if takes_texts:
+        device_name += f", texts of {next(iter(batches[sizes[0]].values())).shape[1]} tokens"
     rows = []
     for stitch in stitches:
         cost, times = costs.cost(stitch), timed[stitch.stitch_id]
@@ -131,10 +142,11 @@ def profile(
 
 def profile_calls(
     model: StitchableNetwork,
-    run: Callable[[Inputs, int], Output],
+    run: Callable[[Any, int], Output],
     batch_sizes: Sequence[int],
     stitch_ids: Sequence[int],
     repeats: int = 10,
+    example: Callable[[int], Any] | None = None,
 ) -> Rows:
     """Measure stitches as something else than the network itself runs them, such as an engine.
 
@@ -144,16 +156,36 @@ def profile_calls(
         batch_sizes: the batch sizes.
         stitch_ids: the ids of the stitches.
         repeats: the number of rounds; each figure is the median over them.
+        example: a function that makes the inputs of a call of a batch size; default the network's, in float32.
 
     Returns:
         One row per stitch: `stitch_id`, `batch_size`, and the latencies as from `profile`.
     """
     sizes = _check_sizes(None, batch_sizes)
-    batches = {n: model.example(n).float().cpu() for n in sizes}
+    batches = {n: example(n) if example else model.example(n).float().cpu() for n in sizes}
     clock = _Clock(model, batches, repeats, False)
     clock.wait = lambda: None  # `run` has waited
     timed = clock.time_calls(run, stitch_ids)
     return [{"stitch_id": k, "batch_size": sizes[0], **times} for k, times in timed.items()]
+
+
+@contextmanager
+def _length(model: Any, length: int | None) -> Iterator[None]:
+    """Set the tokens of a network's texts for a while.
+
+    Raises:
+        ValueError: if its anchors take fewer.
+    """
+    if length is None:
+        yield
+        return
+    model.costs(length)  # refuses a length that is out of range
+    before = model.length
+    model.length = length
+    try:
+        yield
+    finally:
+        model.length = before
 
 
 def _check_sizes(batch_size: int | None, batch_sizes: Sequence[int] | None) -> list[int]:

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from ..anchors.view import View
+from ..choices import PoolingName
 from ..network.stitchable import StitchableNetwork
 from ..network.weights import check_keys, kept_state, save_file
 from ..plan.enumeration import PlanOptions
 from ..plan.results import SavedResults
+from .text_endpoint import TextEndpoint
 
 CONFIG_FILE, STITCHES_FILE, WEIGHTS_FILE = "config.json", "stitches.json", "model.safetensors"
 
@@ -284,6 +286,19 @@ class Family(ABC, Generic[Network]):
 
         Raises:
             ValueError: if the network has no tokenizer, or its task takes more than a text.
+        """
+        raise ValueError(f"networks of {self.name} take no texts: give images.")
+
+    def text_endpoint(self, network: Network, max_length: int | None, pooling: PoolingName) -> TextEndpoint:
+        """Prepare a network whose inputs are texts for a server.
+
+        Args:
+            network: the network, in eval mode on its device.
+            max_length: the most tokens of a text; default what the network takes, within reason.
+            pooling: the embedding of a text: the mean of those of its tokens, the first or the last.
+
+        Raises:
+            ValueError: if the network gives neither classes nor embeddings, or has no tokenizer.
         """
         raise ValueError(f"networks of {self.name} take no texts: give images.")
 

@@ -29,8 +29,8 @@ def read(data, length=None, most=8):
 @pytest.mark.parametrize("data", [IMAGES.tolist(), IMAGES.ravel().tolist()])
 def test_images_may_be_numbers_in_json(data):
     asked = read(body({"data": data}, id="seven", parameters={"stitch_id": 3, "timeout": 5000})[0])
-    assert np.array_equal(asked.images, IMAGES)
-    assert asked.images.dtype == np.float32
+    assert np.array_equal(asked.inputs, IMAGES)
+    assert asked.inputs.dtype == np.float32
     assert asked.parameters == {"stitch_id": 3, "timeout": 5000}
     assert asked.identity == "seven"
     assert not asked.binary
@@ -41,8 +41,8 @@ def test_images_may_be_bytes_after_the_json():
     tensor = {"parameters": {"binary_data_size": len(sent)}}
     wanted = [{"name": "logits", "parameters": {"binary_data": True}}]
     asked = read(*body(tensor, sent, outputs=wanted))
-    assert np.array_equal(asked.images, IMAGES)
-    assert asked.images.flags.writeable  # torch takes it
+    assert np.array_equal(asked.inputs, IMAGES)
+    assert asked.inputs.flags.writeable  # torch takes it
     assert asked.binary
     assert read(*body(tensor, sent, parameters={"binary_data_output": True})).binary
 
@@ -51,9 +51,9 @@ def test_image_files_come_as_bytes_or_base64():
     files = [b"one", b"another"]
     sent = b"".join(struct.pack("<I", len(f)) + f for f in files)
     tensor = {"datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(sent)}}
-    assert read(*body(tensor, sent)).images == files
+    assert read(*body(tensor, sent)).inputs == files
     tensor = {"datatype": "BYTES", "shape": [2, 1], "data": [base64.b64encode(f).decode() for f in files]}
-    assert read(body(tensor)[0]).images == files
+    assert read(body(tensor)[0]).inputs == files
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from served_texts import WORDS, known, stitched, tokenizer
 from tiny import deits
 
 import timm_stitch
@@ -60,10 +61,10 @@ class Server:
         self.said = json.loads(said)
         self.at = self.said["url"].removeprefix("http://")
 
-    def ask(self, method="POST", path="/predict", body=None, timeout=60):
+    def ask(self, method="POST", path="/predict", body=None, timeout=60, headers=()):
         connection = http.client.HTTPConnection(self.at, timeout=timeout)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, dict(headers))
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
@@ -311,3 +312,24 @@ def test_what_cannot_be_served_is_one_line(folder, capsys, tmp_path):
     timm_stitch.save_pretrained(model, tmp_path / "unknown")
     assert main(["serve", str(tmp_path / "unknown"), "--latency-ms", "50", "--port", "0"]) == 1
     assert "no stitch of this network has a known accuracy" in capsys.readouterr().err
+
+
+def test_texts_are_answered_by_curl_and_a_reload_keeps_the_tokenizer(tmp_path):
+    network = known(stitched())
+    timm_stitch.save_pretrained(network, tmp_path / "net")
+    server = Server(tmp_path / "net")
+    try:
+        curl = {"content-type": "application/x-www-form-urlencoded"}  # of its own accord
+        status, answer = server.ask(body="w1 w2 w3", headers=curl)
+        batch = network.tokenizer("w1 w2 w3", return_tensors="pt")
+        answered = json.loads(answer)
+        with torch.inference_mode():
+            logits = network(input_ids=batch["input_ids"], stitch_id=answered["stitch_id"]).logits
+        assert (status, answered["predictions"][0]["class"]) == (200, int(logits.argmax()))
+        network.tokenizer = tokenizer([*WORDS[:2], *reversed(WORDS[2:])])
+        timm_stitch.save_pretrained(network, tmp_path / "net")
+        server.process.send_signal(signal.SIGHUP)
+        assert "the new network has another tokenizer" in server.hears("reloaded|not replaced")
+        assert json.loads(server.ask(body="w1 w2 w3", headers=curl)[1])["predictions"] == answered["predictions"]
+    finally:
+        assert server.end() == 0

@@ -1,4 +1,4 @@
-"""The web application: images by POST, the Open Inference Protocol, health, metrics and a page.
+"""The web application: images by POST, the Open Inference Protocol, health, metrics and a page; `text_app` takes texts.
 
 An ASGI app on Starlette, for uvicorn or another ASGI server (`pip install 'timm_stitch[serve]'`). Errors are JSON,
 `{"error": …}`: 400 for unreadable input, 408 for a body that arrives too slowly, 413 for one that is too large, and
@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -31,12 +31,12 @@ from ...plan.metrics import metric_of
 from ..maps import MapPredictor
 from .bodies import BodyBudget
 from .config import RequestOptions
-from .engine import Answer, Deployment, OverloadError
+from .engine import Answer, Deployment, Inputs, OverloadError
 from .hosts import HostCheck
 from .metrics import Metrics
-from .open_inference import EXTENSIONS, HEADER_LENGTH, describe, read_inference, write_inference
+from .open_inference import EXTENSIONS, HEADER_LENGTH, OUTPUT, Inference, describe, read_inference, write_inference
 from .options import read_number, read_options, read_query, read_whole_number
-from .service import InferenceService, arithmetic, described
+from .service import InferenceService, arithmetic, described, served
 
 _logger = logging.getLogger(__name__)
 
@@ -73,10 +73,11 @@ class HttpApp:
             raise ValueError(f"most_bytes must be 1 or more, got {most_bytes}.")
         self.service, self.most_bytes, self.hosts = service, most_bytes, hosts
         self.bodies = BodyBudget(max(_ALL_BODIES, 4 * most_bytes))
-        self.metrics = Metrics(lambda: service.accuracy, lambda: service.engine.deployment)
+        self.metrics = Metrics(lambda: service.accuracy, lambda: service.engine.deployment, service.kind)
         service.watch(self.metrics.watch)
         self.lag = 0.0  # of the event loop, in seconds
-        self.page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+        page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+        self.page = page.replace("images", service.kind).replace("Images", service.kind.capitalize())
 
     def asgi(self) -> Starlette:
         """Build the ASGI application."""
@@ -160,7 +161,7 @@ class HttpApp:
 
     async def answer(
         self,
-        images: torch.Tensor | list[bytes],
+        images: Inputs | list[Any],
         options: RequestOptions,
         deployment: Deployment,
         arrived_at: float,
@@ -179,7 +180,7 @@ class HttpApp:
             if self.lag > (deadline - arrived_at) / 2:
                 raise OverloadError(f"the server is {1e3 * self.lag:.0f} ms behind: try again later.")
             if isinstance(images, list):
-                images = await asyncio.wrap_future(service.read_soon(images, deadline, deployment, note_size))
+                images = await self.read(images, options, deadline, deployment, note_size)
             queued = service.submit(images, deadline, allowed, arrived_at, deployment)
         except OverloadError:
             self.metrics.refused(len(images))
@@ -193,14 +194,25 @@ class HttpApp:
             raise HTTPException(500, reason) from error
         if not torch.isfinite(answer.logits).all():
             reason = f"the logits of stitch {answer.stitch_id} are not finite numbers"
-            if (largest := float(images.abs().max())) > _LARGEST_VALUE:
+            if isinstance(images, torch.Tensor) and (largest := float(images.abs().max())) > _LARGEST_VALUE:
                 raise ValueError(f"the images have values up to {largest:.3g}, for which {reason}: prepare them.")
             raise HTTPException(500, f"the network failed: {reason}.")
         return answer
 
+    async def read(
+        self,
+        images: list[Any],
+        options: RequestOptions,
+        deadline: float,
+        deployment: Deployment,
+        note_size: Callable[[tuple[int, int]], None] | None,
+    ) -> Inputs:
+        """Read image files for a network."""
+        return await asyncio.wrap_future(self.service.read_soon(images, deadline, deployment, note_size))
+
     def facts(self, answer: Answer, deployment: Deployment, arrived_at: float) -> dict[str, object]:
         """Describe an answer: its stitch, what computed it, and the times that it took."""
-        network = described(deployment)
+        network = served(deployment)
         row = network.stitches[answer.stitch_id]
         return {
             "stitch_id": answer.stitch_id,
@@ -276,21 +288,22 @@ class HttpApp:
         inference = await self.run_in_thread(
             len(body), read_inference, body, length, network.shape, service.config.most_images, len(network.labels)
         )
-        parameters: dict[str, object] = dict(inference.parameters)
-        timeout = read_number(parameters, "timeout")  # Triton's, in microseconds; 0 is none
-        parameters.pop("timeout", None)
-        if timeout:
-            if "latency_ms" in parameters:
-                raise ValueError("give timeout or latency_ms, not both.")
-            parameters["latency_ms"] = timeout / 1e3
-        images = inference.images if isinstance(inference.images, list) else torch.from_numpy(inference.images)
-        answer = await self.answer(images, read_options(parameters), deployment, arrived_at)
+        options = inference_options(inference)
+        images = inference.inputs if isinstance(inference.inputs, list) else torch.from_numpy(inference.inputs)
+        return await self.write(
+            inference, await self.answer(images, options, deployment, arrived_at), deployment, arrived_at
+        )
+
+    async def write(
+        self, inference: Inference, answer: Answer, deployment: Deployment, arrived_at: float, output: str = OUTPUT
+    ) -> Response:
+        """Write the answer to a request of the Open Inference Protocol."""
         facts = self.facts(answer, deployment, arrived_at)
         known = {key: value for key, value in facts.items() if value is not None}
         logits = np.asarray(answer.logits, dtype=np.float32)
         size = 0 if inference.binary else 10 * logits.size
         written, headers = await self.run_in_thread(
-            size, write_inference, service.name, inference, logits, known, network.labels
+            size, write_inference, self.service.name, inference, logits, known, served(deployment).labels, output
         )
         return Response(written, headers=headers)
 
@@ -311,7 +324,7 @@ class HttpApp:
 
     async def metadata(self, request: Request) -> Response:
         """Return the network's metadata."""
-        network = self.service.network
+        network = described(self.service.engine.deployment)
         outputs = [len(network.labels)] if network.maps is None else list(network.shape[1:])
         return JSONResponse(describe(self.service.name, network.shape, outputs))
 
@@ -326,7 +339,7 @@ class HttpApp:
     async def recent(self, request: Request) -> Response:
         """Return the figures that the page draws."""
         service, deployment = self.service, self.service.engine.deployment
-        network, table = described(deployment), deployment.table
+        network, table = served(deployment), deployment.table
         stitches = [
             {
                 "stitch_id": k,
@@ -341,6 +354,26 @@ class HttpApp:
             "stitches": stitches, "seconds": self.metrics.recent(),
         }  # fmt: skip
         return JSONResponse(figures)
+
+
+def inference_options(inference: Inference, more: Collection[str] = ()) -> RequestOptions:
+    """Read the options of a request of the Open Inference Protocol.
+
+    Args:
+        inference: the request.
+        more: further options that the network takes.
+
+    Raises:
+        ValueError: if one is unknown or out of range.
+    """
+    parameters: dict[str, object] = dict(inference.parameters)
+    timeout = read_number(parameters, "timeout")  # Triton's, in microseconds; 0 is none
+    parameters.pop("timeout", None)
+    if timeout:
+        if "latency_ms" in parameters:
+            raise ValueError("give timeout or latency_ms, not both.")
+        parameters["latency_ms"] = timeout / 1e3
+    return read_options(parameters, more)
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:

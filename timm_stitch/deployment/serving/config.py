@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...choices import ENGINES, POLICIES, SERVED_PRECISIONS, EngineName, PolicyName, ServedPrecision
+from ...choices import (
+    ENGINES,
+    POLICIES,
+    POOLINGS,
+    SERVED_PRECISIONS,
+    EngineName,
+    PolicyName,
+    PoolingName,
+    ServedPrecision,
+)
 
 LONGEST_MS = 600_000  # the longest latency target, also of a request
 
@@ -19,17 +28,21 @@ class ServingConfig:
         reserve_ms: the part of it that is kept for work outside the network; default a tenth.
         policy: `"drain"`, which chooses stitches by the requests that wait, or `"fixed"`.
         stitch_id: the stitch of the fixed policy; default the most expensive one within the latency target.
-        most_waiting: the largest number of images that may wait at once.
+        most_waiting: the largest number of images or texts that may wait at once.
         most_pixels: the largest number of pixels of an image.
-        most_images: the largest number of images in a request.
+        most_images: the largest number of images or texts in a request.
         precision: the precision of the network's arithmetic; `"fp16"` on GPUs only, `"int8"` by OpenVINO or ONNX
             Runtime only.
         engine: the engine that runs the stitches: `"torch"`; `"openvino"` or `"onnxruntime"`, which compile them while
             torch answers; `"cuda-graphs"`, which records them on a GPU; or `"auto"`, OpenVINO if it is installed and
             faster.
         most_memory_mb: the most megabytes that compiled weights, or CUDA graphs, may take; default any.
-        calibration: a folder of images on which the agreement of another precision with float32 is measured; default
-            noise. `"int8"` needs one: half of its images fix the ranges of activations.
+        calibration: a folder of images, or a file with a text in each line, on which the agreement of another precision
+            with float32 is measured; default noise. `"int8"` needs a folder: half of its images fix the ranges of
+            activations.
+        max_length: the most tokens of a text; default what the network takes, at most 512.
+        most_characters: the most characters of a text, which is not tokenized otherwise.
+        pooling: the embedding of a text: the `"mean"` of those of its tokens, the `"first"` or the `"last"`.
 
     Raises:
         ValueError: if a value is out of range.
@@ -50,6 +63,9 @@ class ServingConfig:
     calibration: str | None = None
     engine: EngineName = "torch"
     most_memory_mb: float | None = None
+    max_length: int | None = None
+    most_characters: int = 20_000
+    pooling: PoolingName = "mean"
 
     def __post_init__(self) -> None:
         if not 0 < self.latency_ms < math.inf:
@@ -81,9 +97,12 @@ class ServingConfig:
             raise ValueError("calibration is for a precision other than fp32: leave it out, or give precision='bf16'.")
         if self.stitch_id is not None and self.policy != "fixed":
             raise ValueError(f"stitch_id={self.stitch_id} needs policy='fixed': the other policies choose.")
-        for name in ("most_waiting", "most_pixels", "most_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}.")
+        for name in ("most_waiting", "most_pixels", "most_images", "most_characters", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
 
     @property
     def overhead_ms(self) -> float:
@@ -103,9 +122,11 @@ class RequestOptions:
     Args:
         latency_ms: its own latency target, in milliseconds.
         stitch_id: the stitch that must answer.
-        macs: the most multiply-adds per image.
+        macs: the most multiply-adds per image, or per text of the network's `length`.
+        truncate: whether to leave out what is beyond the most tokens of a text.
     """
 
     latency_ms: float | None = None
     stitch_id: int | None = None
     macs: float | None = None
+    truncate: bool = False

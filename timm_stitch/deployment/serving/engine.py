@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..policies import LatencyTable, Policy, Slowdown
 from .backends.agreement import Agreement
 from .backends.backend import Backend
-from .network import ServedNetwork
+from .network import Served
 
 _logger = logging.getLogger(__name__)
 
@@ -34,24 +34,34 @@ class OverloadError(RuntimeError):
     """A request that cannot be answered in time, and is dropped."""
 
 
+class Inputs(Protocol):
+    """Prepared inputs of a request: images, shape (N, C, H, W), or N texts."""
+
+    def __len__(self) -> int:
+        """Count them."""
+
+
 class Deployment(NamedTuple):
     """A network as the engine runs it; replaced as a whole.
 
     Args:
-        run: computes the logits, shape (B, classes), of images, shape (B, C, H, W), by a stitch; both on the CPU.
+        run: computes the logits, shape (B, classes), of images, shape (B, C, H, W), by a stitch; both on the CPU. Or
+            those of texts.
         policy: the policy that chooses stitches.
         table: the latencies of the stitches that the policy chooses from.
         network: the description of the network, for those who prepare its images and read its answers.
         backend: the backend that runs the stitches.
         agreement: the agreement of the backend with float32, if its precision is another.
+        join: joins the inputs of several requests into one call's.
     """
 
-    run: Callable[[Tensor, int], Tensor]
+    run: Callable[[Any, int], Tensor]
     policy: Policy
     table: LatencyTable
-    network: ServedNetwork | None = None
+    network: Served | None = None
     backend: Backend | None = None
     agreement: Agreement | None = None
+    join: Callable[[list[Any]], Any] = torch.cat
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,12 @@ class Answer:
     """The answer to a request.
 
     Args:
-        logits: the logits of its N images, shape (N, classes); of dense networks the class numbers or depths (N, H, W).
+        logits: the logits of its N images or texts, shape (N, classes); of dense networks the class numbers or depths
+            (N, H, W), of others for texts the embeddings (N, width).
         stitch_id: the stitch that computed them.
         waited_s: the seconds from the request's arrival to the start of the call.
         duration_s: the seconds of the call.
-        batch: the number of images in the call, those of other requests included.
+        batch: the number of images or texts in the call, those of other requests included.
         late: whether the call ended after the deadline.
     """
 
@@ -77,25 +88,34 @@ class Answer:
 
 @dataclass(eq=False)
 class Request:
-    """Images that one stitch is to classify.
+    """Images or texts that one stitch is to classify; its length is their work, in units of the latency table.
 
     Args:
-        images: prepared images on the CPU, shape (N, C, H, W).
+        inputs: prepared inputs on the CPU.
         deadline: the time when the answer is due, by `time.monotonic`.
         allowed: the stitches that may answer; default all.
         arrived_at: the time of arrival, by `time.monotonic`.
         deployment: the network that answers, for which they are prepared; default the one that serves now.
+        weight: the work of one of them, in units of the table: 1 for an image, more for a long text. Requests of
+            different weights share no call, so that texts of a call have similar lengths.
+
+    Attributes:
+        count: the number of images or texts.
     """
 
-    images: Tensor
+    inputs: Inputs
     deadline: float
     allowed: frozenset[int] | None = None
     arrived_at: float = field(default_factory=time.monotonic)
     deployment: Deployment | None = None
+    weight: int = 1
     answer: Future[Answer] = field(default_factory=Future)
 
+    def __post_init__(self) -> None:
+        self.count = len(self.inputs)
+
     def __len__(self) -> int:
-        return len(self.images)
+        return self.count * self.weight
 
 
 @dataclass(frozen=True)
@@ -104,14 +124,14 @@ class Call:
 
     Args:
         stitch_id: the stitch that ran; None if all requests were dropped.
-        met: the number of images answered in time.
-        late: the number of images answered too late.
-        dropped: the number of images dropped by the policy.
-        failed: the number of images on which the network failed.
+        met: the number of images or texts answered in time.
+        late: the number of images or texts answered too late.
+        dropped: the number of images or texts dropped by the policy.
+        failed: the number of images or texts on which the network failed.
         duration_s: the seconds of the call.
         expected: the seconds that the table predicts; None for a stitch outside the table.
         slowdown: the factor over the profiled latencies that plans assume.
-        waiting: the number of images that wait now.
+        waiting: the number of images or texts that wait now.
     """
 
     stitch_id: int | None
@@ -130,29 +150,31 @@ class Engine:
 
     Args:
         deployment: the network.
-        most_waiting: the largest number of images that may wait; more are refused at once.
+        most_waiting: the largest number of images or texts that may wait; more are refused at once.
         watch: a function that is called with each `Call`, in the engine's thread.
+        kind: the kind of the inputs, for messages.
 
     Attributes:
         died: whether a fault of the engine has ended its thread.
+        waiting: the number of images or texts that wait.
     """
 
     def __init__(
-        self, deployment: Deployment, most_waiting: int = 1000, watch: Callable[[Call], None] = lambda call: None
+        self,
+        deployment: Deployment,
+        most_waiting: int = 1000,
+        watch: Callable[[Call], None] = lambda call: None,
+        kind: str = "images",
     ) -> None:
-        self.deployment, self.most_waiting, self.watch = deployment, most_waiting, watch
+        self.deployment, self.most_waiting, self.watch, self.kind = deployment, most_waiting, watch, kind
         self.slowdown = Slowdown()
-        self._deadlines: list[float] = []  # of each image that waits, ascending
-        self._owners: list[Request] = []  # whose image it is; those of one request stand together
+        self.waiting = 0
+        self._deadlines: list[float] = []  # of each unit of work that waits, ascending
+        self._owners: list[Request] = []  # whose unit it is; those of one request stand together
         self._changed = threading.Condition()
         self._closing = self.died = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
-
-    @property
-    def waiting(self) -> int:
-        """The number of images that wait."""
-        return len(self._deadlines)
 
     @property
     def alive(self) -> bool:
@@ -166,17 +188,18 @@ class Engine:
             A future of its `Answer`, which raises `OverloadError` if the request is dropped, or the network's error.
 
         Raises:
-            OverloadError: if too many images wait already, or the engine is closed.
+            OverloadError: if too many images or texts wait already, or the engine is closed.
         """
         with self._changed:
             if not self.alive:
                 raise OverloadError("the server is shutting down: ask another one.")
-            if len(self._deadlines) + len(request) > self.most_waiting:
-                raise OverloadError(f"{len(self._deadlines)} images wait already: try again later.")
+            if self.waiting + request.count > self.most_waiting:
+                raise OverloadError(f"{self.waiting} {self.kind} wait already: try again later.")
             request.deployment = request.deployment or self.deployment
-            position = bisect_right(self._deadlines, request.deadline)
-            self._deadlines[position:position] = [request.deadline] * len(request)
-            self._owners[position:position] = [request] * len(request)
+            position, units = bisect_right(self._deadlines, request.deadline), len(request)
+            self._deadlines[position:position] = [request.deadline] * units
+            self._owners[position:position] = [request] * units
+            self.waiting += request.count
             self._changed.notify()
         return request.answer
 
@@ -226,7 +249,7 @@ class Engine:
                     self._changed.wait()
                 deployment, dropped, batch, stitch_id, expected = self._choose()
             _reject(dropped, "it could not be answered in time: try again later, or allow more time.")
-            self._answer(deployment, batch, stitch_id, expected, sum(map(len, dropped)))
+            self._answer(deployment, batch, stitch_id, expected, sum(request.count for request in dropped))
 
     def _choose(self) -> tuple[Deployment, list[Request], list[Request], int, float | None]:
         """Choose what runs next.
@@ -261,15 +284,17 @@ class Engine:
             most = 1
 
         def fits(request: Request) -> bool:
-            return request.deployment is deployment and stitch_of(request) == stitch_id
+            alike = request.deployment is deployment and request.weight == most_urgent.weight
+            return alike and stitch_of(request) == stitch_id
 
         batch = self._remove(_fitting(self._owners, fits, most))
-        count = sum(map(len, batch))
-        return deployment, dropped, batch, stitch_id, None if index is None else table.seconds(index, count)
+        units = sum(map(len, batch))
+        return deployment, dropped, batch, stitch_id, None if index is None else table.seconds(index, units)
 
     def _remove(self, positions: Sequence[int]) -> list[Request]:
-        """Take the images at ascending positions, of whole requests, out of the queue; returns the requests."""
+        """Take the units at ascending positions, of whole requests, out of the queue; returns the requests."""
         requests = list(dict.fromkeys(self._owners[position] for position in positions))
+        self.waiting -= sum(request.count for request in requests)
         if positions and positions[-1] == len(positions) - 1:
             del self._deadlines[: len(positions)], self._owners[: len(positions)]
         else:
@@ -282,23 +307,23 @@ class Engine:
     ) -> None:
         """Run requests in one call, and give each its part of the logits."""
         batch = [request for request in batch if request.answer.set_running_or_notify_cancel()]
-        count, met, late, failed, began = sum(map(len, batch)), 0, 0, 0, time.monotonic()
+        count, met, late, failed, began = sum(request.count for request in batch), 0, 0, 0, time.monotonic()
         duration_s = 0.0
         if batch:
             try:
-                images = [request.images for request in batch]
-                logits = deployment.run(images[0] if len(images) == 1 else torch.cat(images), stitch_id)
+                inputs = [request.inputs for request in batch]
+                logits = deployment.run(inputs[0] if len(inputs) == 1 else deployment.join(inputs), stitch_id)
                 ended = time.monotonic()
                 duration_s, start = ended - began, 0
                 for request in batch:
-                    due, own = ended > request.deadline, logits[start : start + len(request)]
-                    start += len(request)
-                    met, late = met + len(request) * (not due), late + len(request) * due
+                    due, own = ended > request.deadline, logits[start : start + request.count]
+                    start += request.count
+                    met, late = met + request.count * (not due), late + request.count * due
                     waited_s = began - request.arrived_at
                     request.answer.set_result(Answer(own, stitch_id, waited_s, duration_s, count, due))
             except Exception as error:  # the next call may succeed
                 failed = count
-                _logger.exception("stitch %d failed on %d images", stitch_id, count)
+                _logger.exception("stitch %d failed on %d %s", stitch_id, count, self.kind)
                 for request in batch:
                     if not request.answer.done():
                         request.answer.set_exception(error)
@@ -318,7 +343,7 @@ def _nearest(table: LatencyTable, index: int, allowed: frozenset[int] | None) ->
 
 
 def _fitting(owners: Sequence[Request], fits: Callable[[Request], bool], most: int) -> Sequence[int]:
-    """Find the most urgent images of whole requests that fit: at most `most`, or those of the first request."""
+    """Find the most urgent units of whole requests that fit: at most `most`, or those of the first request."""
     positions: list[int] = []
     position, end = 0, min(len(owners), SCANNED * max(most, 1))
     while position < end and (len(positions) < most or not positions):

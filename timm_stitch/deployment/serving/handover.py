@@ -92,7 +92,7 @@ def find_engine(model: SNNet, config: ServingConfig) -> Callable[[Deployment], E
         if layout is None:
             return None
         threads, machine = torch.get_num_threads(), processor_name()
-        assert deployment.network is not None
+        assert isinstance(deployment.network, ServedNetwork)
         calibrate = partial(calibrating_images, deployment.network, config) if config.precision == "int8" else None
         return CompiledBackend(_reference(deployment), compiler, name, threads, machine, layout, calibrate)
 
@@ -155,7 +155,7 @@ def choose_layout(engine: str, compiler: Compiler, deployment: Deployment, confi
     Raises:
         ValueError: if another engine would take more.
     """
-    assert deployment.network is not None
+    assert isinstance(deployment.network, ServedNetwork)
     stitch_ids, model = spread(deployment.table.stitch_ids), deployment.network.model
     extracted = [dict(model.extract(k).named_parameters()) for k in stitch_ids]
     whole = sum(tensor.numel() for small in extracted for tensor in small.values()) * 4 / 1e6
@@ -195,7 +195,7 @@ class Handover:
     ) -> None:  # fmt: skip
         self.backend, self.deployment, self.config = backend, deployment, config
         self.deploy, self.replace = deploy, replace
-        assert deployment.network is not None
+        assert isinstance(deployment.network, ServedNetwork)
         self.known = known_rows(deployment.network.model, config)
         self.thread = threading.Thread(target=self._work, name="compiler", daemon=True)
         self.thread.start()
@@ -222,7 +222,7 @@ class Handover:
     def _prepared(self) -> Deployment | None:
         """Compile and measure; None if the engine is not worth it."""
         backend, table, network = self.backend, self.deployment.table, self.deployment.network
-        assert network is not None
+        assert isinstance(network, ServedNetwork)
         model, wanted = network.model, spread(table.stitch_ids)
         backend.prepare(wanted, table.batch_sizes)
         ready = [k for k in wanted if k in backend.ready]

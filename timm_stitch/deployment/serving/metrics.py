@@ -55,27 +55,32 @@ class Metrics:
     Args:
         accuracy: a function that returns the known accuracies of the stitches, in per cent.
         deployment: a function that returns what serves now, for its engine, precision and agreement; default none.
+        kind: the kind of inputs that is counted: images or texts.
     """
 
     def __init__(
-        self, accuracy: Callable[[], Mapping[int, float | None]], deployment: Callable[[], Deployment | None] = _none
+        self,
+        accuracy: Callable[[], Mapping[int, float | None]],
+        deployment: Callable[[], Deployment | None] = _none,
+        kind: str = "images",
     ) -> None:
         self.accuracy, self.deployment = accuracy, deployment
+        kinds = kind.capitalize()
         self.registry = CollectorRegistry()
         own: dict[str, Any] = {"registry": self.registry, "namespace": "timm_stitch"}
-        self._images = Total("images", "Images by what became of them and the stitch.", ["outcome", "stitch_id"], **own)
+        self._images = Total(kind, f"{kinds} by what became of them and the stitch.", ["outcome", "stitch_id"], **own)
         self._requests = Total("requests", "Requests by status of the answer.", ["status"], **own)
         self._latency = Histogram(
             "request_seconds", "From the head of a request to its answer.", buckets=_LATENCIES, **own
         )
-        self._batch = Histogram("batch_images", "Images of a call of the network.", buckets=_BATCHES, **own)
+        self._batch = Histogram(f"batch_{kind}", f"{kinds} of a call of the network.", buckets=_BATCHES, **own)
         self._call = Histogram("call_seconds", "Duration of a call of the network.", buckets=_LATENCIES, **own)
         self._slowdown = Gauge("slowdown", "How much slower than profiled the machine is.", **own)
-        self._waiting = Gauge("waiting_images", "Images that wait for their turn.", **own)
+        self._waiting = Gauge(f"waiting_{kind}", f"{kinds} that wait for their turn.", **own)
         self.lag = Gauge("loop_lag_seconds", "How late the event loop is.", **own)
         self._expected = Gauge("expected_accuracy_percent", "Mean over the answers of the last two minutes.", **own)
         self._backend = Gauge("backend", "1 for what runs the stitches now.", ["engine", "precision"], **own)
-        self._agreement = Gauge("agreement_ratio", "Images with the class of fp32, of the lowest stitch.", **own)
+        self._agreement = Gauge("agreement_ratio", f"{kinds} with the class of fp32, of the lowest stitch.", **own)
         self._seconds: deque[Second] = deque(maxlen=SECONDS)
         self._lock = threading.Lock()
 

@@ -12,7 +12,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 INPUT, OUTPUT = "image", "logits"
 HEADER_LENGTH = "inference-header-content-length"
 EXTENSIONS = ("binary_tensor_data", "classification")
+INPUT_FIELDS = ("name", "datatype", "shape", "data", "parameters")
 _FIELDS = ("id", "parameters", "inputs", "outputs")
 _MOST_ID = 256  # letters
 
@@ -30,18 +31,18 @@ class Inference:
     """A request.
 
     Args:
-        images: prepared images, shape (N, C, H, W), or the bytes of N image files.
         parameters: the request's parameters, plain values.
         identity: the request's `id`, which the answer repeats.
         binary: whether the answer has its output as bytes behind its JSON.
         class_count: the number of best classes to return instead of all logits; None for the logits.
+        inputs: prepared images, shape (N, C, H, W), or the bytes of N image files; texts, or the arguments of a call.
     """
 
-    images: NDArray[np.float32] | list[bytes]
     parameters: Mapping[str, str | int | float]
     identity: str | None
     binary: bool
     class_count: int | None = None
+    inputs: Any = None
 
 
 def read_inference(
@@ -59,6 +60,24 @@ def read_inference(
     Raises:
         ValueError: naming the part that is wrong or not supported.
     """
+    request, behind = read_json(body, header_length)
+    inputs = request.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise ValueError(f"expected one input, {INPUT!r}: float32 of {['N', *shape]}, or N image files as BYTES.")
+    tensor, outputs = inputs[0], request.get("outputs") or [{}]
+    if tensor.get("name") != INPUT or not isinstance(outputs, list) or not isinstance(outputs[0], dict):
+        raise ValueError(f"expected one input, {INPUT!r}, and one output, {OUTPUT!r}.")
+    only(tensor, INPUT_FIELDS, "fields of an input")
+    inference = read_fields(request, OUTPUT, classes)
+    return replace(inference, inputs=_images(tensor, behind, shape, most_images))
+
+
+def read_json(body: bytes, header_length: str | None) -> tuple[dict[str, Any], bytes]:
+    """Read the JSON of a request, and the bytes behind it.
+
+    Raises:
+        ValueError: if it is no JSON object.
+    """
     end = len(body)
     if header_length is not None:
         if not (header_length.isascii() and header_length.isdigit() and int(header_length) <= len(body)):
@@ -68,19 +87,29 @@ def read_inference(
         request = json.loads(body[:end], parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise ValueError("the body is not JSON: expected a request of the Open Inference Protocol.") from None
-    inputs = request.get("inputs") if isinstance(request, dict) else None
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise ValueError(f"expected one input, {INPUT!r}: float32 of {['N', *shape]}, or N image files as BYTES.")
-    tensor, outputs = inputs[0], request.get("outputs") or [{}]
-    if tensor.get("name") != INPUT or not isinstance(outputs, list) or not isinstance(outputs[0], dict):
-        raise ValueError(f"expected one input, {INPUT!r}, and one output, {OUTPUT!r}.")
-    if len(outputs) != 1 or outputs[0].get("name", OUTPUT) != OUTPUT:
-        raise ValueError(f"the only output is {OUTPUT!r}.")
-    _only(request, _FIELDS, "fields of a request")
-    _only(tensor, ("name", "datatype", "shape", "data", "parameters"), "fields of an input")
-    _only(outputs[0], ("name", "parameters"), "fields of an output")
-    parameters, wanted = _plain(request.get("parameters")), _plain(outputs[0].get("parameters"))
-    _only(wanted, ("binary_data", "classification"), "parameters of an output")
+    return (request if isinstance(request, dict) else {}), body[end:]
+
+
+def read_fields(request: Mapping[str, Any], output: str, classes: int | None) -> Inference:
+    """Read what a request has besides its inputs.
+
+    Args:
+        request: the JSON of the request.
+        output: the name of the only output.
+        classes: the number of classes; without it the extension "classification" is refused.
+
+    Raises:
+        ValueError: naming the field that is wrong or not supported.
+    """
+    outputs = request.get("outputs") or [{}]
+    if not isinstance(outputs, list) or len(outputs) != 1 or not isinstance(outputs[0], dict):
+        raise ValueError(f"the only output is {output!r}.")
+    if outputs[0].get("name", output) != output:
+        raise ValueError(f"the only output is {output!r}.")
+    only(request, _FIELDS, "fields of a request")
+    only(outputs[0], ("name", "parameters"), "fields of an output")
+    parameters, wanted = plain_values(request.get("parameters")), plain_values(outputs[0].get("parameters"))
+    only(wanted, ("binary_data", "classification"), "parameters of an output")
     binary = wanted.get("binary_data", parameters.pop("binary_data_output", False))
     if not isinstance(binary, bool):
         raise ValueError(f"binary_data must be true or false, got {binary!r:.40}.")
@@ -90,15 +119,14 @@ def read_inference(
     identity = request.get("id")
     if identity is not None and not (isinstance(identity, str) and len(identity) <= _MOST_ID):
         raise ValueError(f"id must be a text of at most {_MOST_ID} letters, got {identity!r:.40}.")
-    images = _images(tensor, body[end:], shape, most_images)
-    return Inference(images, parameters, identity, binary, class_count)
+    return Inference(parameters, identity, binary, class_count)
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def _only(values: Mapping[str, object], names: Sequence[str], kind: str) -> None:
+def only(values: Mapping[str, object], names: Sequence[str], kind: str) -> None:
     """Refuse what would be ignored.
 
     Raises:
@@ -109,7 +137,12 @@ def _only(values: Mapping[str, object], names: Sequence[str], kind: str) -> None
             raise ValueError(f"{name!r:.60} is not supported: {kind} are {', '.join(names)}.")
 
 
-def _plain(parameters: object) -> dict[str, str | int | float]:
+def plain_values(parameters: object) -> dict[str, str | int | float]:
+    """Read the parameters of a request or a tensor.
+
+    Raises:
+        ValueError: if they are not plain values.
+    """
     if parameters is None:
         return {}
     if not isinstance(parameters, dict) or not all(isinstance(v, (str, int, float)) for v in parameters.values()):
@@ -121,7 +154,7 @@ def _images(
     tensor: Mapping[str, Any], behind: bytes, shape: Sequence[int], most: int
 ) -> NDArray[np.float32] | list[bytes]:
     """Read the images of an input tensor, whose data is in it or behind the JSON."""
-    sizes, kind, parameters = tensor.get("shape"), tensor.get("datatype"), _plain(tensor.get("parameters"))
+    sizes, kind, parameters = tensor.get("shape"), tensor.get("datatype"), plain_values(tensor.get("parameters"))
     files = kind == "BYTES"
     expected = [] if files else list(shape)
     plain = isinstance(sizes, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in sizes)
@@ -135,7 +168,7 @@ def _images(
             f"{INPUT!r} has datatype {kind!r:.20} and shape {sizes!r:.60}: expected FP32 of {['N', *shape]}, or image "
             "files as BYTES of ['N']."
         )
-    _only(parameters, ("binary_data_size",), "parameters of an input")
+    only(parameters, ("binary_data_size",), "parameters of an input")
     count = sizes[0]
     if not 1 <= count <= most:
         raise ValueError(f"the request has {count} images: 1 to {most} are accepted.")
@@ -145,7 +178,7 @@ def _images(
         if parameters["binary_data_size"] != len(behind) or isinstance(parameters["binary_data_size"], bool):
             raise ValueError(f"binary_data_size={parameters['binary_data_size']!r:.40}, but {len(behind)} bytes came.")
         if files:
-            return _cut(behind, count)
+            return cut_elements(behind, count, INPUT)
         if len(behind) != 4 * count * math.prod(shape):
             raise ValueError(f"{len(behind)} bytes are not float32 of {sizes}.")
         return _finite(np.frombuffer(behind, "<f4").astype(np.float32).reshape(count, *shape))
@@ -173,8 +206,12 @@ def _finite(images: NDArray[np.float32]) -> NDArray[np.float32]:
     return images
 
 
-def _cut(data: bytes, count: int) -> list[bytes]:
-    """Split elements that stand behind their lengths, four bytes each."""
+def cut_elements(data: bytes, count: int, name: str) -> list[bytes]:
+    """Split the elements of an input that stand behind their lengths, four bytes each.
+
+    Raises:
+        ValueError: if the bytes are not as many elements.
+    """
     elements: list[bytes] = []
     at = 0
     while at + 4 <= len(data) and len(elements) < count:
@@ -182,7 +219,7 @@ def _cut(data: bytes, count: int) -> list[bytes]:
         elements.append(data[at + 4 : at + 4 + length])
         at += 4 + length
     if at != len(data) or len(elements) != count:
-        raise ValueError(f"the bytes of {INPUT!r} are not {count} elements, each behind its length.")
+        raise ValueError(f"the bytes of {name!r} are not {count} elements, each behind its length.")
     return elements
 
 
@@ -202,6 +239,7 @@ def write_inference(
     logits: NDArray[np.float32],
     parameters: Mapping[str, object],
     labels: Sequence[str] = (),
+    name_of_output: str = OUTPUT,
 ) -> tuple[bytes, dict[str, str]]:
     """Write the body of an answer, and its headers.
 
@@ -211,8 +249,9 @@ def write_inference(
         logits: the logits, shape (N, classes).
         parameters: further plain values of the answer.
         labels: the name of each class, for the extension "classification".
+        name_of_output: the name of the output.
     """
-    output: dict[str, object] = {"name": OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
+    output: dict[str, object] = {"name": name_of_output, "datatype": "FP32", "shape": list(logits.shape)}
     answer = {"model_name": name, "model_version": "1", "parameters": dict(parameters), "outputs": [output]}
     if request.identity is not None:
         answer["id"] = request.identity
@@ -237,10 +276,16 @@ def write_inference(
 
 def describe(name: str, shape: Sequence[int], output: Sequence[int]) -> dict[str, object]:
     """Describe a network, as the protocol's metadata, with the shape of an image's output."""
+    return describe_tensors(name, [tensor_metadata(INPUT, "FP32", shape)], [tensor_metadata(OUTPUT, "FP32", output)])
+
+
+def describe_tensors(name: str, inputs: Sequence[object], outputs: Sequence[object]) -> dict[str, object]:
+    """Describe a network by its tensors."""
     return {
-        "name": name,
-        "versions": ["1"],
-        "platform": "timm_stitch",
-        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *shape]}],
-        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, *output]}],
-    }
+        "name": name, "versions": ["1"], "platform": "timm_stitch", "inputs": list(inputs), "outputs": list(outputs),
+    }  # fmt: skip
+
+
+def tensor_metadata(name: str, datatype: str, shape: Sequence[int]) -> dict[str, object]:
+    """Describe a tensor, with the shape of one of its N elements."""
+    return {"name": name, "datatype": datatype, "shape": [-1, *shape]}

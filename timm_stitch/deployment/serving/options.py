@@ -28,8 +28,9 @@ def read_options(values: Mapping[str, object], more: Iterable[str] = ()) -> Requ
         if name not in names:
             raise ValueError(f"there is no option {name!r:.60}: expected {', '.join(names)}.")
     return RequestOptions(
-        read_number(values, "latency_ms"), read_whole_number(values, "stitch_id"), read_number(values, "macs")
-    )
+        read_number(values, "latency_ms"), read_whole_number(values, "stitch_id"), read_number(values, "macs"),
+        read_choice(values, "truncate"),
+    )  # fmt: skip
 
 
 def read_query(items: Iterable[tuple[str, str]]) -> dict[str, object]:
@@ -82,3 +83,17 @@ def read_number(values: Mapping[str, object], name: str) -> float | None:
         if math.isfinite(number):
             return number
     raise ValueError(f"{name} must be a number, got {value!r:.40}.")
+
+
+def read_choice(values: Mapping[str, object], name: str) -> bool:
+    """Read true or false, false if it is absent.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    value = values.get(name, False)
+    if value in ("true", "false"):
+        return value == "true"
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{name} must be true or false, got {value!r:.40}.")

@@ -16,11 +16,11 @@ from functools import partial
 
 import uvicorn
 
-from ...families.timm_models.network import SNNet
-from .app import HttpApp
+from ...network.stitchable import StitchableNetwork
 from .config import ServingConfig
 from .connections import SPARE, BoundedProtocol
-from .service import InferenceService
+from .text_app import open_app
+from .text_service import open_service
 
 _logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class HttpServer:
 
     def __init__(
         self,
-        load: Callable[[], SNNet],
+        load: Callable[[], StitchableNetwork],
         config: ServingConfig,
         *,
         name: str = "network",
@@ -71,12 +71,13 @@ class HttpServer:
     ) -> None:
         self.load = load
         hosts = () if hosts is None and host in _LOOPBACK else hosts
-        self.socket = listen(host, port)
+        listen(host, port).close()  # a port that is taken shows before the network is loaded
+        self.service = open_service(load(), config, plain_name(name))
         try:
-            self.service = InferenceService(load(), config, plain_name(name))
-            self.application = HttpApp(self.service, most_bytes, hosts)
+            self.application = open_app(self.service, most_bytes, hosts)
+            self.socket = listen(host, port)  # after all that may refuse the network
         except BaseException:
-            self.socket.close()
+            self.service.close()
             raise
         port = self.socket.getsockname()[1]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

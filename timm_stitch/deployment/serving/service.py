@@ -1,6 +1,7 @@
 """Inference within a latency target: a network, the images and options it accepts, and the engine that answers.
 
 It knows no protocol. The web application and the Ray deployment turn their requests into images and `RequestOptions`.
+`text_service` has the same for texts.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ...families.registry import require
-from ...families.timm_models.network import SNNet
 from ...plan.results import Row
 from ..class_names import task_of
 from ..policies import DrainPolicy, FixedPolicy, LatencyTable, Policy
-from .backends.agreement import Agreement, compared_images, count_images, measure_agreement
+from .backends.agreement import BATCH, Agreement, compared_images, count_images, measure_agreement
 from .backends.backend import Backend
 from .backends.map_backend import MapBackend
 from .backends.torch_backend import TorchBackend
 from .config import LONGEST_MS, RequestOptions, ServingConfig
-from .engine import Answer, Call, Deployment, Engine, Request
+from .engine import Answer, Call, Deployment, Engine, Inputs, Request
 from .handover import EngineBackend, Handover, find_engine
 from .image_reader import ImageReader
 from .latencies import latency_rows
-from .network import ServedNetwork
+from .network import Served, ServedNetwork
 
 _logger = logging.getLogger(__name__)
 
@@ -52,24 +53,35 @@ class InferenceService:
         ValueError: if the network does not classify or no accuracy is known.
     """
 
-    def __init__(self, model: SNNet, config: ServingConfig, name: str = "network") -> None:
+    kind = "images"
+
+    def __init__(self, model: Any, config: ServingConfig, name: str = "network") -> None:
         self.config, self.name = config, name
-        half = (os.cpu_count() or 2) // 2
-        workers = max(1, min(4, half))
-        self.parsers = ThreadPoolExecutor(workers, thread_name_prefix="parser")
+        self._half = (os.cpu_count() or 2) // 2
+        self._workers = max(1, min(4, self._half))
+        self.parsers = ThreadPoolExecutor(self._workers, thread_name_prefix="parser")
         self._handover: Handover | None = None
         self._replacing = threading.Lock()
-        make_backend = find_engine(model, config)
+        make_backend = self._find_engine(model)
         deployment = self._deploy(model)
         backend = make_backend(deployment) if make_backend else None
-        self.engine = Engine(deployment, config.most_waiting)
-        self.images = ImageReader(config.most_pixels, config.most_waiting, max(2, min(_MOST_DECODERS, half)))
+        self.engine = Engine(deployment, config.most_waiting, kind=self.kind)
+        self._open_reader()
         self._prepare_engine(backend)
 
-    def _deploy(self, model: SNNet) -> Deployment:
+    def _open_reader(self) -> None:
+        """Start what reads the inputs of requests."""
+        config, decoders = self.config, max(2, min(_MOST_DECODERS, self._half))
+        self.images = ImageReader(config.most_pixels, config.most_waiting, decoders)
+
+    def _find_engine(self, model: Any) -> Callable[[Deployment], EngineBackend | None] | None:
+        """Find what makes the backend of the engine; None if torch serves."""
+        return find_engine(model, self.config)
+
+    def _deploy(self, model: Any) -> Deployment:
         """Prepare a network to run in torch, which changes nothing of this service."""
         require(model, "serve")
-        _leave_the_file(model)
+        leave_the_file(model)
         network = ServedNetwork.of(model.eval())
         classifies = task_of(model) == "classification"
         precision = "fp32" if self.config.precision == "int8" else self.config.precision  # until the engine is ready
@@ -83,7 +95,7 @@ class InferenceService:
         backend.prepare(table.stitch_ids, table.batch_sizes)
         return self._deployment(network, table, backend)
 
-    def _deployment(self, network: ServedNetwork, table: LatencyTable, backend: Backend) -> Deployment:
+    def _deployment(self, network: Any, table: LatencyTable, backend: Backend) -> Deployment:
         """Put a network, what runs it, and the policy that chooses its stitches together."""
         policy: Policy = DrainPolicy(table, self.config.overhead_ms)
         if self.config.policy == "fixed":
@@ -102,14 +114,19 @@ class InferenceService:
             lambda old, new: self.engine.replace(new, old),
         )  # fmt: skip
 
-    def _agreement(self, network: ServedNetwork, backend: Backend, table: LatencyTable) -> Agreement:
+    def _agreement(self, network: Any, backend: Backend, table: LatencyTable) -> Agreement:
         """Measure how often a backend agrees with the network in float32, and print it."""
         count = count_images(2 * sum(table.each))
         images, source = compared_images(network, self.config, count)
         reference = TorchBackend(network.model)
-        agreement = measure_agreement(reference.run, backend.run, images, source, table.stitch_ids)
-        _logger.warning("%s in %s agrees with fp32: %s", backend.engine, backend.precision, agreement)
+        agreement = measure_agreement(reference.run, backend.run, images.split(BATCH), source, table.stitch_ids)
+        self.log_agreement(backend, agreement)
         return agreement
+
+    @staticmethod
+    def log_agreement(backend: Backend, agreement: Agreement) -> None:
+        """Print how often a backend agrees with float32."""
+        _logger.warning("%s in %s agrees with fp32: %s", backend.engine, backend.precision, agreement)
 
     @property
     def network(self) -> ServedNetwork:
@@ -117,24 +134,24 @@ class InferenceService:
         return described(self.engine.deployment)
 
     @property
-    def model(self) -> SNNet:
+    def model(self) -> Any:
         """The network itself."""
-        return self.network.model
+        return served(self.engine.deployment).model
 
     @property
     def labels(self) -> Sequence[str]:
         """The name of each class."""
-        return self.network.labels
+        return served(self.engine.deployment).labels
 
     @property
     def stitches(self) -> Mapping[int, Row]:
         """The row of each stitch."""
-        return self.network.stitches
+        return served(self.engine.deployment).stitches
 
     @property
     def accuracy(self) -> Mapping[int, float | None]:
         """The known accuracy of each stitch, in per cent, or another score."""
-        return self.network.accuracy
+        return served(self.engine.deployment).accuracy
 
     @property
     def table(self) -> LatencyTable:
@@ -153,22 +170,26 @@ class InferenceService:
 
     @property
     def waiting(self) -> int:
-        """The number of images that wait."""
+        """The number of images or texts that wait."""
         return self.engine.waiting
 
     def watch(self, observer: Callable[[Call], None]) -> None:
         """Report each call of the network to a function, in the engine's thread."""
         self.engine.watch = observer
 
-    def replace(self, model: SNNet) -> None:
+    def _check_replaces(self, model: Any) -> None:
+        """Refuse a network that clients would have to know of."""
+        ServedNetwork.of(require(model, "serve").eval()).check_replaces(self.network)
+
+    def replace(self, model: Any) -> None:
         """Serve another network from the next request on; those that wait are answered by the old one.
 
         Raises:
             ValueError: if it takes other images, prepares them otherwise or has other classes, which clients rely on;
                 or as for the first one.
         """
-        ServedNetwork.of(model.eval()).check_replaces(self.network)
-        make_backend = find_engine(model, self.config)
+        self._check_replaces(model)
+        make_backend = self._find_engine(model)
         deployment = self._deploy(model)
         backend = make_backend(deployment) if make_backend else None
         with self._replacing:
@@ -185,6 +206,9 @@ class InferenceService:
         if self._handover is not None:
             self._handover.thread.join(_COMPILER_SECONDS)
         self.parsers.shutdown(wait=False, cancel_futures=True)
+        self._close_reader()
+
+    def _close_reader(self) -> None:
         self.images.close()
 
     # ── requests ──────────────────────────────────────────────────────────────────────────────────
@@ -200,7 +224,7 @@ class InferenceService:
             ValueError: if no stitch meets the options.
         """
         deployment = deployment or self.engine.deployment
-        stitches, table = described(deployment).stitches, deployment.table
+        stitches, table = served(deployment).stitches, deployment.table
         if options.latency_ms is not None and not 0 < options.latency_ms <= LONGEST_MS:
             raise ValueError(f"latency_ms must be above 0 and at most {LONGEST_MS:,}, got {options.latency_ms:g}.")
         if options.stitch_id is not None and options.macs is not None:
@@ -224,7 +248,7 @@ class InferenceService:
 
     def submit(
         self,
-        images: Tensor,
+        images: Inputs,
         deadline: float,
         allowed: frozenset[int] | None,
         arrived_at: float,
@@ -267,16 +291,22 @@ class InferenceService:
 
 
 @torch.no_grad()
-def _leave_the_file(model: SNNet) -> None:
+def leave_the_file(model: torch.nn.Module) -> None:
     """Copy weights that may be mapped from the network's file, which another program may write while it is served."""
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
 
 
-def described(deployment: Deployment) -> ServedNetwork:
-    """Return the description of the network of a deployment of this module."""
+def served(deployment: Deployment) -> Served:
+    """Return the description of the network of a deployment."""
     assert deployment.network is not None  # `_deploy` describes each
+    return deployment.network
+
+
+def described(deployment: Deployment) -> ServedNetwork:
+    """Return the description of the network of images of a deployment."""
+    assert isinstance(deployment.network, ServedNetwork)
     return deployment.network
 
 

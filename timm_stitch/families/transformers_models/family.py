@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from ...choices import PoolingName
 from ...plan.enumeration import PlanOptions
 from ..family import CardFields, Config, Family, ReadTensors, SavedNetwork
+from ..text_endpoint import TextEndpoint
 from .opening import is_transformers_model, open_anchor
 from .task_names import MODEL_TYPE, read_task
 
@@ -111,6 +113,11 @@ class TransformersFamily(Family["StitchedModel"]):
         from .predicting import text_predictor
 
         return text_predictor(network, top)
+
+    def text_endpoint(self, network: Any, max_length: int | None, pooling: PoolingName) -> TextEndpoint:
+        from .endpoint import TransformersEndpoint
+
+        return TransformersEndpoint(network, max_length, pooling)
 
     def card(self, config: Config) -> CardFields:
         _, names = read_task(config)

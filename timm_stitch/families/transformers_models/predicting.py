@@ -20,7 +20,7 @@ def text_predictor(network: StitchedModel, top: int) -> Callable[[str], dict[str
     if task not in _TASKS:
         raise ValueError(f"predict takes a text, and {task} takes more: call transformers.pipeline in Python.")
     options = {"top_k": top} if task in ("text-classification", "fill-mask") else {}
-    run: Callable[..., Any] = pipeline(task, model=network, tokenizer=_tokenizer(network))  # type: ignore[call-overload]
+    run: Callable[..., Any] = pipeline(task, model=network, tokenizer=network_tokenizer(network))  # type: ignore[call-overload]
 
     def predict(text: str) -> dict[str, Any]:
         with library_errors(f"cannot predict for {text!r:.40}", Exception):
@@ -40,7 +40,7 @@ def _label(row: dict[str, Any]) -> str:
     return f"{row['word']}: {row['entity']}" if "entity" in row else str(row["label"])
 
 
-def _tokenizer(network: StitchedModel) -> PreTrainedTokenizerBase:
+def network_tokenizer(network: StitchedModel) -> PreTrainedTokenizerBase:
     """Get the tokenizer of a network, which is in its folder or repository.
 
     Raises:

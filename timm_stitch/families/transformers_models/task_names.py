@@ -63,9 +63,10 @@ UNSUPPORTED = {
         "of transformers, e.g. torch.onnx.export(network.extract(ID), …)."
     ),
     "serve": (
-        "timm-stitch serve answers with classes of images by timm's models: serve a network of transformers' models by "
-        "transformers.pipeline, whose model takes stitch_id."
+        "timm-stitch serve gives classes of images by timm's models, and classes or embeddings of texts by "
+        "transformers': call a network of another kind by transformers.pipeline, whose model takes stitch_id."
     ),
+    "replicas": "replicas serve classifiers of images: leave --ray out, so that one process serves the texts.",
     "demo": (
         "the demo shows images classified by timm's models: try a network of transformers' models by "
         "transformers.pipeline, whose model takes stitch_id."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +14,14 @@ from ..config import ServingConfig
 from ..network import ServedNetwork
 from .calibration import image_files, read_images, split_files
 
-Run = Callable[[Tensor, int], Tensor]
+Run = Callable[[Any, int], Tensor]
+Agrees = Callable[[Tensor, Tensor], Tensor]
 
 MOST_IMAGES = 256
 LEAST_IMAGES = 16
 SECONDS = 20.0  # of the calls that a measurement may take, by the table
-_BATCH = 16
-_NOISE = "noise"
+BATCH = 16  # images of a call
+NOISE = "noise"
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,18 @@ class Agreement:
     """The agreement of a backend with the network in float32.
 
     Args:
-        images: the number of images.
-        source: the origin of the images, such as a folder, or `"noise"`.
-        each: the share of images with the same class, by stitch.
+        images: the number of images or texts.
+        source: the origin of the images or texts, such as a folder, or `"noise"`.
+        each: the share of them with the same class, by stitch; of embeddings the mean cosine.
         largest_difference: the largest difference of any logit.
+        kind: `"images"` or `"texts"`.
     """
 
     images: int
     source: str
     each: Mapping[int, float]
     largest_difference: float
+    kind: str = "images"
 
     @property
     def lowest(self) -> float:
@@ -45,11 +49,12 @@ class Agreement:
 
     def __str__(self) -> str:
         mean, advice = sum(self.each.values()) / len(self.each), ""
-        if self.source == _NOISE:
-            advice = ", which says little of real images: give some by --calibration FOLDER"
+        if self.source == NOISE:
+            file = "FILE" if self.kind == "texts" else "FOLDER"
+            advice = f", which says little of real {self.kind}: give some by --calibration {file}"
         return (
             f"{100 * mean:.2f} % (lowest of {len(self.each)} stitches {100 * self.lowest:.2f} %) on {self.images} "
-            f"images of {self.source}{advice}; the largest difference of a logit is {self.largest_difference:.2g}"
+            f"{self.kind} of {self.source}{advice}; the largest difference of a logit is {self.largest_difference:.2g}"
         )
 
 
@@ -74,7 +79,7 @@ def compared_images(network: ServedNetwork, config: ServingConfig, count: int) -
     """
     folder = config.calibration
     if folder is None:
-        return torch.randn(count, *network.shape, generator=torch.Generator().manual_seed(0)), _NOISE
+        return torch.randn(count, *network.shape, generator=torch.Generator().manual_seed(0)), NOISE
     files: Sequence[Path] = image_files(folder)
     source = folder
     if config.precision == "int8":
@@ -83,20 +88,42 @@ def compared_images(network: ServedNetwork, config: ServingConfig, count: int) -
     return read_images(network, files, count), source
 
 
-def measure_agreement(reference: Run, run: Run, images: Tensor, source: str, stitch_ids: Sequence[int]) -> Agreement:
-    """Compare the classes of two ways to run stitches, the reference first.
+def same_class(expected: Tensor, logits: Tensor) -> Tensor:
+    """Whether each row of logits has its largest value at the same place."""
+    return expected.argmax(-1) == logits.argmax(-1)
+
+
+def measure_agreement(
+    reference: Run,
+    run: Run,
+    batches: Iterable[Any],
+    source: str,
+    stitch_ids: Sequence[int],
+    agrees: Agrees = same_class,
+    kind: str = "images",
+) -> Agreement:
+    """Compare the outputs of two ways to run stitches, the reference first.
+
+    Args:
+        reference, run: functions of a batch and a stitch.
+        batches: the inputs.
+        source: the origin of the inputs.
+        stitch_ids: the ids of the stitches.
+        agrees: a function of both outputs, which returns a value for each row.
+        kind: the kind of the inputs.
 
     Raises:
         ValueError: if a logit is not finite where that of the reference is.
     """
-    each, largest = {}, 0.0
+    batches = list(batches)
+    each, largest, count = {}, 0.0, sum(map(len, batches))
     for stitch_id in stitch_ids:
-        same = 0
-        for batch in images.split(_BATCH):
+        same = 0.0
+        for batch in batches:
             expected, logits = reference(batch, stitch_id), run(batch, stitch_id)
             if expected.isfinite().all() and not logits.isfinite().all():
                 raise ValueError(f"stitch {stitch_id} gives logits that are not finite in this precision: use fp32.")
-            same += int((expected.argmax(-1) == logits.argmax(-1)).sum())
+            same += float(agrees(expected, logits).sum())
             largest = max(largest, float((expected - logits).abs().max()))
-        each[stitch_id] = same / len(images)
-    return Agreement(len(images), source, each, largest)
+        each[stitch_id] = same / count
+    return Agreement(count, source, each, largest, kind)
