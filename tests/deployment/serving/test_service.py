@@ -9,8 +9,10 @@ from served_network import SERVED, known
 
 import timm_stitch
 from timm_stitch.cli.entry import main
+from timm_stitch.deployment.policies import LatencyTable
 from timm_stitch.deployment.serving.config import ServingConfig
 from timm_stitch.deployment.serving.engine import OverloadError
+from timm_stitch.deployment.serving.latencies import frontier_stitches, known_rows, latency_rows
 from timm_stitch.deployment.serving.service import InferenceService
 
 
@@ -86,3 +88,13 @@ def test_a_file_that_another_program_writes_over_does_not_change_what_is_served(
             written.write(bytes(file.stat().st_size))
         assert torch.equal(service.model(images, stitch_id=1), before)
     service.close()
+
+
+def test_which_stitches_an_engine_compiles_does_not_follow_from_times(model):
+    # else the next start, whose measurements differ, would convert again
+    config = ServingConfig(100.0)
+    before = known_rows(known(model), config)
+    slow = {row["stitch_id"]: row for row in before}[1]
+    model.results.add([{**slow, "latency_ms": 99.0, "latency_ms_batch_1": 99.0, "latency_ms_batch_4": 99.0}])
+    assert LatencyTable(latency_rows(model, config)).stitch_ids == [0, 2]
+    assert frontier_stitches(known_rows(model, config)) == frontier_stitches(before) == [0, 1, 2]

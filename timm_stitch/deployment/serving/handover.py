@@ -31,7 +31,7 @@ from .backends.cuda_graphs import CudaGraphsBackend, check_device
 from .backends.torch_backend import TorchBackend
 from .config import ServingConfig
 from .engine import Deployment
-from .latencies import known_rows, measure, spread, with_times
+from .latencies import frontier_stitches, known_rows, measure, with_times
 from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
@@ -156,7 +156,8 @@ def choose_layout(engine: str, compiler: Compiler, deployment: Deployment, confi
         ValueError: if another engine would take more.
     """
     assert isinstance(deployment.network, ServedNetwork)
-    stitch_ids, model = spread(deployment.table.stitch_ids), deployment.network.model
+    model = deployment.network.model
+    stitch_ids = frontier_stitches(known_rows(model, config))
     extracted = [dict(model.extract(k).named_parameters()) for k in stitch_ids]
     whole = sum(tensor.numel() for small in extracted for tensor in small.values()) * 4 / 1e6
     union = sum(tensor.numel() for tensor in {k: v for s in extracted for k, v in s.items()}.values()) * 4 / 1e6
@@ -223,7 +224,7 @@ class Handover:
         """Compile and measure; None if the engine is not worth it."""
         backend, table, network = self.backend, self.deployment.table, self.deployment.network
         assert isinstance(network, ServedNetwork)
-        model, wanted = network.model, spread(table.stitch_ids)
+        model, wanted = network.model, frontier_stitches(self.known)
         backend.prepare(wanted, table.batch_sizes)
         ready = [k for k in wanted if k in backend.ready]
         if not ready:

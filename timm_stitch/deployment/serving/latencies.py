@@ -83,7 +83,7 @@ def latency_rows(
     measured = [row for row in known if is_measured_by(row, backend) and len(call_times(row)) > 1]
     if measured:
         return measured
-    wanted = spread([row["stitch_id"] for row in pareto_frontier(known, score=main_score(known))])
+    wanted = frontier_stitches(known)
     began = time.monotonic()
     timed = measure(model, backend, config, wanted, example=example)
     seconds, sizes = time.monotonic() - began, list(call_times(timed[0]))
@@ -109,10 +109,11 @@ def is_measured_by(row: Row, backend: Backend) -> bool:
     return (row.get("profiled_on"), row.get("precision", "fp32")) == (backend.name, backend.precision)
 
 
-def spread(stitch_ids: Sequence[int]) -> list[int]:
-    """Pick `MOST_STITCHES` ids at most, the first and the last among them."""
+def frontier_stitches(known: Sequence[Row]) -> list[int]:
+    """Pick `MOST_STITCHES` ids at most of the frontier of accuracy and MACs, which no measurement of time changes."""
+    stitch_ids = [row["stitch_id"] for row in pareto_frontier(known, score=main_score(known))]
     if len(stitch_ids) <= MOST_STITCHES:
-        return list(stitch_ids)
+        return stitch_ids
     return [stitch_ids[round(n * (len(stitch_ids) - 1) / (MOST_STITCHES - 1))] for n in range(MOST_STITCHES)]
 
 
