@@ -8,8 +8,10 @@ import torch
 from tiny import deits, resnets, swins, vits
 from torch import nn
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 import timm_stitch
+from timm_stitch.anchors.macs import Macs
 from timm_stitch.families.dense.heads.linear import LinearHead
 from timm_stitch.families.dense.inference import windows
 
@@ -94,6 +96,20 @@ def test_creating_one_draws_no_more_random_numbers_than_its_own_parameters_need(
     for module, own in zip(again, (net.head, net.projections), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(module.parameters(), own.parameters(), strict=True))
     assert len(list(net.projections.parameters()))
+
+
+def test_the_linear_head_equals_one_convolution_of_all_resized_maps_and_costs_less():
+    torch.manual_seed(0)
+    head = LinearHead([8, 16, 16], [4, 8, 8], CLASSES)
+    maps = [torch.randn(2, 8, 12, 20), torch.randn(2, 16, 6, 10), torch.randn(2, 16, 6, 10)]
+    resized = [F.interpolate(norm(x), (12, 20), mode="bilinear") for norm, x in zip(head.norms, maps, strict=True)]
+    assert_close(head(maps), head.classifier(torch.cat(resized, 1)), rtol=0, atol=1e-5)
+    counts = []
+    for sizes in ((12, 6, 6), (12, 12, 12)):
+        with Macs() as counter:
+            head([torch.empty(1, *x.shape[1:2], size, size) for x, size in zip(maps, sizes, strict=True)])
+        counts.append(counter.total)
+    assert counts == [144 * 8 * CLASSES + 2 * 36 * 16 * CLASSES, 144 * 40 * CLASSES]
 
 
 def test_costs_name_the_head_and_the_projections_and_add_up(net):

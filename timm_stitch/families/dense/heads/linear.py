@@ -17,7 +17,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class LinearHead(nn.Module):
-    """A norm for each level, and a 1x1 convolution on all levels at the finest one's size.
+    """A norm for each level, and the sum of 1x1 convolutions of all levels at the finest one's size.
 
     Source: the linear probes of DINOv2 (arXiv:2304.07193), with layer norm in the place of batch norm, whose
     statistics would differ between stitches.
@@ -37,8 +37,13 @@ class LinearHead(nn.Module):
         """Map (B, C, H, W) of each level to (B, outputs, H, W) at the finest level's size."""
         size = maps[0].shape[2:]
         normed = [norm(level) for norm, level in zip(self.norms, maps, strict=True)]
-        resized = [
-            level if level.shape[2:] == size else F.interpolate(level, size, mode="bilinear") for level in normed
-        ]
-        logits: Tensor = self.classifier(torch.cat(resized, dim=1))
+        if all(level.shape[2:] == size for level in normed):
+            logits: Tensor = self.classifier(torch.cat(normed, dim=1))
+            return logits
+        # A 1x1 convolution and bilinear resizing commute: resizing a few classes is cheaper than many channels.
+        first, *others = self.classifier.weight.split([level.shape[1] for level in normed], dim=1)
+        logits = F.conv2d(normed[0], first, self.classifier.bias)
+        for level, weight in zip(normed[1:], others, strict=True):
+            classes = F.conv2d(level, weight)
+            logits = logits + (classes if classes.shape[2:] == size else F.interpolate(classes, size, mode="bilinear"))
         return logits
