@@ -5,8 +5,8 @@
 
 Two small ConvNeXts learn eight groups of brain regions on the slices of a head's left half, mirrored, from the start
 under one segmentation head. Then all their stitches learn together; the right half tests every stitch. For comparison,
-each anchor learns alone with a head of its own, on as many images. One head is one subject: the figures compare
-stitches, and say nothing of other heads.
+each anchor and the stitch halfway in cost learn alone with a head of their own, on as many images. One head is one
+subject: the figures compare stitches, and say nothing of other heads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from timm_stitch import DenseNetwork, TrainConfig
 from timm_stitch.data.dataset import build_dataset
 
 SIZE = (128, 64)
-BATCH = 4  # of the second run, which starts from trained anchors and needs steps
+DEPTHS = ((1, 1, 2, 1), (2, 2, 4, 2))  # blocks in the stages of both anchors
 COLOURS = np.array(
     [
         (240, 240, 240), (78, 121, 167), (237, 201, 72), (176, 122, 161), (225, 87, 89), (242, 142, 43),
@@ -41,11 +41,11 @@ COLOURS = np.array(
 )  # fmt: skip
 
 
-def make_anchor(width: int) -> nn.Module:
-    """Make a small ConvNeXt for one channel, with random weights."""
+def make_anchor(width: int, depths: tuple[int, ...]) -> nn.Module:
+    """Make a small ConvNeXt for images of one channel, with random weights."""
     images = {"mean": (0.4,), "std": (0.3,), "input_size": (1, *SIZE), "crop_pct": 1.0}
     return timm.create_model(
-        "convnext_atto", in_chans=1, num_classes=0, depths=(2, 2, 4, 2), dims=[width * 2**stage for stage in range(4)],
+        "convnext_atto", in_chans=1, num_classes=0, depths=depths, dims=[width * 2**stage for stage in range(4)],
         pretrained_cfg_overlay=images,
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ def make_anchor(width: int) -> nn.Module:
 def make_config(data: Path, epochs: int, seed: int, **others: Any) -> TrainConfig:
     """Make the configuration that all runs share; slices keep their left and right, which are not alike."""
     values = {
-        "lr": 2e-3, "min_lr": 2e-5, "warmup_epochs": min(2, epochs / 4), "weight_decay": 0.05, "batch_size": 8,
+        "lr": 4e-3, "min_lr": 2e-5, "warmup_epochs": min(2, epochs / 4), "weight_decay": 0.05, "batch_size": 4,
         "crop_size": SIZE, "scale_range": (0.85, 1.2), "cat_max_ratio": 1.0, "hflip": 0.0, "color_jitter": 0.3,
         "smoothing": 0.0, "mixup": 0, "cutmix": 0, "workers": 0, "trackers": None, **others,
     }  # fmt: skip
@@ -85,13 +85,16 @@ def draw(net: DenseNetwork, data: Path, stitch_ids: Sequence[int], path: Path) -
 
 
 def run(data: Path, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train and stitch with one seed; return the rows of every stitch, and of the anchors alone."""
+    """Train and stitch with one seed; return the rows of every stitch, and of those that learn alone."""
     used = time.process_time()
     torch.manual_seed(seed)
-    anchors = [make_anchor(width) for width in options.widths]
-    net = timm_stitch.dense(timm_stitch.stitch(anchors), head="linear", num_classes=len(CLASSES), label_names=CLASSES)
+    anchors = [make_anchor(width, depths) for width, depths in zip(options.widths, DEPTHS, strict=True)]
+    network = timm_stitch.stitch(anchors, kernel_size=1)
+    net = timm_stitch.dense(network, head="linear", num_classes=len(CLASSES), label_names=CLASSES)
+    small, large, *others = (row["macs"] for row in net.stitch_table())
+    middle = 2 + min(range(len(others)), key=lambda k: abs(others[k] - (small + large) / 2))
+    alone = [net.extract(stitch_id, copy=True) for stitch_id in (0, 1, middle)]
     test = load_slices(net, data, training=False)
-    alone = [net.extract(index, copy=True) for index in range(len(anchors))]
     print(f"Seed {seed}. 1. Both anchors learn in every step, under one head.")
     first = make_config(
         data, options.anchor_epochs, seed, sampling="importance", stitches=len(anchors),
@@ -101,16 +104,15 @@ def run(data: Path, seed: int, options: argparse.Namespace) -> list[dict[str, An
 
     print(f"2. All {net.num_stitches} stitches learn together.")
     timm_stitch.least_squares_init(net, load_slices(net, data, training=True), layers="stitching_layers")
-    timm_stitch.train(net, make_config(data, options.epochs, seed, batch_size=BATCH, sampling="sandwich"))
+    timm_stitch.train(net, make_config(data, options.epochs, seed, sampling="sandwich", stitches=2))
     rows = [{"network": "stitched", **row} for row in timm_stitch.evaluate(net, test)]
     timm_stitch.save_pretrained(net, options.output / f"snnet_{seed}", results=rows)
 
-    print("3. Each anchor learns alone, on as many images.")
+    print("3. Each anchor and the stitch halfway in cost learn alone, on as many images.")
     for one in alone:
         timm_stitch.train(one, make_config(data, options.anchor_epochs, seed))
-        timm_stitch.train(one, make_config(data, options.epochs, seed, batch_size=BATCH))
+        timm_stitch.train(one, make_config(data, options.epochs, seed))
         rows += [{"network": "alone", **row} for row in timm_stitch.evaluate(one, test)]
-    middle = sorted(range(net.num_stitches), key=lambda k: rows[k]["macs"])[net.num_stitches // 3]
     draw(net, data, [0, middle, 1], options.output / "slices.png")
     seconds, threads = round(time.process_time() - used), torch.get_num_threads()
     return [{"seed": seed, **row, "cpu_seconds": seconds, "threads": threads} for row in rows]
@@ -129,22 +131,31 @@ def mean_rows(rows: Sequence[dict[str, Any]], network: str) -> list[dict[str, An
 
 
 def report(rows: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]) -> None:
-    """Print every stitch, the anchors alone, and how the stitches stand to the line between the anchors."""
-    small, large, *others = rows
+    """Print every stitch, those that learned alone, and how all stand to the line between the anchors."""
+    beside = {row["stitch_id"]: f"{row['miou']:6.1f}" for row in alone}
     print("\n  id  network                                        MMACs   params   mIoU   aAcc   alone (mIoU)")
     for row in sorted(rows, key=lambda row: row["macs"]):
-        beside = f"{alone[row['stitch_id']]['miou']:6.1f}" if row["stitch_id"] < len(alone) else ""
         print(
             f"  {row['stitch_id']:>2}  {row['name']:<44} {row['macs'] / 1e6:>7.1f} {row['params'] / 1e3:>7.0f}k "
-            f"{row['miou']:>6.1f} {row['aacc']:>6.1f}   {beside}"
+            f"{row['miou']:>6.1f} {row['aacc']:>6.1f}   {beside.get(row['stitch_id'], '')}"
         )
-    between = [row for row in others if row["macs"] < large["macs"]]
-    slope = (large["miou"] - small["miou"]) / (large["macs"] - small["macs"])
-    gains = [row["miou"] - small["miou"] - slope * (row["macs"] - small["macs"]) for row in between]
+    gains, gain_alone = gains_over_line(rows), gains_over_line(alone)
     print(
-        f"\nOf {len(between)} stitches that cost less than the largest anchor, {sum(gain >= 0 for gain in gains)} are "
-        f"on or above the straight line between the anchors, on average {statistics.fmean(gains):+.1f} mIoU."
+        f"\nOf {len(gains)} stitches that cost less than the largest anchor, {sum(gain >= 0 for gain in gains)} are "
+        f"on or above the straight line between the anchors, on average {statistics.fmean(gains):+.1f} mIoU. The one "
+        f"that learned alone stands {gain_alone[0]:+.1f} to the line between the anchors alone."
     )
+
+
+def gains_over_line(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """Compute how far each stitch between the anchors, the first two rows, is above the straight line between them."""
+    small, large, *others = rows
+    slope = (large["miou"] - small["miou"]) / (large["macs"] - small["macs"])
+    return [
+        row["miou"] - small["miou"] - slope * (row["macs"] - small["macs"])
+        for row in others
+        if row["macs"] < large["macs"]
+    ]
 
 
 def main() -> None:
@@ -152,9 +163,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with ch2.nii.gz, aal.nii.gz and aal.nii.txt")
     parser.add_argument("--output", type=Path, default=Path("head-mri-output"))
-    parser.add_argument("--widths", type=int, nargs=2, default=[16, 32], help="channels of the anchors' first stage")
-    parser.add_argument("--anchor-epochs", type=int, default=12, help="of training both anchors, before their stitches")
-    parser.add_argument("--epochs", type=int, default=16, help="of training all stitches")
+    parser.add_argument("--widths", type=int, nargs=2, default=[8, 32], help="channels of the anchors' first stage")
+    parser.add_argument("--anchor-epochs", type=int, default=6, help="of training both anchors, before their stitches")
+    parser.add_argument("--epochs", type=int, default=30, help="of training all stitches")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     began, results = time.monotonic(), options.output / "results.jsonl"
@@ -168,7 +179,7 @@ def main() -> None:
     report(stitched, alone)
     seeds = len({row["seed"] for row in rows})
     title = f"One network on the other half of a head (mean of {seeds} seeds)"
-    timm_stitch.plot_curve(stitched, options.output / "curve.png", title=title, others={"anchors alone": alone})
+    timm_stitch.plot_curve(stitched, options.output / "curve.png", title=title, others={"alone": alone})
     print(f"Pictures and rows: {options.output}   All in {time.monotonic() - began:.0f} s.")
 
 
