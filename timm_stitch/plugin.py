@@ -1,4 +1,4 @@
-"""Registers the `snnet_*` models with timm: at once if timm is imported, else as soon as it is.
+"""Registers the models with timm: at once if timm is imported, else as soon as it is.
 
 timm and torch take seconds to import, which `timm-stitch --help` and scripts that only read rows need not wait for.
 """
@@ -12,7 +12,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-_MODELS = "timm_stitch.models.snnet"
+_MODELS = ("timm_stitch.models.snnet", "timm_stitch.models.dense")
 
 
 class _Finder(MetaPathFinder):
@@ -47,12 +47,17 @@ class _Loader(Loader):
         self.loader.exec_module(module)
         if self.finder in sys.meta_path:
             sys.meta_path.remove(self.finder)
-        importlib.import_module(_MODELS)
+        _import_models()
 
 
 def register() -> None:
     """Register the models now or after timm's import. What this imports imports neither torch nor timm itself."""
     if "timm" in sys.modules:
-        importlib.import_module(_MODELS)
+        _import_models()
     else:
         sys.meta_path.insert(0, _Finder())
+
+
+def _import_models() -> None:
+    for name in _MODELS:
+        importlib.import_module(name)

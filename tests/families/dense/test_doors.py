@@ -175,6 +175,28 @@ def test_names_of_classes_that_are_given_when_saved_are_loaded(tmp_path):
     assert list(timm_stitch.from_hub(tmp_path / "net").label_names) == LABELS
 
 
+def test_timms_own_call_loads_a_saved_one(net, x, tmp_path):
+    timm_stitch.save_pretrained(net, tmp_path / "net")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True, stitch_id=3)
+    assert type(loaded) is type(net)
+    assert torch.equal(loaded(x), net(x, stitch_id=3))
+    with pytest.raises(ValueError, match=r"take no num_classes"):
+        timm.create_model(f"local-dir:{tmp_path / 'net'}", num_classes=3)
+    with pytest.raises(ValueError, match=r"timm_stitch\.dense"):
+        timm.create_model("dense_snnet")
+
+
+def test_the_name_of_saved_ones_is_no_network_in_a_strangers_file(net, tmp_path):
+    timm_stitch.save_pretrained(net, tmp_path / "net")
+    file = tmp_path / "net/config.json"
+    config = json.loads(file.read_text())
+    for broken in ({k: v for k, v in config.items() if k != "family"},
+                   {**config, "network": {**config["network"], "architecture": "dense_snnet"}}):  # fmt: skip
+        file.write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match=r"'dense_snnet', which is not a stitchable network here"):
+            timm_stitch.from_hub(tmp_path / "net")
+
+
 # ── export ────────────────────────────────────────────────────────────────────────────────────────────
 
 

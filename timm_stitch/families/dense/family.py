@@ -48,7 +48,8 @@ class DenseFamily(Family[DenseNetwork]):
                 "a head of your own cannot be built again from a file: keep its weights with "
                 "torch.save(network.state_dict(), PATH), or use head='linear', 'setr' or 'dpt'."
             )
-        return {"network": describe_parts(network.network), "dense": network.settings.to_dict()}
+        for_timm = {"architecture": "dense_snnet", "pretrained_cfg": {}}
+        return {**for_timm, "network": describe_parts(network.network), "dense": network.settings.to_dict()}
 
     def build(self, config: Config) -> DenseNetwork:
         return self._build(config, "cpu")

@@ -154,7 +154,7 @@ def check_cfg_fields(cfg: object) -> Cfg:
 
 
 def _is_stitchable(architecture: str) -> bool:
-    return timm.model_entrypoint(architecture).__module__.startswith("timm_stitch.")
+    return timm.model_entrypoint(architecture).__module__ == "timm_stitch.models.snnet"
 
 
 def _forbidden(names: Iterable[object]) -> list[str]:
