@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -112,9 +113,10 @@ def run_openvino(folder: str, stitch_id: int, port: int) -> None:
     async def predict(request: Request) -> JSONResponse:
         image = prepare(await request.body())[None].numpy()
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        await asyncio.to_thread(queue.start_async, image, answer)
+        await asyncio.get_running_loop().run_in_executor(starter, queue.start_async, image, answer)
         return JSONResponse({"class": await answer})
 
+    starter = ThreadPoolExecutor(1)  # two threads would take one idle request
     queue.set_callback(answered)
     app = Starlette(routes=[Route("/predict", predict, methods=["POST"])])
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", loop="uvloop")
