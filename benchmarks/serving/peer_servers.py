@@ -12,6 +12,7 @@ OpenVINO's queue behind Starlette, which batches nothing.
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib.util
 import io
 import json
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -33,14 +35,15 @@ BATCH = 16
 WAIT_S = 0.003  # that a batch waits for more images
 
 
-def read_stitch(folder: str, stitch_id: int) -> tuple[nn.Module, Callable[[bytes], Tensor]]:
-    """Read a stitch, and what prepares an image file for it."""
+def read_stitch(folder: str, stitch_id: int) -> tuple[nn.Module, Callable[[bytes | Image.Image], Tensor]]:
+    """Read a stitch, and what prepares an image for it, a file or opened."""
     torch.set_num_threads(1)
     model = timm_stitch.from_hub(folder)
     network = ServedNetwork.of(model.eval())
 
-    def prepare(data: bytes) -> Tensor:
-        return network.transform(Image.open(io.BytesIO(data)).convert(network.mode))
+    def prepare(image: bytes | Image.Image) -> Tensor:
+        opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+        return network.transform(opened.convert(network.mode))
 
     return model.extract(stitch_id).eval(), prepare
 
@@ -51,34 +54,41 @@ def classify(stitch: nn.Module, images: Sequence[Tensor]) -> list[int]:
     return stitch(torch.stack(list(images))).argmax(-1).tolist()
 
 
-def run_litserve(folder: str, stitch_id: int, port: int) -> None:
-    """Serve by LitServe."""
+if importlib.util.find_spec("litserve"):
     import litserve
-    from fastapi import UploadFile
 
     class Api(litserve.LitAPI):
+        """LitServe's service; FastAPI would check again what is annotated here as a request or an answer."""
+
         def setup(self, device: str) -> None:
-            self.stitch, self.prepare = read_stitch(folder, stitch_id)
+            """Read the stitch that the environment names."""
+            self.stitch, self.prepare = read_stitch(os.environ["NETWORK"], int(os.environ["STITCH_ID"]))
 
-        def decode_request(self, request: UploadFile) -> Tensor:
-            return self.prepare(request["image"].file.read())
-
-        def predict(self, images: Sequence[Tensor]) -> list[int]:
-            return classify(self.stitch, images)
+        def decode_request(self, request):
+            """Read the image."""
+            return self.prepare(base64.b64decode(request["image"]))
 
         def batch(self, inputs: list[Tensor]) -> list[Tensor]:
+            """Leave the images apart: `predict` stacks them."""
             return inputs
 
+        def predict(self, images: Sequence[Tensor]) -> list[int]:
+            """Answer a batch."""
+            return classify(self.stitch, images)
+
         def unbatch(self, output: list[int]) -> list[int]:
+            """Leave the classes, which are apart."""
             return output
 
-        def encode_response(self, output: int) -> dict[str, int]:
+        def encode_response(self, output):
+            """Write an answer."""
             return {"class": output}
 
-    Api.decode_request.__annotations__["request"] = UploadFile  # LitServe reads the type, not its name
-    api = Api(max_batch_size=BATCH, batch_timeout=WAIT_S)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
+    def run_litserve(port: int) -> None:
+        """Serve by LitServe."""
+        api = Api(max_batch_size=BATCH, batch_timeout=WAIT_S)
+        server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, fast_queue=True)
+        server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
 
 
 def run_openvino(folder: str, stitch_id: int, port: int) -> None:
@@ -103,9 +113,10 @@ def run_openvino(folder: str, stitch_id: int, port: int) -> None:
     async def predict(request: Request) -> JSONResponse:
         image = prepare(await request.body())[None].numpy()
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        await asyncio.to_thread(queue.start_async, image, answer)
+        await asyncio.get_running_loop().run_in_executor(starter, queue.start_async, image, answer)
         return JSONResponse({"class": await answer})
 
+    starter = ThreadPoolExecutor(1)  # two threads would take one idle request
     queue.set_callback(answered)
     app = Starlette(routes=[Route("/predict", predict, methods=["POST"])])
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", loop="uvloop")
@@ -140,7 +151,7 @@ class Handler:
 if importlib.util.find_spec("bentoml"):
     import bentoml
 
-    @bentoml.service(workers=1, traffic={"timeout": 60})
+    @bentoml.service(workers=1, traffic={"timeout": 60}, logging={"access": {"enabled": False}})
     class Classifier:
         """BentoML's service; the network is named by the environment."""
 
@@ -148,9 +159,9 @@ if importlib.util.find_spec("bentoml"):
             self.stitch, self.prepare = read_stitch(os.environ["NETWORK"], int(os.environ["STITCH_ID"]))
 
         @bentoml.api(batchable=True, max_batch_size=BATCH)
-        def predict(self, images: list[Path]) -> list[int]:
+        def predict(self, images: list[Image.Image]) -> list[int]:
             """Answer a batch."""
-            return classify(self.stitch, [self.prepare(path.read_bytes()) for path in images])
+            return classify(self.stitch, [self.prepare(image) for image in images])
 
 
 def main() -> None:
@@ -166,9 +177,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.kind == "archive":
         write_archive(options.network, options.stitch_id, options.where)
+    elif options.kind == "litserve":
+        os.environ |= {"NETWORK": options.network, "STITCH_ID": str(options.stitch_id)}  # for its worker
+        run_litserve(int(options.where))
     else:
-        run = {"litserve": run_litserve, "openvino": run_openvino}[options.kind]
-        run(options.network, options.stitch_id, int(options.where))
+        run_openvino(options.network, options.stitch_id, int(options.where))
 
 
 if __name__ == "__main__":
