@@ -11,8 +11,8 @@ a small layer, and runs the last blocks of another: one set of weights serves ma
   `dense` puts one head for segmentation or depth on a network, a `DenseNetwork`.
   An `SNNet` is a timm model; importing this package registers the `snnet_*` models with timm.
 - Plan: `enumerate_stitches`, `StitchPlan` of `Anchor`, `Stitch`, `Segment` and `LayerSpec`.
-- Train: `least_squares_init`, `linear_probe`, `train` with a `TrainConfig`, `train_recipe`, `recalibrate`,
-  `StitchSamplerCallback` for transformers' Trainer.
+- Train: `least_squares_init`, `linear_probe`, `train` with a `TrainConfig`, `train_recipe`, `read_recipe`,
+  `recalibrate`, `StitchSamplerCallback` for transformers' Trainer.
 - Measure and choose: `evaluate`, `profile`, `select`, `pareto_frontier`, `plot_curve`, `read_rows`, `write_rows`;
   `set_stitch` inside a model of another library.
 - Save and share: `save_pretrained`, `push_to_hub`.
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .training.linear_probe import linear_probe
     from .training.recalibration import recalibrate
     from .training.recipe import train_recipe
+    from .training.recipe_file import read_recipe
     from .training.trainer import train
     from .training.transformers_callback import StitchSamplerCallback
 
@@ -89,6 +90,7 @@ __all__ = [
     "plot_curve",
     "profile",
     "push_to_hub",
+    "read_recipe",
     "read_rows",
     "recalibrate",
     "save_pretrained",
@@ -129,6 +131,7 @@ _MODULES = {
     "training.linear_probe": ("linear_probe",),
     "training.recalibration": ("recalibrate",),
     "training.recipe": ("train_recipe",),
+    "training.recipe_file": ("read_recipe",),
     "training.trainer": ("train",),
     "training.transformers_callback": ("StitchSamplerCallback",),
 }

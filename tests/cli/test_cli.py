@@ -69,10 +69,40 @@ def test_list_and_plan_print_what_python_gives(capsys):
     assert names == set(timm.list_models("snnet*")) - {"snnet", "snnet_deit", "snnet_swin"}
     assert run("plan", "deit_tiny_patch16_224", "deit_small_patch16_224") == 0
     assert "deit_tiny_patch16_224[0:8] + deit_small_patch16_224[7:12]" in capsys.readouterr().out
+    options = ("--kernel-size", 1, "--direction", "slow_to_fast", "--rank", 4, "--json")
+    assert run("plan", "deit_tiny_patch16_224", "deit_small_patch16_224", *options) == 0
+    plan = timm_stitch.StitchPlan.from_dict(json.loads(capsys.readouterr().out))
+    assert (len(plan), plan.stitches[2].name) == (14, "deit_small_patch16_224[0:1] + deit_tiny_patch16_224[0:12]")
+    assert plan.layers[0].rank == 4
+    three = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")
+    assert run("plan", *three, "--no-nearest", "--stride", 2, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["stitches"]) > 71
     assert run("plan", "snnet_deit", "--json") == 0
     assert len(timm_stitch.StitchPlan.from_dict(json.loads(capsys.readouterr().out))) == 71
     assert run("plan", "--meet", "deit_tiny_patch16_224", "deit_small_patch16_224") == 0
     assert "192" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line", ["train deit_tsb --output net", "init test_vit test_vit2 --output net", "eval snnet_deit_tsb"]
+)
+def test_images_are_looked_for_before_weights_are_fetched(line, monkeypatch, capsys):
+    monkeypatch.setattr("timm_stitch.hub.loading.load", lambda *_, **__: pytest.fail("weights were fetched"))
+    monkeypatch.setattr("timm_stitch.training.recipe.load", lambda *_, **__: pytest.fail("weights were fetched"))
+    assert run(*line.split(), "--data-dir", "nowhere") == 1
+    assert "there is no folder 'nowhere': set data_dir to a folder of class folders." in capsys.readouterr().err
+
+
+def test_a_network_is_initialised_with_the_plan_that_was_previewed(folder, capsys):
+    sources = [folder / f"anchor{n}" for n in range(2)]
+    for source, spec in zip(sources, deit_specs(depth=2), strict=False):
+        anchor = timm.create_model(spec.pop("architecture"), **spec)
+        timm.models.save_for_hf(anchor, source, model_args=spec)
+    plan = ("--kernel-size", 1, "--direction", "slow_to_fast")
+    images = ("--data-dir", folder / "images", "--split", "train", "--images", 20)
+    assert run("init", *sources, *plan, *images, "--output", folder / "own") == 0, capsys.readouterr().err
+    stitches = timm_stitch.from_hub(folder / "own").plan.stitches
+    assert [stitch.segments[0].anchor for stitch in stitches] == [0, 1, 1, 1][: len(stitches)]
 
 
 def test_the_way_from_init_to_extract(folder, capsys):

@@ -2,16 +2,19 @@
 
 import argparse
 import logging
+import re
 import subprocess
 import sys
 
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.optim import create_optimizer_v2
 from tiny import deit_specs, deits
 
 import timm_stitch
+from timm_stitch.training.distillation import find_teacher
 
 
 def authors_layout(model):
@@ -251,9 +254,48 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     overlay = {"url": "http://127.0.0.1:9/snnet_deit.pth"}
     with pytest.raises(
-        OSError, match=r"could not fetch 'http://127.0.0.1:9/snnet_deit.pth' .*Without internet.*file='PATH'"
+        OSError,
+        match=r"could not fetch 'http://127.0.0.1:9/snnet_deit.pth', the weights of 'snnet' \(.*refused.*\)\. "
+        r"Without internet, .*file='PATH'",
     ):
         create(pretrained=True, pretrained_cfg_overlay=overlay)
+    with pytest.raises(OSError, match=r"weights of 'snnet_deit_tsb'.*timm-stitch convert FILE snnet_deit_tsb --output"):
+        timm.create_model("snnet_deit_tsb", pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "hf-hub:timm/test_vit.r160_in1k"])
+def test_weights_that_cannot_be_fetched_name_the_model_and_the_way_without_internet(name, monkeypatch):
+    reason = f"An error happened {'while locating the file ' * 8}on the Hub."
+
+    def refuse(*_, **__):
+        raise LocalEntryNotFoundError(reason)
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", refuse)
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", refuse)
+    way = "run `hf download timm/test_vit.r160_in1k --local-dir FOLDER` elsewhere and name local-dir:FOLDER"
+    model = timm_stitch.load(["test_vit", "test_vit2"], pretrained=False)
+    config = timm_stitch.TrainConfig(distillation="hard", teacher=name)
+    with pytest.raises(OSError, match=re.escape(f"teacher='{name}' ({reason[:-1]}). Without internet, {way}")):
+        find_teacher(config, None, model)
+    if name == "test_vit":
+        what = "'timm/test_vit.r160_in1k', the weights of 'test_vit'"
+        with pytest.raises(OSError, match=re.escape(f"{what} ({reason[:-1]}). Without internet, {way}")):
+            timm_stitch.load(["test_vit", "test_vit2"])
+
+
+@pytest.mark.parametrize(
+    "name", ["snnet_deit_tsb", "snnet_deit", "snnet_efficientnet_lite_012", "snnetv2_setr_deit3_sl"]
+)
+@pytest.mark.parametrize(
+    "option", [{"kernel_size": 1}, {"direction": "two_way"}, {"anchors": ["resnet18", "resnet34"]}]
+)
+def test_registered_networks_take_no_plan(name, option):
+    ((word, value),) = option.items()
+    message = rf"'{name}' has fixed anchors and a fixed plan, and takes no {word}\. Make another network: .*{word}="
+    with pytest.raises(ValueError, match=message + re.escape(repr(value))):
+        timm.create_model(name, **option)
+    with pytest.raises(ValueError, match="create_snnet takes stride in plan_args"):
+        timm_stitch.create_snnet("snnet", False, ["resnet18", "resnet34"], stride=1)
 
 
 def test_pretrained_anchors_with_untrained_stitches(small, images, tmp_path, caplog, monkeypatch):

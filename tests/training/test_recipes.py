@@ -116,8 +116,9 @@ def test_every_dense_recipe_runs_two_steps(name, tmp_path, capsys):
     write_scenes(tmp_path / "data", task, count=16)
     if read_recipe(name).config.reduce_zero_label:
         dense["num_classes"] = 150
+    model_args = dict.fromkeys(read_recipe(name).model_args) | {"anchors": deit_specs(depth=2)[:2]}
     overrides = {
-        "model": "snnet", "model-args": json.dumps({"anchors": deit_specs(depth=2)[:2]}), "dense": json.dumps(dense),
+        "model": "snnet", "model-args": json.dumps(model_args), "dense": json.dumps(dense),
         "pretrained": "false", "init-images": 8, "data-dir": tmp_path / "data", "batch-size": 6, "epochs": 1,
         "warmup-epochs": 0.5, "workers": 0, "precision": "no", "crop-size": "[32, 32]", "short-side": 32,
         "eigen-crop": "false", "output": tmp_path / "net", "evaluate-every": 1,
@@ -184,6 +185,59 @@ def test_another_model_leaves_out_what_made_the_recipes_own(small, tmp_path):
     assert read_recipe("folder", {"model": "snnet"}).model_args["num_classes"] == 10
     assert read_recipe("deit_tsb", {"model": "snnet_deit"}).model_args == {"drop_path_rate": 0.1}
     assert read_recipe("folder", {"model": "snnet_deit", "init_images": 3}).init_images == 3
+
+
+def test_model_args_are_merged_over_those_of_the_recipe(caplog):
+    anchors = deit_specs(depth=2)
+    own = {"anchors": anchors, "stitched_norm": False}
+    assert read_recipe("deit_tsb", {"model_args": {"stitched_norm": False}}).model_args == {
+        "drop_path_rate": 0.1, "stitched_norm": False,
+    }  # fmt: skip
+    assert read_recipe("deit_tsb", {"model_args": {"drop_path_rate": None}}).model_args == {}
+    assert read_recipe("folder", {"model_args": {"num_classes": 5}}).model_args["anchors"]
+    assert caplog.text == ""
+    other = read_recipe("deit_tsb", {"model": "snnet", "model_args": own})
+    assert other.model_args == {"drop_path_rate": 0.1, **own}
+    assert "the recipe's model_args {'drop_path_rate': 0.1} apply to 'snnet', too" in caplog.text
+    assert read_recipe("folder", {"model": "net"}).model_args == {}
+    assert "the recipe's model_args (anchors, num_classes) make its own model: not used for 'net'." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "left_out"),
+    [
+        ("deit_tsb", {"distillation": "none"}, {"teacher": None}),
+        ("deit3_v2_sl", {"sampling": "sandwich"}, {"group_width": None}),
+        ("deit3_v2_sl", {"groups": 8}, {"group_width": None}),
+        ("swin_tsb", {"tune": "stitches"}, {"anchor_lr_scale": 1}),
+        ("swin_tsb", {"clip_grad": None, "clip_mode": "norm"}, {}),
+        ("levit_192_256", {"clip_grad": None}, {"clip_mode": "norm"}),
+        ("folder", {"dense": {"head": "linear"}}, {}),
+    ],
+)
+def test_what_an_override_makes_useless_is_left_out_with_a_warning(recipe, overrides, left_out, caplog):
+    config = read_recipe(recipe, overrides).config
+    assert {name: getattr(config, name) for name in left_out} == left_out
+    cause = next(iter(overrides))
+    for name in left_out:
+        assert f"the recipe's {name}=" in caplog.text
+        assert f" has no effect with {cause}=" in caplog.text
+    with pytest.raises(ValueError, match=r"teacher='resnet18' has no effect"):
+        read_recipe(recipe, {"distillation": "none", "teacher": "resnet18"})
+    if recipe == "folder":
+        assert read_recipe(recipe, overrides).init_classifiers == 0
+
+
+def test_the_authors_average_is_a_field(small, tmp_path, monkeypatch):
+    methods = []
+    monkeypatch.setattr(
+        "timm_stitch.training.recipe.least_squares_init", lambda *_, method, **__: methods.append(method)
+    )
+    for overrides in ({}, {"init_method": "average", "output": str(tmp_path / "other")}):
+        timm_stitch.train_recipe(small, overrides, progress=False)
+    assert methods == ["joint", "average"]
+    with pytest.raises(ValueError, match="init_method='average' has no effect: set init_images"):
+        read_recipe(small, {"init_images": 0, "init_method": "average"})
 
 
 def test_a_warm_up_is_shortened_with_the_epochs(caplog):

@@ -24,7 +24,7 @@ def add_verbs(verbs: Verbs) -> None:
         "export net --stitch-ids 3 24 56 --output deploy",
     )
     add_model(verb)
-    add_images(verb, "validation")
+    add_images(verb, "validation", required=False)
     verb.add_argument(
         "--stitch-ids",
         type=int,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..choices import DIRECTIONS
 from ..errors import library_errors
 from ..plan.timings import Row
 from .numbers import MOST_IMAGES, in_range, positive
@@ -19,6 +20,8 @@ from .tables import print_table
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
+
+    from ..data.config import DataConfig
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -68,8 +71,39 @@ def add_model(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def add_images(verb: argparse.ArgumentParser, split: str) -> None:
+def add_plan_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of `stitch` that choose the stitches of several models, for `load_model`."""
+    group = verb.add_argument_group("plan of several models")
+    group.add_argument("--direction", choices=DIRECTIONS, help="order of the anchors (default: fast_to_slow)")
+    group.add_argument("--kernel-size", type=int, action=in_range(1), help="blocks in the sliding window (default: 2)")
+    group.add_argument("--stride", type=int, action=in_range(1), help="blocks between two windows (default: 1)")
+    group.add_argument(
+        "--nearest", action=argparse.BooleanOptionalAction, help="join neighbours in size only (default: yes)"
+    )
+    group.add_argument(
+        "--rank", type=int, action=in_range(0), help="rank of the layers' low-rank updates (default: 0, plain layers)"
+    )
+
+
+def plan_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Get the options of `add_plan_options` that are given.
+
+    Raises:
+        ValueError: if they are given for one network, which has its plan.
+    """
+    names = ("direction", "kernel_size", "stride", "nearest", "rank")
+    values = {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
+    if values and len(options.model) == 1:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in values)
+        raise ValueError(
+            f"{options.model[0]!r} is one network with its own plan: {flags} chooses that of several models."
+        )
+    return values
+
+
+def add_images(verb: argparse.ArgumentParser, split: str, required: bool = True) -> None:
     """Add the options that name images, for `load_images`."""
+    verb.set_defaults(needs_images=required)
     verb.add_argument("--data-dir", help="folder of images in class folders, or root folder of the dataset's reader")
     verb.add_argument("--dataset", help="dataset by the name of a timm reader: torch/…, hfds/…, wds/… or tfds/…")
     verb.add_argument("--split", default=split, help=f"split of the dataset (default: {split})")
@@ -125,14 +159,20 @@ def load_model(options: argparse.Namespace, feature: str = "", weights: bool = T
         weights: whether to load weights; without them the network is on the meta device.
 
     Raises:
-        ValueError: if there is no such network, or it lacks the feature.
+        OSError: if there is no such folder of images, or files cannot be fetched.
+        ValueError: if there is no such network, it lacks the feature, or no images are named that the verb needs.
     """
+    if hasattr(options, "needs_images") and (options.needs_images or options.data_dir):
+        from ..data.config import check_data_dir
+
+        check_data_dir(_data_config(options))  # before weights are fetched
     from ..families.registry import require
     from ..hub.loading import load
 
     check_device(options.device)
+    plan = plan_options(options)
     classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
-    network = load(options.model, pretrained=weights, device=options.device if weights else "meta", **classes)
+    network = load(options.model, pretrained=weights, device=options.device if weights else "meta", **classes, **plan)
     return require(network, feature)
 
 
@@ -166,23 +206,29 @@ def load_images(options: argparse.Namespace, model: Any, shuffled: bool = False)
     """Load the images that the command line names, prepared as for evaluation."""
     from torch.utils.data import DataLoader, IterableDataset
 
-    from ..data.config import DataConfig
     from ..data.dataset import build_dataset
     from ..data.loader import reading_processes
     from ..data.pairs import PairedImages
-    from ..data.yaml_text import read_argument
     from ..families.registry import require
 
     require(model, "named_data")
-    config = DataConfig(
-        dataset=options.dataset, data_dir=options.data_dir, val_split=options.split, train_split=options.split,
-        dataset_args=read_argument(options.dataset_args), batch_size=options.batch_size, workers=options.workers,
-        **label_fields(options),
-    )  # fmt: skip
+    config = _data_config(options)
     data = build_dataset(config, model, training=shuffled, augment=False)
     shuffle = shuffled and not isinstance(data, IterableDataset)  # an iterable dataset has its own order
     size = data.batch_size(config.batch_size) if isinstance(data, PairedImages) else config.batch_size
     return DataLoader(data, size, shuffle=shuffle, num_workers=reading_processes(config.workers))
+
+
+def _data_config(options: argparse.Namespace) -> DataConfig:
+    """Read the options of `add_images` and `add_labels`."""
+    from ..data.config import DataConfig
+    from ..data.yaml_text import read_argument
+
+    return DataConfig(
+        dataset=options.dataset, data_dir=options.data_dir, val_split=options.split, train_split=options.split,
+        dataset_args=read_argument(options.dataset_args), batch_size=options.batch_size, workers=options.workers,
+        **label_fields(options),
+    )  # fmt: skip
 
 
 def images_fingerprint(options: argparse.Namespace, model: Any) -> str:

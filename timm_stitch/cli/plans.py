@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import library_errors
 from ..models.published import REGISTERED
 from .numbers import in_range
-from .options import add_model, add_verb, load_model, print_json, print_rows
+from .options import add_model, add_plan_options, add_verb, load_model, plan_options, print_json, print_rows
 
 if TYPE_CHECKING:
     from .options import Verbs
@@ -39,6 +39,7 @@ def add_verbs(verbs: Verbs) -> None:
         "plan deit_tiny_patch16_224 deit_small_patch16_224",
     )
     add_model(verb)
+    add_plan_options(verb)
     verb.add_argument("--meet", action="store_true", help="print where two models can meet")
 
 
@@ -67,6 +68,8 @@ def run_list(options: argparse.Namespace) -> None:
 
 def run_plan(options: argparse.Namespace) -> None:
     """Print the stitches of a network, or where two models can meet."""
+    if options.meet and plan_options(options):
+        raise ValueError("--meet prints where two models can meet under any plan: leave the options of a plan out.")
     if len(options.model) == 2 and options.meet:
         from ..families.registry import family_of_models
         from ..families.timm_models.train_checkpoints import make_model

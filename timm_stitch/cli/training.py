@@ -12,7 +12,17 @@ from ..data.yaml_text import read_argument
 from ..training.config import TrainConfig
 from ..training.recipe_file import Recipe, read_recipe, shipped_recipes
 from .numbers import in_range
-from .options import add_images, add_model, add_verb, check_device, load_images, load_model, print_json, print_path
+from .options import (
+    add_images,
+    add_model,
+    add_plan_options,
+    add_verb,
+    check_device,
+    load_images,
+    load_model,
+    print_json,
+    print_path,
+)
 from .weights import save_one_stitch
 
 if TYPE_CHECKING:
@@ -29,6 +39,7 @@ def add_verbs(verbs: Verbs) -> None:
         "init deit_tiny_patch16_224 deit_small_patch16_224 --data-dir images --output net",
     )
     add_model(verb)
+    add_plan_options(verb)
     add_images(verb, "train")
     verb.add_argument(
         "--images", type=int, action=in_range(1), default=100, help="images to fit the layers to (default: 100)"

@@ -7,6 +7,7 @@ the names of the options of timm's scripts, if those have them.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -161,3 +162,16 @@ class DataConfig:
     def micro_batch(self, processes: int) -> int:
         """Compute the images that each of some processes has at a time; at least 1."""
         return max(self.batch_size // (self.accumulate * processes), 1)
+
+
+def check_data_dir(config: DataConfig) -> None:
+    """Refuse a configuration that names no images, or a folder that does not exist.
+
+    Raises:
+        OSError: if the folder does not exist.
+        ValueError: if no images are named.
+    """
+    if not config.dataset and not config.data_dir:
+        raise ValueError("no images are named: set data_dir to a folder of class folders, or dataset to a timm reader.")
+    if not config.dataset and not os.path.exists(str(config.data_dir)):
+        raise FileNotFoundError(f"there is no folder {config.data_dir!r}: set data_dir to a folder of class folders.")

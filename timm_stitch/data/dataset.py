@@ -16,7 +16,7 @@ from timm.data import ImageDataset, create_dataset, create_transform, resolve_da
 from ..errors import library_errors
 from .augmentation import patch_posterize
 from .classes import SPLITS, check_split, class_names, folder_classes, ordered, positions, split_folder
-from .config import DataConfig
+from .config import DataConfig, check_data_dir
 from .folders import check_links
 from .images import Images, Labels, read_image
 from .joint_transforms import EvaluationTransform, ToTensors, TrainingTransform
@@ -91,8 +91,7 @@ def build_dataset(config: DataConfig, model: SNNet, training: bool, augment: boo
     objective = model.objective
     if objective is not None:
         return _build_pairs(config, model, objective, training, augment)
-    if not config.dataset and not config.data_dir:
-        raise ValueError("no images are named: set data_dir to a folder of class folders, or dataset to a timm reader.")
+    check_data_dir(config)
     dataset = open_dataset(config, training, "L" if model.in_chans == 1 else "RGB")
     names = class_names(dataset)
     dataset.target_transform = Labels(model.num_classes, _class_positions(config, model, training, names))
@@ -158,8 +157,7 @@ def open_dataset(config: DataConfig, training: bool, mode: str = "RGB") -> Any:
         ValueError: if there is no such split, the reader cannot read the files, or links in the folder lead back.
     """
     split = config.train_split if training else config.val_split
-    if not config.dataset and not os.path.exists(str(config.data_dir)):
-        raise FileNotFoundError(f"there is no folder {config.data_dir!r}: set data_dir to a folder of class folders.")
+    check_data_dir(config)
     if not config.dataset and os.path.isdir(str(config.data_dir)):
         check_links(split_folder(str(config.data_dir), split))
     check_split(config.dataset or "", split)

@@ -16,6 +16,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from ..files import PathLike
 
+_LONGEST_REASON = 600  # characters of a library's text in an error
 XET_ADVICE = "Try again with HF_HUB_DISABLE_XET=1 in the environment: a mirror may serve files without that storage."
 
 
@@ -43,6 +44,38 @@ def translate_hub_errors(
         kind, reason, advice = explanation
         state = left if isinstance(left, str) else left()
         raise kind(f"cannot {action}: {reason}{state and '; ' + state}. {advice}") from error
+
+
+class FetchError(OSError):
+    """A file that could not be fetched, in one line."""
+
+
+def fetch_error(what: str, error: Exception, advice: str) -> FetchError:
+    """Make the error for weights that could not be fetched: the library's whole reason, then what to do without them.
+
+    Args:
+        what: the weights, e.g. "'timm/resnet18.a1_in1k', the weights of 'resnet18'".
+        error: the error of the library that fetches.
+        advice: the way without internet.
+    """
+    redact_tokens(error)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON].rpartition(' ')[0]} …"
+    return FetchError(f"could not fetch {what} ({reason.rstrip('.')}). {XET_ADVICE if is_xet_error(error) else advice}")
+
+
+def local_files_advice(name: str | None, repo_id: str | None) -> str:
+    """Describe how to give a timm model's weights without internet, on the command line and in Python."""
+    call = "timm.create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file='PATH'))"
+    if name is None:
+        return f"Without internet, fetch the file elsewhere and give it: {call}."
+    if repo_id is None:
+        anchor = f"{{architecture: {name}, pretrained_cfg_overlay: {{file: PATH}}}}"
+        return f"Without internet, fetch the file elsewhere and name the anchor {anchor}; in Python, {call}."
+    return (
+        f"Without internet, run `hf download {repo_id} --local-dir FOLDER` elsewhere and name local-dir:FOLDER; "
+        f"in Python, {call}. With HF_HUB_OFFLINE=1 in the environment only the cache is read, at once."
+    )
 
 
 def check_token(token: str | bool | None) -> None:

@@ -22,9 +22,10 @@ from ..families.dense.network import DenseNetwork
 from ..families.timm_models.naming import make_registered
 from ..families.timm_models.network import SNNet
 from ..families.timm_models.pretrained_cfg import cfg_of, stems_and_heads
-from ..hub.errors import XET_ADVICE, is_xet_error, redact_tokens, unreadable
+from ..hub.errors import FetchError, fetch_error, local_files_advice, redact_tokens, unreadable
 from ..network.weights import EXTRA_STATE, check_keys, split_norm
 from .authors_layout import is_authors, rename
+from .published import is_registered
 from .segmentation_weights import convert_segmentation, refuse_segmentation
 from .state_dicts import adapt_anchors, unwrap
 
@@ -160,20 +161,13 @@ def build_from_file(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -
         # The authors' training checkpoints hold their command line: a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return build()
-    except _FetchError:
+    except FetchError:
         raise  # an anchor's own, already in one line
     except OSError as error:
         redact_tokens(error)
         if isinstance(error, FileNotFoundError) and cfg is not None and cfg.file:
             raise _NoFileError(f"there is no weights file {str(source)!r}: check the path.") from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if is_xet_error(error):
-            raise _FetchError(f"could not fetch {source!r} ({reason:.160}). {XET_ADVICE}") from error
-        raise _FetchError(
-            f"could not fetch {source!r} ({reason:.160}). Without internet, fetch the file elsewhere and give it: "
-            "timm.create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file='PATH')); or begin with random "
-            "weights: pretrained=False."
-        ) from error
+        raise _fetch_error(cfg, source, error) from error
     except Exception as error:
         lines = str(error).splitlines()
         if isinstance(error, RuntimeError) and lines and lines[0].startswith("Error(s) in loading state_dict"):
@@ -186,11 +180,21 @@ def build_from_file(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -
         raise
 
 
-class _FetchError(OSError):
-    """A weights file could not be fetched, in one line."""
+def _fetch_error(cfg: PretrainedCfg | None, source: str | None, error: Exception) -> FetchError:
+    """Make the error for weights that timm could not fetch, which names the model and the way without internet."""
+    name = cfg.architecture if cfg is not None else None
+    if name and is_registered(name):
+        advice = (
+            "Without internet, fetch the authors' file elsewhere, then run "
+            f"`timm-stitch convert FILE {name} --output net` and name net instead; in Python, "
+            "timm.create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file='PATH'))."
+        )
+    else:
+        advice = local_files_advice(name if name != "snnet" else None, cfg.hf_hub_id if cfg is not None else None)
+    return fetch_error(f"{source!r}, the weights of {name!r}" if name else repr(source), error, advice)
 
 
-class _NoFileError(_FetchError, FileNotFoundError):
+class _NoFileError(FetchError, FileNotFoundError):
     """There is no such file."""
 
 

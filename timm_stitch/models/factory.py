@@ -43,7 +43,7 @@ from ..network.stitchable import StitchableNetwork
 from ..plan.costs import PublishedCount
 from ..plan.enumeration import PlanOptions
 from .checkpoints import adapt, build_from_file
-from .published import ALIASES, AUTHORS_TAG, published_table
+from .published import ALIASES, AUTHORS_TAG, published_table, refuse_plan_options
 
 _logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ def create_snnet(
         >>> len(model.plan)
         58
     """
+    refuse_plan_options(variant, kwargs)
     if stitches is not None:
         return _create_pyramid(variant, pretrained, anchors, published, plan_args, stitches, **kwargs)
     # 1. The arguments, which a saved network's file may have given.

@@ -9,7 +9,7 @@ Sources: SN-Net (arXiv:2302.06586), SN-Netv2 (arXiv:2307.00154).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -197,9 +197,31 @@ REGISTERED = {
 }
 
 
+_PLAN_OPTIONS = ("anchors", "direction", "nearest", "kernel_size", "stride", "plan")
+
+
 def is_registered(name: str) -> bool:
     """Whether timm's registry has a network of this name, apart from the generic `snnet`."""
     return ALIASES.get(name, name) in REGISTERED
+
+
+def refuse_plan_options(name: str, arguments: Mapping[str, object]) -> None:
+    """Refuse plan options for a registered network, whose plan is fixed.
+
+    Raises:
+        ValueError: naming the options, and the call that makes another plan.
+    """
+    options = [option for option in _PLAN_OPTIONS if arguments.get(option) is not None]
+    if not options:
+        return
+    if name == "snnet":
+        raise ValueError(f"create_snnet takes {', '.join(options)} in plan_args, a dict: plan_args={{...}}.")
+    anchors = arguments.get("anchors") or [a.split(".")[0] for a in REGISTERED[ALIASES.get(name, name)].anchors]
+    values = ", ".join(f"{option}={arguments[option]!r:.60}" for option in options if option != "anchors")
+    raise ValueError(
+        f"{name!r} has fixed anchors and a fixed plan, and takes no {' or '.join(options)}. Make another network: "
+        f"timm.create_model('snnet', anchors={anchors!r:.300}{values and ', '}{values})."
+    )
 
 
 def plan_by_stages(anchors: Sequence[Anchor], stages: Sequence[int]) -> StitchPlan:

@@ -20,7 +20,7 @@ from ..families.timm_models.meta_build import materialize
 from ..families.timm_models.timm_compat import resolve_pretrained_cfg
 from ..plan.costs import PublishedCount
 from .checkpoints import build_from_file
-from .published import SEGMENTATION, published_table
+from .published import SEGMENTATION, published_table, refuse_plan_options
 from .segmentation_weights import adapt_segmentation
 
 _WINDOW, _STRIDE = 512, 341  # pixels of the authors' sliding windows
@@ -50,6 +50,7 @@ def create_segmentation(name: str, pretrained: bool = False, **kwargs: Any) -> D
         (134, 150, [1024, 1024, 1024, 1024])
     """
     # 1. The arguments.
+    refuse_plan_options(name, kwargs)
     refused = [argument for argument in _OF_CLASSIFIERS if kwargs.pop(argument, None)]
     if refused:
         raise ValueError(

@@ -19,7 +19,7 @@ from torch import nn
 from ..choices import Direction
 from ..families.timm_models.pretrained_cfg import AnchorSpec, stems_and_heads, timm_cfg
 from ..plan.stitch_plan import StitchPlan
-from .published import ALIASES, AUTHORS_TAG, EFFICIENTNET_LITE, NETWORKS, SEGMENTATION
+from .published import ALIASES, AUTHORS_TAG, EFFICIENTNET_LITE, NETWORKS, SEGMENTATION, refuse_plan_options
 
 
 def _cfg(anchors: Sequence[str], **fields: object) -> dict[str, object]:
@@ -125,6 +125,7 @@ def _register(name: str, description: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         from .factory import create_snnet
 
+        refuse_plan_options(name, kwargs)
         return create_snnet(name, pretrained, network.anchors, network.count, network.plan_args, **kwargs)
 
     create.__name__ = create.__qualname__ = name
@@ -180,6 +181,7 @@ def snnet_efficientnet_lite_012(pretrained: bool = False, **kwargs: Any) -> nn.M
     """SN-Net of EfficientNet-Lite0, 1 and 2: 65 stitches. No trained release: `pretrained=True` loads the anchors'."""
     from .factory import create_snnet
 
+    refuse_plan_options("snnet_efficientnet_lite_012", kwargs)
     return create_snnet("snnet_efficientnet_lite_012", pretrained, EFFICIENTNET_LITE, None, None, **kwargs)
 
 

@@ -24,9 +24,25 @@ _distillation = partial(option, group="distillation")
 _speed = partial(option, group="speed")
 
 
+class UnusedFieldError(ValueError):
+    """A field that has no effect because of another.
+
+    Args:
+        message: the field, and what to do.
+        causes: the field that takes the effect away, for each field that can be left out.
+    """
+
+    def __init__(self, message: str, causes: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.causes = causes
+
+
 @dataclass(frozen=True)
 class TrainConfig(DataConfig):
-    """The configuration of a training run, as plain values. The defaults are SN-Net's recipe for DeiT.
+    """The configuration of a training run, as plain values.
+
+    The defaults are the optimizer, schedule and sampling of SN-Net's recipe for DeiT. The teacher, repeated
+    augmentation, half precision and drop-path of that recipe are in its file: `read_recipe("deit_tsb").config`.
 
     Each field has its help in `metadata["help"]`, which `timm-stitch train --help` prints with its type, range and
     default. The images' fields (`dataset`, `data_dir`, `batch_size`, augmentation, …) are those of `DataConfig`.
@@ -156,7 +172,10 @@ class TrainConfig(DataConfig):
             raise ValueError("output must be a folder, got '': leave it out to keep the network in memory only.")
         self._check_unused()
         if self.group_width is not None and self.groups is not None:
-            raise ValueError(f"group_width={self.group_width} and groups={self.groups} contradict: give one of them.")
+            raise UnusedFieldError(
+                f"group_width={self.group_width} and groups={self.groups} contradict: give one of them.",
+                {"group_width": "groups", "groups": "group_width"},
+            )
         if self.sampling == "importance" and not self.scores:
             raise ValueError("sampling='importance' needs scores: set scores to {stitch_id: score} of every stitch.")
         if self.sched != "none" and self.min_lr > self.lr:
@@ -170,24 +189,27 @@ class TrainConfig(DataConfig):
     def _check_unused(self) -> None:
         """Refuse fields that have no effect because of others."""
         guided = self.sampling in ("sandwich", "anchors")
-        for name, needs, holds in (
-            ("teacher", "distillation to 'hard' or 'soft'", self.teacher is None or self.distillation != "none"),
-            ("temperature", "distillation='soft'", self.temperature == 1 or self.distillation == "soft"),
-            ("distill_weight", "distillation to 'hard' or 'soft'",
+        for name, cause, value, holds in (
+            ("teacher", "distillation", " to 'hard' or 'soft'", self.teacher is None or self.distillation != "none"),
+            ("temperature", "distillation", "='soft'", self.temperature == 1 or self.distillation == "soft"),
+            ("distill_weight", "distillation", " to 'hard' or 'soft'",
              self.distill_weight == 0.5 or self.distillation != "none"),
-            ("group_width", "sampling='resource'", self.group_width is None or self.sampling == "resource"),
-            ("groups", "sampling='resource'", self.groups is None or self.sampling == "resource"),
-            ("group_bias", "sampling='resource'", self.group_bias == 0 or self.sampling == "resource"),
-            ("scores", "sampling='importance'", self.scores is None or self.sampling == "importance"),
-            ("inplace_distillation", "sampling='sandwich' or 'anchors'", not self.inplace_distillation or guided),
-            ("anchor_lr_scale", "tune='all'", self.anchor_lr_scale == 1 or self.tune == "all"),
-            ("clip_mode", "clip_grad", self.clip_mode == "norm" or self.clip_grad is not None),
-            ("resume", "output", not self.resume or self.output is not None),
-            ("checkpoint_steps", "output", self.checkpoint_steps is None or self.output is not None),
-            ("keep", "output", self.keep == 2 or self.output is not None),
+            ("group_width", "sampling", "='resource'", self.group_width is None or self.sampling == "resource"),
+            ("groups", "sampling", "='resource'", self.groups is None or self.sampling == "resource"),
+            ("group_bias", "sampling", "='resource'", self.group_bias == 0 or self.sampling == "resource"),
+            ("scores", "sampling", "='importance'", self.scores is None or self.sampling == "importance"),
+            ("inplace_distillation", "sampling", "='sandwich' or 'anchors'", not self.inplace_distillation or guided),
+            ("anchor_lr_scale", "tune", "='all'", self.anchor_lr_scale == 1 or self.tune == "all"),
+            ("clip_mode", "clip_grad", "", self.clip_mode == "norm" or self.clip_grad is not None),
+            ("resume", "output", "", not self.resume or self.output is not None),
+            ("checkpoint_steps", "output", "", self.checkpoint_steps is None or self.output is not None),
+            ("keep", "output", "", self.keep == 2 or self.output is not None),
         ):  # fmt: skip
             if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r} has no effect: set {needs}, or leave {name} out.")
+                raise UnusedFieldError(
+                    f"{name}={getattr(self, name)!r} has no effect: set {cause}{value}, or leave {name} out.",
+                    {name: cause},
+                )
 
     @property
     def warmup(self) -> float:

@@ -11,11 +11,13 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from ..errors import library_errors
 from ..evaluation.scores import Targets, flatten_pairs
+from ..hub.errors import fetch_error, local_files_advice
 from ..network.objective import Objective
 from .config import TrainConfig
 
@@ -73,8 +75,7 @@ def find_teacher(config: TrainConfig, network: nn.Module | None, student: nn.Mod
     if network is None:
         if not config.teacher:
             raise ValueError(f"distillation={config.distillation!r} needs a teacher: name a timm model.")
-        with library_errors(f"timm cannot make teacher={config.teacher!r}", RuntimeError):
-            network = timm.create_model(config.teacher, pretrained=True)
+        network = _make_teacher(config.teacher)
     for name, what in (("num_classes", "classes"), ("in_chans", "channels")):
         theirs, ours = getattr(network, name, None), getattr(student, name, None)
         if theirs not in (None, ours):
@@ -83,6 +84,25 @@ def find_teacher(config: TrainConfig, network: nn.Module | None, student: nn.Mod
                 f"give train(..., teacher=MODULE) one of the same {what}, or set distillation='none'."
             )
     return Teacher(network, getattr(student, "pretrained_cfg", None))
+
+
+def _make_teacher(name: str) -> nn.Module:
+    """Make a teacher by its timm name, folder or repository, with its weights.
+
+    Raises:
+        OSError: if its weights cannot be fetched.
+        ValueError: if timm has no such model.
+    """
+    try:
+        with library_errors(f"timm cannot make teacher={name!r}", RuntimeError):
+            network: nn.Module = timm.create_model(name, pretrained=True)
+            return network
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise FileNotFoundError(f"there is no teacher={name!r}: {error}.") from error
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=True) if ":" not in name else None
+        repo_id = cfg.hf_hub_id if cfg is not None else name.partition(":")[2]
+        raise fetch_error(f"teacher={name!r}", error, local_files_advice(name, repo_id)) from error
 
 
 class StitchLoss:

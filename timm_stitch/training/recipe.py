@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..data.config import check_data_dir
 from ..data.dataset import build_dataset, classes_by_output
 from ..data.loader import first_images
 from ..data.processes import rank
@@ -63,6 +64,7 @@ def train_recipe(
     """
     spec = read_recipe(recipe, overrides)
     config = spec.config
+    check_data_dir(config)  # before weights are fetched
     model = require(_make_network(spec, device), "named_data")
     store = open_checkpoints(config) if config.resume else None
     if store is None or store.last is None:
@@ -114,4 +116,5 @@ def _initialise(model: Any, spec: Recipe, progress: bool) -> None:
         if progress and rank() == 0:
             print(f"{report}.", file=sys.stderr)
     if spec.init_images:
-        least_squares_init(model, first_images(batches(spec.init_images), spec.init_images), progress=progress)
+        images = first_images(batches(spec.init_images), spec.init_images)
+        least_squares_init(model, images, method=spec.init_method, progress=progress)

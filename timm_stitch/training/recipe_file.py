@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
+from ..choices import Method
 from ..data.fields import check, option, options, read
 from ..data.yaml_text import load_yaml
 from ..files import PathLike
-from .config import TrainConfig
+from .config import TrainConfig, UnusedFieldError
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -55,6 +56,12 @@ class Recipe:
         "stitching layers, leaves them as they are",
         range=(0, math.inf),
     )
+    init_method: Method = _network(  # noqa: RUF009
+        "joint",
+        "least squares of a shared stitching layer: joint over its stitches, or the average of one solution for each, "
+        "as in the authors' code",
+        choices=Method,
+    )
     init_classifiers: int = _network(
         0,
         "labelled images to which the anchors' classifiers are fitted before training, for new classes; a pretrained "
@@ -64,9 +71,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.init_method != "joint" and not self.init_images:
+            raise UnusedFieldError(
+                f"init_method={self.init_method!r} has no effect: set init_images to 1 or more, or leave it out.",
+                {"init_method": "init_images"},
+            )
         if self.dense is not None and self.init_classifiers:
-            raise ValueError(
-                f"init_classifiers={self.init_classifiers} has no effect with dense: leave it out, the head is trained."
+            raise UnusedFieldError(
+                f"init_classifiers={self.init_classifiers} has no effect with dense: leave it out, the head learns.",
+                {"init_classifiers": "dense"},
             )
 
 
@@ -80,26 +93,52 @@ def read_recipe(recipe: PathLike, overrides: Mapping[str, object] | None = None)
 
     Args:
         recipe: a name of `shipped_recipes`, or the path of a YAML file.
-        overrides: values to use instead of the file's; another `model` drops the file's `init_…`, and the `model_args`
-            that make its `snnet`.
+        overrides: values to use instead of the file's. `model_args` are merged over the file's, where null leaves one
+            out. Another `model` drops the file's `init_…`, and the `model_args` that make its `snnet`. Values of the
+            file that have no effect with these are left out, with a warning.
+
+    Returns:
+        The recipe, with the fields of the run as its `config`.
 
     Raises:
         OSError: if there is no such recipe.
         TypeError: if a value has the wrong type.
         ValueError: if it is not a recipe, a field is unknown or given twice, or two contradict each other.
+
+    Examples:
+        >>> recipe = timm_stitch.read_recipe("deit_tsb", {"data_dir": "imagenet", "epochs": 15})
+        >>> recipe.config.teacher, recipe.config.repeated_aug, recipe.model_args
+        ('regnety_160.deit_in1k', 3, {'drop_path_rate': 0.1})
     """
     overrides = dict(overrides or {})
     values = _read_file(recipe)
     if overrides.get("model", values.get("model")) != values.get("model"):
-        values = {name: value for name, value in values.items() if name not in _of_own_model(values)}
+        values = _for_another_model(values, overrides)
+    if isinstance(values.get("model_args"), Mapping) and isinstance(overrides.get("model_args"), Mapping):
+        overrides["model_args"] = _merge(values["model_args"], overrides["model_args"])
     values = _shorten_warmup(values, overrides) | overrides
-    of_network = {name: values.pop(name) for name in options(Recipe) if name in values}
+    while True:
+        try:
+            return _make_recipe(str(recipe), values)
+        except UnusedFieldError as error:
+            unused = [name for name, cause in error.causes.items() if cause in overrides and name not in overrides]
+            if not unused:
+                raise
+            name, cause = unused[0], error.causes[unused[0]]
+            _logger.warning(
+                "the recipe's %s=%r has no effect with %s=%r: left out.", name, values.pop(name), cause, values[cause]
+            )
+
+
+def _make_recipe(name: str, values: Mapping[str, object]) -> Recipe:
+    """Split the values of a recipe into those of its network and of its run, and check them."""
+    of_network = {field: values[field] for field in options(Recipe) if field in values}
     if of_network.get("model") is None:
-        raise ValueError(f"{str(recipe)!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another.")
+        raise ValueError(f"{name!r} names no model: expected model: snnet_deit_tsb.anchors_in1k, or another.")
     comes_trained = of_network.get("pretrained", True) and _comes_trained(str(of_network["model"]))
     if comes_trained and "init_images" not in of_network:
         of_network["init_images"] = 0
-    config = TrainConfig.from_dict(values)
+    config = TrainConfig.from_dict({field: value for field, value in values.items() if field not in of_network})
     if config.distillation != "none" and config.teacher is None:
         raise ValueError(f"distillation={config.distillation!r} has no teacher: set teacher to a timm model's name.")
     return Recipe(config=config, **read(Recipe, of_network))
@@ -116,10 +155,25 @@ def _shorten_warmup(values: dict[str, Any], overrides: Mapping[str, object]) -> 
     return values | {"warmup_epochs": shorter}
 
 
-def _of_own_model(values: Mapping[str, object]) -> tuple[str, ...]:
-    """List the fields of a recipe that apply to its own model, not to another one in its place."""
-    always = ("init_images", "init_classifiers")
-    return (*always, "model_args") if values.get("model") == "snnet" else always
+def _for_another_model(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
+    """Leave out the fields of a recipe that make or initialise its own model, and name the `model_args` in a warning.
+
+    The `model_args` of a registered network, such as drop-path, are settings of its training and stay.
+    """
+    model, own = overrides["model"], values.get("model_args") or {}
+    left_out = {"init_images", "init_method", "init_classifiers"}
+    if values.get("model") == "snnet":
+        left_out.add("model_args")
+        if own:
+            _logger.warning("the recipe's model_args (%s) make its own model: not used for %r.", ", ".join(own), model)
+    elif own:
+        _logger.warning("the recipe's model_args %s apply to %r, too: null leaves one out.", own, model)
+    return {name: value for name, value in values.items() if name not in left_out}
+
+
+def _merge(own: Mapping[str, Any], overrides: Any) -> dict[str, Any]:
+    """Merge dictionaries; None as an override leaves a key out."""
+    return {key: value for key, value in {**own, **overrides}.items() if value is not None or key not in own}
 
 
 def _read_file(recipe: PathLike) -> dict[str, Any]:
