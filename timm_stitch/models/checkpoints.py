@@ -180,7 +180,7 @@ def build_from_file(cfg: PretrainedCfg | None, build: Callable[[], nn.Module]) -
         raise
 
 
-def _fetch_error(cfg: PretrainedCfg | None, source: str | None, error: Exception) -> FetchError:
+def _fetch_error(cfg: PretrainedCfg | None, source: object, error: Exception) -> FetchError:
     """Make the error for weights that timm could not fetch, which names the model and the way without internet."""
     name = cfg.architecture if cfg is not None else None
     if name and is_registered(name):

@@ -7,6 +7,7 @@ A rule has no state, so a resumed run, or one on another number of processes, tr
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,8 @@ from ..data.seeding import derive
 
 RULES: tuple[SamplingRule, ...] = get_args(SamplingRule)
 GROUP_WIDTH = 1e9  # SN-Netv2's groups are one GFLOP wide, in its count
+
+_logger = logging.getLogger(__name__)
 
 Rule = Callable[[int], tuple[int, ...]]
 
@@ -147,6 +150,8 @@ def make_rule(
         draw: Callable[[int, int], int] = lambda run_seed, step: uniform(ids, run_seed, step)  # noqa: E731
     elif name == "resource":
         grouped = groups_by_macs(macs, group_width if groups or group_width else GROUP_WIDTH, groups)
+        if len(grouped) == 1 < len(ids):
+            _logger.warning("all %d stitches fall into one group: resource draws as uniform. Set groups.", len(ids))
         draw = lambda run_seed, step: resource_constrained(grouped, run_seed, step, bias)  # noqa: E731
     elif name == "importance":
         weights = _scores(scores, ids)
