@@ -23,7 +23,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 
-# Pages of the site that are files of the repository.
+# Pages of the site that are files of the repository; pages link to the files, so that the links work on GitHub too.
 PAGES = {"CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md"}
 
 _logger = logging.getLogger("mkdocs.hooks")
@@ -68,6 +68,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     """Put what is written from the code in the place of the comment or picture that asks for it."""
     import draw_plans
 
+    for source, linked in PAGES.items():
+        markdown = markdown.replace(f"](../{source}", f"]({linked}")
     writers: dict[str, Callable[..., Iterator[str]]] = {
         "verbs": command_line, "fields of TrainConfig": train_config, "published": published
     }  # fmt: skip

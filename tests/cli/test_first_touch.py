@@ -40,6 +40,7 @@ def fails(line, capsys):
             "argument --format: invalid choice: 'onx' (did you mean onnx?); see timm-stitch export --help.",
         ),
         ("train deit_tsb --epoch 3", "unknown fields epoch (did you mean epochs?): the fields are"),
+        ("plot a.jsonl b.jsonl", "unknown arguments: b.jsonl (one curve is drawn, others after --beside); see"),
         ("xyzzy", "argument VERB: invalid choice: 'xyzzy' (choose from list, plan"),
     ],
 )

@@ -15,6 +15,14 @@ def share(draw, steps=6000):
     return {i: drawn.count(i) / steps for i in sorted(set(drawn))}
 
 
+def test_one_group_of_all_stitches_is_reported(caplog):
+    make_rule("resource", {0: 10, 1: 30, 2: 20}, seed=0, anchors=[1, 0])
+    assert "all 3 stitches fall into one group: resource draws as uniform. Set groups." in caplog.text
+    caplog.clear()
+    make_rule("resource", {0: 10, 1: 30, 2: 20}, seed=0, anchors=[1, 0], groups=2)
+    assert caplog.text == ""
+
+
 def test_groups_hold_stitches_of_similar_macs():
     # up to 100, from 150 to 250, from 310 to 410, from 900 to 1000
     assert groups_by_macs(MACS, width=100) == ((0,), (1, 2), (3,), (4, 5))

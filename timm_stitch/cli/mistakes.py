@@ -57,7 +57,10 @@ def unknown_arguments(unknown: list[str], verb: argparse.ArgumentParser) -> str:
     """Describe arguments that a verb does not have, with the nearest flag of each."""
     flags = list(verb._option_string_actions)
     words = [word + nearest(word.partition("=")[0], flags) if word.startswith("--") else word for word in unknown]
-    return f"unknown arguments: {' '.join(words)}"
+    text = f"unknown arguments: {' '.join(words)}"
+    if "--beside" in flags and not any(word.startswith("--") for word in unknown):
+        text += " (one curve is drawn, others after --beside)"
+    return text
 
 
 def name_flag(message: str, verb: argparse.ArgumentParser) -> str:
