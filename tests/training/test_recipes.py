@@ -133,7 +133,7 @@ def test_every_dense_recipe_runs_two_steps(name, tmp_path, capsys):
 
 
 def test_a_dense_recipe_that_does_not_fit_is_refused(tmp_path):
-    small = {"model_args": {"anchors": deit_specs(depth=2)}, "pretrained": False}
+    small = {"model_args": {"anchors": deit_specs(depth=2)}, "pretrained": False, "data_dir": str(tmp_path)}
     with pytest.raises(ValueError, match="dense has unknown arguments heads"):
         timm_stitch.train_recipe("segmentation", small | {"dense": {"heads": 1}}, progress=False)
     with pytest.raises(ValueError, match="init_classifiers=3 has no effect with dense"):
