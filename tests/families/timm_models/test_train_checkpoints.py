@@ -79,9 +79,35 @@ def test_a_stitched_network_that_timm_trained(tmp_path):
         assert torch.equal(network(images(2), stitch_id=3), model(images(2), stitch_id=3))
 
 
+def test_a_checkpoint_keeps_the_size_of_its_images(tmp_path):
+    # timm would resample the position embeddings to the model's own size without a word
+    paths, models = [], []
+    for name, args in (("test_vit", argparse.Namespace(img_size=64)), ("test_vit2", None)):
+        models.append(timm.create_model(name, num_classes=4, img_size=64).eval())
+        paths.append(str(tmp_path / f"{name}.pth.tar"))
+        torch.save({"arch": name, "args": args, "state_dict": models[-1].state_dict()}, paths[-1])
+    network, x = timm_stitch.load(paths).eval(), torch.randn(2, 3, 64, 64)
+    assert network.image_size == (64, 64)
+    for number, model in enumerate(models):
+        with torch.no_grad():
+            assert torch.equal(network(x, stitch_id=number), model(x))
+    # a convolutional network has no positions: the run's size is that of its images
+    saved = {"arch": "test_resnet", "state_dict": timm.create_model("test_resnet").state_dict()}
+    torch.save({**saved, "args": argparse.Namespace(input_size=[3, 96, 80])}, tmp_path / "net.pth.tar")
+    assert timm_stitch.load([str(tmp_path / "net.pth.tar")] * 2, kernel_size=1).image_size == (96, 80)
+
+
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
+        (
+            {"arch": "test_resnet", "state_dict": {}, "args": argparse.Namespace(img_size=1e9)},
+            "names images of 1000000000.0: expected a height and a width up to 65,536",
+        ),
+        (
+            {"arch": "test_vit", "state_dict": {"pos_embed": torch.zeros(1, 8, 64)}},
+            "has 8 positions, those of no square image",
+        ),
         ({"state_dict": {"x": torch.zeros(1)}}, "names no model: expected a checkpoint of timm's train.py"),
         ({"arch": "nothing", "state_dict": {"x": torch.zeros(1)}}, "a checkpoint of 'nothing', which timm lacks"),
         ({"arch": "resnet18", "state_dict": {"x": print}}, "is not a readable checkpoint"),

@@ -6,6 +6,7 @@ Files are read with `weights_only`. The averaged weights (`state_dict_ema`) are 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ PREFIX = "checkpoint:"
 
 # Arguments of train.py, with the argument of the model or the field of its configuration that each sets.
 _MODEL_ARGS = {"gp": "global_pool", "in_chans": "in_chans"}
+_LARGEST = 1 << 16  # pixels of a side
 _CFG_FIELDS = ("mean", "std", "crop_pct", "interpolation")
 
 
@@ -54,6 +56,10 @@ def anchor_spec(path: str) -> dict[str, Any]:
     own |= {"num_classes": classes} if classes else {}
     check_anchor({"architecture": name, **own})
     cfg = {field: args[field] for field in _CFG_FIELDS if args.get(field) is not None}
+    if "img_size" not in own and (size := _resized(path, name, own, weights)):
+        own["img_size"] = size
+    height_width = _trained_size(path, args, own)
+    cfg |= {"input_size": (own.get("in_chans", 3), *height_width)} if height_width else {}
     cfg |= {"file": path, **({"num_classes": classes} if classes else {})}
     return {"architecture": name, **own, "pretrained_cfg_overlay": cfg}
 
@@ -94,3 +100,44 @@ def _num_classes(name: str, weights: Mapping[str, object]) -> int | None:
     first = classifier if isinstance(classifier, str) else classifier[0]
     weight = clean_state_dict(dict(weights)).get(f"{first}.weight")
     return int(weight.shape[0]) if isinstance(weight, Tensor) else None
+
+
+def _resized(path: str, name: str, own: Mapping[str, Any], weights: Mapping[str, object]) -> int | None:
+    """Find the image size of position embeddings that are not of the model's own size, which timm would resample.
+
+    Raises:
+        ValueError: if no square image has as many positions.
+    """
+    embedding = clean_state_dict(dict(weights)).get("pos_embed")
+    if not isinstance(embedding, Tensor) or embedding.ndim != 3:
+        return None
+    with torch.device("meta"):
+        model: Any = timm.create_model(name, **own)
+    expected = getattr(model, "pos_embed", None)
+    if not isinstance(expected, Tensor) or expected.shape == embedding.shape or not hasattr(model, "patch_embed"):
+        return None
+    patches = model.patch_embed
+    count = embedding.shape[1] - (expected.shape[1] - patches.num_patches)
+    side = math.isqrt(max(count, 0))
+    if not side or side * side != count:
+        raise ValueError(
+            f"{path!r} has {embedding.shape[1]} positions, those of no square image: make the model by "
+            f"timm.create_model({name!r}, img_size=(HEIGHT, WIDTH), checkpoint_path={path!r})."
+        )
+    return side * int(patches.patch_size[0])
+
+
+def _trained_size(path: str, args: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Find the (height, width) of the images of a run; None for the model's own.
+
+    Raises:
+        ValueError: if it is no size.
+    """
+    shape = args.get("input_size")
+    size = own.get("img_size") or (shape[1:] if isinstance(shape, (list, tuple)) else None) or args.get("img_size")
+    if not size:
+        return None
+    sizes = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(sizes) != 2 or not all(isinstance(side, int) and 0 < side <= _LARGEST for side in sizes):
+        raise ValueError(f"{path!r} names images of {size!r:.60}: expected a height and a width up to {_LARGEST:,}.")
+    return sizes
