@@ -111,9 +111,13 @@ def is_measured_by(row: Row, backend: Backend) -> bool:
 
 def frontier_stitches(known: Sequence[Row]) -> list[int]:
     """Pick `MOST_STITCHES` ids at most of the frontier of accuracy and MACs, which no measurement of time changes."""
-    stitch_ids = [row["stitch_id"] for row in pareto_frontier(known, score=main_score(known))]
+    return spread([row["stitch_id"] for row in pareto_frontier(known, score=main_score(known))])
+
+
+def spread(stitch_ids: Sequence[int]) -> list[int]:
+    """Pick `MOST_STITCHES` ids at most, the first and the last among them."""
     if len(stitch_ids) <= MOST_STITCHES:
-        return stitch_ids
+        return list(stitch_ids)
     return [stitch_ids[round(n * (len(stitch_ids) - 1) / (MOST_STITCHES - 1))] for n in range(MOST_STITCHES)]
 
 
