@@ -31,7 +31,7 @@ from timm_stitch import DenseNetwork, TrainConfig
 from timm_stitch.data.dataset import build_dataset
 
 SIZE = (128, 64)
-DEPTHS = ((1, 1, 2, 1), (2, 2, 4, 2))  # blocks in the stages of both anchors
+DEPTHS = (2, 2, 4, 2)  # blocks in the stages of both anchors
 COLOURS = np.array(
     [
         (240, 240, 240), (78, 121, 167), (237, 201, 72), (176, 122, 161), (225, 87, 89), (242, 142, 43),
@@ -41,11 +41,11 @@ COLOURS = np.array(
 )  # fmt: skip
 
 
-def make_anchor(width: int, depths: tuple[int, ...]) -> nn.Module:
+def make_anchor(width: int) -> nn.Module:
     """Make a small ConvNeXt for images of one channel, with random weights."""
     images = {"mean": (0.4,), "std": (0.3,), "input_size": (1, *SIZE), "crop_pct": 1.0}
     return timm.create_model(
-        "convnext_atto", in_chans=1, num_classes=0, depths=depths, dims=[width * 2**stage for stage in range(4)],
+        "convnext_atto", in_chans=1, num_classes=0, depths=DEPTHS, dims=[width * 2**stage for stage in range(4)],
         pretrained_cfg_overlay=images,
     )  # fmt: skip
 
@@ -88,7 +88,7 @@ def run(data: Path, seed: int, options: argparse.Namespace) -> list[dict[str, An
     """Train and stitch with one seed; return the rows of every stitch, and of those that learn alone."""
     used = time.process_time()
     torch.manual_seed(seed)
-    anchors = [make_anchor(width, depths) for width, depths in zip(options.widths, DEPTHS, strict=True)]
+    anchors = [make_anchor(width) for width in options.widths]
     network = timm_stitch.stitch(anchors, kernel_size=1)
     net = timm_stitch.dense(network, head="linear", num_classes=len(CLASSES), label_names=CLASSES)
     small, large, *others = (row["macs"] for row in net.stitch_table())
@@ -104,14 +104,15 @@ def run(data: Path, seed: int, options: argparse.Namespace) -> list[dict[str, An
 
     print(f"2. All {net.num_stitches} stitches learn together.")
     timm_stitch.least_squares_init(net, load_slices(net, data, training=True), layers="stitching_layers")
-    timm_stitch.train(net, make_config(data, options.epochs, seed, sampling="sandwich", stitches=2))
+    together = make_config(data, options.epochs, seed, sampling="sandwich", stitches=1, ema_decay=0.99)
+    timm_stitch.train(net, together)
     rows = [{"network": "stitched", **row} for row in timm_stitch.evaluate(net, test)]
     timm_stitch.save_pretrained(net, options.output / f"snnet_{seed}", results=rows)
 
     print("3. Each anchor and the stitch halfway in cost learn alone, on as many images.")
     for one in alone:
         timm_stitch.train(one, make_config(data, options.anchor_epochs, seed))
-        timm_stitch.train(one, make_config(data, options.epochs, seed))
+        timm_stitch.train(one, make_config(data, options.epochs, seed, ema_decay=0.99))
         rows += [{"network": "alone", **row} for row in timm_stitch.evaluate(one, test)]
     draw(net, data, [0, middle, 1], options.output / "slices.png")
     seconds, threads = round(time.process_time() - used), torch.get_num_threads()
@@ -164,8 +165,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with ch2.nii.gz, aal.nii.gz and aal.nii.txt")
     parser.add_argument("--output", type=Path, default=Path("head-mri-output"))
     parser.add_argument("--widths", type=int, nargs=2, default=[8, 32], help="channels of the anchors' first stage")
-    parser.add_argument("--anchor-epochs", type=int, default=6, help="of training both anchors, before their stitches")
-    parser.add_argument("--epochs", type=int, default=30, help="of training all stitches")
+    parser.add_argument("--anchor-epochs", type=int, default=8, help="of training both anchors, before their stitches")
+    parser.add_argument("--epochs", type=int, default=36, help="of training all stitches")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     began, results = time.monotonic(), options.output / "results.jsonl"
