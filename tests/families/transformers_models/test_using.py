@@ -68,6 +68,41 @@ def test_evaluate_of_tokens_questions_and_images():
     assert timm_stitch.evaluate(images, [batch], stitch_ids=[2])[0]["images"] == 4
 
 
+def test_the_length_of_costs_is_saved_with_the_network(net, tmp_path):
+    net.length = 8
+    rows = timm_stitch.evaluate(net, batches())
+    timm_stitch.save_pretrained(net, tmp_path / "own", results=rows, check=False)
+    net.save_pretrained(tmp_path / "transformers")
+    for folder in ("own", "transformers"):
+        loaded = timm_stitch.load(tmp_path / folder)
+        table = loaded.stitch_table()
+        assert loaded.length == 8
+        assert [(r["macs"], r["length"]) for r in table] == [(r["macs"], 8) for r in rows]
+        assert loaded.extract(2).stitch_table()[0]["macs"] == rows[2]["macs"]
+    loaded = timm_stitch.load(tmp_path / "own")
+    assert timm_stitch.select(loaded, macs=rows[0]["macs"]) == 0
+    loaded.length = 16  # both follow
+    assert [r["length"] for r in loaded.stitch_table()] == [16] * len(rows)
+    assert loaded.stitch_table()[0]["macs"] == net.stitch_table(length=16)[0]["macs"] > rows[0]["macs"]
+
+
+@pytest.mark.parametrize("length", [0, 65, 8.0, True])
+def test_a_length_that_the_anchors_do_not_take_is_refused(net, length):
+    with pytest.raises(ValueError, match=r"length=.* is out of range: the anchors take 1 to 64 tokens"):
+        net.length = length
+    assert net.length == 64
+
+
+def test_a_saved_length_is_bounded(tmp_path):
+    net = timm_stitch.stitch([llama(32, 2), llama(48, 2, seed=1)])
+    with pytest.raises(ValueError, match="the anchors take 1 to 32768 tokens"):
+        net.length = 1 << 40
+    net.config.length = 1 << 30
+    net.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the anchors take 1 to 32768 tokens"):
+        timm_stitch.load(tmp_path)
+
+
 def test_profile_times_texts(net):
     net.length = 16
     rows = timm_stitch.profile(net, batch_sizes=[1, 2], repeats=2)
