@@ -68,6 +68,23 @@ def test_evaluate_of_tokens_questions_and_images():
     assert timm_stitch.evaluate(images, [batch], stitch_ids=[2])[0]["images"] == 4
 
 
+@pytest.mark.parametrize("name", ["stich_id", "stitch_ids", "stitch", "stitchid", "sttich_id"])
+def test_a_misspelt_stitch_id_is_refused(net, name):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}': did you mean stitch_id"):
+        net(**texts(), **{name: 0})
+    net(**texts(), output_attentions=False, num_items_in_batch=4)
+
+
+@pytest.mark.parametrize("make", [llama, hf_vit])
+def test_a_misspelt_stitch_id_is_refused_by_other_tasks(make):
+    net = timm_stitch.stitch([make(32), make(48)], kernel_size=1)
+    with pytest.raises(TypeError, match="did you mean stitch_id"):
+        net(**net.example(2), stich_id=0)
+    if make is llama:
+        with pytest.raises(ValueError, match="stich_id"):  # transformers' own check
+            net.generate(**texts(), stich_id=0, max_new_tokens=2)
+
+
 def test_the_length_of_costs_is_saved_with_the_network(net, tmp_path):
     net.length = 8
     rows = timm_stitch.evaluate(net, batches())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,22 @@ MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
 IGNORED = -100  # a label that does not count in the loss
 
 Arguments = Mapping[str, Any]  # of a model's forward, which each architecture has its own of
+
+_other_keywords: set[str] = set()  # those that are not a misspelt stitch_id
+
+
+def check_keywords(names: Iterable[str]) -> None:
+    """Refuse a misspelt `stitch_id`, which the forward of most models would take among its further keywords.
+
+    Raises:
+        TypeError: naming the keyword.
+    """
+    for name in names:
+        if name in _other_keywords:
+            continue
+        if difflib.get_close_matches(name, ["stitch_id"], cutoff=0.7):  # transformers' own are below
+            raise WrongTypeError(f"unexpected keyword argument {name!r:.40}: did you mean stitch_id?")
+        _other_keywords.add(name)
 
 
 @dataclass(frozen=True)
