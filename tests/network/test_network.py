@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from tiny import deits
+from tiny import bert, deits
 
 import timm_stitch
 from timm_stitch.plan.steps import Block
@@ -224,3 +224,11 @@ def test_backbones_of_one_network_share_its_weights(model, images):
     assert {id(p) for backbone in (small, large) for p in backbone.parameters()} <= own
     model.set_stitch(0)  # a backbone keeps its stitch
     assert torch.equal(large(images)[1], maps[1])
+
+
+@pytest.mark.parametrize("make", [deits, lambda: [bert(32, 3), bert(48, 4, seed=1)]])
+def test_slower_anchors_before_faster_ones_are_named(make):
+    small, *larger = make()
+    with pytest.warns(UserWarning, match=r"not ordered from the fastest to the slowest .*: list the fastest first"):
+        network = timm_stitch.stitch([*larger, small])
+    assert network.stitch_id == network.plan.anchor_id(len(larger))  # the order is kept

@@ -74,12 +74,12 @@ def stitch(
     Args:
         models: timm models, or models of transformers of one task and one tokenizer, from the fastest to the slowest;
             used in place, not copied (the list of layers of a transformers model becomes one that can skip layers,
-            under the same names).
+            under the same names). Another order is kept, with a warning.
         direction, nearest, kernel_size, stride, rank: the arguments of `enumerate_stitches`.
         plan: a plan of your own for these models instead of these five, or a function that makes one from the
             anchors' descriptions.
         stitched_norm: whether stitched paths run the back anchor's final norm; transformers' models always do.
-        stitch_id: the stitch to begin with; default the largest anchor alone.
+        stitch_id: the stitch to begin with; default the last anchor alone.
         tokenizers: the anchors' tokenizers, for transformers' models; they must agree, and the last is saved with
             the network.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...network.compatibility import number_duplicates
+from ...network.compatibility import number_duplicates, warn_of_order
 from ...plan.enumeration import PlanOptions
 from .checks import check_fit, check_tokenizers
 from .configuration import make_config
@@ -38,6 +38,8 @@ def stitch_transformers(
         network.generation_config = copy.deepcopy(models[-1].generation_config)
     if tokenizers:
         network.tokenizer = tokenizers[-1]
+    if options.plan is None:
+        warn_of_order(network)
     return network
 
 
