@@ -403,8 +403,10 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         perplexity = {"perplexity": math.exp(min(loss, 700))} if self.task.name in LANGUAGE_TASKS else {}
         return {"texts": num_samples, **tokens, **perplexity, "length": self.length}
 
-    def example(self, count: int) -> dict[str, Tensor]:
-        batch = make_batch(self._first_anchor, rows=1, length=self.length)
+    def example(self, count: int, length: int | None = None) -> dict[str, Tensor]:
+        if length is not None:
+            self._check_length(length)
+        batch = make_batch(self._first_anchor, rows=1, length=length or self.length)
         return {k: v[:1].expand(count, *v.shape[1:]).contiguous() for k, v in batch.items()}
 
     @property
