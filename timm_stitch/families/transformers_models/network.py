@@ -35,6 +35,7 @@ from .resizing import resize_embeddings
 from .rows import asks_for_layers, run_rows
 from .task_names import LANGUAGE_TASKS, TOKEN_TASKS, UNSUPPORTED
 from .tasks import Task, find_class
+from .tokenizing import save_tokenizer
 from .views import TransformersView, takes_further_arguments
 
 if TYPE_CHECKING:
@@ -141,6 +142,12 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             network = loaded[0] if isinstance(loaded, tuple) else loaded
             notify_loaded(network, str(pretrained_model_name_or_path), kwargs)
         return loaded
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, with the tokenizer; `timm_stitch.save_pretrained` also keeps measured rows."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            save_tokenizer(self, Path(save_directory))
 
     def init_weights(self) -> None:
         """Initialise weights as transformers does, unless the anchors were given with theirs."""
