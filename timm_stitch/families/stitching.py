@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, overload
 from torch import nn
 
 from ..choices import Direction
+from ..errors import WrongTypeError
 from ..network.stitchable import StitchableNetwork
 from ..plan.enumeration import PlanOptions
 from ..plan.stitch_plan import Anchor, StitchPlan
@@ -88,7 +89,7 @@ def stitch(
         their task.
 
     Raises:
-        TypeError: if a model cannot be opened as an anchor.
+        TypeError: if a model cannot be opened as an anchor, or there is no list of models or tokenizers.
         ValueError: if the models cannot meet, or there is no such plan.
 
     Examples:
@@ -98,6 +99,11 @@ def stitch(
         >>> network.num_stitches
         12
     """
+    if isinstance(models, nn.Module) and not isinstance(models, (nn.ModuleList, nn.Sequential)):
+        raise WrongTypeError(
+            f"models must be a list, from the fastest to the slowest, got {type(models).__name__}: "
+            "stitch([small, large])."
+        )
     models = list(models)
     options = PlanOptions(direction, nearest, kernel_size, stride, rank, plan)
     return family_of_models(models).stitch(

@@ -77,10 +77,20 @@ class TextInputs:
             tensor = self.arguments.get(name)
             if isinstance(tensor, Tensor):
                 return tensor
-        raise ValueError(
-            f"the inputs {sorted(self.arguments)} have none of {', '.join(MAIN_INPUTS)}: give what the tokenizer or "
-            "the image processor of the anchors gives, as keyword arguments."
-        )
+        raise ValueError(self._explain_missing())
+
+    def _explain_missing(self) -> str:
+        name = next((name for name in MAIN_INPUTS if name in self.arguments), None)
+        if name is None:
+            return (
+                f"the inputs {sorted(self.arguments)} have none of {', '.join(MAIN_INPUTS)}: give what the tokenizer "
+                "or the image processor of the anchors gives, as keyword arguments."
+            )
+        value = self.arguments[name]
+        advice = "make batches of tensors, by tokenizer(texts, padding=True, return_tensors='pt') or a collator"
+        if isinstance(value, Mapping):
+            advice = "give the batch as keyword arguments, model(**batch)"
+        return f"{name} must be a tensor with one row for each text or image, got {type(value).__name__}: {advice}."
 
     @property
     def batch_size(self) -> int:

@@ -343,6 +343,7 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         own = dict(alone.named_parameters(remove_duplicate=False))
         tied: Mapping[str, str] = self.__dict__.get("all_tied_weights_keys", {})
         alone.all_tied_weights_keys = {name: of for name, of in tied.items() if name in own and of in own}
+        alone.results.replace(alone.results.value)  # which belong to the modules as they are now
         return alone
 
     def costs(self, length: int | None = None) -> PlanCosts:

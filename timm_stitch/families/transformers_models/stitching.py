@@ -28,7 +28,7 @@ def stitch_transformers(
         TypeError: if a model cannot be opened as an anchor.
         ValueError: if the models do not fit each other, or there is no such plan.
     """
-    check_tokenizers(tokenizers)
+    check_tokenizers(tokenizers, len(models))
     views = [open_anchor(model) for model in models]
     task = check_fit(views)
     anchors = number_duplicates([view.describe(_name(view.anchor)) for view in views])
