@@ -78,7 +78,7 @@ class PlanCosts:
     layers: tuple[Cost | None, ...]
     stitched_norm: bool = True
     back_prefix_layers: frozenset[int] = frozenset()
-    length: int | None = None
+    length: int | None = field(default=None, kw_only=True)
 
     def _anchor(self, number: int) -> AnchorCosts:
         costs = self.anchors[number]
