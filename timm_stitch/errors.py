@@ -37,7 +37,7 @@ def missing_extra(what: str, extra: str) -> ImportError:
         what: the beginning of the message, such as "drawing needs matplotlib".
         extra: the name of the extra.
     """
-    return ImportError(f"{what}: pip install '.[{extra}]' in a clone of timm_stitch, which is not on PyPI.")
+    return ImportError(f"{what}: pip install '.[{extra}]' in a clone of timm_stitch.")
 
 
 @contextmanager

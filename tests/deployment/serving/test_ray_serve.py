@@ -93,7 +93,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     assert main(["serve", "net", "--latency-ms", "50", "--ray"]) == 1
     assert (
         capsys.readouterr().err
-        == "error: serving by replicas needs ray: pip install '.[ray]' in a clone of timm_stitch, which is not on PyPI.\n"
+        == "error: serving by replicas needs ray: pip install '.[ray]' in a clone of timm_stitch.\n"
     )
 
 
