@@ -244,3 +244,17 @@ def test_training_needs_data_at_hand(net):
         timm_stitch.train(net.extract(3), timm_stitch.TrainConfig(output="out"), train_data=[texts(1, labels=True)])
     with pytest.raises(ValueError, match="take data at hand, not images by name"):
         timm_stitch.train(net, timm_stitch.TrainConfig(data_dir="x", **QUIET))
+
+
+def test_the_card_of_texts_has_no_fields_of_images_and_no_certain_accuracy(net, tmp_path):
+    data = [{"input_ids": torch.tensor([5, 6, 7]), "labels": torch.tensor(i % 3)} for i in range(4)]
+    config = timm_stitch.TrainConfig(epochs=1, batch_size=4, workers=0, warmup_epochs=0)
+    timm_stitch.train(net, config, train_data=data, progress=False)
+    (run,) = net.trained["runs"]
+    assert {"lr", "smoothing", "epochs"} <= run.keys()
+    assert not {"auto_augment", "hflip", "mixup", "crop_scale", "ignore_label"} & run.keys()
+    timm_stitch.save_pretrained(net, tmp_path, results=timm_stitch.evaluate(net, batches()), check=False)
+    card = (tmp_path / "README.md").read_text()
+    assert "auto_augment" not in card
+    assert "top-1" in card
+    assert "top-5" not in card

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import NoneType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -135,7 +135,7 @@ def check_tokenizers(tokenizers: Sequence[PreTrainedTokenizerBase], count: int) 
         TypeError: if they are no tokenizers.
         ValueError: naming a token.
     """
-    listed = list(tokenizers or ()) if isinstance(tokenizers, (list, tuple, NoneType)) else [tokenizers]
+    listed: list[Any] = list(tokenizers or ()) if isinstance(tokenizers, (list, tuple, NoneType)) else [tokenizers]
     wrong = next((t for t in listed if not hasattr(t, "get_vocab")), None)
     if wrong is not None:
         raise WrongTypeError(
