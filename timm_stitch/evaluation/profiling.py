@@ -75,8 +75,8 @@ def profile(
         - `stitch_id`, `name`, `macs`, `params`, `precision`, `profiled_on`, and `weights` (the fingerprint). For texts
           `profiled_on` ends with their length.
         - `batch_size` (the smallest), and for calls of that size `latency_ms`, `latency_spread_ms` (the distance
-          between the quartiles; not in the quick mode), `images_per_s` and `memory_mb` (the stitch's weights and the
-          tensors alive at once; on CUDA all allocated memory).
+          between the quartiles; not in the quick mode), `images_per_s` or `texts_per_s`, and `memory_mb` (the stitch's
+          weights and the tensors alive at once; on CUDA all allocated memory).
         - `latency_ms_batch_N`, the latency of a call with N images, for each batch size.
         - `latency_error` in the quick mode: the relative error of the sums (median).
 
@@ -127,7 +127,7 @@ def profile(
                 "macs": cost.macs,
                 "params": cost.params,
                 **times,
-                "images_per_s": 1e3 * sizes[0] / times["latency_ms"],
+                f"{'texts' if takes_texts else 'images'}_per_s": 1e3 * sizes[0] / times["latency_ms"],
                 "memory_mb": memory[stitch.stitch_id] / 1e6,
                 "batch_size": sizes[0],
                 "precision": precision,

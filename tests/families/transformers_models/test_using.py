@@ -124,6 +124,7 @@ def test_profile_times_texts(net):
     net.length = 16
     rows = timm_stitch.profile(net, batch_sizes=[1, 2], repeats=2)
     assert all(row["latency_ms"] > 0 and row["memory_mb"] > 0 and row["latency_ms_batch_2"] > 0 for row in rows)
+    assert all(row["texts_per_s"] > 0 and "images_per_s" not in row for row in rows)
     assert timm_stitch.select(net, [r | {"top1": 1.0} for r in rows], latency_ms=1e9) in net.stitch_ids
     with pytest.raises(ValueError, match="quick=True adds up parts, and models of transformers run as wholes"):
         timm_stitch.profile(net, quick=True)
