@@ -203,3 +203,11 @@ def test_the_stitch_of_a_pipeline_is_the_one_that_is_set(tmp_path):
     pipe("a")
     assert ran == [3, 1]
     assert hf.pipeline("text-classification", model=str(tmp_path), model_kwargs={"stitch_id": 2}).model.stitch_id == 2
+
+
+def test_one_model_is_no_network_and_names_on_the_hub_have_a_prefix(tmp_path):
+    bert(32, 2).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"that of one model of transformers \(bert\), not of a stitched network"):
+        timm_stitch.load(tmp_path)
+    with pytest.raises(ValueError, match="a model on the Hub is hf-hub:user/small, and there is no such folder"):
+        timm_stitch.load(["user/small", "user/large"])
