@@ -7,6 +7,11 @@ a small layer, and runs the last blocks of another: one set of weights serves ma
     >>> model = timm.create_model("snnet_deit_tsb", pretrained=True)  # doctest: +SKIP
     >>> logits = model(images, stitch_id=24)  # doctest: +SKIP
 
+Models of transformers are stitched in the same way, and give a model of transformers, of `timm_stitch.text`:
+
+    >>> model = timm_stitch.stitch([small_bert, large_bert], tokenizers=[tokenizer] * 2)  # doctest: +SKIP
+    >>> logits = model(**tokenizer("a fine film", return_tensors="pt"), stitch_id=3).logits  # doctest: +SKIP
+
 - Create: `stitch` models at hand, `load` by name, folder or Hub id, `from_hub`, `create_snnet`, `convert_checkpoint`;
   `dense` puts one head for segmentation or depth on a network, a `DenseNetwork`.
   An `SNNet` is a timm model; importing this package registers the `snnet_*` models with timm.

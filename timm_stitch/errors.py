@@ -30,6 +30,16 @@ class RunInterrupted(KeyboardInterrupt):
         self.number = number
 
 
+def missing_extra(what: str, extra: str) -> ImportError:
+    """Make the error for packages that an extra installs.
+
+    Args:
+        what: the beginning of the message, such as "drawing needs matplotlib".
+        extra: the name of the extra.
+    """
+    return ImportError(f"{what}: pip install '.[{extra}]' in a clone of timm_stitch.")
+
+
 @contextmanager
 def library_errors(what: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turn errors by which a library refuses input into one that names the input.

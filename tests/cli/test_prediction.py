@@ -107,9 +107,33 @@ def test_a_network_of_texts_takes_texts(tmp_path, capsys, monkeypatch):
     timm_stitch.save_pretrained(without, tmp_path / "without")
     assert main(["predict", str(tmp_path / "without"), "good"]) == 1
     assert "this network has no tokenizer: give tokenizers=[…] to stitch" in capsys.readouterr().err
+    assert run(capsys, "predict", tmp_path / "without", "good", "--tokenizer", tmp_path / "net")[0]["top"]
     images = timm_stitch.stitch([hf_vit(32, 3), hf_vit(48, 4)])
     timm_stitch.save_pretrained(images, tmp_path / "vit")
     assert main(["predict", str(tmp_path / "vit"), "good"]) == 1
+    # every way to save keeps the tokenizer
+    loaded = timm_stitch.load(tmp_path / "net")
+    timm_stitch.save_pretrained(loaded, tmp_path / "again")
+    loaded.save_pretrained(tmp_path / "transformers")
+    loaded.extract(2).save_pretrained(tmp_path / "alone")
+    timm_stitch.from_hub(tmp_path / "net", extract=2).save_pretrained(tmp_path / "fetched")
+    for name in ("again", "transformers", "alone", "fetched"):
+        stitch = () if name in ("alone", "fetched") else ("--stitch-id", 2)
+        assert run(capsys, "predict", tmp_path / name, "good bad", "--top", 2, *stitch)[0]["top"] == rows[0]["top"], (
+            name
+        )
+    (tmp_path / "files").mkdir()
+    file = tmp_path / "files" / "2.safetensors"
+    assert main(["extract", str(tmp_path / "net"), "--stitch-id", "2", "--output", str(file)]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(file), "good"]) == 1
+    assert capsys.readouterr().err.endswith("on the command line and model.tokenizer = … in Python.\n")  # not the Hub's
+    assert (
+        run(capsys, "predict", file, "good bad", "--top", 2, "--tokenizer", tmp_path / "net")[0]["top"]
+        == rows[0]["top"]
+    )
+    assert main(["predict", str(file), "good", "--tokenizer", str(tmp_path / "files")]) == 1
+    assert "there is no tokenizer in" in capsys.readouterr().err
 
 
 def test_info_describes_a_network(root, capsys):

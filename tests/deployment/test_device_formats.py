@@ -129,6 +129,6 @@ def test_what_does_not_fit_is_said_before_work_begins(net, tmp_path, monkeypatch
 @pytest.mark.parametrize(("format", "package"), [("executorch", "executorch"), ("litert", "litert_torch")])
 def test_missing_packages_are_named(net, tmp_path, monkeypatch, format, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"{package}.*pip install 'timm_stitch\[{format}\]'"):
+    with pytest.raises(ImportError, match=rf"{package}.*pip install '\.\[{format}\]'"):
         timm_stitch.export(net, tmp_path / "deploy", 5, format=format)
     assert not list(tmp_path.iterdir())

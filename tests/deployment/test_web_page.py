@@ -25,7 +25,7 @@ from timm_stitch.deployment.demo import Viewer, make_page
 from timm_stitch.deployment.spaces import push_space
 
 NAMES = [f"kind {letter}" for letter in "abcdefghij"]
-NO_GRADIO = "the page needs gradio: pip install 'timm_stitch[demo]'"
+NO_GRADIO = "the page needs gradio: pip install '.[demo]' in a clone of timm_stitch"
 
 
 def rows_of(model):
@@ -159,7 +159,7 @@ def test_a_missing_package_is_said_in_one_line(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert cli.main(["demo", str(folder)]) == 1
     said = capsys.readouterr().err
-    assert said == "error: the page needs gradio: pip install 'timm_stitch[demo]'.\n"
+    assert said == "error: the page needs gradio: pip install '.[demo]' in a clone of timm_stitch.\n"
 
 
 def test_what_cannot_be_a_space(folder, capsys):

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from tiny import deits
+from tiny import bert, deits
 
 import timm_stitch
 from timm_stitch.plan.steps import Block
@@ -188,7 +188,8 @@ def test_anchors_that_cannot_meet_are_refused():
     with pytest.raises(ValueError, match="same module was given as two anchors"):
         timm_stitch.stitch([a, a])
     with pytest.raises(
-        TypeError, match=r"an anchor must be a timm model, got str 'deit_tiny_patch16_224'.*create_model"
+        TypeError,
+        match=r"an anchor must be a timm model or .* got str 'deit_tiny_patch16_224'.*create_model.*AutoModel",
     ):
         timm_stitch.stitch(["deit_tiny_patch16_224", "deit_small_patch16_224"])
 
@@ -224,3 +225,11 @@ def test_backbones_of_one_network_share_its_weights(model, images):
     assert {id(p) for backbone in (small, large) for p in backbone.parameters()} <= own
     model.set_stitch(0)  # a backbone keeps its stitch
     assert torch.equal(large(images)[1], maps[1])
+
+
+@pytest.mark.parametrize("make", [deits, lambda: [bert(32, 3), bert(48, 4, seed=1)]])
+def test_slower_anchors_before_faster_ones_are_named(make):
+    small, *larger = make()
+    with pytest.warns(UserWarning, match=r"not ordered from the fastest to the slowest .*: list the fastest first"):
+        network = timm_stitch.stitch([*larger, small])
+    assert network.stitch_id == network.plan.anchor_id(len(larger))  # the order is kept

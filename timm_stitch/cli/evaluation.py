@@ -61,7 +61,7 @@ def add_verbs(verbs: Verbs) -> None:
     )
     add_model(verb)
     verb.add_argument("--results", help="JSON lines file of eval (default: the results saved with the network)")
-    verb.add_argument("--macs", type=float, action=positive(), help="limit of multiply-adds per image")
+    verb.add_argument("--macs", type=float, action=positive(), help="limit of multiply-adds per image or text")
     verb.add_argument("--params", type=float, action=positive(), help="limit of parameters")
     verb.add_argument(
         "--latency-ms", type=float, action=positive(), help="limit of milliseconds per call, as measured by profile"

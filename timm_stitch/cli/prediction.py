@@ -36,15 +36,29 @@ def add_verbs(verbs: Verbs) -> None:
     )
     verb.add_argument("--stitch-id", type=int, action=in_range(0), help="stitch to run (default: the network's own)")
     verb.add_argument(
-        "--macs", type=float, action=positive(), help="limit of multiply-adds, for the best stitch within"
+        "--macs",
+        type=float,
+        action=positive(),
+        help="limit of multiply-adds per image or text, for the best stitch within",
     )
     verb.add_argument("--params", type=float, action=positive(), help="limit of parameters, for the best stitch within")
     verb.add_argument(
         "--latency-ms", type=float, action=positive(), help="limit of milliseconds per call, as measured by profile"
     )
-    verb.add_argument("--top", type=int, action=in_range(1, 1_000_000), default=5, help="classes to print (default: 5)")
     verb.add_argument(
-        "--batch-size", type=int, action=in_range(1, MOST_IMAGES), default=64, help="images per call (default: 64)"
+        "--top", type=int, action=in_range(1, 1_000_000), default=5, help="classes or words to print (default: 5)"
+    )
+    verb.add_argument(
+        "--batch-size",
+        type=int,
+        action=in_range(1, MOST_IMAGES),
+        default=64,
+        help="images per call (default: 64); texts run one by one",
+    )
+    verb.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="folder or repository of the tokenizer, for a network of texts without one",
     )
 
     group = verb.add_argument_group("masks and depth")
@@ -90,6 +104,8 @@ def run_predict(options: argparse.Namespace) -> None:
         model.set_stitch(options.stitch_id)
     elif any(value is not None for value in budgets.values()):
         model.set_stitch(select(model, **budgets))
+    if options.tokenizer is not None:
+        family_of(model).set_tokenizer(model, options.tokenizer)
     if family_of(model).takes_texts(model):
         rows = predict_texts(model, find_texts(options.inputs), top=options.top)
     elif task_of(model) != "classification":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..choices import ENGINES, POLICIES, POOLINGS, SERVED_PRECISIONS
 from ..deployment.serving.config import ServingConfig
-from ..errors import library_errors
+from ..errors import library_errors, missing_extra
 from ..files import whole_file
 from .numbers import MOST_THREADS, in_range, positive
 from .options import add_model, add_verb, load_model, print_json, set_threads
@@ -170,7 +170,7 @@ def run_serve(options: argparse.Namespace) -> int:
     try:
         from ..deployment.serving.server import HttpServer
     except ImportError as error:
-        raise ImportError(f"serving needs {error.name}: pip install 'timm_stitch[serve]'.") from error
+        raise missing_extra(f"serving needs {error.name}", "serve") from error
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     set_threads(options.threads, default=max(1, cores - 1))
     server = HttpServer(
@@ -199,7 +199,7 @@ def _run_replicas(options: argparse.Namespace, serving: ServingConfig) -> int:
         from ..deployment.serving.ray_serve import RayServer
         from ..deployment.serving.server import listen, plain_name
     except ImportError as error:
-        raise ImportError(f"serving by replicas needs {error.name}: pip install 'timm_stitch[ray]'.") from error
+        raise missing_extra(f"serving by replicas needs {error.name}", "ray") from error
     scale = _scale(options)
     here = argparse.Namespace(**{**vars(options), "device": "cpu"})
     rows = known_rows(load_model(here, "replicas"), serving)  # a faulty network shows before Ray starts

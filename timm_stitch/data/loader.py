@@ -20,6 +20,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from ..errors import WrongTypeError
 from .batches import Batch
 from .config import DataConfig
 from .processes import rank
@@ -181,6 +182,11 @@ def build_loader(data: Any, config: DataConfig, processes: int, collate: Collate
         raise ValueError(
             f"batch_size must be a multiple of {accumulate * processes} (accumulate={accumulate} micro-batches on "
             f"{processes} processes), got {batch_size}."
+        )
+    if isinstance(data, DataLoader):
+        raise WrongTypeError(
+            "train_data must be a dataset, not a DataLoader, since the batches of a run follow from its configuration: "
+            "give loader.dataset, and collate=loader.collate_fn; batch_size is a field of TrainConfig."
         )
     images = count_images(data, processes)
     if images < batch_size:

@@ -1,6 +1,6 @@
 """A web page on Gradio that shows a network at work: an image, a slider along its frontier, and the predictions.
 
-Needs gradio and matplotlib (`pip install 'timm_stitch[demo]'`).
+Needs gradio and matplotlib (`pip install '.[demo]'`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from ..data.dataset import image_config
+from ..errors import missing_extra
 from ..evaluation.curve_page import curve_page
 from ..evaluation.plotting import curve_svg
 from ..families.registry import require
@@ -214,7 +215,7 @@ def make_page(
         import gradio as gr
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"the page needs {error.name}: pip install 'timm_stitch[demo]'.") from error
+        raise missing_extra(f"the page needs {error.name}", "demo") from error
     viewer = Viewer(model, labels)
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     title = title or str(model.trained.get("pulled_from") or config.get("architecture") or "SN-Net")

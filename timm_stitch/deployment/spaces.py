@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from ..errors import missing_extra
 from ..hub.errors import check_repo_id, check_token, translate_hub_errors
 from ..hub.json_files import STITCHES_FILE
 
@@ -86,7 +87,7 @@ def _files(model_repo: str, space_id: str, examples: list[Path]) -> dict[str, by
     try:
         gradio, requirements = version("gradio"), requires("timm_stitch") or []
     except PackageNotFoundError as error:
-        raise ImportError(f"a Space needs {error.name} installed here: pip install 'timm_stitch[demo]'.") from error
+        raise missing_extra(f"a Space needs {error.name} installed here", "demo") from error
     front = {
         "title": space_id.partition("/")[2],
         "emoji": "🧵",

@@ -1,6 +1,6 @@
 """Plots of a score against multiply-adds of every stitch, with anchors and frontier, for a file or a web page.
 
-Needs matplotlib (`pip install timm_stitch[plot]`).
+Needs matplotlib (`pip install '.[plot]'`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import missing_extra
 from ..files import PathLike, whole_file
 from ..plan.frontier import pareto_frontier
 from ..plan.metrics import main_score, metric_of
@@ -93,7 +94,7 @@ def _figure(rows: list[Row], title: str, others: Mapping[str, Iterable[Row]], sc
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'timm_stitch[plot]'.") from error
+        raise missing_extra("drawing needs matplotlib", "plot") from error
     frontier, metric = pareto_frontier(rows, score=score), metric_of(score)
     unit, scale = ("GMACs", 1e9) if max(row["macs"] for row in rows) > 1e9 else ("MMACs", 1e6)
     anchors = [row for row in rows if "[" not in row.get("name", "[")]

@@ -12,7 +12,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,8 +75,8 @@ def profile(
         - `stitch_id`, `name`, `macs`, `params`, `precision`, `profiled_on`, and `weights` (the fingerprint). For texts
           `profiled_on` ends with their length.
         - `batch_size` (the smallest), and for calls of that size `latency_ms`, `latency_spread_ms` (the distance
-          between the quartiles; not in the quick mode), `images_per_s` and `memory_mb` (the stitch's weights and the
-          tensors alive at once; on CUDA all allocated memory).
+          between the quartiles; not in the quick mode), `images_per_s` or `texts_per_s`, and `memory_mb` (the stitch's
+          weights and the tensors alive at once; on CUDA all allocated memory).
         - `latency_ms_batch_N`, the latency of a call with N images, for each batch size.
         - `latency_error` in the quick mode: the relative error of the sums (median).
 
@@ -108,8 +107,8 @@ def profile(
     model.to(device)
     try:
         with evaluating(model), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-            with _length(model, length):
-                batches = {n: model.example(n) for n in sizes}
+            tokens = {} if length is None else {"length": length}
+            batches = {n: model.example(n, **tokens) for n in sizes}
             clock = _Clock(model, batches, repeats, progress)
             timed = clock.time_parts(stitches) if quick else clock.time_whole(stitches)
             memory = {stitch.stitch_id: count_memory(model, stitch, batches[sizes[0]]) for stitch in stitches}
@@ -128,7 +127,7 @@ def profile(
                 "macs": cost.macs,
                 "params": cost.params,
                 **times,
-                "images_per_s": 1e3 * sizes[0] / times["latency_ms"],
+                f"{'texts' if takes_texts else 'images'}_per_s": 1e3 * sizes[0] / times["latency_ms"],
                 "memory_mb": memory[stitch.stitch_id] / 1e6,
                 "batch_size": sizes[0],
                 "precision": precision,
@@ -167,25 +166,6 @@ def profile_calls(
     clock.wait = lambda: None  # `run` has waited
     timed = clock.time_calls(run, stitch_ids)
     return [{"stitch_id": k, "batch_size": sizes[0], **times} for k, times in timed.items()]
-
-
-@contextmanager
-def _length(model: Any, length: int | None) -> Iterator[None]:
-    """Set the tokens of a network's texts for a while.
-
-    Raises:
-        ValueError: if its anchors take fewer.
-    """
-    if length is None:
-        yield
-        return
-    model.costs(length)  # refuses a length that is out of range
-    before = model.length
-    model.length = length
-    try:
-        yield
-    finally:
-        model.length = before
 
 
 def _check_sizes(batch_size: int | None, batch_sizes: Sequence[int] | None) -> list[int]:

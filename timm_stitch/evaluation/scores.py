@@ -94,12 +94,20 @@ def split_targets(model: StitchableNetwork, batch: Batch) -> tuple[Inputs, Targe
         mask = inputs.get("attention_mask")
         labels = inputs["input_ids"] if mask is None else inputs["input_ids"].masked_fill(mask == 0, IGNORED)
     if labels is None:
-        raise ValueError(
-            "this batch has no labels: expected (images, labels), or a mapping of tensors with 'labels' (for question "
-            "answering 'start_positions' and 'end_positions')."
+        expected = (
+            "(images, labels)"
+            if isinstance(inputs, Tensor)
+            else ("a mapping of tensors with 'labels' (for question answering 'start_positions' and 'end_positions')")
         )
+        raise ValueError(f"this batch has no labels: expected {expected}.")
     if not isinstance(labels, Tensor):
         labels = to_tensor(labels).to(next(model.parameters()).device)
+    if not labels.ndim:
+        raise ValueError(
+            "this is one item of a dataset, whose label is one number, and batches are needed: give a loader, "
+            "torch.utils.data.DataLoader(data, batch_size=32), with collate_fn=DataCollatorWithPadding(tokenizer) for "
+            "texts."
+        )
     return inputs, Targets(labels, shifts_labels)
 
 

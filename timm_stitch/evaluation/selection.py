@@ -28,7 +28,7 @@ def select(
         results: the rows of `evaluate` (and `profile`); default those of `stitch_table`. If no stitch was evaluated,
             the accuracies that the authors published (`published_top1`) take their place: they hold for the authors'
             weights.
-        macs: the limit of multiply-adds per image.
+        macs: the limit of multiply-adds per image, or per text of the network's `length`.
         params: the limit of parameters that the stitch holds.
         latency_ms: the limit of milliseconds per call, as measured by `profile`.
         memory_mb: the limit of memory in MB, as measured by `profile`.

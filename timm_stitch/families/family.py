@@ -277,6 +277,14 @@ class Family(ABC, Generic[Network]):
         """Whether a network's inputs are texts."""
         return False
 
+    def set_tokenizer(self, network: Network, source: str) -> None:
+        """Give a network of texts the tokenizer of a folder or repository.
+
+        Raises:
+            ValueError: if there is none, or the network takes no texts.
+        """
+        raise ValueError(f"--tokenizer is for networks of texts: those of {self.name} take none.")
+
     def text_predictor(self, network: Network, top: int) -> Callable[[str], dict[str, Any]]:
         """Make the function that predicts for a text: a dict of `top` (of `label` and `probability`) or `output`.
 

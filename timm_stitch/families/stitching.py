@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, overload
 from torch import nn
 
 from ..choices import Direction
+from ..errors import WrongTypeError
 from ..network.stitchable import StitchableNetwork
 from ..plan.enumeration import PlanOptions
 from ..plan.stitch_plan import Anchor, StitchPlan
@@ -74,12 +75,12 @@ def stitch(
     Args:
         models: timm models, or models of transformers of one task and one tokenizer, from the fastest to the slowest;
             used in place, not copied (the list of layers of a transformers model becomes one that can skip layers,
-            under the same names).
+            under the same names). Another order is kept, with a warning.
         direction, nearest, kernel_size, stride, rank: the arguments of `enumerate_stitches`.
         plan: a plan of your own for these models instead of these five, or a function that makes one from the
             anchors' descriptions.
         stitched_norm: whether stitched paths run the back anchor's final norm; transformers' models always do.
-        stitch_id: the stitch to begin with; default the largest anchor alone.
+        stitch_id: the stitch to begin with; default the last anchor alone.
         tokenizers: the anchors' tokenizers, for transformers' models; they must agree, and the last is saved with
             the network.
 
@@ -88,7 +89,7 @@ def stitch(
         their task.
 
     Raises:
-        TypeError: if a model cannot be opened as an anchor.
+        TypeError: if a model cannot be opened as an anchor, or there is no list of models or tokenizers.
         ValueError: if the models cannot meet, or there is no such plan.
 
     Examples:
@@ -98,6 +99,11 @@ def stitch(
         >>> network.num_stitches
         12
     """
+    if isinstance(models, nn.Module) and not isinstance(models, (nn.ModuleList, nn.Sequential)):
+        raise WrongTypeError(
+            f"models must be a list, from the fastest to the slowest, got {type(models).__name__}: "
+            "stitch([small, large])."
+        )
     models = list(models)
     options = PlanOptions(direction, nearest, kernel_size, stride, rank, plan)
     return family_of_models(models).stitch(

@@ -192,7 +192,11 @@ def _explain(error: Exception) -> tuple[type[OSError], str, str] | None:
         "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3",
     ):  # fmt: skip
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return ConnectionError, f"the connection failed ({reason:.120})", "Try again; a download resumes."
+        return (
+            ConnectionError,
+            f"the connection failed ({reason:.120})",
+            "Try again; what was sent or fetched whole is not sent again.",
+        )
     return None
 
 

@@ -135,7 +135,8 @@ def _result_fields(plan: StitchPlan, stitches: JsonObject) -> JsonObject:
         "evaluated": len(rows),
         "frontier": frontier,
         "anchors_alone": _anchor_rows(plan, rows),
-        "has_top5": bool(frontier) and all(isinstance(row.get("top5"), (int, float)) for row in frontier),
+        "has_top5": all(isinstance(row.get("top5"), (int, float)) for row in frontier)
+        and any(row["top5"] < 100 for row in frontier),  # of five classes or fewer all are among the first five
         "conditions": " ".join(map(plain_text, source)) or _conditions(rows),
         "example_id": example["stitch_id"],
         "example_macs": example.get("macs"),

@@ -265,6 +265,10 @@ def _make_anchors(
 
 def _make_anchor(name: str, pretrained: bool, kwargs: Arguments) -> nn.Module:
     if not timm.is_model(name.split(".")[0]):
+        if "/" in name:
+            raise ValueError(
+                f"timm has no model {name!r}: a model on the Hub is hf-hub:{name}, and there is no such folder."
+            )
         raise ValueError(f"timm has no model {name!r}: see timm.list_models('*{name.split('_')[0]}*').")
     with library_errors(f"timm cannot make the anchor {name!r}", RuntimeError, TypeError):
         if not pretrained:

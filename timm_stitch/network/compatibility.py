@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from ..anchors.view import View
+from ..plan.costs import short
 from ..plan.results import Rows
 from ..plan.stitch_plan import Anchor, StitchPlan
 from .crossing import uses_back_prefix_tokens
@@ -67,6 +70,29 @@ def check_meeting(views: Sequence[View]) -> None:
                 f"cannot stitch {a.describe().name!r} to {b.describe().name!r}: they take images of {a.image_size} and "
                 f"{b.image_size}. Create both with one img_size."
             )
+
+
+def warn_of_order(network: Any) -> None:  # a StitchableNetwork, whose file is above this one
+    """Warn of a slower anchor before a faster one.
+
+    Counting multiply-adds may run the anchors, so this is done only where parameters fall from one to the next.
+    """
+    params = [sum(parameter.numel() for parameter in view.anchor.parameters()) for view in network.views]
+    if params == sorted(params):
+        return
+    try:
+        costs = network.costs()
+    except ValueError:  # of anchors that cannot run here, such as those on the meta device
+        return
+    alone = [network.plan[network.plan.anchor_id(number)] for number in range(len(params))]
+    macs = [costs.cost(stitch).macs for stitch in alone]
+    if macs != sorted(macs):
+        listed = ", ".join(f"{stitch.name} {short(count)}" for stitch, count in zip(alone, macs, strict=True))
+        warnings.warn(
+            f"the anchors are not ordered from the fastest to the slowest (multiply-adds: {listed}): list the fastest "
+            "first. Until another stitch is set, the last anchor runs alone.",
+            stacklevel=5,
+        )
 
 
 def meeting_points(front: View, back: View) -> Rows:

@@ -201,7 +201,7 @@ class StitchableNetwork(nn.Module):
         """Choose the most accurate stitch within all budgets, by the figures of `stitch_table`.
 
         Args:
-            macs: the limit of multiply-adds per image.
+            macs: the limit of multiply-adds per image, or per text of the network's `length`.
             params: the limit of parameters that the stitch holds.
             latency_ms: the limit of milliseconds per call, as measured by `profile`.
             memory_mb: the limit of memory in MB, as measured by `profile`.
@@ -422,10 +422,10 @@ class StitchableNetwork(nn.Module):
         """List the stitches with their costs and all known figures, in id order.
 
         Returns:
-            One dict per stitch: `stitch_id`, `name`, `macs` (multiply-adds for one image) and `params` (all that the
-            stitch holds). The authors' networks add `published_macs` and `published_params` (None where they report
-            none), counted as in their tables, and `published_top1` or other scores. Figures measured on the present
-            weights follow:
+            One dict per stitch: `stitch_id`, `name`, `macs` (multiply-adds for one image, or for one text of `length`
+            tokens) and `params` (all that the stitch holds). The authors' networks add `published_macs` and
+            `published_params` (None where they report none), counted as in their tables, and `published_top1` or other
+            scores. Figures measured on the present weights follow:
             `top1`, `top5`, `latency_ms` and so on.
 
         Examples:

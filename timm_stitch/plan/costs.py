@@ -71,12 +71,14 @@ class PlanCosts:
         anchors, layers: the costs, by numbers in the plan; None for a part that this network lacks.
         stitched_norm: whether stitched paths run the final norm.
         back_prefix_layers: the stitching layers after which the back anchor adds its own prefix tokens.
+        length: the tokens of the text for which they are counted; None for images.
     """
 
     anchors: tuple[AnchorCosts | None, ...]
     layers: tuple[Cost | None, ...]
     stitched_norm: bool = True
     back_prefix_layers: frozenset[int] = frozenset()
+    length: int | None = field(default=None, kw_only=True)
 
     def _anchor(self, number: int) -> AnchorCosts:
         costs = self.anchors[number]

@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 # The columns that the network itself fills; all others were measured.
 OWN = (
     "stitch_id", "name", "macs", "params", "published_macs", "published_params", "published_top1", "published_miou",
-    "published_aacc", "published_macc", "projection_macs", "head_macs", "weights",
+    "published_aacc", "published_macc", "projection_macs", "head_macs", "length", "weights",
 )  # fmt: skip
 
 

@@ -16,7 +16,15 @@ MOST_IMAGES = 4096  # in one measured call
 LATENCY_AT = "latency_ms_batch_"  # the beginning of a key; the number of images follows
 
 # The figures that belong to `latency_ms`, and change with it.
-_ONE_CALL = ("latency_ms", "latency_spread_ms", "latency_error", "images_per_s", "memory_mb", "batch_size")
+_ONE_CALL = (
+    "latency_ms",
+    "latency_spread_ms",
+    "latency_error",
+    "images_per_s",
+    "texts_per_s",
+    "memory_mb",
+    "batch_size",
+)
 _SETUP = ("profiled_on", "precision")
 _KEY = re.compile(LATENCY_AT + r"([1-9]\d{0,8})")
 

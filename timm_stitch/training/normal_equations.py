@@ -113,8 +113,9 @@ class NormalEquations:
         unknowns = self.in_width + 1
         if self.distinct < unknowns:
             raise ValueError(
-                f"least squares needs at least {unknowns} positions (images x tokens) to determine a map of "
-                f"{self.in_width} channels, got {self.distinct}: give more images. SN-Net uses 100."
+                f"least squares needs at least {unknowns} positions (images or texts x tokens) to determine a map of "
+                f"{self.in_width} channels, got {self.distinct}: give more images, or more and longer texts. "
+                "SN-Net uses 100 images."
             )
         if not bool(torch.isfinite(self._xx).all() and torch.isfinite(self._xy).all()):
             raise ValueError("activations are not finite: check the images' scaling and the anchors' weights.")

@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..anchors.meta_device import meta_copy
+from ..families.registry import family_of
 from ..network.stitchable import StitchableNetwork
 from .checkpointing import Checkpoints, check_finite, check_same
 from .config import MAY_CHANGE_ON_RESUME, TrainConfig
@@ -238,8 +239,11 @@ class RunState:
 
 def note_run(model: StitchableNetwork, config: TrainConfig, steps: int) -> None:
     """Record on the network how it was trained, for its card, and clear results of the weights before."""
-    private = ("output", "data_dir", "workers")
-    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in private}
+    unused = {"output", "data_dir", "workers"}
+    if family_of(model).takes_texts(model):
+        of_images = {f.name for f in fields(config) if f.metadata.get("group") in ("augmentation", "masks and depth")}
+        unused |= of_images - {"smoothing"}
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in unused}
     run = {"steps": steps} | {key: value for key, value in values.items() if value is not None}
     model.trained = {**model.trained, "runs": [*model.trained.get("runs", []), run]}
     model.results.clear()

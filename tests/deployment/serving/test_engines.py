@@ -253,7 +253,7 @@ def test_engines_that_do_not_fit_are_refused(monkeypatch, caplog):
     with pytest.raises(ValueError, match="engine onnxruntime computes in fp32 or int8 here, got precision bf16"):
         InferenceService(model, ServingConfig(100.0, engine="onnxruntime", precision="bf16"))
     monkeypatch.setitem(importlib.import_module("sys").modules, "openvino", None)
-    with pytest.raises(ImportError, match=r"OpenVINO needs openvino: pip install 'timm_stitch\[openvino\]'"):
+    with pytest.raises(ImportError, match=r"OpenVINO needs openvino: pip install '\.\[openvino\]'"):
         InferenceService(model, ServingConfig(100.0, engine="openvino"))
     service = InferenceService(model, ServingConfig(100.0, engine="auto"))
     assert "torch serves: OpenVINO needs openvino" in caplog.text

@@ -91,7 +91,10 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "timm_stitch.deployment.serving.ray_serve", raising=False)
     assert main(["serve", "net", "--latency-ms", "50", "--ray"]) == 1
-    assert capsys.readouterr().err == "error: serving by replicas needs ray: pip install 'timm_stitch[ray]'.\n"
+    assert (
+        capsys.readouterr().err
+        == "error: serving by replicas needs ray: pip install '.[ray]' in a clone of timm_stitch.\n"
+    )
 
 
 def test_options_that_contradict_each_other_are_refused(capsys):

@@ -190,3 +190,24 @@ def test_one_row_equals_its_part_after_loading(folder):
     again, batch = timm_stitch.from_hub(folder), texts()
     alone = again(**rows_of(batch, slice(2, 3)), stitch_id=4).logits
     torch.testing.assert_close(again(**batch, stitch_id=[0, 1, 4, 2]).logits[2:3], alone, rtol=0, atol=1e-5)
+
+
+def test_the_stitch_of_a_pipeline_is_the_one_that_is_set(tmp_path):
+    net = timm_stitch.stitch([bert(32, 3), bert(48, 4)], tokenizers=[words(), words()], stitch_id=3)
+    timm_stitch.save_pretrained(net, tmp_path)
+    pipe = hf.pipeline("text-classification", model=str(tmp_path), top_k=None)
+    ran = []
+    pipe.model.register_stitch_hook(lambda model, stitch_id, count: ran.append(stitch_id))
+    pipe("a")
+    pipe.model.set_stitch(1)
+    pipe("a")
+    assert ran == [3, 1]
+    assert hf.pipeline("text-classification", model=str(tmp_path), model_kwargs={"stitch_id": 2}).model.stitch_id == 2
+
+
+def test_one_model_is_no_network_and_names_on_the_hub_have_a_prefix(tmp_path):
+    bert(32, 2).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"that of one model of transformers \(bert\), not of a stitched network"):
+        timm_stitch.load(tmp_path)
+    with pytest.raises(ValueError, match="a model on the Hub is hf-hub:user/small, and there is no such folder"):
+        timm_stitch.load(["user/small", "user/large"])

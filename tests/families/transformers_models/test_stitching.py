@@ -15,6 +15,16 @@ import timm_stitch  # noqa: E402
 from timm_stitch.plan.stitch_plan import LayerSpec, Segment, Stitch, StitchPlan  # noqa: E402
 
 
+class Words:
+    """A vocabulary."""
+
+    def __init__(self, **vocab):
+        self.vocab = vocab
+
+    def get_vocab(self):
+        return self.vocab
+
+
 @pytest.fixture
 def pair():
     torch.manual_seed(0)
@@ -247,12 +257,51 @@ def test_nothing_imports_transformers_before_it_is_asked_for():
 
 
 def test_tokenizers_must_agree():
-    class Words:
-        def __init__(self, **vocab):
-            self.vocab = vocab
-
-        def get_vocab(self):
-            return self.vocab
-
     with pytest.raises(ValueError, match="the anchors' tokenizers differ: 'b' is 1 for one and 2 for another"):
         timm_stitch.stitch([bert(), bert()], tokenizers=[Words(a=0, b=1), Words(a=0, b=2)])
+
+
+def test_what_is_no_list_of_models_or_tokenizers_is_named(pair):
+    small, large = bert(32), bert(48)
+    with pytest.raises(
+        TypeError, match=r"models must be a list, .* got BertForSequenceClassification: stitch\(\[small"
+    ):
+        timm_stitch.stitch(small, large)
+    for tokenizers in (Words(a=0), [Words(a=0)]):
+        with pytest.raises(ValueError, match="tokenizers must be a list of one for each of 2 anchors, got 1"):
+            timm_stitch.stitch([small, large], tokenizers=tokenizers)
+    with pytest.raises(TypeError, match="tokenizers must be tokenizers of transformers, got str 'bert-base-uncased'"):
+        timm_stitch.stitch([small, large], tokenizers=["bert-base-uncased", "bert-base-uncased"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net, b: net(b), "input_ids must be a tensor .* got dict: give the batch as keyword arguments"),
+        (lambda net, b: net("a film"), "input_ids must be a tensor .* got str: make batches of tensors, by tokenizer"),
+        (lambda net, b: net(**{k: v.tolist() for k, v in b.items()}), "input_ids must be a tensor .* got list: make"),
+        (lambda net, b: net(attention_mask=b["attention_mask"]), r"\['attention_mask'\] have none of input_ids"),
+        (lambda net, b: timm_stitch.evaluate(net, [b]), "no labels: expected a mapping of tensors with 'labels'"),
+        (lambda net, b: timm_stitch.evaluate(net, [items()[0]]), "this is one item of a dataset, whose label"),
+        (lambda net, b: timm_stitch.least_squares_init(net, [texts(1)]), "give more images, or more and longer texts"),
+    ],
+)
+def test_inputs_that_are_no_batches_are_named(pair, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(pair, texts())
+
+
+def items():
+    return [{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": 1}] * 8
+
+
+def test_a_loader_is_no_dataset(pair):
+    loader = torch.utils.data.DataLoader(items(), batch_size=4)
+    with pytest.raises(TypeError, match="train_data must be a dataset, not a DataLoader"):
+        timm_stitch.train(pair, timm_stitch.TrainConfig(epochs=1, batch_size=4, workers=0), train_data=loader)
+
+
+def test_an_extracted_network_keeps_its_rows(pair, caplog):
+    pair.results.add([{"stitch_id": 3, "top1": 50.0}])
+    assert pair.extract(3).stitch_table()[0]["top1"] == 50
+    assert not caplog.records

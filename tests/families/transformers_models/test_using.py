@@ -68,10 +68,63 @@ def test_evaluate_of_tokens_questions_and_images():
     assert timm_stitch.evaluate(images, [batch], stitch_ids=[2])[0]["images"] == 4
 
 
+@pytest.mark.parametrize("name", ["stich_id", "stitch_ids", "stitch", "stitchid", "sttich_id"])
+def test_a_misspelt_stitch_id_is_refused(net, name):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}': did you mean stitch_id"):
+        net(**texts(), **{name: 0})
+    net(**texts(), output_attentions=False, num_items_in_batch=4)
+
+
+@pytest.mark.parametrize("make", [llama, hf_vit])
+def test_a_misspelt_stitch_id_is_refused_by_other_tasks(make):
+    net = timm_stitch.stitch([make(32), make(48)], kernel_size=1)
+    with pytest.raises(TypeError, match="did you mean stitch_id"):
+        net(**net.example(2), stich_id=0)
+    if make is llama:
+        with pytest.raises(ValueError, match="stich_id"):  # transformers' own check
+            net.generate(**texts(), stich_id=0, max_new_tokens=2)
+
+
+def test_the_length_of_costs_is_saved_with_the_network(net, tmp_path):
+    net.length = 8
+    rows = timm_stitch.evaluate(net, batches())
+    timm_stitch.save_pretrained(net, tmp_path / "own", results=rows, check=False)
+    net.save_pretrained(tmp_path / "transformers")
+    for folder in ("own", "transformers"):
+        loaded = timm_stitch.load(tmp_path / folder)
+        table = loaded.stitch_table()
+        assert loaded.length == 8
+        assert [(r["macs"], r["length"]) for r in table] == [(r["macs"], 8) for r in rows]
+        assert loaded.extract(2).stitch_table()[0]["macs"] == rows[2]["macs"]
+    loaded = timm_stitch.load(tmp_path / "own")
+    assert timm_stitch.select(loaded, macs=rows[0]["macs"]) == 0
+    loaded.length = 16  # both follow
+    assert [r["length"] for r in loaded.stitch_table()] == [16] * len(rows)
+    assert loaded.stitch_table()[0]["macs"] == net.stitch_table(length=16)[0]["macs"] > rows[0]["macs"]
+
+
+@pytest.mark.parametrize("length", [0, 65, 8.0, True])
+def test_a_length_that_the_anchors_do_not_take_is_refused(net, length):
+    with pytest.raises(ValueError, match=r"length=.* is out of range: the anchors take 1 to 64 tokens"):
+        net.length = length
+    assert net.length == 64
+
+
+def test_a_saved_length_is_bounded(tmp_path):
+    net = timm_stitch.stitch([llama(32, 2), llama(48, 2, seed=1)])
+    with pytest.raises(ValueError, match="the anchors take 1 to 32768 tokens"):
+        net.length = 1 << 40
+    net.config.length = 1 << 30
+    net.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the anchors take 1 to 32768 tokens"):
+        timm_stitch.load(tmp_path)
+
+
 def test_profile_times_texts(net):
     net.length = 16
     rows = timm_stitch.profile(net, batch_sizes=[1, 2], repeats=2)
     assert all(row["latency_ms"] > 0 and row["memory_mb"] > 0 and row["latency_ms_batch_2"] > 0 for row in rows)
+    assert all(row["texts_per_s"] > 0 and "images_per_s" not in row for row in rows)
     assert timm_stitch.select(net, [r | {"top1": 1.0} for r in rows], latency_ms=1e9) in net.stitch_ids
     with pytest.raises(ValueError, match="quick=True adds up parts, and models of transformers run as wholes"):
         timm_stitch.profile(net, quick=True)
@@ -192,3 +245,17 @@ def test_training_needs_data_at_hand(net):
         timm_stitch.train(net.extract(3), timm_stitch.TrainConfig(output="out"), train_data=[texts(1, labels=True)])
     with pytest.raises(ValueError, match="take data at hand, not images by name"):
         timm_stitch.train(net, timm_stitch.TrainConfig(data_dir="x", **QUIET))
+
+
+def test_the_card_of_texts_has_no_fields_of_images_and_no_certain_accuracy(net, tmp_path):
+    data = [{"input_ids": torch.tensor([5, 6, 7]), "labels": torch.tensor(i % 3)} for i in range(4)]
+    config = timm_stitch.TrainConfig(epochs=1, batch_size=4, workers=0, warmup_epochs=0)
+    timm_stitch.train(net, config, train_data=data, progress=False)
+    (run,) = net.trained["runs"]
+    assert {"lr", "smoothing", "epochs"} <= run.keys()
+    assert not {"auto_augment", "hflip", "mixup", "crop_scale", "ignore_label"} & run.keys()
+    timm_stitch.save_pretrained(net, tmp_path, results=timm_stitch.evaluate(net, batches()), check=False)
+    card = (tmp_path / "README.md").read_text()
+    assert "auto_augment" not in card
+    assert "top-1" in card
+    assert "top-5" not in card

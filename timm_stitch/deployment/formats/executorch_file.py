@@ -1,7 +1,7 @@
 """Exports stitches as one program of ExecuTorch, a method each, with the weights of all of them once.
 
 Lowering, quantisation and runtime are ExecuTorch's, for its XNNPACK backend. Optional
-(`pip install 'timm_stitch[executorch]'`) and imported only when used.
+(`pip install '.[executorch]'`) and imported only when used.
 """
 
 from __future__ import annotations

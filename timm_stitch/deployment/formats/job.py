@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ...data.dataset import image_config
+from ...errors import missing_extra
 from ...families.saved_files import check_inside
 from ...families.timm_models.network import SNNet
 from ...progress import progress_bar
@@ -190,7 +191,7 @@ def require_packages(packages: tuple[str, ...], what: str, extra: str) -> None:
         for package in packages:
             import_module(package)
     except ImportError as error:
-        raise ImportError(f"{what} needs {', '.join(packages)}: pip install 'timm_stitch[{extra}]'.") from error
+        raise missing_extra(f"{what} needs {', '.join(packages)}", extra) from error
 
 
 def is_convolutional(model: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Exports stitches as one file of LiteRT (TensorFlow Lite), a signature each, with the weights of all of them once.
 
 The converter is Google's litert-torch, the quantisation ai-edge-quantizer's. Optional
-(`pip install 'timm_stitch[litert]'`) and imported only when used.
+(`pip install '.[litert]'`) and imported only when used.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Exports stitches as ONNX files that share their weights.
 
 The exporter is torch's, int8 and float16 are onnxruntime's, and onnx_ir writes the weights file. All three are
-optional (`pip install 'timm_stitch[export]'`) and imported only when used.
+optional (`pip install '.[export]'`) and imported only when used.
 """
 
 from __future__ import annotations

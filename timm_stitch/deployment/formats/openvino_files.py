@@ -1,7 +1,7 @@
 """Exports stitches as files of OpenVINO's intermediate representation, which share their weights.
 
 The converter is OpenVINO's. A graph refers to its weights by positions in a file, and here all graphs refer to one file
-with equal tensors once. Optional (`pip install 'timm_stitch[openvino]'`) and imported only when used.
+with equal tensors once. Optional (`pip install '.[openvino]'`) and imported only when used.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The folder holds the stitches as ONNX files that share their weights, onnxruntime-web (Microsoft's, MIT; from npm, of a
 version and digest that are pinned here) and the page. The page fetches nothing from elsewhere. The packages of ONNX
-are optional (`pip install 'timm_stitch[export]'`).
+are optional (`pip install '.[export]'`).
 """
 
 from __future__ import annotations

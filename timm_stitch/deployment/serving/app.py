@@ -1,6 +1,6 @@
 """The web application: images by POST, the Open Inference Protocol, health, metrics and a page; `text_app` takes texts.
 
-An ASGI app on Starlette, for uvicorn or another ASGI server (`pip install 'timm_stitch[serve]'`). Errors are JSON,
+An ASGI app on Starlette, for uvicorn or another ASGI server (`pip install '.[serve]'`). Errors are JSON,
 `{"error": …}`: 400 for unreadable input, 408 for a body that arrives too slowly, 413 for one that is too large, and
 403 for a page of another site, 500 if the network fails, and 503 with `Retry-After` if there is no time or memory.
 

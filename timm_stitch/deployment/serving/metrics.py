@@ -1,6 +1,6 @@
 """The counts of a server: for Prometheus since its start, and for its page by the second for two minutes.
 
-Needs prometheus_client (`pip install 'timm_stitch[serve]'`).
+Needs prometheus_client (`pip install '.[serve]'`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A replica accepts more requests at once than its engine lets wait, so that the p
 that cannot be answered in time. Ray's router chooses between replicas: of two at random, the one with fewer ongoing
 requests, which it counts itself. The queue length that an engine could report would be older than the whole queue.
 
-Needs Ray 2.60 (`pip install 'timm_stitch[ray]'`).
+Needs Ray 2.60 (`pip install '.[ray]'`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One process that serves a network: the application on uvicorn, a signal to reload it, and an orderly end.
 
-Needs uvicorn (`pip install 'timm_stitch[serve]'`).
+Needs uvicorn (`pip install '.[serve]'`).
 """
 
 from __future__ import annotations

@@ -77,6 +77,11 @@ def check_config(config: Config) -> None:
         ValueError: naming what is wrong.
     """
     name = config.get("architecture")
+    if name is None and isinstance(config.get("model_type"), str):
+        raise ValueError(
+            f"config.json is that of one model of transformers ({config['model_type']!s:.40}), not of a stitched "
+            "network: name several models to stitch them, or a network that save_pretrained wrote."
+        )
     if not isinstance(name, str) or not timm.is_model(name) or not _is_stitchable(name):
         raise ValueError(
             f"config.json names the architecture {name!r:.80}, which is not a stitchable network here: expected "

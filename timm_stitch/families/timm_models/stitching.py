@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from ...anchors.view import View
-from ...network.compatibility import check_meeting, number_duplicates
+from ...network.compatibility import check_meeting, number_duplicates, warn_of_order
 from ...plan.enumeration import PlanOptions
 from .network import SNNet
 from .pretrained_cfg import cfg_of, merge_cfgs
@@ -47,6 +47,8 @@ def stitch_timm(
         "input_size": (network.in_chans, *network.image_size),
     }
     network.pretrained_cfg = network.default_cfg = config
+    if options.plan is None:
+        warn_of_order(network)
     return network
 
 

@@ -25,8 +25,9 @@ def view_of(model: nn.Module) -> BlockView:
         )
     if not isinstance(model, nn.Module):
         raise WrongTypeError(
-            f"an anchor must be a timm model, got {type(model).__name__} {model!r:.60}. "
-            "Create it first: timm.create_model('deit_tiny_patch16_224', pretrained=True)."
+            f"an anchor must be a timm model or one of transformers, got {type(model).__name__} {model!r:.60}. "
+            "Create it first: timm.create_model('deit_tiny_patch16_224', pretrained=True), or for texts "
+            "AutoModelForSequenceClassification.from_pretrained(…)."
         )
     for kind in (TransformerView, SwinView, LevitView, ResNetView):
         view = kind.open(model)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # The network's own fields: what it is made of, where it comes from, and what transformers keeps of each model.
 _OWN_FIELDS = frozenset(
-    ("anchors", "classes", "openings", "plan", "stitch_id", "only", "model_type", "dtype", "torch_dtype",
+    ("anchors", "classes", "openings", "plan", "stitch_id", "only", "length", "model_type", "dtype", "torch_dtype",
      "name_or_path", "architectures", "transformers_version", "quantization_config", "is_encoder_decoder", "use_cache")
 )  # fmt: skip
 # The fields that are read from the last anchor, so that there is no second value to believe.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from types import NoneType
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from ...anchors.meta_device import is_on_meta
+from ...errors import WrongTypeError
 from .cache import NAMES
 from .inputs import IGNORED, TextInputs
 from .opening import check_splits
@@ -126,14 +128,27 @@ def _check_equal(what: str, models: Sequence[PreTrainedModel], values: Sequence[
         raise ValueError(f"cannot stitch anchors whose {what} differ ({differing}): {advice}.")
 
 
-def check_tokenizers(tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
-    """Refuse tokenizers with different vocabularies.
+def check_tokenizers(tokenizers: Sequence[PreTrainedTokenizerBase], count: int) -> None:
+    """Refuse tokenizers with different vocabularies, or not one for each of `count` anchors.
 
     Raises:
+        TypeError: if they are no tokenizers.
         ValueError: naming a token.
     """
-    first = tokenizers[0].get_vocab() if tokenizers else {}
-    for tokenizer in tokenizers[1:]:
+    listed: list[Any] = list(tokenizers or ()) if isinstance(tokenizers, (list, tuple, NoneType)) else [tokenizers]
+    wrong = next((t for t in listed if not hasattr(t, "get_vocab")), None)
+    if wrong is not None:
+        raise WrongTypeError(
+            f"tokenizers must be tokenizers of transformers, got {type(wrong).__name__} {wrong!r:.60}: load each by "
+            "AutoTokenizer.from_pretrained(…)."
+        )
+    if listed and len(listed) != count:
+        raise ValueError(
+            f"tokenizers must be a list of one for each of {count} anchors, got {len(listed)}: list the one that they "
+            f"share {count} times, [tokenizer] * {count}."
+        )
+    first = listed[0].get_vocab() if listed else {}
+    for tokenizer in listed[1:]:
         other = tokenizer.get_vocab()
         token = next((t for t in sorted({*first, *other}) if first.get(t) != other.get(t)), None)
         if token is not None:

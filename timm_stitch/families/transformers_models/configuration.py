@@ -45,6 +45,7 @@ class SNNetConfig(AnchorFields, PreTrainedConfig):
         plan: the stitches (`StitchPlan.to_dict()`).
         stitch_id: the stitch of calls that name none.
         only: the one stitch that an extracted network has; None for a whole one.
+        length: the tokens of the text for which costs are counted; None for the default.
     """
 
     model_type = MODEL_TYPE
@@ -56,6 +57,7 @@ class SNNetConfig(AnchorFields, PreTrainedConfig):
     plan: dict[str, Any] | None = None
     stitch_id: int | None = None
     only: int | None = None
+    length: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.anchors:

@@ -14,8 +14,8 @@ from ...choices import OutputName, PoolingName
 from ...errors import library_errors
 from ..text_endpoint import Tokens
 from .network import StitchedModel
-from .predicting import network_tokenizer
 from .task_names import UNSUPPORTED
+from .tokenizing import network_tokenizer
 
 _MOST_TOKENS = 512  # of a text, where nothing else is asked for: attention takes the square of them
 _MASK, _TYPES = "attention_mask", "token_type_ids"

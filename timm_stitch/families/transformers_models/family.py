@@ -114,6 +114,11 @@ class TransformersFamily(Family["StitchedModel"]):
 
         return text_predictor(network, top)
 
+    def set_tokenizer(self, network: Any, source: str) -> None:
+        from .tokenizing import read_tokenizer
+
+        network.tokenizer = read_tokenizer(source)
+
     def text_endpoint(self, network: Any, max_length: int | None, pooling: PoolingName) -> TextEndpoint:
         from .endpoint import TransformersEndpoint
 

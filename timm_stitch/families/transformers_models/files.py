@@ -21,6 +21,7 @@ from .loading_checks import ADAPTER_FILE, lay_out, read_generation
 from .network import StitchedModel
 from .networks import TASKS
 from .task_names import read_task
+from .tokenizing import save_tokenizer
 
 
 def write_network(model: StitchedModel, folder: Path, label_names: Sequence[str] | None) -> Config:
@@ -37,8 +38,7 @@ def write_network(model: StitchedModel, folder: Path, label_names: Sequence[str]
         model.generation_config.save_pretrained(folder)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.kept_state().items()}
     save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(str(folder))
+    save_tokenizer(model, folder)
     return model.config.to_dict()
 
 
@@ -122,6 +122,7 @@ def read_stitch(saved: SavedNetwork, stitch_id: int, read_tensors: ReadTensors) 
     check_keys(tensors, expected, f"stitch {stitch_id} of this network")
     with _quiet_transformers():
         model: StitchedModel = cls.from_pretrained(None, config=own, state_dict=tensors)
+    model.name_or_path = str(saved.folder)  # not what a file calls itself: its tokenizer is read from there
     if model.can_generate() and (settings := read_generation(saved.folder)) is not None:
         model.generation_config = settings
     return model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,22 @@ MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
 IGNORED = -100  # a label that does not count in the loss
 
 Arguments = Mapping[str, Any]  # of a model's forward, which each architecture has its own of
+
+_other_keywords: set[str] = set()  # those that are not a misspelt stitch_id
+
+
+def check_keywords(names: Iterable[str]) -> None:
+    """Refuse a misspelt `stitch_id`, which the forward of most models would take among its further keywords.
+
+    Raises:
+        TypeError: naming the keyword.
+    """
+    for name in names:
+        if name in _other_keywords:
+            continue
+        if difflib.get_close_matches(name, ["stitch_id"], cutoff=0.7):  # transformers' own are below
+            raise WrongTypeError(f"unexpected keyword argument {name!r:.40}: did you mean stitch_id?")
+        _other_keywords.add(name)
 
 
 @dataclass(frozen=True)
@@ -60,10 +77,20 @@ class TextInputs:
             tensor = self.arguments.get(name)
             if isinstance(tensor, Tensor):
                 return tensor
-        raise ValueError(
-            f"the inputs {sorted(self.arguments)} have none of {', '.join(MAIN_INPUTS)}: give what the tokenizer or "
-            "the image processor of the anchors gives, as keyword arguments."
-        )
+        raise ValueError(self._explain_missing())
+
+    def _explain_missing(self) -> str:
+        name = next((name for name in MAIN_INPUTS if name in self.arguments), None)
+        if name is None:
+            return (
+                f"the inputs {sorted(self.arguments)} have none of {', '.join(MAIN_INPUTS)}: give what the tokenizer "
+                "or the image processor of the anchors gives, as keyword arguments."
+            )
+        value = self.arguments[name]
+        advice = "make batches of tensors, by tokenizer(texts, padding=True, return_tensors='pt') or a collator"
+        if isinstance(value, Mapping):
+            advice = "give the batch as keyword arguments, model(**batch)"
+        return f"{name} must be a tensor with one row for each text or image, got {type(value).__name__}: {advice}."
 
     @property
     def batch_size(self) -> int:

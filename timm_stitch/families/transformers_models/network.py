@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy as copying
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
@@ -21,6 +22,7 @@ from ...anchors.budget import bounded, time_limit
 from ...network.extraction import by_number
 from ...network.stitchable import StitchableNetwork, StitchIds, is_sequence_of_ids
 from ...plan.costs import PlanCosts
+from ...plan.results import Row
 from ...plan.stitch_plan import Stitch, StitchPlan
 from ..family import notify_loaded
 from .checks import check_arguments, check_changes, check_inputs
@@ -33,12 +35,14 @@ from .resizing import resize_embeddings
 from .rows import asks_for_layers, run_rows
 from .task_names import LANGUAGE_TASKS, TOKEN_TASKS, UNSUPPORTED
 from .tasks import Task, find_class
+from .tokenizing import save_tokenizer
 from .views import TransformersView, takes_further_arguments
 
 if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
 LENGTH = 128  # tokens of the texts for which costs are counted, by default
+_MOST_LENGTH = 1 << 15  # of a length that is saved: costs are counted by running a text
 
 # Attributes that transformers reads from direct children alone; the list of anchors forwards theirs.
 _FORWARDED = (
@@ -68,7 +72,6 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     task: Task
     shifts_labels = False  # whether a position predicts the next one
-    length = LENGTH
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def __init__(self, config: SNNetConfig, views: Sequence[TransformersView] | None = None) -> None:
@@ -85,6 +88,8 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         for number, view in enumerate(views):
             view.number = number
         self._assemble(views, plan, True, config.stitch_id)
+        if config.length is not None:
+            self._check_length(config.length, _MOST_LENGTH)
         config.bind([view.anchor.config for view in views])
         if config.only is not None:
             self.__dict__.update(self.extract(config.only).__dict__)
@@ -137,6 +142,12 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
             network = loaded[0] if isinstance(loaded, tuple) else loaded
             notify_loaded(network, str(pretrained_model_name_or_path), kwargs)
         return loaded
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, with the tokenizer; `timm_stitch.save_pretrained` also keeps measured rows."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            save_tokenizer(self, Path(save_directory))
 
     def init_weights(self) -> None:
         """Initialise weights as transformers does, unless the anchors were given with theirs."""
@@ -332,16 +343,19 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         own = dict(alone.named_parameters(remove_duplicate=False))
         tied: Mapping[str, str] = self.__dict__.get("all_tied_weights_keys", {})
         alone.all_tied_weights_keys = {name: of for name, of in tied.items() if name in own and of in own}
+        alone.results.replace(alone.results.value)  # which belong to the modules as they are now
         return alone
 
     def costs(self, length: int | None = None) -> PlanCosts:
         """The costs of every part for one text or image; measured once for each length, then kept.
 
         Args:
-            length: the tokens of the text; default the network's `length`, or as many as the anchors take if fewer.
+            length: the tokens of the text; default the network's `length`.
         """
-        tokens = self._length(length)
-        return self._cached_costs(tokens, lambda: self._measure_costs(tokens))
+        if length is not None:
+            self._check_length(length)
+        tokens = self.length if length is None else length
+        return self._cached_costs(tokens, lambda: replace(self._measure_costs(tokens), length=tokens))
 
     def _measure_costs(self, length: int) -> PlanCosts:
         used = min(segment.anchor for stitch in self.plan for segment in stitch.segments)
@@ -358,32 +372,49 @@ class StitchedModel(StitchableNetwork, PreTrainedModel):
         """One row per stitch, as `StitchableNetwork.stitch_table`, with costs for texts of some length.
 
         Args:
-            length: the tokens of the text; default the network's `length`, or as many as the anchors take if fewer.
+            length: the tokens of the text; default the network's `length`.
         """
-        before = self.length
-        self.length = self._length(length)
-        try:
-            return super().stitch_table()
-        finally:
-            self.length = before
+        return self.table_with(self.results.current(), self.costs(length))
 
-    def _length(self, length: int | None = None) -> int:
-        if length is None:
-            return min([self.length, *(v.pretrained_positions for v in self.views if v.pretrained_positions)])
-        limit = self.max_positions
-        if not 1 <= length <= (limit or length):
-            raise ValueError(f"length={length} is out of range: the anchors take 1 to {limit} tokens.")
-        return length
+    def cost_columns(self, costs: PlanCosts, stitch: Stitch) -> Row:
+        return {} if self.main_input_name == "pixel_values" else {"length": costs.length}
+
+    @property
+    def length(self) -> int:
+        """The tokens of the text for which costs are counted: 128, or as many as the anchors take if fewer.
+
+        `select`, `set_budget`, `evaluate` and saved rows use it. A length that is set is saved with the network.
+
+        Raises:
+            ValueError: if it is set to a length that the anchors do not take.
+        """
+        if self.config.length is not None:
+            return self.config.length
+        return min([LENGTH, *(v.pretrained_positions for v in self.views if v.pretrained_positions)])
+
+    @length.setter
+    def length(self, length: int) -> None:
+        self._check_length(length, _MOST_LENGTH)
+        self.record(length=length)
+
+    def _check_length(self, length: int, most: int | None = None) -> None:
+        limit = min((n for n in (self.max_positions, most) if n), default=None)
+        if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= (limit or length):
+            raise ValueError(
+                f"length={length!r} is out of range: the anchors take 1 to {limit or 'any number of'} tokens."
+            )
 
     def extra_metrics(self, num_samples: int, num_labels: int, loss: float) -> dict[str, Any]:
         if self.main_input_name == "pixel_values":
             return {"images": num_samples}
         tokens = {"tokens": num_labels} if self.task.name in TOKEN_TASKS else {}
         perplexity = {"perplexity": math.exp(min(loss, 700))} if self.task.name in LANGUAGE_TASKS else {}
-        return {"texts": num_samples, **tokens, **perplexity, "length": self._length()}
+        return {"texts": num_samples, **tokens, **perplexity, "length": self.length}
 
-    def example(self, count: int) -> dict[str, Tensor]:
-        batch = make_batch(self._first_anchor, rows=1, length=self._length())
+    def example(self, count: int, length: int | None = None) -> dict[str, Tensor]:
+        if length is not None:
+            self._check_length(length)
+        batch = make_batch(self._first_anchor, rows=1, length=length or self.length)
         return {k: v[:1].expand(count, *v.shape[1:]).contiguous() for k, v in batch.items()}
 
     @property

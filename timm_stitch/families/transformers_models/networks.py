@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig
 
 from ...network.stitchable import StitchIds
 from .configuration import SNNetConfig
 from .generating import GeneratingModel
+from .inputs import check_keywords
 from .network import StitchedModel
 from .tasks import ALL
 
@@ -43,7 +45,10 @@ class TextModel(StitchedModel):
 
         Raises:
             ValueError: if an id is not in the plan, there is not one per row, or the anchors do not take these inputs.
+            TypeError: if a keyword is a misspelt `stitch_id`.
         """
+        if kwargs and not torch.compiler.is_compiling():
+            check_keywords(kwargs)
         arguments = {
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
             "position_ids": position_ids, "inputs_embeds": inputs_embeds, "labels": labels, **kwargs,
@@ -84,6 +89,8 @@ class SNNetForQuestionAnswering(StitchedModel):
         **kwargs: Any,
     ) -> Any:
         """Run one stitch, or each row its own, as the other networks; gives `start_logits` and `end_logits`."""
+        if kwargs and not torch.compiler.is_compiling():
+            check_keywords(kwargs)
         arguments = {
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
             "position_ids": position_ids, "inputs_embeds": inputs_embeds, "start_positions": start_positions,
@@ -106,6 +113,8 @@ class SNNetForImageClassification(StitchedModel):
         **kwargs: Any,
     ) -> Any:
         """Run one stitch, or each image its own; `pixel_values` of shape (B, C, H, W)."""
+        if kwargs and not torch.compiler.is_compiling():
+            check_keywords(kwargs)
         return self._forward({"pixel_values": pixel_values, "labels": labels, **kwargs}, stitch_id, return_dict)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, pipeline
+from transformers import pipeline
 
 from ...errors import library_errors
 from .network import StitchedModel
 from .task_names import TASK_NAMES
+from .tokenizing import network_tokenizer
 
 _TASKS = ("text-classification", "token-classification", "fill-mask", "text-generation")
 
@@ -38,19 +39,3 @@ def _label(row: dict[str, Any]) -> str:
     if "token_str" in row:
         return str(row["token_str"])
     return f"{row['word']}: {row['entity']}" if "entity" in row else str(row["label"])
-
-
-def network_tokenizer(network: StitchedModel) -> PreTrainedTokenizerBase:
-    """Get the tokenizer of a network, which is in its folder or repository.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if network.tokenizer is not None:
-        return network.tokenizer
-    repository = network.trained.get("pulled_from")
-    source, local = (repository, False) if repository else (network.name_or_path, True)
-    missing = "this network has no tokenizer: give tokenizers=[…] to stitch before it is saved"
-    with library_errors(missing, OSError, ValueError, KeyError):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        return tokenizer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...network.compatibility import number_duplicates
+from ...network.compatibility import number_duplicates, warn_of_order
 from ...plan.enumeration import PlanOptions
 from .checks import check_fit, check_tokenizers
 from .configuration import make_config
@@ -28,7 +28,7 @@ def stitch_transformers(
         TypeError: if a model cannot be opened as an anchor.
         ValueError: if the models do not fit each other, or there is no such plan.
     """
-    check_tokenizers(tokenizers)
+    check_tokenizers(tokenizers, len(models))
     views = [open_anchor(model) for model in models]
     task = check_fit(views)
     anchors = number_duplicates([view.describe(_name(view.anchor)) for view in views])
@@ -38,6 +38,8 @@ def stitch_transformers(
         network.generation_config = copy.deepcopy(models[-1].generation_config)
     if tokenizers:
         network.tokenizer = tokenizers[-1]
+    if options.plan is None:
+        warn_of_order(network)
     return network
 
 

@@ -64,12 +64,12 @@ UNSUPPORTED = {
     ),
     "serve": (
         "timm-stitch serve gives classes of images by timm's models, and classes or embeddings of texts by "
-        "transformers': call a network of another kind by transformers.pipeline, whose model takes stitch_id."
+        "transformers': call a network of another kind by transformers.pipeline, after pipe.model.set_stitch(ID)."
     ),
     "replicas": "replicas serve classifiers of images: leave --ray out, so that one process serves the texts.",
     "demo": (
         "the demo shows images classified by timm's models: try a network of transformers' models by "
-        "transformers.pipeline, whose model takes stitch_id."
+        "transformers.pipeline, after pipe.model.set_stitch(ID)."
     ),
     "backbone": (
         "backbone() gives the feature maps of timm's models: call a network of transformers' models with "

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU. Optional (`pip install 'timm_stitch[onnxruntime]'`) and imported only when used."""
+"""ONNX Runtime on the CPU. Optional (`pip install '.[onnxruntime]'`) and imported only when used."""
 
 from __future__ import annotations
 

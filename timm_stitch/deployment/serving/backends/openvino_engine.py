@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU. Optional (`pip install 'timm_stitch[openvino]'`) and imported only when used."""
+"""OpenVINO on the CPU. Optional (`pip install '.[openvino]'`) and imported only when used."""
 
 from __future__ import annotations
 
