@@ -47,6 +47,28 @@ def decode(decoder, data, seconds=60, pixels=PIXELS, work=100 * PIXELS):
     return decoder.decode(data, "RGB", pixels, work, time.monotonic() + seconds)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the image is empty: expected one of JPEG, PNG"),
+        (b"import torch\n", "this is no readable image"),
+        (b'--1f\r\nContent-Disposition: form-data; name="f"\r\n\r\n' + png(), "curl --data-binary @cat.jpg"),
+    ],
+)
+def test_what_does_not_begin_as_an_image_is_refused_before_any_process(reader, monkeypatch, data, message):
+    monkeypatch.setattr(Decoder, "decode", None)
+    with pytest.raises(ValueError, match=message):
+        reader.read_soon([png(), data], "RGB", small, time.monotonic())  # though its time is over
+
+
+def test_a_reader_is_ready_when_each_process_has_answered(reader, monkeypatch):
+    asked, decode = [], Decoder.decode
+    monkeypatch.setattr(Decoder, "decode", lambda self, *args: asked.append(self) or decode(self, *args))
+    reader.wait_until_ready()
+    assert asked == [*reader._quick.decoders, *reader._slow.decoders]
+    assert all(decoder._process.poll() is None for decoder in asked)  # none was replaced
+
+
 def test_pixels_are_those_of_pillow(decoder):
     data = png()
     image, work = decode(decoder, data)
@@ -123,7 +145,7 @@ def test_too_many_images_are_refused(reader):
 
 def test_closing_ends_the_processes():
     reader = ImageReader(PIXELS, most_waiting=8, processes=2)
-    processes = [decoder._process for lane in (reader._quick, reader._slow) for decoder in lane._all]
+    processes = [decoder._process for lane in (reader._quick, reader._slow) for decoder in lane.decoders]
     reader.close()
     assert all(process.poll() is not None for process in processes)
     with pytest.raises(OverloadError, match="shutting down"):

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
 
@@ -29,13 +29,14 @@ from ...data import decoding
 from .engine import OverloadError
 from .plain_images import FORMATS as PLAIN_FORMATS
 from .plain_images import plain_work
+from .signatures import FORMATS, check_signatures
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO")  # Pillow's names of the common ones
 _PLAIN_WORK = 1 << 20  # pixels, times the scans of a JPEG, of a request of plain files: some 20 ms
 _QUICK_WORK = 4_000_000  # pixels, times the scans of a JPEG, of a request in the first lane
 _QUICK_S, _SLOW_S = 1.0, 10.0  # seconds of a request in each lane
 _BYTES_PER_PIXEL = 24  # of memory: WebP's decoder takes the most
 _BASE_BYTES = 256 << 20
+_START_S = 10.0  # seconds that the processes may take to start
 _LATE = "it could not be read in time: try again later, or allow more time."
 # Without the current folder, whose files might shadow a module.
 _PROGRAM = f"""
@@ -72,6 +73,11 @@ class Decoder:
                 [sys.executable, "-c", _PROGRAM, str(self.most_bytes)],
                 stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
+
+    def wait_until_ready(self, deadline: float) -> None:
+        """Wait until the process answers, or a deadline passes; it decodes nothing meanwhile."""
+        with suppress(ValueError, TooSlowError):  # that an empty file is no image; it was replaced
+            self.decode(b"", "RGB", 1, 1, deadline)
 
     def close(self) -> None:
         """End the process for good."""
@@ -174,6 +180,12 @@ class ImageReader:
             "large images", max(1, processes // 4), most_pixels, most_pixels * decoding.MOST_SCANS, _SLOW_S
         )
 
+    def wait_until_ready(self) -> None:
+        """Wait until each process has started, so that the first image is not late."""
+        deadline = time.monotonic() + _START_S
+        for decoder in (*self._quick.decoders, *self._slow.decoders):
+            decoder.wait_until_ready(deadline)
+
     def close(self) -> None:
         """End the processes; what waits to be read is cancelled."""
         self._plain.close()
@@ -202,8 +214,10 @@ class ImageReader:
             `OverloadError` if they are not read by their deadline.
 
         Raises:
+            ValueError: if a file does not begin as an image.
             OverloadError: if too many images wait to be read.
         """
+        check_signatures(files)
         acquired = [self._waiting.acquire(blocking=False) for _ in files].count(True)
         if acquired < len(files):
             self._release(acquired)
@@ -293,24 +307,24 @@ class _Lane(_Threads):
     def __init__(self, name: str, processes: int, most_pixels: int, most_work: int, seconds: float) -> None:
         super().__init__(name, processes)
         self.most_work, self.seconds = most_work, seconds
-        self._decoders: queue.LifoQueue[Decoder] = queue.LifoQueue()
-        self._all = [Decoder(most_pixels) for _ in range(processes)]
-        for decoder in self._all:
-            self._decoders.put(decoder)
+        self._free: queue.Queue[Decoder] = queue.Queue()  # one that was replaced rests longest, while it starts
+        self.decoders = [Decoder(most_pixels) for _ in range(processes)]
+        for decoder in self.decoders:
+            self._free.put(decoder)
 
     @contextmanager
     def decoder(self) -> Iterator[Decoder]:
         """Borrow a process."""
-        decoder = self._decoders.get()
+        decoder = self._free.get()
         try:
             yield decoder
         finally:
-            self._decoders.put(decoder)
+            self._free.put(decoder)
 
     def close(self) -> None:
         """End the processes."""
         super().close()
-        for decoder in self._all:
+        for decoder in self.decoders:
             decoder.close()
 
 

@@ -73,6 +73,7 @@ class InferenceService:
         """Start what reads the inputs of requests."""
         config, decoders = self.config, max(2, min(_MOST_DECODERS, self._half))
         self.images = ImageReader(config.most_pixels, config.most_waiting, decoders)
+        self.images.wait_until_ready()
 
     def _find_engine(self, model: Any) -> Callable[[Deployment], EngineBackend | None] | None:
         """Find what makes the backend of the engine; None if torch serves."""
