@@ -205,3 +205,33 @@ def test_another_image_size_has_its_own_costs(tmp_path):
     assert "top1" not in manifest["stitches"][0]
     assert net.image_size == (224, 224)
     assert net.results.rows
+
+
+@pytest.mark.parametrize("size", [32, (32, 48)])
+def test_anchors_of_any_image_size_export_without_resampling(size, tmp_path):
+    anchors = [
+        timm.create_model(name, img_size=size, patch_size=8, dynamic_img_size=True, depth=2, num_classes=4)
+        for name in ("vit_tiny_patch16_224", "vit_small_patch16_224")
+    ]
+    net = timm_stitch.stitch(anchors).eval()
+    timm_stitch.export(net, tmp_path / "deploy", 2, format="program")
+    operations = {str(node.target) for node in torch.export.load(tmp_path / "deploy" / "stitch-2.pt2").graph.nodes}
+    assert "aten.linear.default" in operations
+    assert not [name for name in operations if "upsample" in name]
+    assert net.anchors[0].dynamic_img_size  # the network itself is as before
+    assert net(images(1, 64)).shape == (1, 4)
+
+
+def test_whatever_a_converter_raises_is_one_line(net, tmp_path, monkeypatch, capsys):
+    def refuse(job, model):
+        raise NotImplementedError("Lowering not found:\naten._upsample")
+
+    monkeypatch.setattr("timm_stitch.deployment.formats.onnx_files._exported", refuse)
+    timm_stitch.save_pretrained(net, tmp_path / "net")
+    assert main(["export", str(tmp_path / "net"), "--output", str(tmp_path / "deploy"), "--stitch-ids", "3"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == (
+        "error: this network cannot be exported as onnx: try another format, such as program "
+        "(NotImplementedError: Lowering not found: aten._upsample)."
+    )
+    assert not (tmp_path / "deploy").exists()

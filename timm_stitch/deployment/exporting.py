@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import Format as PatchLayout
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..choices import ExportFormat, Quantization
+from ..errors import one_line_errors
 from ..families.registry import require
 from ..families.timm_models.network import SNNet
 from ..files import whole_folder
@@ -114,7 +118,8 @@ def export(
     job = Job(whole, {stitch_id: whole.extract(stitch_id) for stitch_id in ids}, batch, quantize, compared, progress)
     _check_images(job)
     table = {row["stitch_id"]: row for row in whole.stitch_table()}
-    with whole_folder(folder) as tmp_path:
+    refusal = f"this network cannot be exported as {format}: try another format, such as program"
+    with whole_folder(folder) as tmp_path, one_line_errors(refusal):
         locations = FORMATS[format].write(job, tmp_path)
         rows = [
             {**table[stitch_id], **location, **_differences(job, stitch_id, format, tmp_path, location, tolerance)}
@@ -195,7 +200,23 @@ def copy_for_export(model: SNNet, image_size: int | tuple[int, int] | None) -> S
         raise ValueError(
             f"image_size={size} does not fit: these anchors take {whole.image_size}. Call model.set_input_size first."
         )
+    _fix_image_sizes(whole)
     return whole
+
+
+def _fix_image_sizes(model: SNNet) -> None:
+    """Fix the image size of vision transformers that take any: their position embeddings are then not resampled.
+
+    torch.export would record the resampling at their own size too, and some converters lack the operation.
+    """
+    for module in model.modules():
+        if not (isinstance(module, VisionTransformer) and getattr(module, "dynamic_img_size", False)):
+            continue
+        patches = module.patch_embed
+        plain = isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad
+        if plain and patches.img_size == model.image_size:
+            module.dynamic_img_size = False
+            patches.strict_img_size, patches.flatten, patches.output_fmt = True, True, PatchLayout.NCHW
 
 
 def _check_images(job: Job) -> None:
