@@ -29,6 +29,11 @@ def test_stitches_that_are_all_beaten():
     assert line.startswith("all 2 stitches between anchors are beaten")
 
 
+def test_stitches_that_are_tied_are_not_called_beaten():
+    (line,) = training_report([row | {"top1": 80.0} for row in ROWS], {0: 80.0, 1: 80.0})
+    assert line.startswith("all 2 stitches between anchors are no better than others of no higher cost: so far")
+
+
 def test_a_run_reports_fallen_anchors_at_its_end(caplog, tmp_path, monkeypatch):
     def evaluate(model, loader, stitch_ids):
         top1 = 90.0 if stitch_ids else 80.0  # the anchors alone are evaluated before the first step

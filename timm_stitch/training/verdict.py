@@ -40,10 +40,17 @@ def training_report(rows: Sequence[Row], before: Mapping[int, float]) -> list[st
             f"{len(fallen)} of {len(before)} anchors lost accuracy in training: {changes}. A smaller anchor_lr_scale, "
             "or tune='stitches', preserves it."
         )
-    between = {row["stitch_id"] for row in rows} - {*before}
-    if between and not between & {row["stitch_id"] for row in pareto_frontier(rows, score=score)}:
+    between = [row for row in rows if row["stitch_id"] not in before]
+    best = {row["stitch_id"] for row in pareto_frontier(rows, score=score)}
+    if between and not any(row["stitch_id"] in best for row in between):
+
+        def is_beaten(row: Row) -> bool:
+            gain = metric.gain(row[score])
+            return any(other["macs"] <= row["macs"] and metric.gain(other[score]) > gain for other in rows)
+
+        rank = "beaten by" if all(map(is_beaten, between)) else "no better than"  # some are tied
         lines.append(
-            f"all {len(between)} stitches between anchors are beaten by others of no higher cost: so far the anchors "
+            f"all {len(between)} stitches between anchors are {rank} others of no higher cost: so far the anchors "
             "alone do as well. Train longer, or stitch anchors that differ more in cost."
         )
     return lines
