@@ -124,3 +124,11 @@ def test_other_files_are_refused_in_one_line(contents, message, tmp_path, capsys
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_checkpoint_where_one_network_is_expected_names_the_command(tmp_path, capsys):
+    a, b = (str(train_run(tmp_path / name, number)[0]) for number, name in enumerate("ab"))
+    assert main(["predict", a, b, "cat.jpg"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: '{a}' is one network, not a stitchable one: name several to stitch them. ")
+    assert f"such as predict, stitch them first: timm-stitch init {a} OTHER --output net." in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,11 @@ def make_network(names: Sequence[str], pretrained: bool, device: str, arguments:
             )
         model = timm.create_model(names[0], pretrained=pretrained, **arguments)
     if not isinstance(model, StitchableNetwork):
-        raise ValueError(f"{names[0]!r} is one network, not a stitchable one: name several to stitch them.")
+        name = names[0].removeprefix(PREFIX)
+        raise ValueError(
+            f"{name!r} is one network, not a stitchable one: name several to stitch them. For a verb that takes one "
+            f"network, such as predict, stitch them first: timm-stitch init {shlex.quote(name)} OTHER --output net."
+        )
     return model if device == "meta" else model.to(device)
 
 
