@@ -57,6 +57,18 @@ def test_eval_saves_into_the_folder(folder, capsys):
     assert "--save adds figures to a network's folder, and 'snnet_deit_tsb' is not one" in capsys.readouterr().err
 
 
+def test_select_by_a_latency_that_was_not_measured_names_the_command(folder, tmp_path, capsys):
+    model = timm_stitch.from_hub(folder / "two")
+    model.results.add({"stitch_id": k, "top1": 50.0} for k in model.stitch_ids)
+    timm_stitch.save_pretrained(model, tmp_path / "net")
+    for words in (["select", tmp_path / "net"], ["predict", tmp_path / "net", "cat.jpg"]):
+        assert run(*words, "--latency-ms", 20) == 1
+        assert capsys.readouterr().err == (
+            "error: stitch 0 has no latency_ms yet: measure it by timm_stitch.profile, or timm-stitch profile "
+            f"{tmp_path / 'net'} --save.\n"
+        )
+
+
 def test_select_of_a_published_network_needs_no_weights(capsys, monkeypatch):
     def load(names, *, pretrained, device):
         assert (pretrained, device) == (False, "meta")

@@ -16,7 +16,7 @@ from contextlib import nullcontext, suppress
 from .. import __version__
 from ..errors import OutputInUseError, RunInterrupted, WrongTypeError
 from . import check, deployment, evaluation, plans, prediction, serving, training, weights
-from .mistakes import Parser, fail, name_flag, unknown_arguments
+from .mistakes import Parser, fail, name_flag, name_network, unknown_arguments
 from .options import json_alone
 
 # The errors of input: arguments, files, the network, packages, a diverging run, memory. Others are our mistakes.
@@ -62,7 +62,8 @@ def _run(argv: Sequence[str] | None) -> int:
         closed = isinstance(error, BrokenPipeError) and _output_is_closed()  # and not a connection that broke
         if closed or not isinstance(error, _errors()):
             raise
-        return fail(name_flag(str(error) or repr(error), verb), 1)
+        message = name_flag(str(error) or repr(error), verb)
+        return fail(name_network(message, getattr(options, "model", None) or ["NET"]), 1)
     except RunInterrupted as ended:
         return fail(str(ended), 128 + ended.number) if _is_first() else 128 + ended.number
     except KeyboardInterrupt:

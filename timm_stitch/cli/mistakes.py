@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -61,6 +62,11 @@ def unknown_arguments(unknown: list[str], verb: argparse.ArgumentParser) -> str:
     if "--beside" in flags and not any(word.startswith("--") for word in unknown):
         text += " (one curve is drawn, others after --beside)"
     return text
+
+
+def name_network(message: str, names: Sequence[str]) -> str:
+    """Put the networks of this command in place of `NET` in the commands that an error shows."""
+    return re.sub(r"(timm-stitch [a-z]+ )NET\b", lambda command: command[1] + shlex.join(names), message)
 
 
 def name_flag(message: str, verb: argparse.ArgumentParser) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,7 +158,7 @@ def run_serve(options: argparse.Namespace) -> int:
         options.latency_ms, options.reserve_ms, options.policy, options.stitch_id, options.max_queue,
         options.max_pixels, engine=options.engine, most_memory_mb=options.most_memory_mb, precision=options.precision,
         calibration=options.calibration, max_length=options.max_length, most_characters=options.max_characters,
-        pooling=options.pooling,
+        pooling=options.pooling, network=shlex.join(options.model),
     )  # fmt: skip
     most_bytes = _most_bytes(options)
     if options.ray or options.ray_config:

@@ -117,8 +117,8 @@ def best_known(
     if not known:
         raise ValueError(
             f"no stitch of this network has a known {score}{others}: evaluate it, "
-            "select(model, timm_stitch.evaluate(model, loader), macs=...), or load what timm_stitch.save_pretrained "
-            "wrote with its rows: model.save_pretrained and Trainer keep none."
+            "select(model, timm_stitch.evaluate(model, loader), macs=...), or timm-stitch eval NET --data-dir … --save; or "
+            "load what timm_stitch.save_pretrained wrote with its rows: model.save_pretrained and Trainer keep none."
         )
     limits = {name: limit for name, limit in budgets.items() if limit is not None}
     return best_within(known, limits, score, batch_size)
@@ -152,8 +152,13 @@ def frontier_area(rows: Iterable[Row], low: float, high: float, cost: str = "mac
 
 def _check_number(row: Row, name: str) -> None:
     value = row.get(name)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
-        raise ValueError(
-            f"stitch {row.get('stitch_id', '?')} has no {name} ({value!r}): it was neither measured nor published. "
-            "Accuracy comes from timm_stitch.evaluate, latency and memory from timm_stitch.profile."
-        )
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
+        return
+    problem = f"has no {name} yet" if value is None else f"has {name}={value!r}, which is not a number"
+    if name in ("latency_ms", "memory_mb"):
+        how = "measure it by timm_stitch.profile, or timm-stitch profile NET --save"
+    elif name in ("macs", "params"):
+        how = "take the rows of model.stitch_table()"
+    else:
+        how = "evaluate it by timm_stitch.evaluate, or timm-stitch eval NET --data-dir … --save"
+    raise ValueError(f"stitch {row.get('stitch_id', '?')} {problem}: {how}.")

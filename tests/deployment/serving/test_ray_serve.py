@@ -54,8 +54,8 @@ def test_a_replica_holds_what_its_dearest_stitch_answers_in_time():
     assert target_requests_per_replica(rows(), ServingConfig(100.0, 0.0, most_waiting=3)) == 3
     batched = [{**row, "latency_ms_batch_4": 2 * row["latency_ms_batch_1"]} for row in rows()]
     assert target_requests_per_replica(batched, ServingConfig(100.0, 0.0)) == 9  # what batches gain is kept for bursts
-    with pytest.raises(ValueError, match=r"this network has none: timm-stitch profile NET .* --replicas"):
-        target_requests_per_replica([{"stitch_id": 0, "top1": 70.0}], ServingConfig(100.0))
+    with pytest.raises(ValueError, match=r"this network has none: timm-stitch profile my-net .* --replicas"):
+        target_requests_per_replica([{"stitch_id": 0, "top1": 70.0}], ServingConfig(100.0, network="my-net"))
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,9 @@ def test_what_cannot_be_served_is_one_line(folder, capsys, tmp_path):
     model = timm_stitch.stitch(deits())
     timm_stitch.save_pretrained(model, tmp_path / "unknown")
     assert main(["serve", str(tmp_path / "unknown"), "--latency-ms", "50", "--port", "0"]) == 1
-    assert "no stitch of this network has a known accuracy" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no stitch of this network has a known accuracy" in error
+    assert f"timm-stitch eval {tmp_path / 'unknown'} --data-dir" in error
 
 
 def test_texts_are_answered_by_curl_and_a_reload_keeps_the_tokenizer(tmp_path):

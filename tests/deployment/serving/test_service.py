@@ -29,11 +29,12 @@ def test_one_stitch_where_that_is_wanted(model):
 
 def test_latencies_are_measured_where_none_are_known(model, caplog):
     model.results.add({"stitch_id": k, "top1": top1} for k, (top1, _) in SERVED.items())
-    service = InferenceService(model, ServingConfig(1000.0), "net")
+    service = InferenceService(model, ServingConfig(1000.0, network="my-net"), "net")
     service.close()
     assert set(service.table.stitch_ids) <= set(SERVED)
     assert service.table.batch_sizes == [1, 2, 4, 8, 16, 32, 64]
     assert "latencies of 3 stitches for 7 batch sizes were measured" in caplog.text
+    assert "timm-stitch profile my-net --batch-sizes 1 2" in caplog.text
     model.results.clear()
     with pytest.raises(ValueError, match="no stitch of this network has a known accuracy"):
         InferenceService(model, ServingConfig(1000.0), "net")

@@ -43,6 +43,7 @@ class ServingConfig:
         max_length: the most tokens of a text; default what the network takes, at most 512.
         most_characters: the most characters of a text, which is not tokenized otherwise.
         pooling: the embedding of a text: the `"mean"` of those of its tokens, the `"first"` or the `"last"`.
+        network: the network in the commands that messages show: its folder or name.
 
     Raises:
         ValueError: if a value is out of range.
@@ -66,6 +67,7 @@ class ServingConfig:
     max_length: int | None = None
     most_characters: int = 20_000
     pooling: PoolingName = "mean"
+    network: str = "NET"
 
     def __post_init__(self) -> None:
         if not 0 < self.latency_ms < math.inf:

@@ -45,7 +45,11 @@ def known_rows(model: Any, config: ServingConfig, stitch_ids: Collection[int] | 
         known = [{**row, "top1": row["macs"]} for row in table]  # the most expensive counts as the best
     if not known:
         by_name = "named_data" not in model.unsupported
-        how = "timm-stitch eval NET --data-dir … --save" if by_name else "model.results.add in Python, and save it"
+        how = (
+            f"timm-stitch eval {config.network} --data-dir … --save"
+            if by_name
+            else "model.results.add in Python, and save it"
+        )
         raise ValueError(
             f"no stitch of this network has a known accuracy to choose it by: evaluate it, {how}, or serve one stitch, "
             "--policy fixed --stitch-id K."
@@ -93,7 +97,7 @@ def latency_rows(
         device = next(model.parameters()).device
         again = f"--batch-sizes {' '.join(map(str, sizes))} --threads {torch.get_num_threads()} --device {device}"
         again += "" if length is None else f" --length {length}"
-        advice = f"; to keep them: timm-stitch profile NET {again} --save"
+        advice = f"; to keep them: timm-stitch profile {config.network} {again} --save"
     _logger.warning(
         "latencies of %d stitches for %d batch sizes were measured in %.0f s%s",
         len(wanted),

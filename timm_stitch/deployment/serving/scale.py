@@ -70,7 +70,7 @@ def target_requests_per_replica(rows: Iterable[Row], config: ServingConfig) -> i
     if not timed:
         raise ValueError(
             "the number of requests that a replica may hold follows from latencies, and this network has none: "
-            "timm-stitch profile NET --batch-sizes 1 2 4 8 --save, or give a fixed number of --replicas."
+            f"timm-stitch profile {config.network} --batch-sizes 1 2 4 8 --save, or give a fixed number of --replicas."
         )
     table = LatencyTable(timed)
     planned = SHARE * config.network_seconds
