@@ -215,7 +215,7 @@ def _fix_image_sizes(model: SNNet) -> None:
         patches = module.patch_embed
         plain = isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad
         if plain and patches.img_size == model.image_size:
-            module.dynamic_img_size = False
+            setattr(module, "dynamic_img_size", False)  # noqa: B010 timm marks it as final
             patches.strict_img_size, patches.flatten, patches.output_fmt = True, True, PatchLayout.NCHW
 
 
