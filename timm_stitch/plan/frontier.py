@@ -117,8 +117,9 @@ def best_known(
     if not known:
         raise ValueError(
             f"no stitch of this network has a known {score}{others}: evaluate it, "
-            "select(model, timm_stitch.evaluate(model, loader), macs=...), or timm-stitch eval NET --data-dir … --save; or "
-            "load what timm_stitch.save_pretrained wrote with its rows: model.save_pretrained and Trainer keep none."
+            "select(model, timm_stitch.evaluate(model, loader), macs=...), or timm-stitch eval NET --data-dir … "
+            "--save; or load what timm_stitch.save_pretrained wrote with its rows: model.save_pretrained and Trainer "
+            "keep none."
         )
     limits = {name: limit for name, limit in budgets.items() if limit is not None}
     return best_within(known, limits, score, batch_size)
