@@ -43,7 +43,7 @@ def test_published_figures_stand_in_where_none_was_measured() -> None:
 
 
 def test_rows_without_the_score_are_refused() -> None:
-    with pytest.raises(ValueError, match="stitch 1 has no miou"):
+    with pytest.raises(ValueError, match="stitch 1 has miou=nan, which is not a number"):
         pareto_frontier([{"stitch_id": 0, "macs": 1, "miou": 1.0}, {"stitch_id": 1, "macs": 2, "miou": math.nan}])
 
 

@@ -93,6 +93,7 @@ def test_recalibrating_a_network_without_batch_norm_changes_nothing(network):
 @pytest.mark.parametrize("command", VERBS)
 def test_every_verb_works_or_says_what_to_do_instead(folder, tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
     Path("recipe.yaml").write_text(f"model: local-dir:{folder}\ndata_dir: images\n")
     places = {"FOLDER": str(folder), "RECIPE": "recipe.yaml"}
     status = main([places.get(word, word) for word in command.split()])
