@@ -116,8 +116,8 @@ class Check:
         with torch.inference_mode():
             x = torch.from_numpy(self.images)
             self.expected = [[net(x, stitch_id=k).numpy() for k in range(self.stitches)] for net in networks]
-        self.serving = 0  # the network that answers requests sent from now on; None while it changes
-        self.changing = False
+        self.serving = 0  # the network that answers requests sent from now on
+        self.changing = False  # then either may answer
         self.counts: Counter[str] = Counter()
         self.engines: Counter[str] = Counter()
         self.largest = 0.0

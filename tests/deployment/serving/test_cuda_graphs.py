@@ -11,8 +11,7 @@ import time
 
 import pytest
 import torch
-from served_network import known
-from tiny import deits
+from served_network import network
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import timm_stitch
@@ -49,14 +48,6 @@ class CpuRecorder:
 
     def used_bytes(self):
         return 1_000_000 * len(self.recorded)
-
-
-def network(seed=0):
-    model, generator = timm_stitch.stitch(deits()).eval(), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    return known(model)
 
 
 def backend_of(model, stitch_ids=(0, 1), sizes=(1, 4), **more):

@@ -9,10 +9,8 @@ import time
 
 import pytest
 import torch
-from served_network import known
-from tiny import deits
+from served_network import network
 
-import timm_stitch
 from timm_stitch.deployment.serving.backends import conversions
 from timm_stitch.deployment.serving.backends.compiled import BOUNDS
 from timm_stitch.deployment.serving.config import RequestOptions, ServingConfig
@@ -33,14 +31,6 @@ def cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def own_cache(cache, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-
-
-def network(seed=0):
-    model, generator = timm_stitch.stitch(deits()).eval(), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    return known(model)
 
 
 def served(model, seconds=240, **more):

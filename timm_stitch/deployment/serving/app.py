@@ -35,7 +35,7 @@ from .engine import Answer, Deployment, Inputs, OverloadError
 from .hosts import HostCheck
 from .metrics import Metrics
 from .open_inference import EXTENSIONS, HEADER_LENGTH, OUTPUT, Inference, describe, read_inference, write_inference
-from .options import read_number, read_options, read_query, read_whole_number
+from .options import read_number, read_options, read_query, read_top
 from .service import InferenceService, arithmetic, described, served
 
 _logger = logging.getLogger(__name__)
@@ -43,7 +43,6 @@ _logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MOST_TOP = 20  # classes in an answer
 PATIENCE = 10.0  # seconds that a body may take to arrive
 _LARGE = 1 << 16  # bytes that are worth another thread
 _STEP = 0.02  # seconds between measurements of the event loop's lag
@@ -231,9 +230,7 @@ class HttpApp:
         """Classify the image file in the body, or predict its mask or depths."""
         deployment = self.service.engine.deployment  # of this request, whatever is loaded meanwhile
         network, query = described(deployment), read_query(request.query_params.multi_items())
-        options, most = read_options(query, ("top",)), read_whole_number({"top": 5, **query}, "top") or 0
-        if not 1 <= most <= MOST_TOP:
-            raise ValueError(f"top must be 1 to {MOST_TOP}, got {most}.")
+        options, most = read_options(query, ("top",)), read_top(query)
         if network.maps is not None:
             return await self.predict_map(request, body, arrived_at, deployment, network.maps, options, most)
         answer = await self.answer([body], options, deployment, arrived_at)

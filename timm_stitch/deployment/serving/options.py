@@ -11,6 +11,7 @@ from .config import RequestOptions
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 NAMES = ("latency_ms", "stitch_id", "macs")
+MOST_TOP = 20  # classes in an answer
 
 
 def read_options(values: Mapping[str, object], more: Iterable[str] = ()) -> RequestOptions:
@@ -45,6 +46,18 @@ def read_query(items: Iterable[tuple[str, str]]) -> dict[str, object]:
             raise ValueError(f"{name:.60} is given twice: give it once.")
         values[name] = value
     return values
+
+
+def read_top(values: Mapping[str, object]) -> int:
+    """Read how many classes an answer is to name; 5 by default.
+
+    Raises:
+        ValueError: if it is not a whole number from 1 to `MOST_TOP`.
+    """
+    most = read_whole_number({"top": 5, **values}, "top") or 0
+    if not 1 <= most <= MOST_TOP:
+        raise ValueError(f"top must be 1 to {MOST_TOP}, got {most}.")
+    return most
 
 
 def read_whole_number(values: Mapping[str, object], name: str) -> int | None:

@@ -255,8 +255,13 @@ class InferenceService:
         arrived_at: float,
         deployment: Deployment | None = None,
     ) -> Future[Answer]:
-        """Queue images that were prepared for a network, as `Engine.submit`; by default the one that serves now."""
-        return self.engine.submit(Request(images, deadline, allowed, arrived_at, deployment))
+        """Queue what was prepared for a network, as `Engine.submit`; by default for the one that serves now."""
+        weight = self._weight(images, deployment or self.engine.deployment)
+        return self.engine.submit(Request(images, deadline, allowed, arrived_at, deployment, weight))
+
+    def _weight(self, inputs: Inputs, deployment: Deployment) -> int:
+        """Return the work of one of these inputs, as `Request.weight`."""
+        return 1
 
     def read(self, data: bytes) -> Tensor:
         """Read an image file into the network's input, shape (1, C, H, W).

@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
-from .app import MOST_TOP, HttpApp, inference_options
+from .app import HttpApp, inference_options
 from .config import RequestOptions
 from .engine import Deployment, Inputs
 from .open_inference import HEADER_LENGTH
-from .options import read_options, read_query, read_whole_number
+from .options import read_options, read_query, read_top
 from .service import InferenceService
 from .text_requests import describe_texts, read_text_inference, read_texts
 from .text_service import TextService, described_texts
@@ -45,9 +45,7 @@ class TextApp(HttpApp):
         network, query = described_texts(deployment), read_query(request.query_params.multi_items())
         embeds = network.endpoint.output == "embeddings"
         options = read_options(query, ("truncate",) if embeds else ("top", "truncate"))
-        most = read_whole_number({"top": 5, **query}, "top") or 0
-        if not 1 <= most <= MOST_TOP:
-            raise ValueError(f"top must be 1 to {MOST_TOP}, got {most}.")
+        most = read_top(query)
         content_type, most_texts = request.headers.get("content-type", ""), self.service.config.most_images
         read = await self.run_in_thread(len(body), read_texts, body, content_type, most_texts)
         answer = await self.answer(read.texts, options, deployment, arrived_at)

@@ -19,7 +19,7 @@ from .backends.agreement import NOISE, Agreement, count_images, measure_agreemen
 from .backends.backend import Backend
 from .backends.text_backend import TextBackend
 from .config import ServingConfig
-from .engine import Answer, Deployment, Inputs, Request
+from .engine import Deployment, Inputs
 from .latencies import latency_rows
 from .service import InferenceService, leave_the_file, served
 from .text_reader import TextReader
@@ -105,18 +105,9 @@ class TextService(InferenceService):
     def _check_replaces(self, model: Any) -> None:
         self._describe(model).check_replaces(described_texts(self.engine.deployment))
 
-    def submit(
-        self,
-        images: Inputs,
-        deadline: float,
-        allowed: frozenset[int] | None,
-        arrived_at: float,
-        deployment: Deployment | None = None,
-    ) -> Future[Answer]:
-        """Queue texts that were prepared for a network, as `Engine.submit`; by default the one that serves now."""
-        assert isinstance(images, TextBatch)
-        weight = described_texts(deployment or self.engine.deployment).weight_of(images.length)
-        return self.engine.submit(Request(images, deadline, allowed, arrived_at, deployment, weight))
+    def _weight(self, inputs: Inputs, deployment: Deployment) -> int:
+        assert isinstance(inputs, TextBatch)
+        return described_texts(deployment).weight_of(inputs.length)
 
     def tokenize_soon(
         self, texts: Sequence[str], truncate: bool, deadline: float, deployment: Deployment | None = None
