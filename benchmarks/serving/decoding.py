@@ -31,7 +31,8 @@ from open_loop import read_answer
 from PIL import Image
 from timm.data import create_transform
 
-from timm_stitch.deployment.serving.image_reader import Decoder, ImageReader
+from timm_stitch.deployment.serving.decoder import Decoder
+from timm_stitch.deployment.serving.image_reader import ImageReader
 from timm_stitch.deployment.serving.network import first_resize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))

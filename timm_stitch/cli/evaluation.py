@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..choices import PRECISIONS
+from ..choices import ENGINES, SERVED_PRECISIONS
 from ..models.published import is_registered, published_table
 from ..plan.frontier import pareto_frontier
 from ..plan.metrics import METRICS, main_score
@@ -256,7 +256,19 @@ def _add_profile(verbs: Verbs) -> None:
         metavar="N",
         help="several numbers of images per call",
     )
-    verb.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of the call (default: fp32)")
+    verb.add_argument(
+        "--precision",
+        choices=SERVED_PRECISIONS,
+        default="fp32",
+        help="precision of the call; int8 is for openvino and onnxruntime (default: fp32)",
+    )
+    verb.add_argument(
+        "--engine",
+        choices=[name for name in ENGINES if name != "auto"],
+        default="torch",
+        help="what runs the stitches, as in serve; engines measure those that serve prepares (default: torch)",
+    )
+    verb.add_argument("--calibration", metavar="FOLDER", help="folder of images, half of which calibrate int8")
     verb.add_argument(
         "--repeats",
         type=int,
@@ -289,15 +301,30 @@ def run_profile(options: argparse.Namespace) -> None:
 
     if options.save:
         _check_folder(options)
+    if options.engine == "torch" and (options.precision == "int8" or options.calibration):
+        raise ValueError("--precision int8 and --calibration are for an engine: add --engine openvino or onnxruntime.")
+    if options.engine != "torch" and (options.quick or options.compile or options.length):
+        raise ValueError(
+            f"--quick, --compile and --length measure torch, not --engine {options.engine}: leave them out."
+        )
     set_threads(options.threads)
     model = load_model(options)
     if options.compile:
         model.compile()
-    rows = profile(
-        model, options.batch_size, options.device, batch_sizes=options.batch_sizes, stitch_ids=options.stitch_ids,
-        precision=options.precision, repeats=options.repeats, length=options.length, quick=options.quick,
-        progress=not options.json,
-    )  # fmt: skip
+    if options.engine == "torch":
+        rows = profile(
+            model, options.batch_size, options.device, batch_sizes=options.batch_sizes, stitch_ids=options.stitch_ids,
+            precision=options.precision, repeats=options.repeats, length=options.length, quick=options.quick,
+            progress=not options.json,
+        )  # fmt: skip
+    else:
+        from ..deployment.serving.engine_profile import profile_engine
+
+        rows = profile_engine(
+            model.to(options.device), options.engine, options.precision, options.batch_size,
+            batch_sizes=options.batch_sizes, stitch_ids=options.stitch_ids, calibration=options.calibration,
+            repeats=options.repeats,
+        )  # fmt: skip
     if options.output:
         write_rows(options.output, rows)
     if options.save:

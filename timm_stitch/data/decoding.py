@@ -1,7 +1,7 @@
 """Image files become pixels, upright and with 8 bits: as a function, and as a program for files of strangers.
 
 It needs Pillow and the standard library alone, so that a process that only decodes starts in a twentieth of a second.
-`deployment/serving/image_reader` runs this file as a program: a bound on an image's size bounds neither the work of its
+`deployment/serving/decoder` runs this file as a program: a bound on an image's size bounds neither the work of its
 decoding nor the memory, but a process has limits and can be ended.
 """
 

@@ -94,7 +94,7 @@ def profile(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
-    sizes = _check_sizes(batch_size, batch_sizes)
+    sizes = check_batch_sizes(batch_size, batch_sizes)
     if quick:
         require(model, "quick_profile")
     if repeats < 1:
@@ -160,7 +160,7 @@ def profile_calls(
     Returns:
         One row per stitch: `stitch_id`, `batch_size`, and the latencies as from `profile`.
     """
-    sizes = _check_sizes(None, batch_sizes)
+    sizes = check_batch_sizes(None, batch_sizes)
     batches = {n: example(n) if example else model.example(n).float().cpu() for n in sizes}
     clock = _Clock(model, batches, repeats, False)
     clock.wait = lambda: None  # `run` has waited
@@ -168,8 +168,12 @@ def profile_calls(
     return [{"stitch_id": k, "batch_size": sizes[0], **times} for k, times in timed.items()]
 
 
-def _check_sizes(batch_size: int | None, batch_sizes: Sequence[int] | None) -> list[int]:
-    """Check the batch sizes, and sort them."""
+def check_batch_sizes(batch_size: int | None, batch_sizes: Sequence[int] | None) -> list[int]:
+    """Check one batch size or several, and sort them; without any, it is 1.
+
+    Raises:
+        ValueError: if one is out of range, or both arguments are given.
+    """
     if batch_sizes is None:
         if batch_size is not None and not is_batch_size(batch_size):
             raise ValueError(

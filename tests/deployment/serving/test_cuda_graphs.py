@@ -22,7 +22,8 @@ from timm_stitch.deployment.serving.backends.conversions import ConversionError
 from timm_stitch.deployment.serving.backends.cuda_graphs import CudaGraphsBackend
 from timm_stitch.deployment.serving.backends.torch_backend import TorchBackend
 from timm_stitch.deployment.serving.config import ServingConfig
-from timm_stitch.deployment.serving.service import InferenceService, arithmetic
+from timm_stitch.deployment.serving.deployments import arithmetic
+from timm_stitch.deployment.serving.service import InferenceService
 
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

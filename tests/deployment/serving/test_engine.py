@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from timm_stitch.deployment.policies import Decision, DrainPolicy, FixedPolicy, LatencyTable
-from timm_stitch.deployment.serving.engine import Call, Deployment, Engine, OverloadError, Request
+from timm_stitch.deployment.serving.deployments import Deployment
+from timm_stitch.deployment.serving.engine import Call, Engine, OverloadError, Request
 
 ROWS = [
     {"stitch_id": stitch_id, "top1": top1, "batch_size": batch, "latency_ms": ms * (0.5 + 0.5 * batch)}

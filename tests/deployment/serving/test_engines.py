@@ -14,7 +14,8 @@ from served_network import network
 from timm_stitch.deployment.serving.backends import conversions
 from timm_stitch.deployment.serving.backends.compiled import BOUNDS
 from timm_stitch.deployment.serving.config import RequestOptions, ServingConfig
-from timm_stitch.deployment.serving.service import InferenceService, arithmetic
+from timm_stitch.deployment.serving.deployments import arithmetic
+from timm_stitch.deployment.serving.service import InferenceService
 
 HAS = {name: importlib.util.find_spec(name) is not None for name in ("openvino", "onnxruntime")}
 ENGINES = [pytest.param(e, marks=pytest.mark.skipif(not HAS[e], reason=f"needs {e}")) for e in HAS]

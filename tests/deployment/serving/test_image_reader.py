@@ -12,8 +12,9 @@ from timm.data import create_transform
 from torchvision import transforms
 from torchvision.transforms.functional import pil_to_tensor
 
+from timm_stitch.deployment.serving.decoder import Decoder, TooMuchWorkError, TooSlowError
 from timm_stitch.deployment.serving.engine import OverloadError
-from timm_stitch.deployment.serving.image_reader import Decoder, ImageReader, TooMuchWorkError, TooSlowError
+from timm_stitch.deployment.serving.image_reader import ImageReader
 from timm_stitch.deployment.serving.network import first_resize
 
 PIXELS = 50_000_000

@@ -21,8 +21,9 @@ from timm_stitch.deployment.serving.backends.agreement import compared_images
 from timm_stitch.deployment.serving.backends.calibration import calibrating_images, image_files, split_files
 from timm_stitch.deployment.serving.backends.conversions import conversion_folder
 from timm_stitch.deployment.serving.config import RequestOptions, ServingConfig
+from timm_stitch.deployment.serving.deployments import arithmetic
 from timm_stitch.deployment.serving.network import ServedNetwork
-from timm_stitch.deployment.serving.service import InferenceService, arithmetic
+from timm_stitch.deployment.serving.service import InferenceService
 
 HAS = {name: importlib.util.find_spec(name) is not None for name in ("openvino", "onnxruntime")}
 ENGINES = [pytest.param(e, marks=pytest.mark.skipif(not HAS[e], reason=f"needs {e}")) for e in HAS]

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_stitch.data.decoding import open_image
-from timm_stitch.deployment.serving import image_reader, plain_images
+from timm_stitch.deployment.serving import image_reader, plain_images, signatures
 from timm_stitch.deployment.serving.engine import OverloadError
 from timm_stitch.deployment.serving.image_reader import ImageReader
 from timm_stitch.deployment.serving.plain_images import plain_work
@@ -161,4 +161,4 @@ def test_the_deadline_holds_for_plain_files_too(reader):
 
 
 def test_the_formats_are_those_that_pillow_is_given():
-    assert set(plain_images.FORMATS) <= set(image_reader.FORMATS)
+    assert set(plain_images.FORMATS) <= set(signatures.FORMATS)

@@ -1,230 +1,32 @@
-"""The web application: images by POST, the Open Inference Protocol, health, metrics and a page; `text_app` takes texts.
+"""The web application of a network of images: image files by POST, and the Open Inference Protocol.
 
-An ASGI app on Starlette, for uvicorn or another ASGI server (`pip install '.[serve]'`). Errors are JSON,
-`{"error": …}`: 400 for unreadable input, 408 for a body that arrives too slowly, 413 for one that is too large, and
-403 for a page of another site, 500 if the network fails, and 503 with `Retry-After` if there is no time or memory.
-
-The file is long because it holds every route next to the errors that it answers.
+It needs what `base_app` needs, and answers errors as it does.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
-from importlib.metadata import version
-from importlib.resources import files
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
-import numpy as np
 import torch
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from torch import Tensor
 
-from ...plan.metrics import metric_of
 from ..maps import MapPredictor
-from .bodies import BodyBudget
+from .base_app import BaseApp, inference_options
 from .config import RequestOptions
-from .engine import Answer, Deployment, Inputs, OverloadError
-from .hosts import HostCheck
-from .metrics import Metrics
-from .open_inference import EXTENSIONS, HEADER_LENGTH, OUTPUT, Inference, describe, read_inference, write_inference
-from .options import read_number, read_options, read_query, read_top
-from .service import InferenceService, arithmetic, described, served
-
-_logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-PATIENCE = 10.0  # seconds that a body may take to arrive
-_LARGE = 1 << 16  # bytes that are worth another thread
-_STEP = 0.02  # seconds between measurements of the event loop's lag
-_LARGEST_VALUE = 1e4  # that a prepared image may have; the network's fault is what it gives for those
-_ALL_BODIES = 256 << 20  # bytes of all bodies together, or four of the largest
+from .deployments import Deployment, described
+from .open_inference import HEADER_LENGTH, describe, read_inference
+from .options import read_options, read_query, read_top
 
 
-class HttpApp:
-    """The HTTP handlers of an inference service.
+class HttpApp(BaseApp):
+    """The HTTP handlers of an inference service of images.
 
     Args:
-        service: the service that answers.
-        most_bytes: the largest size of a request's body.
-        hosts: the names by which clients call the server, besides addresses and local names; default any.
-
-    Raises:
-        ValueError: if `most_bytes` is not positive.
-
-    Attributes:
-        metrics: the counts of requests and of the network's calls.
+        service, most_bytes, hosts: the arguments of `BaseApp`.
     """
-
-    def __init__(
-        self, service: InferenceService, most_bytes: int = 16 << 20, hosts: Collection[str] | None = None
-    ) -> None:
-        if most_bytes < 1:
-            raise ValueError(f"most_bytes must be 1 or more, got {most_bytes}.")
-        self.service, self.most_bytes, self.hosts = service, most_bytes, hosts
-        self.bodies = BodyBudget(max(_ALL_BODIES, 4 * most_bytes))
-        self.metrics = Metrics(lambda: service.accuracy, lambda: service.engine.deployment, service.kind)
-        service.watch(self.metrics.watch)
-        self.lag = 0.0  # of the event loop, in seconds
-        page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-        self.page = page.replace("images", service.kind).replace("Images", service.kind.capitalize())
-
-    def asgi(self) -> Starlette:
-        """Build the ASGI application."""
-        model = f"/v2/models/{self.service.name}"
-        versions = (model, f"{model}/versions/1")
-        routes = [
-            Route("/", self.show),
-            Route("/recent", self.recent),
-            Route("/predict", self.with_errors(self.predict), methods=["POST"]),
-            Route("/health", self.ready),
-            Route("/metrics", self.prometheus),
-            Route("/v2", self.server),
-            Route("/v2/health/live", self.live),
-            Route("/v2/health/ready", self.ready),
-            *(Route(path, self.metadata) for path in versions),
-            *(Route(f"{path}/ready", self.ready) for path in versions),
-            *(Route(f"{path}/infer", self.with_errors(self.infer), methods=["POST"]) for path in versions),
-        ]
-        return Starlette(
-            routes=routes,
-            exception_handlers={HTTPException: _http_error, Exception: _fault},
-            lifespan=self.lifespan,
-            middleware=[Middleware(HostCheck, self.hosts)],
-        )
-
-    @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Watch the event loop while the application runs; then answer waiting requests."""
-        watching = asyncio.create_task(self.watch())
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await asyncio.to_thread(self.service.close)
-
-    async def watch(self) -> None:
-        """Measure the event loop's lag, a wait that no policy sees."""
-        while True:
-            due = time.monotonic() + _STEP
-            await asyncio.sleep(_STEP)
-            self.lag = time.monotonic() - due
-            self.metrics.lag.set(self.lag)
-
-    # ── requests ──────────────────────────────────────────────────────────────────────────────────
-
-    def with_errors(
-        self, handler: Callable[[Request, bytes, float], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """Wrap a handler of a body: its errors become JSON, its answers are counted."""
-
-        async def answer(request: Request) -> Response:
-            arrived_at = time.monotonic()
-            try:
-                with self.bodies.body() as body:
-                    self.check_head(request)
-                    response = await handler(
-                        request, await body.read(request.stream(), self.most_bytes, PATIENCE), arrived_at
-                    )
-            except HTTPException as error:
-                response = _http_error(request, error)
-            except ClientDisconnect:
-                response = Response(status_code=499)  # nobody reads it
-            except ValueError as error:
-                response = _error(400, str(error))
-            except OverloadError as error:
-                response = _error(503, str(error), {"retry-after": "1"})
-            except Exception as error:
-                response = _fault(request, error)
-            self.metrics.answered(response.status_code, time.monotonic() - arrived_at)
-            return response
-
-        return answer
-
-    def check_head(self, request: Request) -> None:
-        """Refuse a request whose body would be refused, before it is read."""
-        length = request.headers.get("content-length", "0")
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, "bodies must come without content-encoding.")
-        if not length.isdecimal() or len(length) > 20 or int(length) > self.most_bytes:
-            raise HTTPException(413, f"the body has {length:.20} bytes: at most {self.most_bytes:,} are accepted.")
-
-    async def answer(
-        self,
-        images: Inputs | list[Any],
-        options: RequestOptions,
-        deployment: Deployment,
-        arrived_at: float,
-        note_size: Callable[[tuple[int, int]], None] | None = None,
-    ) -> Answer:
-        """Read images, queue them for a network and wait for their answer; `note_size` as in `read_soon`.
-
-        Raises:
-            OverloadError: if there is no time.
-            ValueError: if the images are too large for the network.
-            HTTPException: if the network fails.
-        """
-        service = self.service
-        allowed, deadline = service.allowed_stitches(options, deployment), service.deadline(options, arrived_at)
-        try:
-            if self.lag > (deadline - arrived_at) / 2:
-                raise OverloadError(f"the server is {1e3 * self.lag:.0f} ms behind: try again later.")
-            if isinstance(images, list):
-                images = await self.read(images, options, deadline, deployment, note_size)
-            queued = service.submit(images, deadline, allowed, arrived_at, deployment)
-        except OverloadError:
-            self.metrics.refused(len(images))
-            raise
-        try:
-            answer = await asyncio.wrap_future(queued)
-        except OverloadError:
-            raise
-        except Exception as error:  # the engine has logged it
-            reason = f"the network failed ({type(error).__name__}): see the server's log."
-            raise HTTPException(500, reason) from error
-        if not torch.isfinite(answer.logits).all():
-            reason = f"the logits of stitch {answer.stitch_id} are not finite numbers"
-            if isinstance(images, torch.Tensor) and (largest := float(images.abs().max())) > _LARGEST_VALUE:
-                raise ValueError(f"the images have values up to {largest:.3g}, for which {reason}: prepare them.")
-            raise HTTPException(500, f"the network failed: {reason}.")
-        return answer
-
-    async def read(
-        self,
-        images: list[Any],
-        options: RequestOptions,
-        deadline: float,
-        deployment: Deployment,
-        note_size: Callable[[tuple[int, int]], None] | None,
-    ) -> Inputs:
-        """Read image files for a network."""
-        return await asyncio.wrap_future(self.service.read_soon(images, deadline, deployment, note_size))
-
-    def facts(self, answer: Answer, deployment: Deployment, arrived_at: float) -> dict[str, object]:
-        """Describe an answer: its stitch, what computed it, and the times that it took."""
-        network = served(deployment)
-        row = network.stitches[answer.stitch_id]
-        return {
-            "stitch_id": answer.stitch_id,
-            "stitch": row.get("name"),
-            network.score: network.accuracy.get(answer.stitch_id),
-            "macs": row.get("macs"),
-            **arithmetic(deployment, answer.stitch_id),
-            "late": answer.late,
-            "waited_ms": round(1e3 * answer.waited_s, 3),
-            "call_ms": round(1e3 * answer.duration_s, 3),
-            "latency_ms": round(1e3 * (time.monotonic() - arrived_at), 3),
-            "batch": answer.batch,
-        }
 
     async def predict(self, request: Request, body: bytes, arrived_at: float) -> Response:
         """Classify the image file in the body, or predict its mask or depths."""
@@ -233,7 +35,7 @@ class HttpApp:
         options, most = read_options(query, ("top",)), read_top(query)
         if network.maps is not None:
             return await self.predict_map(request, body, arrived_at, deployment, network.maps, options, most)
-        answer = await self.answer([body], options, deployment, arrived_at)
+        answer = await self.answer([body], options, deployment, arrived_at, self.reader([body], deployment))
         values, classes = answer.logits[0].softmax(0).topk(min(most, answer.logits.shape[1]))
         predictions = [
             {"class": number, "label": network.labels[number], "probability": round(p, 6)}
@@ -253,7 +55,8 @@ class HttpApp:
     ) -> Response:
         """Predict the mask or the depths of an image: a PNG for clients that accept that, else what is in it."""
         sizes: list[tuple[int, int]] = []
-        answer = await self.answer([body], options, deployment, arrived_at, sizes.append)
+        read = self.reader([body], deployment, sizes.append)
+        answer = await self.answer([body], options, deployment, arrived_at, read)
         height, width = sizes[-1]
         values = maps.nearest(answer.logits[0], (height, width))
         facts = self.facts(answer, deployment, arrived_at)
@@ -265,12 +68,6 @@ class HttpApp:
             return Response(picture, media_type="image/png", headers=heads)
         described_map = await self.run_in_thread(values.size, maps.describe, values, most)
         return JSONResponse({**described_map, "size": [height, width], **facts})
-
-    async def run_in_thread(self, size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Work on some bytes, on another thread if they are many and would block the event loop."""
-        if size < _LARGE:
-            return work(*args, **kwargs)
-        return await asyncio.wrap_future(self.service.parsers.submit(work, *args, **kwargs))
 
     async def infer(self, request: Request, body: bytes, arrived_at: float) -> Response:
         """Answer a request of the Open Inference Protocol."""
@@ -286,106 +83,27 @@ class HttpApp:
             len(body), read_inference, body, length, network.shape, service.config.most_images, len(network.labels)
         )
         options = inference_options(inference)
-        images = inference.inputs if isinstance(inference.inputs, list) else torch.from_numpy(inference.inputs)
-        return await self.write(
-            inference, await self.answer(images, options, deployment, arrived_at), deployment, arrived_at
-        )
+        if isinstance(inference.inputs, list):
+            read = self.reader(inference.inputs, deployment)
+            answer = await self.answer(inference.inputs, options, deployment, arrived_at, read)
+        else:
+            answer = await self.answer(torch.from_numpy(inference.inputs), options, deployment, arrived_at)
+        return await self.write(inference, answer, deployment, arrived_at)
 
-    async def write(
-        self, inference: Inference, answer: Answer, deployment: Deployment, arrived_at: float, output: str = OUTPUT
-    ) -> Response:
-        """Write the answer to a request of the Open Inference Protocol."""
-        facts = self.facts(answer, deployment, arrived_at)
-        known = {key: value for key, value in facts.items() if value is not None}
-        logits = np.asarray(answer.logits, dtype=np.float32)
-        size = 0 if inference.binary else 10 * logits.size
-        written, headers = await self.run_in_thread(
-            size, write_inference, self.service.name, inference, logits, known, served(deployment).labels, output
-        )
-        return Response(written, headers=headers)
-
-    # ── health, metadata and the page ─────────────────────────────────────────────────────────────
-
-    async def live(self, request: Request) -> Response:
-        """Say whether the process should be kept."""
-        return JSONResponse({"live": self.service.alive}, 200 if self.service.alive else 503)
-
-    async def ready(self, request: Request) -> Response:
-        """Say whether requests should be sent here."""
-        alive = self.service.alive
-        return JSONResponse({"ready": alive, "waiting": self.service.waiting}, 200 if alive else 503)
-
-    async def server(self, request: Request) -> Response:
-        """Return the server's metadata."""
-        return JSONResponse({"name": "timm_stitch", "version": version("timm_stitch"), "extensions": list(EXTENSIONS)})
+    def reader(
+        self,
+        files: Sequence[bytes],
+        deployment: Deployment,
+        note_size: Callable[[tuple[int, int]], None] | None = None,
+    ) -> Callable[[float], Future[Tensor]]:
+        """Return what reads image files for a network before a deadline; `note_size` as in `read_soon`."""
+        return lambda deadline: self.service.read_soon(files, deadline, deployment, note_size)
 
     async def metadata(self, request: Request) -> Response:
         """Return the network's metadata."""
         network = described(self.service.engine.deployment)
         outputs = [len(network.labels)] if network.maps is None else list(network.shape[1:])
         return JSONResponse(describe(self.service.name, network.shape, outputs))
-
-    async def prometheus(self, request: Request) -> Response:
-        """Return the counts for Prometheus."""
-        return Response(self.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    async def show(self, request: Request) -> Response:
-        """Return the page."""
-        return HTMLResponse(self.page)
-
-    async def recent(self, request: Request) -> Response:
-        """Return the figures that the page draws."""
-        service, deployment = self.service, self.service.engine.deployment
-        network, table = served(deployment), deployment.table
-        stitches = [
-            {
-                "stitch_id": k,
-                "name": network.stitches[k]["name"],
-                "top1": network.accuracy.get(k) if metric_of(network.score).percent else None,  # as the page draws it
-                "ms": round(1e3 * s, 3),
-            }
-            for k, s in zip(table.stitch_ids, table.each, strict=True)
-        ]
-        figures = {
-            "name": service.name, "latency_ms": service.config.latency_ms, "policy": service.config.policy,
-            "stitches": stitches, "seconds": self.metrics.recent(),
-        }  # fmt: skip
-        return JSONResponse(figures)
-
-
-def inference_options(inference: Inference, more: Collection[str] = ()) -> RequestOptions:
-    """Read the options of a request of the Open Inference Protocol.
-
-    Args:
-        inference: the request.
-        more: further options that the network takes.
-
-    Raises:
-        ValueError: if one is unknown or out of range.
-    """
-    parameters: dict[str, object] = dict(inference.parameters)
-    timeout = read_number(parameters, "timeout")  # Triton's, in microseconds; 0 is none
-    parameters.pop("timeout", None)
-    if timeout:
-        if "latency_ms" in parameters:
-            raise ValueError("give timeout or latency_ms, not both.")
-        parameters["latency_ms"] = timeout / 1e3
-    return read_options(parameters, more)
-
-
-def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse({"error": message}, status, headers)
-
-
-def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, error.detail, error.headers)
-
-
-def _fault(request: Request, error: Exception) -> Response:
-    """Answer what should not happen; the log has more."""
-    _logger.error("a request failed", exc_info=error)
-    return _error(500, f"the server failed ({type(error).__name__}): see its log.")
 
 
 Application = HttpApp  # its former name

@@ -15,15 +15,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
-from ..policies import LatencyTable, Policy, Slowdown
-from .backends.agreement import Agreement
-from .backends.backend import Backend
-from .network import Served
+from ..policies import LatencyTable, Slowdown
+from .deployments import Deployment, Inputs
 
 _logger = logging.getLogger(__name__)
 
@@ -32,36 +28,6 @@ SCANNED = 4  # batches that are searched for requests that allow the same stitch
 
 class OverloadError(RuntimeError):
     """A request that cannot be answered in time, and is dropped."""
-
-
-class Inputs(Protocol):
-    """Prepared inputs of a request: images, shape (N, C, H, W), or N texts."""
-
-    def __len__(self) -> int:
-        """Count them."""
-
-
-class Deployment(NamedTuple):
-    """A network as the engine runs it; replaced as a whole.
-
-    Args:
-        run: computes the logits, shape (B, classes), of images, shape (B, C, H, W), by a stitch; both on the CPU. Or
-            those of texts.
-        policy: the policy that chooses stitches.
-        table: the latencies of the stitches that the policy chooses from.
-        network: the description of the network, for those who prepare its images and read its answers.
-        backend: the backend that runs the stitches.
-        agreement: the agreement of the backend with float32, if its precision is another.
-        join: joins the inputs of several requests into one call's.
-    """
-
-    run: Callable[[Any, int], Tensor]
-    policy: Policy
-    table: LatencyTable
-    network: Served | None = None
-    backend: Backend | None = None
-    agreement: Agreement | None = None
-    join: Callable[[list[Any]], Any] = torch.cat
 
 
 @dataclass(frozen=True)

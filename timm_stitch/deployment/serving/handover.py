@@ -20,6 +20,7 @@ import torch
 
 from ...evaluation.profiling import processor_name, profile_calls
 from ...families.timm_models.network import SNNet
+from ...plan.timings import call_times
 from ..class_names import task_of
 from ..policies import LatencyTable
 from .backends.backend import Backend
@@ -30,8 +31,8 @@ from .backends.cuda_graphs import ENGINE as CUDA_GRAPHS
 from .backends.cuda_graphs import CudaGraphsBackend, check_device
 from .backends.torch_backend import TorchBackend
 from .config import ServingConfig
-from .engine import Deployment
-from .latencies import frontier_stitches, known_rows, measure, with_times
+from .deployments import Deployment
+from .latencies import frontier_stitches, is_measured_by, known_rows, measure, with_times
 from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ _TRIED = 3  # stitches by which "auto" decides
 _AUTO = "openvino"
 
 Deploy = Callable[[ServedNetwork, LatencyTable, Backend], Deployment]
+MakeBackend = Callable[[TorchBackend, ServedNetwork, Sequence[int]], "EngineBackend | None"]
 
 
 class EngineBackend(Backend, Protocol):
@@ -64,7 +66,7 @@ class EngineBackend(Backend, Protocol):
         """Make the stitches that were prepared fast for further batch sizes."""
 
 
-def find_engine(model: SNNet, config: ServingConfig) -> Callable[[Deployment], EngineBackend | None] | None:
+def find_engine(model: SNNet, config: ServingConfig) -> MakeBackend | None:
     """Find what makes the backend of a config's engine, before anything is served.
 
     Args:
@@ -72,8 +74,8 @@ def find_engine(model: SNNet, config: ServingConfig) -> Callable[[Deployment], E
         config: the engine, its precision and its memory.
 
     Returns:
-        A function that makes the backend for a deployment in torch, or None if it would take too much memory; None if
-        torch serves.
+        A function of the network in torch, its description and the stitches to prepare, which makes the backend, or
+        None if it would take too much memory; None if torch serves.
 
     Raises:
         ImportError: if the engine is not installed.
@@ -81,27 +83,21 @@ def find_engine(model: SNNet, config: ServingConfig) -> Callable[[Deployment], E
     """
     if config.engine == CUDA_GRAPHS:
         check_device(model)
-        return lambda deployment: CudaGraphsBackend(_reference(deployment), config.most_memory_mb)
+        return lambda reference, network, stitch_ids: CudaGraphsBackend(reference, config.most_memory_mb)
     loaded = load_compiler(model, config)
     if loaded is None:
         return None
     name, compiler = loaded
 
-    def compiled(deployment: Deployment) -> EngineBackend | None:
-        layout = choose_layout(name, compiler, deployment, config)
+    def compiled(reference: TorchBackend, network: ServedNetwork, stitch_ids: Sequence[int]) -> EngineBackend | None:
+        layout = choose_layout(name, compiler, network.model, stitch_ids, config)
         if layout is None:
             return None
         threads, machine = torch.get_num_threads(), processor_name()
-        assert isinstance(deployment.network, ServedNetwork)
-        calibrate = partial(calibrating_images, deployment.network, config) if config.precision == "int8" else None
-        return CompiledBackend(_reference(deployment), compiler, name, threads, machine, layout, calibrate)
+        calibrate = partial(calibrating_images, network, config) if config.precision == "int8" else None
+        return CompiledBackend(reference, compiler, name, threads, machine, layout, calibrate)
 
     return compiled
-
-
-def _reference(deployment: Deployment) -> TorchBackend:
-    assert isinstance(deployment.backend, TorchBackend)
-    return deployment.backend
 
 
 def load_compiler(model: SNNet, config: ServingConfig) -> tuple[str, Compiler] | None:
@@ -145,8 +141,17 @@ def load_compiler(model: SNNet, config: ServingConfig) -> tuple[str, Compiler] |
     return name, compiler
 
 
-def choose_layout(engine: str, compiler: Compiler, deployment: Deployment, config: ServingConfig) -> str | None:
+def choose_layout(
+    engine: str, compiler: Compiler, model: SNNet, stitch_ids: Sequence[int], config: ServingConfig
+) -> str | None:
     """Choose between whole stitches and the parts that they share, and print how much memory their weights take.
+
+    Args:
+        engine: the name of the engine.
+        compiler: the engine.
+        model: the network.
+        stitch_ids: the stitches to compile.
+        config: the precision and the most memory.
 
     Returns:
         `"whole"`, or `"parts"` where whole stitches would take more than twice the weights of all together; None if
@@ -155,9 +160,6 @@ def choose_layout(engine: str, compiler: Compiler, deployment: Deployment, confi
     Raises:
         ValueError: if another engine would take more.
     """
-    assert isinstance(deployment.network, ServedNetwork)
-    model = deployment.network.model
-    stitch_ids = frontier_stitches(known_rows(model, config))
     extracted = [dict(model.extract(k).named_parameters()) for k in stitch_ids]
     whole = sum(tensor.numel() for small in extracted for tensor in small.values()) * 4 / 1e6
     union = sum(tensor.numel() for tensor in {k: v for s in extracted for k, v in s.items()}.values()) * 4 / 1e6
@@ -232,7 +234,9 @@ class Handover:
         if self.config.engine == "auto" and (ratio := self._ratio(model, ready)) > WORTH:
             _logger.warning("torch stays: %s takes %.2f of its time, above %g", backend.engine, ratio, WORTH)
             return None
-        rows = read_latencies(backend.folder, backend.name) if backend.folder else []
+        rows = [row for row in self.known if is_measured_by(row, backend) and len(call_times(row)) > 1]
+        if backend.folder and not set(ready) <= {row["stitch_id"] for row in rows}:
+            rows = read_latencies(backend.folder, backend.name)
         if not set(ready) <= {row["stitch_id"] for row in rows}:
             rows = measure(model, backend, self.config, ready, backend.warm)
             if backend.folder:

@@ -28,11 +28,12 @@ from .backends.backend import Backend
 from .backends.map_backend import MapBackend
 from .backends.torch_backend import TorchBackend
 from .config import LONGEST_MS, RequestOptions, ServingConfig
-from .engine import Answer, Call, Deployment, Engine, Inputs, Request
-from .handover import EngineBackend, Handover, find_engine
+from .deployments import Deployment, Inputs, described, served
+from .engine import Answer, Call, Engine, Request
+from .handover import EngineBackend, Handover, MakeBackend, find_engine
 from .image_reader import ImageReader
-from .latencies import latency_rows
-from .network import Served, ServedNetwork
+from .latencies import frontier_stitches, known_rows, latency_rows
+from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class InferenceService:
         self._replacing = threading.Lock()
         make_backend = self._find_engine(model)
         deployment = self._deploy(model)
-        backend = make_backend(deployment) if make_backend else None
+        backend = self._engine_backend(make_backend, deployment)
         self.engine = Engine(deployment, config.most_waiting, kind=self.kind)
         self._open_reader()
         self._prepare_engine(backend)
@@ -75,9 +76,17 @@ class InferenceService:
         self.images = ImageReader(config.most_pixels, config.most_waiting, decoders)
         self.images.wait_until_ready()
 
-    def _find_engine(self, model: Any) -> Callable[[Deployment], EngineBackend | None] | None:
+    def _find_engine(self, model: Any) -> MakeBackend | None:
         """Find what makes the backend of the engine; None if torch serves."""
         return find_engine(model, self.config)
+
+    def _engine_backend(self, make: MakeBackend | None, deployment: Deployment) -> EngineBackend | None:
+        """Make the backend of the engine for what serves in torch; None if torch goes on serving."""
+        if make is None:
+            return None
+        assert isinstance(deployment.backend, TorchBackend)
+        network = described(deployment)
+        return make(deployment.backend, network, frontier_stitches(known_rows(network.model, self.config)))
 
     def _deploy(self, model: Any) -> Deployment:
         """Prepare a network to run in torch, which changes nothing of this service."""
@@ -192,7 +201,7 @@ class InferenceService:
         self._check_replaces(model)
         make_backend = self._find_engine(model)
         deployment = self._deploy(model)
-        backend = make_backend(deployment) if make_backend else None
+        backend = self._engine_backend(make_backend, deployment)
         with self._replacing:
             if self._handover is not None:
                 self._handover.close()
@@ -302,32 +311,6 @@ def leave_the_file(model: torch.nn.Module) -> None:
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
-
-
-def served(deployment: Deployment) -> Served:
-    """Return the description of the network of a deployment."""
-    assert deployment.network is not None  # `_deploy` describes each
-    return deployment.network
-
-
-def described(deployment: Deployment) -> ServedNetwork:
-    """Return the description of the network of images of a deployment."""
-    assert isinstance(deployment.network, ServedNetwork)
-    return deployment.network
-
-
-def arithmetic(deployment: Deployment, stitch_id: int) -> dict[str, object]:
-    """Describe what runs a stitch: `engine`, `precision` and, if that is not fp32, the stitch's `agreement` with it."""
-    backend, agreement = deployment.backend, deployment.agreement
-    if backend is None:
-        return {}
-    facts: dict[str, object] = {
-        "engine": backend.engine if stitch_id in backend.ready else "torch",
-        "precision": backend.precision_of(stitch_id),
-    }  # fmt: skip
-    if agreement is not None and stitch_id in agreement.each:
-        facts["agreement"] = agreement.each[stitch_id]
-    return facts
 
 
 Service = InferenceService  # its former name

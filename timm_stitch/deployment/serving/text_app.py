@@ -1,12 +1,12 @@
 """The web application of a network of texts: classes or embeddings of texts by POST, and the Open Inference Protocol.
 
-It needs what `app` needs, and answers errors as it does.
+It needs what `base_app` needs, and answers errors as it does.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -14,27 +14,28 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
-from .app import HttpApp, inference_options
+from .app import HttpApp
+from .base_app import BaseApp, inference_options
 from .config import RequestOptions
-from .engine import Deployment, Inputs
+from .deployments import Deployment, described_texts
 from .open_inference import HEADER_LENGTH
 from .options import read_options, read_query, read_top
 from .service import InferenceService
 from .text_requests import describe_texts, read_text_inference, read_texts
-from .text_service import TextService, described_texts
+from .text_service import TextService
 from .texts import ServedTexts, TextBatch
 
 
-def open_app(service: InferenceService, most_bytes: int = 16 << 20, hosts: Collection[str] | None = None) -> HttpApp:
-    """Make the application of a service, of images or of texts; the arguments are those of `HttpApp`."""
+def open_app(service: InferenceService, most_bytes: int = 16 << 20, hosts: Collection[str] | None = None) -> BaseApp:
+    """Make the application of a service, of images or of texts; the arguments are those of `BaseApp`."""
     return (TextApp if isinstance(service, TextService) else HttpApp)(service, most_bytes, hosts)
 
 
-class TextApp(HttpApp):
+class TextApp(BaseApp):
     """The HTTP handlers of a `TextService`.
 
     Args:
-        service, most_bytes, hosts: the arguments of `HttpApp`.
+        service, most_bytes, hosts: the arguments of `BaseApp`.
     """
 
     service: TextService
@@ -48,7 +49,9 @@ class TextApp(HttpApp):
         most = read_top(query)
         content_type, most_texts = request.headers.get("content-type", ""), self.service.config.most_images
         read = await self.run_in_thread(len(body), read_texts, body, content_type, most_texts)
-        answer = await self.answer(read.texts, options, deployment, arrived_at)
+        answer = await self.answer(
+            read.texts, options, deployment, arrived_at, self.reader(read.texts, options, deployment)
+        )
         facts = self.facts(answer, deployment, arrived_at)
         if embeds:
             each: list[Any] = answer.logits.tolist()
@@ -56,18 +59,6 @@ class TextApp(HttpApp):
         else:
             each, kinds = [predictions(network, logits, most) for logits in answer.logits], ("predictions",) * 2
         return JSONResponse({kinds[read.is_list]: each if read.is_list else each[0], **facts})
-
-    async def read(
-        self,
-        images: list[Any],
-        options: RequestOptions,
-        deadline: float,
-        deployment: Deployment,
-        note_size: Callable[[tuple[int, int]], None] | None,
-    ) -> Inputs:
-        """Tokenize texts for a network."""
-        reading = self.service.tokenize_soon(images, options.truncate, deadline, deployment)
-        return await asyncio.wrap_future(reading)
 
     async def infer(self, request: Request, body: bytes, arrived_at: float) -> Response:
         """Answer a request of the Open Inference Protocol."""
@@ -82,9 +73,17 @@ class TextApp(HttpApp):
         options, texts = inference_options(inference, ("truncate",)), inference.inputs
         if not isinstance(texts, list):
             texts = TextBatch({name: torch.from_numpy(array) for name, array in texts.items()})
-            texts = network.complete(texts)
-        answer = await self.answer(texts, options, deployment, arrived_at)
+            answer = await self.answer(network.complete(texts), options, deployment, arrived_at)
+        else:
+            read = self.reader(texts, options, deployment)
+            answer = await self.answer(texts, options, deployment, arrived_at, read)
         return await self.write(inference, answer, deployment, arrived_at, endpoint.output)
+
+    def reader(
+        self, texts: Sequence[str], options: RequestOptions, deployment: Deployment
+    ) -> Callable[[float], Future[TextBatch]]:
+        """Return what tokenizes texts for a network before a deadline."""
+        return lambda deadline: self.service.tokenize_soon(texts, options.truncate, deadline, deployment)
 
     async def metadata(self, request: Request) -> Response:
         """Return the network's metadata."""

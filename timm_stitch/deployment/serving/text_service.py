@@ -19,9 +19,9 @@ from .backends.agreement import NOISE, Agreement, count_images, measure_agreemen
 from .backends.backend import Backend
 from .backends.text_backend import TextBackend
 from .config import ServingConfig
-from .engine import Deployment, Inputs
+from .deployments import Deployment, Inputs, described_texts
 from .latencies import latency_rows
-from .service import InferenceService, leave_the_file, served
+from .service import InferenceService, leave_the_file
 from .text_reader import TextReader
 from .texts import ServedTexts, TextBatch
 
@@ -115,13 +115,6 @@ class TextService(InferenceService):
         """Tokenize texts for a network, as `TextReader.read_soon`; by default the one that serves now."""
         network = described_texts(deployment or self.engine.deployment)
         return self.texts.read_soon(texts, network, truncate, deadline)
-
-
-def described_texts(deployment: Deployment) -> ServedTexts:
-    """Return the description of the network of texts of a deployment."""
-    network = served(deployment)
-    assert isinstance(network, ServedTexts)
-    return network
 
 
 def calibration_texts(network: ServedTexts, file: str | None, count: int) -> tuple[list[TextBatch], str]:
