@@ -126,7 +126,7 @@ class InferenceService:
 
     def _agreement(self, network: Any, backend: Backend, table: LatencyTable) -> Agreement:
         """Measure how often a backend agrees with the network in float32, and print it."""
-        count = count_images(2 * sum(table.each))
+        count = count_images(2 * sum(table.each), self.config.calibration is None)
         images, source = compared_images(network, self.config, count)
         reference = TorchBackend(network.model)
         agreement = measure_agreement(reference.run, backend.run, images.split(BATCH), source, table.stitch_ids)

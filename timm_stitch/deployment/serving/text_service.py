@@ -93,7 +93,7 @@ class TextService(InferenceService):
 
     def _agreement(self, network: ServedTexts, backend: Backend, table: LatencyTable) -> Agreement:
         """Measure how often a backend agrees with the network in float32, and print it."""
-        count = count_images(2 * sum(table.each) * network.weight_of(_NOISE_LENGTH))
+        count = count_images(2 * sum(table.each) * network.weight_of(_NOISE_LENGTH), self.config.calibration is None)
         batches, source = calibration_texts(network, self.config.calibration, count)
         agrees = same_class if network.endpoint.output == "logits" else cosine_similarity
         agreement = measure_agreement(

@@ -20,6 +20,7 @@ Agrees = Callable[[Tensor, Tensor], Tensor]
 MOST_IMAGES = 256
 LEAST_IMAGES = 16
 SECONDS = 20.0  # of the calls that a measurement may take, by the table
+NOISE_SECONDS = 5.0  # of those on noise, which says little
 BATCH = 16  # images of a call
 NOISE = "noise"
 
@@ -58,9 +59,9 @@ class Agreement:
         )
 
 
-def count_images(seconds_per_image: float) -> int:
+def count_images(seconds_per_image: float, are_noise: bool) -> int:
     """Choose a number of images whose calls take `SECONDS` at most, or `LEAST_IMAGES` if more would take longer."""
-    return max(LEAST_IMAGES, min(MOST_IMAGES, int(SECONDS / seconds_per_image)))
+    return max(LEAST_IMAGES, min(MOST_IMAGES, int((NOISE_SECONDS if are_noise else SECONDS) / seconds_per_image)))
 
 
 def compared_images(network: ServedNetwork, config: ServingConfig, count: int) -> tuple[Tensor, str]:
