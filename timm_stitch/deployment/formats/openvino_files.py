@@ -59,27 +59,33 @@ def write_graphs(job: Job, graphs: Iterable[tuple[str, nn.Module, Sequence[int]]
 
 def load(folder: Path, location: Location) -> Run:
     """Compile a graph to run on the CPU, in float32 whatever the processor is faster in."""
-    return compile_graph(folder, location, {"INFERENCE_PRECISION_HINT": "f32"})
+    run = compile_graph(folder, location, {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: run(images).clone()
 
 
-def compile_graph(folder: Path, location: Location, options: Mapping[str, object]) -> Run:
+def compile_graph(folder: Path, location: Location, options: Mapping[str, object], batch: int | None = None) -> Run:
     """Compile a graph, or an ONNX file, to run on the CPU; two threads must not run it at the same time.
 
     Args:
         folder: the folder of the graph.
         location: its place there.
         options: properties of OpenVINO's CPU plugin.
+        batch: the number of images in every call; default what the graph takes.
+
+    Returns:
+        A function of images, whose output is valid until the next call.
     """
     check_packages()
     core: Any = import_module("openvino").Core()
     path = locate(folder, location)
     weights = [] if path.suffix == ".onnx" else [str(folder / WEIGHTS_FILE)]  # an ONNX file names its weights
     graph = core.read_model(str(path), *weights)
+    if batch is not None:
+        graph.reshape([batch, *list(graph.inputs[0].partial_shape)[1:]])
     request = core.compile_model(graph, "CPU", dict(options)).create_infer_request()
 
     def run(images: torch.Tensor) -> torch.Tensor:
-        logits = request.infer([images.contiguous().numpy()], share_inputs=True)[0]
-        return torch.from_numpy(logits.copy())  # the next call writes to the same memory
+        return torch.from_numpy(request.infer([images.contiguous().numpy()], share_inputs=True, share_outputs=True)[0])
 
     return run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,8 @@ _logger = logging.getLogger(__name__)
 # the largest logit or 1. In int8, on images that calibrated: the mean difference over the spread of the logits.
 BOUNDS: dict[ServedPrecision, float] = {"fp32": 1e-4, "bf16": 0.25, "int8": 0.3}
 _COMPARED = (1, 3)  # images of two calls
+_BATCH = 8  # images of the call by which it is seen whether batches pay
+_PAYS = 0.9  # the share of the time of single images below which they do
 _COMPARED_IN_INT8 = 32
 
 
@@ -44,13 +47,19 @@ class Compiler(Protocol):
         """Return the engine and its version."""
 
     def compile_stitch(
-        self, folder: Path, location: Location, precision: ServedPrecision, threads: int
+        self, folder: Path, location: Location, precision: ServedPrecision, threads: int, batch: int | None = None
     ) -> Callable[[Tensor], Tensor]:
-        """Compile a converted file: a stitch, or a part of some."""
+        """Compile a converted file: a stitch, or a part of some.
+
+        Its calls have `batch` images each, or any number, and their output is valid until the next call.
+        """
 
 
 class CompiledBackend:
     """Runs the stitches that an engine has compiled, one call at a time, and all others in torch.
+
+    An engine keeps the memory of its largest call, for each stitch or part. So where a batch takes as long as its
+    images one by one, they run one by one; and no call of the engine has more images than it was warmed for.
 
     Args:
         reference: the network in torch, which answers what is not compiled.
@@ -77,6 +86,8 @@ class CompiledBackend:
         self._files: dict[str, Callable[[Tensor], Tensor]] = {}  # what is compiled, by file
         self._one_call = threading.Lock()  # an engine's request that two threads use gives wrong logits silently
         self._converting: subprocess.Popen[str] | None = None
+        self._most: int | None = None  # images in a call of the engine; any until it is warm
+        self._static: int | None = None  # images for which it compiles
         self.closed = False
 
     @property
@@ -100,11 +111,14 @@ class CompiledBackend:
         images, format = self.calibration and self.calibration(), self.compiler.FORMATS[self.precision]
         self.folder = conversion_folder(model, stitch_ids, format, self.layout, images)
         locations = open_conversion(model, stitch_ids, self.folder, format, self.layout, images, self._watch)
-        compared = TorchBackend(model)
+        compared, costs = TorchBackend(model), model.costs()
+        cheapest = min(stitch_ids, key=lambda k: costs.cost(model.plan[k]).macs)
+        if not self._do_batches_pay(locations[cheapest]):
+            self._static = self._most = 1
         for stitch_id in stitch_ids:
             if self.closed:
                 raise ConversionError("the server no longer needs it.")
-            run = self._compile(self.folder, locations[stitch_id])
+            run = self._compile(locations[stitch_id])
             if images is None:
                 difference = _difference(run, compared, stitch_id, self.shape)
             else:
@@ -119,25 +133,43 @@ class CompiledBackend:
             self._compiled[stitch_id] = run
         self.warm(batch_sizes)
 
-    def _compile(self, folder: Path, location: Location) -> Callable[[Tensor], Tensor]:
+    def _do_batches_pay(self, location: Location) -> bool:
+        """Measure whether a batch of the cheapest stitch is faster than its images one by one."""
+        files, self._files = self._files, {}  # compiled for this alone
+        run = self._compile(location)
+        self._files = files
+        images = torch.zeros(_BATCH, *self.shape)
+        run(images)
+        ratios = [_seconds(run, [images]) / _seconds(run, images.split(1)) for _ in range(3)]
+        return min(ratios) < _PAYS
+
+    def _compile(self, location: Location) -> Callable[[Tensor], Tensor]:
         """Compile a stitch: one file, or the chain of its parts, of which some may be compiled already."""
+        assert self.folder is not None  # `prepare` has named it
         chain = []
         for name in location.get("parts", location["file"]).split():
             if name not in self._files:
-                self._files[name] = self.compiler.compile_stitch(folder, {"file": name}, self.precision, self.threads)
+                self._files[name] = self.compiler.compile_stitch(
+                    self.folder, {"file": name}, self.precision, self.threads, self._static
+                )
             chain.append(self._files[name])
-        if len(chain) == 1:
-            return chain[0]
 
-        def run(images: Tensor) -> Tensor:
+        def run_some(images: Tensor) -> Tensor:
             for part in chain:
                 images = part(images)
-            return images
+            return images.clone()  # the next call writes to the same memory
+
+        def run(images: Tensor) -> Tensor:
+            if self._most is None or len(images) <= self._most:
+                return run_some(images)
+            return torch.cat([run_some(some) for some in images.split(self._most)])
 
         return run
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
         """Call each compiled stitch with each batch size: the first such call is many times slower."""
+        if self._static is None:
+            self._most = max([*batch_sizes, self._most or 1])
         for count in batch_sizes:
             images = torch.zeros(count, *self.shape)
             for stitch_id in list(self._compiled):
@@ -168,6 +200,13 @@ class CompiledBackend:
         self._converting = process
         if self.closed:
             process.kill()
+
+
+def _seconds(run: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> float:
+    began = time.perf_counter()
+    for images in batches:
+        run(images)
+    return time.perf_counter() - began
 
 
 def _difference(

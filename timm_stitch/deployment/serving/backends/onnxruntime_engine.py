@@ -28,9 +28,9 @@ def version() -> str:
 
 
 def compile_stitch(
-    folder: Path, location: Location, precision: ServedPrecision, threads: int
+    folder: Path, location: Location, precision: ServedPrecision, threads: int, batch: int | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """Open a converted stitch on its own number of threads, which are not torch's."""
+    """Open a converted stitch on its own number of threads, which are not torch's; it takes any batch."""
     runtime = import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

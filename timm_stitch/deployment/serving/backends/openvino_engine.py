@@ -39,7 +39,7 @@ def version() -> str:
 
 
 def compile_stitch(
-    folder: Path, location: Location, precision: ServedPrecision, threads: int
+    folder: Path, location: Location, precision: ServedPrecision, threads: int, batch: int | None = None
 ) -> Callable[[Tensor], Tensor]:
     """Compile a converted stitch; two threads must not run it at the same time.
 
@@ -49,4 +49,4 @@ def compile_stitch(
         "INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
     }  # fmt: skip
-    return openvino_files.compile_graph(folder, location, options)
+    return openvino_files.compile_graph(folder, location, options, batch)
