@@ -120,9 +120,13 @@ def test_prefixes_and_revisions_are_obeyed(folder):
 def test_rows_that_would_not_load_are_not_saved(folder):
     model = timm_stitch.from_hub(folder)
     odd = ({"latency_ms": 0}, {"latency_ms_batch_8": "fast"}, {"batch_size": -1}, {"latency_ms": float("nan")})
-    for extra in ({"loss": float("nan")}, {"per_class": [1.0]}, *odd):
+    for extra in ({"loss": float("nan")}, {"per_class": [1.0]}, {"top1": 143.8}, *odd):
         with pytest.raises(ValueError, match="which would not load again"):
             timm_stitch.save_pretrained(model, folder, results=[{"stitch_id": 0, **extra}])
+        other = timm_stitch.from_hub(folder)
+        other.results.add([{"stitch_id": 0, **extra}])  # from elsewhere
+        with pytest.raises(ValueError, match="which would not load again"):
+            timm_stitch.save_pretrained(other, folder)
 
 
 def test_channels_last_and_tied_weights_are_saved(folder):

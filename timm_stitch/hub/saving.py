@@ -123,17 +123,26 @@ def _rows(
     unknown = [row.get("stitch_id") for row in new if row.get("stitch_id") not in model.plan]
     if unknown:
         raise ValueError(f"the results hold stitches that the plan does not have: {unknown[:6]}.")
-    for row in new:
+    _check_plain(new)
+    if not new:
+        table = model.stitch_table()
+        _check_plain(table)
+        return table, model.results.value
+    merged = model.results.merged([{**images, **row} for row in new], weights)
+    table = model.table_with(merged.rows)
+    _check_plain(table)
+    return table, merged
+
+
+def _check_plain(rows: Rows) -> None:
+    """Refuse rows that would not load again."""
+    for row in rows:
         for key in sorted(row, key=str):
             if not is_plain(str(key), row[key]):
                 raise ValueError(
                     f"the row of stitch {row['stitch_id']} has {key}={row[key]!r:.60}, which would not load again: "
                     "expected texts of up to 1,024 letters, finite numbers, positive times, accuracies of 0 to 100."
                 )
-    if not new:
-        return model.stitch_table(), model.results.value
-    merged = model.results.merged([{**images, **row} for row in new], weights)
-    return model.table_with(merged.rows), merged
 
 
 def _draw(rows: Rows, path: Path, title: str) -> bool:

@@ -6,13 +6,15 @@ import json
 import random
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from served_network import network
 
-from timm_stitch.deployment.serving.backends import conversions
-from timm_stitch.deployment.serving.backends.compiled import BOUNDS
+from timm_stitch.deployment.serving.backends import compiled, conversions, openvino_engine
+from timm_stitch.deployment.serving.backends.compiled import BOUNDS, CompiledBackend
+from timm_stitch.deployment.serving.backends.torch_backend import TorchBackend
 from timm_stitch.deployment.serving.config import RequestOptions, ServingConfig
 from timm_stitch.deployment.serving.deployments import arithmetic
 from timm_stitch.deployment.serving.service import InferenceService
@@ -251,3 +253,61 @@ def test_engines_that_do_not_fit_are_refused(monkeypatch, caplog):
     assert "torch serves: OpenVINO needs openvino" in caplog.text
     assert service.engine.deployment.backend.engine == "torch"
     service.close()
+
+
+@needs_openvino
+@pytest.mark.parametrize("pays", [False, True])
+def test_no_call_of_the_engine_is_larger_than_it_is_warm_for(monkeypatch, pays):
+    """Each part keeps the memory of its largest call, so one large request would cost gigabytes for ever."""
+    monkeypatch.setattr(CompiledBackend, "_do_batches_pay", lambda self, location: pays)
+    sizes = []
+
+    class Compiler:
+        FORMATS, SHARES_PARTS = openvino_engine.FORMATS, True
+        version = staticmethod(openvino_engine.version)
+
+        @staticmethod
+        def compile_stitch(*arguments):
+            run = openvino_engine.compile_stitch(*arguments)
+
+            def noted(images):
+                sizes.append(len(images))
+                return run(images)
+
+            return noted
+
+    model, images = network(), torch.randn(7, 3, 32, 32)
+    backend = CompiledBackend(TorchBackend(model), Compiler, "openvino", 1, "here", "parts")
+    backend.prepare([0, 5], [1, 4])
+    sizes.clear()
+    for stitch_id in (0, 5):
+        torch.testing.assert_close(
+            backend.run(images, stitch_id), reference(model, images, stitch_id), atol=1e-5, rtol=0
+        )
+    assert set(sizes) == ({4, 3} if pays else {1})
+    backend.warm([8])
+    sizes.clear()
+    backend.run(images, 0)
+    assert set(sizes) == ({7} if pays else {1})
+
+
+@pytest.mark.parametrize(("alone", "together", "pays"), [(1.0, 8.0, False), (1.0, 4.0, True)])
+def test_batches_pay_if_they_take_less_time_than_their_images(monkeypatch, alone, together, pays):
+    clock = [0.0]
+
+    class Compiler:
+        FORMATS, SHARES_PARTS, version = {"fp32": "none"}, False, staticmethod(lambda: "none 1")
+
+        @staticmethod
+        def compile_stitch(*arguments):
+            def run(images):
+                clock[0] += alone if len(images) == 1 else together
+                return images
+
+            return run
+
+    monkeypatch.setattr(compiled.time, "perf_counter", lambda: clock[0])
+    backend = CompiledBackend(TorchBackend(network()), Compiler, "none", 1, "here", "whole")
+    backend.folder = Path("nowhere")
+    assert backend._do_batches_pay({"file": "stitch"}) == pays
+    assert not backend._files  # what was compiled to try it is gone

@@ -20,7 +20,7 @@ import torch
 
 from ...evaluation.profiling import processor_name, profile_calls
 from ...families.timm_models.network import SNNet
-from ...plan.timings import call_times
+from ...plan.timings import Row, call_times
 from ..class_names import task_of
 from ..policies import LatencyTable
 from .backends.backend import Backend
@@ -32,7 +32,7 @@ from .backends.cuda_graphs import CudaGraphsBackend, check_device
 from .backends.torch_backend import TorchBackend
 from .config import ServingConfig
 from .deployments import Deployment
-from .latencies import frontier_stitches, is_measured_by, known_rows, measure, with_times
+from .latencies import frontier_stitches, is_measured_by, measure, with_times
 from .network import ServedNetwork
 
 _logger = logging.getLogger(__name__)
@@ -187,19 +187,19 @@ class Handover:
     Args:
         backend: the engine's backend, with nothing prepared yet.
         deployment: the deployment in torch, which serves meanwhile.
+        known: the rows of the network's table, as they were before torch was measured.
         config: the latency target, the engine and the precision.
         deploy: a function that makes a deployment of a network, a table and a backend.
         replace: a function that replaces one deployment by another, unless it was replaced meanwhile.
     """
 
     def __init__(
-        self, backend: EngineBackend, deployment: Deployment, config: ServingConfig,
+        self, backend: EngineBackend, deployment: Deployment, known: Sequence[Row], config: ServingConfig,
         deploy: Deploy, replace: Callable[[Deployment, Deployment], bool],
     ) -> None:  # fmt: skip
         self.backend, self.deployment, self.config = backend, deployment, config
         self.deploy, self.replace = deploy, replace
-        assert isinstance(deployment.network, ServedNetwork)
-        self.known = known_rows(deployment.network.model, config)
+        self.known = known
         self.thread = threading.Thread(target=self._work, name="compiler", daemon=True)
         self.thread.start()
 

@@ -30,7 +30,7 @@ from .backends.torch_backend import TorchBackend
 from .config import LONGEST_MS, RequestOptions, ServingConfig
 from .deployments import Deployment, Inputs, described, served
 from .engine import Answer, Call, Engine, Request
-from .handover import EngineBackend, Handover, MakeBackend, find_engine
+from .handover import Handover, MakeBackend, find_engine
 from .image_reader import ImageReader
 from .latencies import frontier_stitches, known_rows, latency_rows
 from .network import ServedNetwork
@@ -63,12 +63,10 @@ class InferenceService:
         self.parsers = ThreadPoolExecutor(self._workers, thread_name_prefix="parser")
         self._handover: Handover | None = None
         self._replacing = threading.Lock()
-        make_backend = self._find_engine(model)
-        deployment = self._deploy(model)
-        backend = self._engine_backend(make_backend, deployment)
+        deployment, prepare_engine = self._deployed(model)
         self.engine = Engine(deployment, config.most_waiting, kind=self.kind)
         self._open_reader()
-        self._prepare_engine(backend)
+        prepare_engine()
 
     def _open_reader(self) -> None:
         """Start what reads the inputs of requests."""
@@ -80,13 +78,24 @@ class InferenceService:
         """Find what makes the backend of the engine; None if torch serves."""
         return find_engine(model, self.config)
 
-    def _engine_backend(self, make: MakeBackend | None, deployment: Deployment) -> EngineBackend | None:
-        """Make the backend of the engine for what serves in torch; None if torch goes on serving."""
-        if make is None:
-            return None
+    def _deployed(self, model: Any) -> tuple[Deployment, Callable[[], None]]:
+        """Prepare a network to run in torch, and what has its engine prepare it once it serves there."""
+        make_backend = self._find_engine(model)
+        if make_backend is None:
+            return self._deploy(model), lambda: None
+        known = known_rows(model, self.config)  # torch's times may take the place of the engine's
+        deployment = self._deploy(model)
         assert isinstance(deployment.backend, TorchBackend)
-        network = described(deployment)
-        return make(deployment.backend, network, frontier_stitches(known_rows(network.model, self.config)))
+        backend = make_backend(deployment.backend, described(deployment), frontier_stitches(known))
+
+        def prepare_engine() -> None:
+            if backend is not None:
+                self._handover = Handover(
+                    backend, deployment, known, self.config, self._deployment,
+                    lambda old, new: self.engine.replace(new, old),
+                )  # fmt: skip
+
+        return deployment, prepare_engine
 
     def _deploy(self, model: Any) -> Deployment:
         """Prepare a network to run in torch, which changes nothing of this service."""
@@ -114,15 +123,6 @@ class InferenceService:
         exact = backend.precision == "fp32"
         agreement = None if exact else self._agreement(network, backend, table)
         return Deployment(backend.run, policy, table, network, backend, agreement)
-
-    def _prepare_engine(self, backend: EngineBackend | None) -> None:
-        """Have an engine prepare the network that serves now, and take over from torch when it is ready."""
-        if backend is None:
-            return
-        self._handover = Handover(
-            backend, self.engine.deployment, self.config, self._deployment,
-            lambda old, new: self.engine.replace(new, old),
-        )  # fmt: skip
 
     def _agreement(self, network: Any, backend: Backend, table: LatencyTable) -> Agreement:
         """Measure how often a backend agrees with the network in float32, and print it."""
@@ -199,14 +199,12 @@ class InferenceService:
                 or as for the first one.
         """
         self._check_replaces(model)
-        make_backend = self._find_engine(model)
-        deployment = self._deploy(model)
-        backend = self._engine_backend(make_backend, deployment)
+        deployment, prepare_engine = self._deployed(model)
         with self._replacing:
             if self._handover is not None:
                 self._handover.close()
             self.engine.replace(deployment)
-            self._prepare_engine(backend)
+            prepare_engine()
 
     def close(self) -> None:
         """Answer waiting requests, for at most the latency target, and end."""
