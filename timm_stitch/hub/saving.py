@@ -134,7 +134,7 @@ def _rows(
     return table, merged
 
 
-def _check_plain(rows: Rows) -> None:
+def _check_plain(rows: Iterable[Row]) -> None:
     """Refuse rows that would not load again."""
     for row in rows:
         for key in sorted(row, key=str):
