@@ -285,6 +285,7 @@ def test_no_call_of_the_engine_is_larger_than_it_is_warm_for(monkeypatch, pays):
             backend.run(images, stitch_id), reference(model, images, stitch_id), atol=1e-5, rtol=0
         )
     assert set(sizes) == ({4, 3} if pays else {1})
+    assert backend.most_images == (None if pays else 1)
     backend.warm([8])
     sizes.clear()
     backend.run(images, 0)
@@ -311,3 +312,16 @@ def test_batches_pay_if_they_take_less_time_than_their_images(monkeypatch, alone
     backend.folder = Path("nowhere")
     assert backend._do_batches_pay({"file": "stitch"}) == pays
     assert not backend._files  # what was compiled to try it is gone
+
+
+@needs_openvino
+def test_table_holds_single_images_where_batches_do_not_pay(monkeypatch):
+    monkeypatch.setattr(CompiledBackend, "_do_batches_pay", lambda self, location: False)
+    service = served(network(), engine="openvino")
+    deployment = service.engine.deployment
+    assert deployment.backend.engine == "openvino"
+    assert deployment.table.batch_sizes == [1]
+    assert deployment.table.seconds(0, 8) == pytest.approx(8 * deployment.table.seconds(0, 1))
+    images = torch.randn(8, 3, 32, 32)  # of one request, which runs as a whole
+    torch.testing.assert_close(ask(service, images, 0).logits, reference(service.model, images, 0), atol=1e-5, rtol=0)
+    service.close()

@@ -25,7 +25,7 @@ from ..class_names import task_of
 from ..policies import LatencyTable
 from .backends.backend import Backend
 from .backends.calibration import calibrating_images, image_files
-from .backends.compiled import CompiledBackend, Compiler
+from .backends.compiled import CompiledBackend, Compiler, give_memory_back
 from .backends.conversions import ConversionError, read_latencies, write_latencies
 from .backends.cuda_graphs import ENGINE as CUDA_GRAPHS
 from .backends.cuda_graphs import CudaGraphsBackend, check_device
@@ -57,6 +57,10 @@ class EngineBackend(Backend, Protocol):
 
     reference: TorchBackend
     closed: bool
+
+    @property
+    def most_images(self) -> int | None:
+        """The largest batch that is worth a call; None for any."""
 
     @property
     def folder(self) -> Path | None:
@@ -211,6 +215,7 @@ class Handover:
         began, backend = time.monotonic(), self.backend
         try:
             new = self._prepared()
+            give_memory_back()
             if new is not None and self.replace(self.deployment, new):
                 _logger.warning(
                     "%s answers from now on: %d stitches, after %.0f s",
@@ -234,11 +239,12 @@ class Handover:
         if self.config.engine == "auto" and (ratio := self._ratio(model, ready)) > WORTH:
             _logger.warning("torch stays: %s takes %.2f of its time, above %g", backend.engine, ratio, WORTH)
             return None
-        rows = [row for row in self.known if is_measured_by(row, backend) and len(call_times(row)) > 1]
+        least = 1 if backend.most_images == 1 else 2  # batch sizes that a table needs
+        rows = [row for row in self.known if is_measured_by(row, backend) and len(call_times(row)) >= least]
         if backend.folder and not set(ready) <= {row["stitch_id"] for row in rows}:
             rows = read_latencies(backend.folder, backend.name)
         if not set(ready) <= {row["stitch_id"] for row in rows}:
-            rows = measure(model, backend, self.config, ready, backend.warm)
+            rows = measure(model, backend, self.config, ready, backend.warm, most=backend.most_images)
             if backend.folder:
                 write_latencies(backend.folder, backend.name, rows)
         new_table = LatencyTable(with_times(self.known, rows))

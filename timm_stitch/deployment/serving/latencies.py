@@ -132,6 +132,7 @@ def measure(
     stitch_ids: Sequence[int],
     warm: Callable[[Sequence[int]], None] = lambda batch_sizes: None,
     example: Callable[[int], Any] | None = None,
+    most: int | None = None,
 ) -> list[Row]:
     """Measure stitches as a backend runs them, for the batch sizes that a latency target allows.
 
@@ -142,10 +143,12 @@ def measure(
         stitch_ids: the stitches.
         warm: a function that makes the backend ready for batch sizes.
         example: a function that makes inputs of a number of units; default images.
+        most: the largest batch that is worth a call; default any.
     """
     first = profile_calls(model, backend.run, [1], stitch_ids, repeats=3, example=example)
     fastest = min(row["latency_ms"] for row in first)
-    most = BATCHES[-1] if example is not None or task_of(model) == "classification" else most_maps(model)
+    if most is None:
+        most = BATCHES[-1] if example is not None or task_of(model) == "classification" else most_maps(model)
     sizes = [b for b in BATCHES if b == 1 or (b <= most and b * fastest <= 4 * config.latency_ms)]
     warm(sizes)
     tags = {"profiled_on": backend.name, "precision": backend.precision, "weights": cached_fingerprint(model)}

@@ -125,6 +125,7 @@ class CudaGraphsBackend:
 
     engine = ENGINE
     folder = None  # nothing of it can be kept on disk
+    most_images = None  # larger batches are worth a call
 
     def __init__(
         self, reference: TorchBackend, most_memory_mb: float | None = None, recorder: Recorder | None = None
