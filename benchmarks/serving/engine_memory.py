@@ -19,6 +19,7 @@ from pathlib import Path
 import timm
 import torch
 
+from timm_stitch.deployment.serving.backends.compiled import give_memory_back
 from timm_stitch.deployment.serving.backends.torch_backend import TorchBackend
 from timm_stitch.deployment.serving.config import ServingConfig
 from timm_stitch.deployment.serving.handover import find_engine
@@ -46,6 +47,8 @@ def measure(name: str, options: argparse.Namespace) -> None:
     reference = TorchBackend(model)
     for size in SIZES:
         reference.run(torch.zeros(size, model.in_chans, *model.image_size), stitch_ids[-1])
+    del weights
+    give_memory_back()
     torch_mb, began = memory_mb("RssAnon"), time.monotonic()
     backend = make(reference, ServedNetwork.of(model), stitch_ids)
     backend.prepare(stitch_ids, [1])
