@@ -1,10 +1,10 @@
-"""Profiles of engines: what they measure, who uses the times, and what is refused."""
+"""Profiles of engines: by the command line, and what is refused; `test_engines` has servers that use them."""
 
 import json
 
 import pytest
 from served_network import network
-from test_engines import ENGINES, needs_openvino, own_cache, served  # noqa: F401 # the fixture
+from test_engines import needs_openvino, own_cache  # noqa: F401 # the fixture
 from tiny import deits
 
 import timm_stitch
@@ -18,27 +18,6 @@ pytestmark = pytest.mark.filterwarnings("default")  # an engine's own
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_server_uses_the_times_that_were_profiled_with_its_engine(engine, caplog):
-    model = network()
-    rows = profile_engine(model, engine, batch_sizes=[1, 4], repeats=3)
-    assert [row["stitch_id"] for row in rows] == [0, 1, 2]  # those that a server prepares
-    assert all(f", {engine} " in row["profiled_on"] and row["precision"] == "fp32" for row in rows)
-    assert all(list(call_times(row)) == [1, 4] and row["latency_ms"] > 0 for row in rows)
-    assert rows[0]["images_per_s"] == pytest.approx(1e3 / rows[0]["latency_ms"])
-    table = {row["stitch_id"]: row for row in model.stitch_table()}
-    assert all(table[row["stitch_id"]]["latency_ms_batch_4"] == row["latency_ms_batch_4"] for row in rows)
-    service = served(model, engine=engine)
-    assert "latencies of 3 stitches" in caplog.text  # torch's were measured: the engine's are not used for it
-    deployment = service.engine.deployment
-    assert deployment.backend.engine == engine
-    order = deployment.table.stitch_ids
-    assert [deployment.table.seconds(order.index(r["stitch_id"]), 4) for r in rows] == pytest.approx(
-        [r["latency_ms_batch_4"] / 1e3 for r in rows]
-    )
-    service.close()
 
 
 @needs_openvino

@@ -17,7 +17,9 @@ from timm_stitch.deployment.serving.backends.compiled import BOUNDS, CompiledBac
 from timm_stitch.deployment.serving.backends.torch_backend import TorchBackend
 from timm_stitch.deployment.serving.config import RequestOptions, ServingConfig
 from timm_stitch.deployment.serving.deployments import arithmetic
+from timm_stitch.deployment.serving.engine_profile import profile_engine
 from timm_stitch.deployment.serving.service import InferenceService
+from timm_stitch.plan.timings import call_times
 
 HAS = {name: importlib.util.find_spec(name) is not None for name in ("openvino", "onnxruntime")}
 ENGINES = [pytest.param(e, marks=pytest.mark.skipif(not HAS[e], reason=f"needs {e}")) for e in HAS]
@@ -62,11 +64,22 @@ def reference(model, images, stitch_id):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_engine_answers_as_torch_does(engine, caplog):
+def test_engine_answers_as_torch_does_with_the_times_that_were_profiled(engine, caplog):
     model, images = network(), torch.randn(3, 3, 32, 32)
+    rows = profile_engine(model, engine, batch_sizes=[1, 4], repeats=3)
+    assert [row["stitch_id"] for row in rows] == [0, 1, 2]  # those that a server prepares
+    assert all(f", {engine} " in row["profiled_on"] and row["precision"] == "fp32" for row in rows)
+    assert all(list(call_times(row)) == [1, 4] and row["latency_ms"] > 0 for row in rows)
+    assert rows[0]["images_per_s"] == pytest.approx(1e3 / rows[0]["latency_ms"])
+    kept = {row["stitch_id"]: row["latency_ms_batch_4"] for row in model.stitch_table() if row["stitch_id"] < 3}
+    assert kept == {row["stitch_id"]: row["latency_ms_batch_4"] for row in rows}
     service = served(model, engine=engine)
+    assert "latencies of 3 stitches" in caplog.text  # torch's were measured: the engine's are not used for it
     deployment = service.engine.deployment
     assert deployment.backend.engine == engine
+    table = deployment.table
+    used = {k: 1e3 * table.seconds(n, 4) for n, k in enumerate(table.stitch_ids)}
+    assert used == pytest.approx({k: kept[k] for k in used})
     assert list(deployment.backend.ready) == [0, 1, 2]
     assert f"{engine} 2" in deployment.backend.name or f"{engine} 1" in deployment.backend.name
     for stitch_id in [*deployment.backend.ready, 5]:

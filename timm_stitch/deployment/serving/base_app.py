@@ -209,11 +209,11 @@ class BaseApp:
     def facts(self, answer: Answer, deployment: Deployment, arrived_at: float) -> dict[str, object]:
         """Describe an answer: its stitch, what computed it, and the times that it took."""
         network = served(deployment)
-        row = network.stitches[answer.stitch_id]
+        row, score = network.stitches[answer.stitch_id], network.accuracy.get(answer.stitch_id)
         return {
             "stitch_id": answer.stitch_id,
             "stitch": row.get("name"),
-            network.score: network.accuracy.get(answer.stitch_id),
+            network.score: None if score is None else round(score, 4),
             "macs": row.get("macs"),
             **arithmetic(deployment, answer.stitch_id),
             "late": answer.late,

@@ -68,12 +68,12 @@ def profile_engine(
         raise ValueError(f"engine {engine} runs classifiers of images, and this network takes texts: use torch.")
     # The policy without accuracies, and a target within which all stitches are.
     config = ServingConfig(LONGEST_MS, policy="fixed", engine=engine, precision=precision, calibration=calibration)
-    make = find_engine(model.eval(), config)
-    assert make is not None  # the engine is not torch
     table = {row["stitch_id"]: row for row in model.stitch_table()}
     wanted = frontier_stitches(known_rows(model, config)) if stitch_ids is None else sorted(set(stitch_ids))
     if unknown := [k for k in wanted if k not in table]:
         raise ValueError(f"stitch_ids hold {unknown[0]}, which the plan does not have: expected 0 to {max(table)}.")
+    make = find_engine(model.eval(), config)
+    assert make is not None  # the engine is not torch
     reference = TorchBackend(model, "fp32" if precision == "int8" else precision)
     backend = make(reference, ServedNetwork.of(model), wanted)
     assert backend is not None  # the config allows any memory
