@@ -155,7 +155,7 @@ def test_second_start_converts_and_measures_nothing_and_damage_is_mended(monkeyp
     measured = []
     handover = importlib.import_module("timm_stitch.deployment.serving.handover")
     measure = handover.measure
-    monkeypatch.setattr(handover, "measure", lambda *args: (measured.append(1), measure(*args))[1])
+    monkeypatch.setattr(handover, "measure", lambda *args, **more: (measured.append(1), measure(*args, **more))[1])
     model, images = network(), torch.randn(2, 3, 32, 32)
     served(model, engine="openvino").close()
     assert (converted, measured) == ([], [])

@@ -53,7 +53,8 @@ def quantize_int8(whole: Path, small: Path, job: Job, convolutional: bool) -> No
         chosen = None if convolutional else ["MatMul"]  # all, or without a transformer's first and last layer
         tools.quantize_static(typed, small, Images(), op_types_to_quantize=chosen, **common)
         return
-    chosen, fixed = ["Conv", "Gemm", "MatMul"], {"TensorQuantOverrides": _scales(typed)}
+    # With what cuts values off after a convolution, whose range would otherwise be that of the values before.
+    chosen, fixed = ["Conv", "Gemm", "MatMul", "Relu", "Clip"], {"TensorQuantOverrides": _scales(typed)}
     tools.quantize_static(typed, small, Images(), op_types_to_quantize=chosen, extra_options=fixed, **common)
 
 

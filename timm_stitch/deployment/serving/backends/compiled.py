@@ -123,6 +123,7 @@ class CompiledBackend:
         cheapest = min(stitch_ids, key=lambda k: costs.cost(model.plan[k]).macs)
         if not self._do_batches_pay(locations[cheapest]):
             self._static = self._most = 1
+            self.name += ", single images"  # whose latencies are others
         for stitch_id in stitch_ids:
             if self.closed:
                 raise ConversionError("the server no longer needs it.")
