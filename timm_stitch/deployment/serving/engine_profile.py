@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from ...choices import EngineName, ServedPrecision
@@ -16,8 +15,6 @@ from .config import LONGEST_MS, ServingConfig
 from .handover import find_engine
 from .latencies import frontier_stitches, known_rows
 from .network import ServedNetwork
-
-_logger = logging.getLogger(__name__)
 
 
 def profile_engine(
